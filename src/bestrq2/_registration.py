@@ -1,0 +1,78 @@
+"""Makes the Auto classes of transformers know this package, without importing transformers before the user does."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_AUTO = "transformers.models.auto."
+
+
+def _register_config(module: ModuleType) -> None:
+    from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+
+    module.AutoConfig.register(BestRQ2Config.model_type, BestRQ2Config, exist_ok=True)
+
+
+def _register_models(module: ModuleType) -> None:
+    from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+    from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
+
+    module.AutoModel.register(BestRQ2Config, BestRQ2Model, exist_ok=True)
+    module.AutoModelForPreTraining.register(BestRQ2Config, BestRQ2ForPreTraining, exist_ok=True)
+
+
+def _register_feature_extractor(module: ModuleType) -> None:
+    from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+    from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
+
+    module.AutoFeatureExtractor.register(BestRQ2Config, BestRQ2FeatureExtractor, exist_ok=True)
+
+
+_CALLBACKS: dict[str, Callable[[ModuleType], None]] = {
+    _AUTO + "configuration_auto": _register_config,
+    _AUTO + "modeling_auto": _register_models,
+    _AUTO + "feature_extraction_auto": _register_feature_extractor,
+}
+
+
+class _AfterImport(MetaPathFinder):
+    """Runs a callback right after one of the Auto modules is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        callback = _CALLBACKS.pop(fullname, None)  # popped first: the search below comes back here
+        if callback is None:
+            return None
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Calling(spec.loader, callback)
+        return spec
+
+
+class _Calling(Loader):
+    """A loader that calls back when the module is complete."""
+
+    def __init__(self, loader: Loader, callback: Callable[[ModuleType], None]) -> None:
+        self._loader, self._callback = loader, callback
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        self._callback(module)
+
+
+def register() -> None:
+    """Register now with what is imported, and later with what is not yet."""
+    for name in list(_CALLBACKS):
+        if name in sys.modules:
+            _CALLBACKS.pop(name)(sys.modules[name])
+    if _CALLBACKS:
+        sys.meta_path.insert(0, _AfterImport())

@@ -1,0 +1,135 @@
+"""The `bestrq2` command: a command gathers arguments and calls one function."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bestrq2._version import __version__
+from bestrq2.errors import BestRQ2Error, ConfigError
+from bestrq2.flags import make_parser, nearest, parse_flags
+
+# Wrong input, and what a shell expects of a program that Ctrl-C ended.
+EXIT_WRONG_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
+
+
+def _pretrain(argv: Sequence[str]) -> None:
+    from bestrq2.train.config import parse_arguments
+    from bestrq2.train.pretraining import run_pretraining
+
+    config, resume = parse_arguments(argv)
+    folder = run_pretraining(config, resume=resume)
+    print(f"{folder}: done. Embed audio with: bestrq2 embed {folder} FOLDER --output embeddings.parquet")
+
+
+def _embed(argv: Sequence[str]) -> None:
+    from bestrq2.inference.corpus import embed_corpus
+
+    parser = make_parser("embed", "Embed every recording of a corpus into a Parquet file.")
+    parser.add_function_arguments(embed_corpus, as_group=False, as_positional=True, skip={"output"})
+    parser.add_argument("--output", type=str, required=True, help="Parquet file to write")
+    print(embed_corpus(**_values(parse_flags(parser, argv))))
+
+
+def _probe(argv: Sequence[str]) -> None:
+    from bestrq2.evaluate.command import probe
+    from bestrq2.evaluate.table import format_table
+
+    parser = make_parser("probe", "Linear probe and k-NN on labelled audio, beside the baselines.")
+    parser.add_function_arguments(probe, as_group=False, as_positional=True)
+    print(format_table(probe(**_values(parse_flags(parser, argv)))))
+
+
+def _info(argv: Sequence[str]) -> None:
+    from bestrq2.inference.info import info
+
+    parser = make_parser("info", "Parameters, cost and origin of a model or a recipe.")
+    parser.add_function_arguments(info, as_group=False, as_positional=True)
+    facts = info(**_values(parse_flags(parser, argv)))
+    width = max(map(len, facts))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
+
+
+def _soundworld(argv: Sequence[str]) -> None:
+    from bestrq2.data.soundworld import write_corpus
+
+    parser = make_parser("soundworld", "Write the synthetic corpus and its labelled tasks.")
+    parser.add_function_arguments(write_corpus, as_group=False, as_positional=True, skip={"progress", "clips"})
+    parser.add_argument("--clips", type=int, default=200, help="labelled clips per task, and unlabelled clips")
+    values = _values(parse_flags(parser, argv))
+    write_corpus(**values)
+    print(values["output"])
+
+
+def _demo(argv: Sequence[str]) -> None:
+    from bestrq2.demo import demo
+    from bestrq2.evaluate.table import format_table
+
+    parser = make_parser("demo", "Pretrain tiny encoders on synthetic audio, probe them and write a report.")
+    parser.add_function_arguments(demo, as_group=False)
+    result = demo(**_values(parse_flags(parser, argv)))
+    print(format_table(result.scores))
+    print(f"\n{result.summary}\nreport: {result.report}")
+
+
+def _values(parsed: object) -> dict[str, Any]:
+    values = vars(parsed).copy()
+    values.pop("config", None)
+    return values
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "demo": (_demo, "pretrain tiny encoders on synthetic audio, probe them, write a report (minutes, no GPU)"),
+    "pretrain": (_pretrain, "pretrain an encoder on a folder of recordings"),
+    "soundworld": (_soundworld, "write the synthetic corpus and its labelled tasks"),
+    "embed": (_embed, "embed every recording of a corpus into a Parquet file"),
+    "probe": (_probe, "linear probe and k-NN on labelled audio, beside the baselines"),
+    "info": (_info, "parameters, cost and origin of a model or a recipe"),
+}
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"bestrq2 {__version__}: self-supervised audio encoders by BEST-RQ-2",
+            "",
+            "usage: bestrq2 COMMAND ...",
+            "",
+            *lines,
+            "",
+            "`bestrq2 COMMAND --help` lists the settings of a command.",
+        ]
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line; returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"bestrq2 {__version__}")
+        return 0
+    command, name = COMMANDS.get(argv[0]), argv[0]
+    try:
+        if command is None:
+            raise ConfigError(f"there is no such command{nearest(name, list(COMMANDS))}")
+        command[0](argv[1:])
+    except BestRQ2Error as error:
+        print(f"bestrq2 {name}: {error}", file=sys.stderr)
+        return EXIT_FAILURE if type(error) is BestRQ2Error else EXIT_WRONG_INPUT
+    except KeyboardInterrupt as error:
+        print(f"\nbestrq2 {name}: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Reference checkpoints in; hub folders and ONNX graphs out."""

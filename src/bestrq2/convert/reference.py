@@ -1,0 +1,213 @@
+"""Checkpoints of the reference research module into this package's model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from bestrq2.convert.weights import raise_for_keys, read_state_dict
+from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.log_mel import mel_filters
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.model.patches import sine_cosine_positions
+
+# The patch embedding's weight: every reference module has it, so it tells what stands before all keys.
+_ANCHOR = "patch_embed.patch_embed.proj.weight"
+
+
+def load_reference(
+    checkpoint: str | Path | Mapping[str, Tensor], config: str | Path | Mapping[str, Any]
+) -> BestRQ2ForPreTraining:
+    """Load a checkpoint of the reference implementation, two-step or one-stage.
+
+    Args:
+        checkpoint: `.safetensors` or `.ckpt` file (loaded with weights only), or its state dict.
+        config: the reference's own configuration, a mapping or a JSON or YAML file: `net` with `spectrogram`,
+            `patch_embed`, `masking`, `encoder`, `predictor`; `vocab_size` and `codebook_dim`. What is absent is the
+            paper's.
+
+    Returns:
+        The whole pretraining model in evaluation mode; `.base_model` is the encoder.
+
+    Raises:
+        CheckpointError: if tensors are missing, extra or misshaped (all are listed), or contradict the configuration.
+        ConfigError: if the configuration cannot be read or asks for what this package does not do.
+    """
+    source = "the state dict" if isinstance(checkpoint, Mapping) else str(checkpoint)
+    state = dict(checkpoint) if isinstance(checkpoint, Mapping) else read_state_dict(Path(checkpoint))
+    state = _without_prefix(state, source)
+    model = BestRQ2ForPreTraining(_translate_config(_read_config(config), state))
+    _check_fixed_tensors(state, model.config, source)
+    translated = {
+        _translate_key(key): _translate_value(key, value) for key, value in state.items() if not _derived(key)
+    }
+    expected = {key: value for key, value in model.state_dict().items() if ".statistics." not in key}
+    shared = translated.keys() & expected.keys()
+    raise_for_keys(
+        source,
+        {
+            "missing": sorted(_reference_key(key, model.config) for key in expected.keys() - shared),
+            "unexpected": sorted(_reference_key(key, model.config) for key in translated.keys() - shared),
+            "misshaped": [
+                f"{_reference_key(key, model.config)} {list(translated[key].shape)}, not {list(expected[key].shape)}"
+                for key in sorted(shared)
+                if translated[key].shape != expected[key].shape
+            ],
+        },
+    )
+    model.load_state_dict(translated, strict=False)
+    return model.eval()
+
+
+def _read_config(config: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(config, Mapping):
+        return config
+    path = Path(config)
+    try:
+        text = path.read_text()
+        loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON or YAML: {error}") from error
+    if not isinstance(loaded, Mapping):
+        raise ConfigError(f"{path}: expected a mapping with the key 'net', found {type(loaded).__name__}")
+    return loaded
+
+
+def _without_prefix(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Drop what a training framework put in front of every key, such as `net.`."""
+    anchors = [key for key in state if key.endswith(_ANCHOR)]
+    if not anchors:
+        raise CheckpointError(
+            f"{source}: no tensor '{_ANCHOR}' in it, so it is no checkpoint of the reference; it holds "
+            f"{', '.join(sorted(state)[:5])}…"
+        )
+    prefix = anchors[0].removesuffix(_ANCHOR)
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _translate_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> BestRQ2Config:
+    net = config.get("net", config)
+    parts = ("spectrogram", "patch_embed", "masking", "encoder", "predictor")
+    spectrogram, patch, masking, encoder, predictor = (dict[str, Any](net.get(part) or {}) for part in parts)
+    if spectrogram.get("power", 2.0) != 2.0:
+        raise ConfigError(f"net.spectrogram.power is {spectrogram['power']}, only 2.0 (power) is supported")
+    rate = int(spectrogram.get("sample_rate", 16_000))
+    hop = round(float(spectrogram.get("hop_length_ms", 39.0625)) * rate / 1000)
+    width, depth = int(encoder.get("embed_dim", 768)), int(encoder.get("depth", 12))
+    predictor_width = int(predictor.get("embed_dim", width))
+    image: Any = patch.get("img_size") or (128, 256)
+    ratio = masking.get("mask_ratio", (0.4, 0.6))
+    two_step = any(key.startswith("predictor.") for key in state)
+    try:
+        return BestRQ2Config(
+            sampling_rate=rate,
+            n_fft=int(spectrogram.get("n_fft", 2048)),
+            win_length=round(float(spectrogram.get("win_length_ms", 128)) * rate / 1000),
+            hop_length=hop,
+            num_mel_bands=int(spectrogram.get("n_mels", 128)),
+            mel_min_hz=float(spectrogram.get("f_min", 0.0)),
+            mel_max_hz=float(spectrogram.get("f_max", rate / 2)),
+            max_seconds=int(image[1]) * hop / rate,
+            patch_size=list(patch.get("patch_size") or (16, 16)),
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=int(encoder.get("num_heads", 12)),
+            intermediate_size=round(width * float(encoder.get("mlp_ratio", 4.0))),
+            position_embedding=_positions(state, two_step),
+            drop_path_rate=float(encoder.get("drop_path_rate", 0.1)),
+            objective="two_step" if two_step else "one_stage",
+            predictor_hidden_size=predictor_width,
+            predictor_num_layers=int(predictor.get("depth", 4)),
+            predictor_num_attention_heads=int(predictor.get("num_heads", encoder.get("num_heads", 12))),
+            predictor_intermediate_size=round(predictor_width * float(predictor.get("mlp_ratio", 4.0))),
+            codebook_size=int(config.get("vocab_size", 8192)),
+            codebook_dim=int(config.get("codebook_dim", 16)),
+            mask_ratio=[ratio, ratio] if isinstance(ratio, int | float) else list(ratio),
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"the reference's configuration does not fit: {error}") from error
+
+
+def _positions(state: Mapping[str, Tensor], two_step: bool) -> str:
+    """Read off the tensors: sine-cosine tables are buffers named `pos_embed`, rotary ones have none."""
+    parts = ("encoder", "predictor") if two_step else ("encoder",)
+    kinds = {"sincos" if f"{part}.pos_embed" in state else "rope_2d" for part in parts}
+    if len(kinds) > 1:
+        raise CheckpointError("encoder and predictor have positions of different kinds, which is not supported")
+    return kinds.pop()
+
+
+def _derived(key: str) -> bool:
+    """Tensors that follow from the configuration and are not loaded."""
+    return key.startswith("spectrogram.") or key.endswith(".pos_embed") or ".rope." in key
+
+
+def _check_fixed_tensors(state: Mapping[str, Tensor], config: BestRQ2Config, source: str) -> None:
+    """Refuse a checkpoint whose window, filters or positions are not what its configuration gives here."""
+    cpu = torch.device("cpu")
+    columns = config.columns(config.max_samples)
+    quarter = config.hidden_size // config.num_attention_heads // 2
+    predictor_quarter = config.predictor_hidden_size // config.predictor_num_attention_heads // 2
+    expected: dict[str, Tensor] = {
+        "spectrogram.mel_spec.spectrogram.window": torch.hann_window(config.win_length),
+        "spectrogram.mel_spec.mel_scale.fb": mel_filters(
+            config.n_fft, config.num_mel_bands, config.mel_min_hz, config.mel_max_hz, config.sampling_rate, cpu
+        ),
+    }
+    for part, width, half in (
+        ("encoder", config.hidden_size, quarter),
+        ("predictor", config.predictor_hidden_size, predictor_quarter),
+    ):
+        if config.position_embedding == "sincos":
+            expected[f"{part}.pos_embed"] = sine_cosine_positions(config.patch_rows, columns, width, cpu)[None]
+        else:
+            for axis in "hw":
+                inverse = 10_000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
+                expected[f"{part}.rope.inv_freq_{axis}"] = inverse.float()
+    for key, value in expected.items():
+        if key in state and (
+            state[key].shape != value.shape or not torch.allclose(state[key].float(), value, rtol=1e-4, atol=1e-4)
+        ):
+            raise CheckpointError(
+                f"{source}: '{key}' {list(state[key].shape)} is not what the configuration gives {list(value.shape)}; "
+                "check net.spectrogram, net.patch_embed and net.encoder"
+            )
+
+
+_RENAMED = (
+    ("encoder.", "bestrq2.encoder."),
+    ("patch_embed.patch_embed.proj.", "bestrq2.patch_embedding."),
+    ("predictor_input_proj.", "predictor_input."),
+    ("rq_proj.", "head."),
+    ("output_proj.", "head."),
+    ("quantizer.P", "quantizer.projection"),
+    ("quantizer.CB", "quantizer.codebook"),
+)
+
+
+def _translate_key(key: str) -> str:
+    for theirs, ours in _RENAMED:
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return key
+
+
+def _reference_key(key: str, config: BestRQ2Config) -> str:
+    """The reference's name of one of our tensors, for messages."""
+    for theirs, ours in _RENAMED:
+        if key.startswith(ours) and theirs != ("output_proj." if config.objective == "two_step" else "rq_proj."):
+            return theirs + key.removeprefix(ours)
+    return key
+
+
+def _translate_value(key: str, value: Tensor) -> Tensor:
+    if key == _ANCHOR:
+        return value.flatten(1)  # a convolution over whole patches is a linear map
+    return value[None] if key in ("quantizer.P", "quantizer.CB") else value

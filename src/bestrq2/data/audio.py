@@ -1,0 +1,280 @@
+"""Audio in: any file or array as a mono float32 waveform at the rate asked for, decoding only what is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from bestrq2.data.decoding import ArrayDecoder, Decoder, UnreadableAudioError, mixed_down, open_decoder
+from bestrq2.errors import AudioError
+
+AUDIO_SUFFIXES: frozenset[str] = frozenset(
+    f".{format}"
+    for formats in (
+        ("wav", "wave", "rf64", "w64", "flac", "aif", "aiff", "aifc", "au", "snd", "caf", "sph", "voc"),
+        ("mp3", "mp2", "m4a", "m4b", "aac", "ac3", "ogg", "oga", "opus", "spx", "wma", "amr", "ape", "wv", "tta"),
+        ("webm", "mka", "mkv", "mp4", "m4v", "mov", "avi", "flv", "3gp", "3g2", "mpg", "mpeg", "ogv"),
+    )
+    for format in formats
+)
+"""Suffixes, in lower case, by which audio is found in folders; what a file holds is decided by its content."""
+
+SILENCE_PEAK = 1e-4
+"""-80 dB of full scale: above the rounding noise of 16-bit silence (3e-5), below any recording with something in it."""
+
+QUALITY = "HQ"
+# Decoded on both sides of a span, so that the resampling filter sees what it would in the whole file.
+MARGIN_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says.
+
+    Attributes:
+        path: the file.
+        sampling_rate: Hz.
+        channels: number of channels.
+        frames: samples per channel; None where the header does not say.
+    """
+
+    path: Path
+    sampling_rate: int
+    channels: int
+    frames: int | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Duration; None where the header does not say."""
+        return None if self.frames is None else self.frames / self.sampling_rate
+
+
+@contextmanager
+def open_audio(path: str | Path) -> Iterator[Decoder]:
+    """A decoder for the file, closed at the end of the block; what goes wrong in the block is reported under its name.
+
+    Raises:
+        UnreadableAudioError: missing, empty, truncated, or not audio.
+    """
+    decoder = open_decoder(Path(path))
+    try:
+        with errors_named(str(path)):
+            yield decoder
+    finally:
+        decoder.close()
+
+
+@contextmanager
+def errors_named(name: str) -> Iterator[None]:
+    """Lead the sentence of every AudioError raised in the block by what it is about, once."""
+    try:
+        yield
+    except AudioError as error:
+        if str(error).startswith(f"{name}: "):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def audio_info(path: str | Path) -> AudioInfo:
+    """Rate, channels and length from a file's header; no audio is decoded.
+
+    Raises:
+        AudioError: missing, empty, truncated, or not audio.
+    """
+    with open_audio(path) as decoder:
+        return AudioInfo(Path(path), decoder.rate, decoder.channels, decoder.frames)
+
+
+def read_audio(
+    path: str | Path, sampling_rate: int = 16_000, start_seconds: float = 0.0, seconds: float | None = None
+) -> np.ndarray:
+    """Decode a file, or a part of it, to mono.
+
+    Only the part asked for (and a fraction of a second around it) is decoded, and it equals that part of the whole.
+
+    Args:
+        path: a file that libsndfile or FFmpeg reads.
+        sampling_rate: wanted rate in Hz.
+        start_seconds: where the part begins.
+        seconds: its length; None for the rest of the file. The result is shorter where the file ends earlier.
+
+    Returns:
+        float32 [samples] at `sampling_rate`: mean over channels, integer formats scaled to [-1, 1).
+
+    Raises:
+        AudioError: missing, empty, truncated, damaged, or not audio; NaN or infinite samples; nothing at that position.
+    """
+    _check_rate(sampling_rate)
+    if not start_seconds >= 0 or (seconds is not None and not seconds > 0):
+        raise AudioError(f"{path}: cannot read {seconds} s from {start_seconds} s on; start at 0 or later, read some.")
+    with open_audio(path) as decoder:
+        count = None if seconds is None else max(1, round(seconds * sampling_rate))
+        waveform = read_span(decoder, round(start_seconds * sampling_rate), count, sampling_rate)
+        if not len(waveform):
+            length = decoder.measure() / decoder.rate
+            raise AudioError(f"nothing at {start_seconds:g} s, the file is {length:.2f} s long.")
+        return waveform
+
+
+def read_span(decoder: Decoder, start: int, count: int | None, sampling_rate: int) -> np.ndarray:
+    """A span of a decoder's audio, equal to that span of the whole resampled audio.
+
+    Args:
+        decoder: where the audio comes from.
+        start: first sample, at `sampling_rate`.
+        count: samples at `sampling_rate`; None for all that follow.
+        sampling_rate: wanted rate in Hz.
+
+    Returns:
+        float32 [samples]; shorter than `count`, even empty, where the audio ends earlier.
+
+    Raises:
+        AudioError: the span cannot be decoded, or holds NaN or infinite samples.
+    """
+    # Output sample k * up falls on input sample k * down: resample from there, to keep the phase of the whole.
+    common = math.gcd(decoder.rate, sampling_rate)
+    up, down = sampling_rate // common, decoder.rate // common
+    margin = math.ceil(MARGIN_SECONDS * decoder.rate / down) if up != down else 0
+    phase = max(0, start // up - margin)
+    frames = None
+    if count is not None:
+        frames = -(-(start + count) * down // up) + margin * down - phase * down
+    samples = decoder.read(phase * down, frames)
+    if not np.isfinite(samples).all():
+        raise AudioError("holds NaN or infinite samples.")
+    skipped = start - phase * up
+    return resampled(samples, decoder.rate, sampling_rate)[skipped : None if count is None else skipped + count]
+
+
+def resampled(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
+    """Resample float32 [samples] from one rate in Hz to another (soxr, HQ); unchanged where they are equal."""
+    if from_rate == to_rate or not len(waveform):
+        return waveform
+    return np.ascontiguousarray(soxr.resample(waveform, from_rate, to_rate, quality=QUALITY), np.float32)
+
+
+def as_mono(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
+    """A waveform in memory as the model takes it.
+
+    Args:
+        waveform: [samples], or [channels, samples] with at most as many channels as samples. Float samples are taken as
+            they are; int8, int16 and int32 are scaled to [-1, 1), uint8 is centred on 128 as in WAV files.
+        from_rate: its rate in Hz.
+        to_rate: wanted rate in Hz.
+
+    Returns:
+        float32 [samples] at `to_rate`, mean over channels.
+
+    Raises:
+        AudioError: another shape or dtype, no samples, NaN or infinite samples, or a rate that is not positive.
+    """
+    _check_rate(to_rate)
+    _check_rate(from_rate)
+    waveform = np.asarray(waveform)
+    _check_shape(waveform)
+    mono = mixed_down(waveform)
+    if not np.isfinite(mono).all():
+        raise AudioError("The waveform holds NaN or infinite samples.")
+    mono = resampled(np.ascontiguousarray(mono), from_rate, to_rate)
+    if not len(mono):
+        raise AudioError(f"The waveform is too short to leave a sample at {to_rate:g} Hz.")
+    return mono
+
+
+def array_decoder(waveform: np.ndarray, rate: int) -> ArrayDecoder:
+    """A waveform in memory, seen as a decoder, once its shape, dtype and rate are known to be those of audio.
+
+    Args:
+        waveform: see `as_mono`.
+        rate: Hz.
+
+    Raises:
+        UnreadableAudioError: another shape or dtype, no samples, or a rate that is not positive.
+    """
+    _check_rate(rate)
+    waveform = np.asarray(waveform)
+    _check_shape(waveform)
+    return ArrayDecoder(waveform, rate)
+
+
+def _check_rate(rate: float) -> None:
+    if not (rate > 0 and math.isfinite(rate)):
+        raise UnreadableAudioError(f"A sampling rate of {rate} Hz is impossible; give a positive number of Hz.")
+
+
+def _check_shape(waveform: np.ndarray) -> None:
+    if waveform.ndim not in (1, 2):
+        shape = list(waveform.shape)
+        raise UnreadableAudioError(f"A waveform of shape {shape} is not audio; give [samples] or [channels, samples].")
+    if waveform.size == 0:
+        raise UnreadableAudioError(f"The waveform is empty (shape {list(waveform.shape)}).")
+    if waveform.ndim == 2 and waveform.shape[0] > waveform.shape[1]:
+        raise UnreadableAudioError(
+            f"A waveform of shape {list(waveform.shape)} has more channels than samples; "
+            "give [channels, samples], for instance by transposing it."
+        )
+
+
+def check_usable(waveform: np.ndarray) -> None:
+    """Pass if there is something to hear in a waveform.
+
+    Silent means that no sample is further than 1e-4 (-80 dB of full scale) from the mean, so a constant is silent too.
+
+    Args:
+        waveform: float32 [samples].
+
+    Raises:
+        AudioError: no samples, NaN or infinite samples, or silence.
+    """
+    if waveform.size == 0:
+        raise AudioError("holds no samples.")
+    low, high = float(waveform.min()), float(waveform.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise AudioError("holds NaN or infinite samples.")
+    mean = float(waveform.mean(dtype=np.float64))
+    if max(high - mean, mean - low) < SILENCE_PEAK:
+        raise AudioError(f"is silent: no sample exceeds {SILENCE_PEAK:g} of full scale.")
+
+
+def random_crop(decoder: Decoder, rng: np.random.Generator, sampling_rate: int, max_seconds: float) -> np.ndarray:
+    """A crop of at most `max_seconds` from a uniformly drawn position; shorter audio comes whole.
+
+    A crop that is silent is drawn anew, four times at most.
+
+    Args:
+        decoder: where the audio comes from.
+        rng: all randomness; the crop is a function of its state.
+        sampling_rate: wanted rate in Hz.
+        max_seconds: longest crop.
+
+    Returns:
+        float32 [samples] at `sampling_rate`.
+
+    Raises:
+        UnreadableAudioError: no crop of this audio can be used.
+        AudioError: this crop cannot be used.
+    """
+    longest = max(1, round(max_seconds * sampling_rate))
+    problem: AudioError | None = None
+    for _ in range(5):
+        total = decoder.measure()
+        length = total * sampling_rate // decoder.rate
+        start = int(rng.integers(length - longest + 1)) if length > longest else 0
+        waveform = read_span(decoder, start, longest, sampling_rate)
+        if decoder.measure() != total and len(waveform) < longest:
+            continue  # The header overstated the length: draw within the true one.
+        try:
+            check_usable(waveform)
+        except AudioError as error:
+            problem = error
+        else:
+            return np.ascontiguousarray(waveform)
+        if length <= longest:
+            raise UnreadableAudioError(str(problem)) from problem
+    raise problem or AudioError("its length keeps changing while it is read.")

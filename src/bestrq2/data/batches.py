@@ -1,0 +1,359 @@
+"""Batches: which crop comes when, as a pure function of (seed, step, place in the global batch).
+
+Workers, processes and resumption change nothing: a schedule of keys says what belongs into each batch, and each item is
+made from its key alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from bestrq2.data.audio import UnreadableAudioError
+from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.sources import Source, generator, split_source
+from bestrq2.errors import AudioError, ConfigError, DataError
+
+__all__ = [
+    "AllRejectedError",
+    "AudioBatch",
+    "BatchSchedule",
+    "Crop",
+    "CropDataset",
+    "CropKey",
+    "DrawMask",
+    "RejectionLog",
+    "collate",
+    "epoch_order",
+    "fixed_crops",
+    "make_loader",
+    "split_source",
+]
+
+MAX_TRIES = 1000
+# First words of the seed sequences, so that order, crops and validation crops never share random numbers.
+ORDER, CROP, FIXED = 0x04DE4, 0xC409, 0xF18ED
+
+DrawMask = Callable[[Tensor, int, Tensor], Tensor]
+"""From lengths int64 [B] in samples, step, and places int64 [B] in the global batch to hidden_mask bool [B, N]."""
+
+
+class CropKey(NamedTuple):
+    """Names one item of one batch.
+
+    Attributes:
+        epoch: passes over the source before this one.
+        recording: its number in the source.
+        step: the batch.
+        place: position in the global batch.
+    """
+
+    epoch: int
+    recording: int
+    step: int
+    place: int
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One item.
+
+    Attributes:
+        key: where it belongs.
+        waveform: float32 [samples].
+        rejected: recordings tried before it, each with the reason why it was not used.
+    """
+
+    key: CropKey
+    waveform: np.ndarray
+    rejected: tuple[tuple[str, str], ...] = ()
+
+
+class AllRejectedError(DataError):
+    """No recording of a source is usable.
+
+    A DataLoader builds the error anew from a worker's stack trace; this keeps the sentence and leaves out the trace.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of the recordings in one epoch: int64 [length], a permutation that is a function of (seed, epoch)."""
+    return generator(ORDER, seed, epoch).permutation(length)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; it must be 0 or more.")
+
+
+class CropDataset(Dataset[Crop]):
+    """Random crops of a source, looked up by key.
+
+    A recording that cannot be used is replaced by the next one in the order of its epoch; what was passed over is
+    listed in the item. Everything is a function of (seed, epoch, index).
+
+    Args:
+        source: where the audio comes from.
+        sampling_rate: Hz.
+        max_seconds: longest crop.
+        seed: of order and crops; the same as the schedule's.
+    """
+
+    def __init__(self, source: Source, sampling_rate: int, max_seconds: float, seed: int) -> None:
+        _check_seed(seed)
+        if sampling_rate <= 0 or not max_seconds > 0:
+            raise ConfigError(f"Crops of {max_seconds} s at {sampling_rate} Hz are impossible; both must be positive.")
+        if len(source) == 0:
+            raise DataError(f"{source.name} holds no recordings.")
+        self.source = source
+        self.sampling_rate = sampling_rate
+        self.max_seconds = max_seconds
+        self.seed = seed
+        # Recordings of which no crop is usable: known ones are not opened again. The outcome is the same either way.
+        self._unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: CropKey) -> Crop:
+        """The item of a key.
+
+        Raises:
+            AllRejectedError: every recording, or 1000 in a row, is unusable.
+        """
+        key = CropKey(*key)
+        tries = min(len(self.source), MAX_TRIES)
+        rejected: list[tuple[str, str]] = []
+        for attempt, index in zip(range(tries), self._candidates(key), strict=False):
+            result = self._read(key.epoch, index, attempt)
+            if isinstance(result, np.ndarray):
+                return Crop(key, result, tuple(rejected))
+            rejected.append((self.source.describe(index), result))
+        which = f"all {tries} recordings" if tries == len(self.source) else f"{tries} recordings in a row"
+        name, reason = rejected[0]
+        raise AllRejectedError(f"{self.source.name}: {which} were rejected; first: {name}: {reason}")
+
+    def _candidates(self, key: CropKey) -> Iterator[int]:
+        yield key.recording
+        order = epoch_order(len(self.source), self.seed, key.epoch)
+        place = int(np.flatnonzero(order == key.recording)[0])
+        for offset in range(1, len(order)):
+            yield int(order[(place + offset) % len(order)])
+
+    def _read(self, epoch: int, index: int, attempt: int) -> np.ndarray | str:
+        """A waveform, or the reason why there is none."""
+        if index in self._unreadable:
+            return self._unreadable[index]
+        rng = generator(CROP, self.seed, epoch, index, attempt)
+        try:
+            return self.source.read(index, self.sampling_rate, rng, self.max_seconds)
+        except AudioError as error:
+            reason = str(error).removeprefix(f"{self.source.describe(index)}: ")
+            if isinstance(error, UnreadableAudioError):
+                self._unreadable[index] = reason
+            return reason
+
+
+class BatchSchedule(Sampler[list[CropKey]]):
+    """The keys of every batch, for one of several processes.
+
+    Place q of step s is item number p = s * batch_size + q of an endless row of epochs, each a permutation of the
+    source: epoch p // length, recording order[p % length]. A batch may reach over the end of an epoch.
+
+    Args:
+        length: recordings in the source.
+        batch_size: of the global batch, over all processes.
+        seed: of the order; the same as the dataset's.
+        start_step: first step; a resumed run gives the number of steps done.
+        max_steps: step before which to stop; None for never.
+        rank: number of this process; it gets the places that leave this remainder when divided by `world_size`.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: sizes that are not positive, a rank out of range, or a batch that cannot be shared equally.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        max_steps: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check_seed(seed)
+        if length < 1 or batch_size < 1 or start_step < 0:
+            raise ConfigError(
+                f"A schedule of {length} recordings in batches of {batch_size} from step {start_step} on is "
+                "impossible; give at least one recording, a batch size of at least 1, and a step of at least 0."
+            )
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} of {world_size} processes does not exist; expected 0 to {world_size - 1}.")
+        if batch_size % world_size:
+            raise ConfigError(
+                f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
+                f"use {batch_size + world_size - batch_size % world_size}."
+            )
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.max_steps = max_steps
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        """Steps left.
+
+        Raises:
+            TypeError: the schedule is endless.
+        """
+        if self.max_steps is None:
+            raise TypeError("an endless schedule has no length")
+        return max(0, self.max_steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[CropKey]]:
+        epoch, order = -1, np.zeros(0, np.int64)
+        step = self.start_step
+        while self.max_steps is None or step < self.max_steps:
+            keys = []
+            for place in range(self.rank, self.batch_size, self.world_size):
+                now, position = divmod(step * self.batch_size + place, self.length)
+                if now != epoch:
+                    epoch, order = now, epoch_order(self.length, self.seed, now)
+                keys.append(CropKey(epoch, int(order[position]), step, place))
+            yield keys
+            step += 1
+
+
+@dataclass
+class AudioBatch:
+    """Crops of one step, padded to the longest.
+
+    Attributes:
+        input_values: float32 [B, S], zeros after each clip's end.
+        lengths: int64 [B], samples of each clip; stays on the CPU.
+        step: number of the step.
+        places: int64 [B], positions in the global batch; stays on the CPU.
+        rejected: recordings passed over, each with the reason.
+        hidden_mask: bool [B, N], patches to hide, where the loader draws them; stays on the CPU.
+    """
+
+    input_values: Tensor
+    lengths: Tensor
+    step: int
+    places: Tensor
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    hidden_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def pin_memory(self) -> AudioBatch:
+        """The batch with its audio and mask in page-locked memory."""
+        mask = None if self.hidden_mask is None else self.hidden_mask.pin_memory()
+        return replace(self, input_values=self.input_values.pin_memory(), hidden_mask=mask)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> AudioBatch:
+        """The batch with its audio on a device."""
+        return replace(self, input_values=self.input_values.to(device, non_blocking=non_blocking))
+
+
+def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBatch:
+    """Pad the crops of one step to the longest.
+
+    Args:
+        items: crops of the same step.
+        draw_mask: draws the hidden patches; None leaves that to the model.
+    """
+    lengths = torch.tensor([len(item.waveform) for item in items], dtype=torch.int64)
+    places = torch.tensor([item.key.place for item in items], dtype=torch.int64)
+    input_values = torch.zeros(len(items), int(lengths.max()))
+    for row, item in zip(input_values.numpy(), items, strict=True):
+        row[: len(item.waveform)] = item.waveform
+    step = items[0].key.step
+    mask = None if draw_mask is None else draw_mask(lengths, step, places)
+    return AudioBatch(input_values, lengths, step, places, [r for item in items for r in item.rejected], mask)
+
+
+def _start_worker(_: int) -> None:
+    """One thread a worker, and Ctrl-C is left to the main process, which ends the workers."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def make_loader(
+    dataset: CropDataset,
+    schedule: BatchSchedule,
+    num_workers: int,
+    draw_mask: DrawMask | None = None,
+    pin_memory: bool | None = None,
+    prefetch_factor: int = 4,
+) -> DataLoader[Crop]:
+    """Loader of `AudioBatch`es in the order of a schedule.
+
+    Args:
+        dataset: makes the items.
+        schedule: names them.
+        num_workers: processes that decode; 0 decodes in this one. Any number gives the same batches.
+        draw_mask: draws the hidden patches in the worker; picklable where workers are spawned (macOS).
+        pin_memory: page-locked memory; None for where CUDA is there.
+        prefetch_factor: batches each worker prepares ahead.
+
+    Raises:
+        ConfigError: a negative number of workers.
+    """
+    if num_workers < 0:
+        raise ConfigError(f"num_workers is {num_workers}; it must be 0 or more.")
+    # Forked workers share arrays in memory and need no import guard in the user's script; they run no torch threads.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    return DataLoader(
+        dataset,
+        batch_sampler=schedule,
+        num_workers=num_workers,
+        collate_fn=partial(collate, draw_mask=draw_mask),
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=multiprocessing.get_context(method) if num_workers else None,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=prefetch_factor if num_workers else None,
+    )
+
+
+def fixed_crops(source: Source, count: int, seed: int, sampling_rate: int, max_seconds: float) -> list[np.ndarray]:
+    """Crops for a validation loss: always the same ones.
+
+    Args:
+        source: where the audio comes from.
+        count: wanted crops, each from another recording.
+        seed: of choice and position.
+        sampling_rate: Hz.
+        max_seconds: longest crop.
+
+    Returns:
+        Waveforms float32 [samples]; fewer than `count`, even none, where the source holds fewer usable recordings.
+    """
+    crops: list[np.ndarray] = []
+    for index in generator(FIXED, seed).permutation(len(source)):
+        if len(crops) == count:
+            break
+        try:
+            crops.append(source.read(int(index), sampling_rate, generator(FIXED, seed, int(index)), max_seconds))
+        except AudioError:
+            continue
+    return crops

@@ -1,0 +1,28 @@
+"""The errors a user can cause, each a sentence that names the culprit and the remedy.
+
+The command line prints them without a stack trace and exits with code 2.
+"""
+
+
+class BestRQ2Error(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class AudioError(BestRQ2Error):
+    """One piece of audio cannot be used: not audio, empty, silent, truncated, or holding NaN."""
+
+
+class ConfigError(BestRQ2Error):
+    """A setting is unknown, out of range, or at odds with another."""
+
+
+class CheckpointError(BestRQ2Error):
+    """Weights cannot be loaded: damaged file, other architecture, missing or extra tensors."""
+
+
+class DataError(BestRQ2Error):
+    """A source of data is missing, empty, or holds nothing usable."""
+
+
+class MissingExtraError(BestRQ2Error):
+    """An optional dependency is not installed; the message names the pip command that adds it."""

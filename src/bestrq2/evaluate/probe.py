@@ -1,0 +1,234 @@
+"""Probes: embed the clips of a task once, fit simple classifiers on its training clips, score them on its test ones."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.errors import AudioError, ConfigError, DataError
+from bestrq2.evaluate.classifiers import Standardiser, knn_predict, linear_predict
+from bestrq2.evaluate.scores import (
+    ACCURACY,
+    BALANCED_ACCURACY,
+    ProbeScore,
+    accuracy_with_interval,
+    balanced_accuracy_with_interval,
+    chance_accuracy,
+)
+from bestrq2.inference.embeddings import Embeddings
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("linear", "knn")
+MAX_TRAIN_FRAMES = 20_000
+"""Frame tasks are fitted on at most this many frames, drawn evenly at random."""
+
+
+class FeatureExtractor(Protocol):
+    """Anything that turns audio into embeddings: an `Embedder`, or one of the baselines."""
+
+    @property
+    def name(self) -> str:
+        """What tables call these features."""
+
+    def embed(self, audio: list[np.ndarray | Path], sampling_rate: int | None = None) -> Embeddings:
+        """Embed waveforms [samples] at `sampling_rate` Hz, or files; AudioError if one of them is unusable."""
+
+
+@dataclass(frozen=True)
+class EmbeddedClip:
+    """One clip of `Embeddings` without its padding: clip [D], frames [T, D], timestamps [T] in seconds."""
+
+    clip: np.ndarray
+    frames: np.ndarray
+    timestamps: np.ndarray
+
+
+@dataclass(frozen=True)
+class ProbeRows:
+    """What a classifier sees of one split: a row per clip, or per frame for frame tasks.
+
+    Attributes:
+        features: float32 [rows, D].
+        labels: int64 [rows].
+        clip: int64 [rows], place in the split of the clip each row comes from.
+        skipped: clips whose audio was rejected, with the reason.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    clip: np.ndarray
+    skipped: tuple[str, ...]
+
+
+def probe_features(
+    features: FeatureExtractor,
+    tasks: Sequence[LabelledTask],
+    methods: Sequence[str] = METHODS,
+    seed: int = 0,
+    batch: int = 32,
+    progress: bool = True,
+) -> list[ProbeScore]:
+    """Score features on every task by every method.
+
+    A clip task is scored by accuracy with a Wilson interval. A frame task asks of every frame whether any event covers
+    its centre; it is scored by balanced accuracy with a bootstrap interval over clips. Clips whose audio is rejected
+    are left out of both splits and listed in `ProbeScore.skipped`.
+
+    Args:
+        features: what is probed.
+        tasks: labelled audio.
+        methods: any of "linear" (logistic regression) and "knn" (10 nearest neighbours by cosine); both on features
+            standardised by the training clips, so that offset and scale of a feature help nor hinder it.
+        seed: of validation folds, the choice of training frames and the bootstrap.
+        batch: clips embedded at a time; scores do not depend on it as long as the embeddings do not.
+        progress: show a bar on a terminal.
+
+    Returns:
+        One score per task and method, tasks in the given order, methods within.
+
+    Raises:
+        ConfigError: for an unknown method or a batch below 1.
+        DataError: if a split has no usable clip, training clips show fewer than two classes, or embeddings are not
+            finite.
+    """
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or batch < 1:
+        raise ConfigError(f"Probes need methods among {METHODS} and batch >= 1, but got {list(methods)} and {batch}.")
+    scores = []
+    for task in tasks:
+        start = time.perf_counter()
+        train, test = (embed_split(features, task, split, batch, progress) for split in ("train", "test"))
+        embedded = time.perf_counter()
+        scores += [_score(features.name, task, method, train, test, seed) for method in methods]
+        logger.info(
+            "%s on %s: embedded %d clips in %.1f s, probed in %.1f s",
+            features.name,
+            task.name,
+            len(task.train) + len(task.test),
+            embedded - start,
+            time.perf_counter() - embedded,
+        )
+    return scores
+
+
+def embed_split(
+    features: FeatureExtractor, task: LabelledTask, split: str, batch: int = 32, progress: bool = False
+) -> ProbeRows:
+    """Embed the "train" or "test" clips of a task and put their labels beside them.
+
+    Raises:
+        DataError: if no clip is usable, labels and audio differ in number, or an embedding is not finite.
+    """
+    clips: LabelledClips = task.train if split == "train" else task.test
+    where = f"{split} split of {task.name}"
+    if len(clips.labels) != len(clips):
+        raise DataError(f"The {where} has {len(clips)} clips but {len(clips.labels)} labels.")
+    rows, labels, clip, skipped = [], [], [], []
+    bar = f"{features.name}: {task.name} {split}" if progress else None
+    for place, embedded in enumerate(_embed_batches(features, clips, batch, bar)):
+        if isinstance(embedded, AudioError):
+            skipped.append(_describe(split, place, clips.audio[place], embedded))
+            continue
+        if task.kind == "clip":
+            vectors, truth = embedded.clip[None], np.asarray(clips.labels[place])[None]
+        else:
+            vectors, truth = embedded.frames, event_present(embedded.timestamps, clips.labels[place])
+        if not np.isfinite(vectors).all():
+            raise DataError(f"{features.name} gives embeddings that are not finite for clip {place} of the {where}.")
+        rows.append(vectors)
+        labels.append(truth)
+        clip.append(np.full(len(vectors), place))
+    if not any(len(vectors) for vectors in rows):
+        reason = f" (first: {skipped[0]})" if skipped else ""
+        raise DataError(f"The {where} has no usable clip out of {len(clips)}{reason}.")
+    if skipped:
+        logger.warning("skipped %d of %d clips in the %s, the first: %s", len(skipped), len(clips), where, skipped[0])
+    return ProbeRows(
+        np.concatenate(rows), np.concatenate(labels).astype(np.int64), np.concatenate(clip), tuple(skipped)
+    )
+
+
+def event_present(timestamps: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """Whether any event covers each moment, both ends included.
+
+    Args:
+        timestamps: float [frames], seconds.
+        events: float [events, 2], onset and offset in seconds; may be empty.
+
+    Returns:
+        int64 [frames], 1 where an event is present.
+    """
+    events = np.asarray(events, dtype=np.float64).reshape(-1, 2)
+    inside = (events[:, 0] <= timestamps[:, None]) & (timestamps[:, None] <= events[:, 1])
+    return np.asarray(inside.any(axis=1), dtype=np.int64)
+
+
+def _embed_batches(
+    features: FeatureExtractor, clips: LabelledClips, batch: int, bar: str | None
+) -> Iterator[EmbeddedClip | AudioError]:
+    """Yield, for every clip in order, what it was embedded to or why it was rejected."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(clips), desc=bar, unit="clip", leave=False, disable=None if bar else True) as shown:
+        for first in range(0, len(clips), batch):
+            audio = list(clips.audio[first : first + batch])
+            yield from _embed_batch(features, audio, clips.sampling_rate)
+            shown.update(len(audio))
+
+
+def _embed_batch(
+    features: FeatureExtractor, audio: list[np.ndarray | Path], sampling_rate: int | None
+) -> list[EmbeddedClip | AudioError]:
+    try:
+        embeddings = features.embed(audio, sampling_rate)
+    except AudioError as error:
+        if len(audio) == 1:
+            return [error]
+        # one bad clip must not cost the others
+        return [result for one in audio for result in _embed_batch(features, [one], sampling_rate)]
+    masks = embeddings.frame_mask
+    return [
+        EmbeddedClip(embeddings.clip[row], embeddings.frames[row][masks[row]], embeddings.timestamps[row][masks[row]])
+        for row in range(len(audio))
+    ]
+
+
+def _describe(split: str, place: int, audio: np.ndarray | Path, error: AudioError) -> str:
+    file = f" ({audio})" if isinstance(audio, str | Path) else ""
+    return f"{split} clip {place}{file}: {error}"
+
+
+def _score(name: str, task: LabelledTask, method: str, train: ProbeRows, test: ProbeRows, seed: int) -> ProbeScore:
+    frames = task.kind == "frame"
+    rows, labels, clip = train.features, train.labels, train.clip
+    if frames and len(rows) > MAX_TRAIN_FRAMES:
+        kept = np.sort(np.random.default_rng(seed).choice(len(rows), MAX_TRAIN_FRAMES, replace=False))
+        rows, labels, clip = rows[kept], labels[kept], clip[kept]
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"The train split of {task.name} shows one class only: a probe needs at least two.")
+    if method == "linear":
+        answers = linear_predict(rows, labels, test.features, groups=clip if frames else None, seed=seed)
+    else:
+        # X-ARES takes embeddings as they are; but a common offset, as in decibels, would make every cosine nearly 1
+        standardise = Standardiser.fit(rows)
+        answers = knn_predict(standardise(rows), labels, standardise(test.features), balanced=frames)
+    try:
+        if frames:
+            metric, chance = BALANCED_ACCURACY, 1 / len(task.classes)
+            score, low, high = balanced_accuracy_with_interval(test.labels, answers, test.clip, seed)
+        else:
+            metric, chance = ACCURACY, chance_accuracy(labels, test.labels)
+            score, low, high = accuracy_with_interval(test.labels, answers)
+    except DataError as error:
+        raise DataError(f"{task.name} cannot be scored. {error}") from error
+    skipped = (*train.skipped, *test.skipped)
+    n_test = len(np.unique(test.clip))
+    return ProbeScore(name, task.name, task.domain, method, metric, score, low, high, chance, n_test, skipped)

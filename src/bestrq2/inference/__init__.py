@@ -1,0 +1,1 @@
+"""Embedding of arrays, files and whole corpora."""

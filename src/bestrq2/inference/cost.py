@@ -1,0 +1,79 @@
+"""What a model costs: parameters, tokens and floating-point operations, counted on the network itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and cost of an architecture; a multiplication with its addition counts as two operations.
+
+    Attributes:
+        encoder_parameters: what users keep.
+        pretraining_parameters: with predictor and head.
+        tokens_per_second: patches per second of audio.
+        frames_per_second: frames per second of audio (one phase).
+        inference_gflops: to embed one clip of `max_seconds`, patch embedding and transformer.
+        training_gflops: forward and backward for one such clip at the mean mask ratio, without spectrogram and
+            quantizer.
+    """
+
+    encoder_parameters: int
+    pretraining_parameters: int
+    tokens_per_second: float
+    frames_per_second: float
+    inference_gflops: float
+    training_gflops: float
+
+
+def cost(config: BestRQ2Config) -> Cost:
+    """Count what a configuration costs, without allocating its weights."""
+    with torch.device("meta"):
+        model = BestRQ2ForPreTraining(config)
+    columns = config.columns(config.max_samples)
+    patches = config.patch_rows * columns
+    seconds = columns * config.frame_hop_samples / config.sampling_rate
+    encoder = model.bestrq2
+    return Cost(
+        encoder_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        pretraining_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        tokens_per_second=patches / seconds,
+        frames_per_second=columns / seconds,
+        inference_gflops=_gflops(encoder, patches, columns),
+        training_gflops=_training_gflops(model, patches, columns),
+    )
+
+
+def _gflops(encoder: BestRQ2Model, tokens: int, columns: int) -> float:
+    """One clip through patch embedding and encoder."""
+    config = encoder.config
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder.patch_embedding(torch.empty(1, tokens, config.patch_values, device="meta"))
+        places = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
+        encoder.encoder(torch.empty(1, tokens, config.hidden_size, device="meta"), columns, places, None)
+    return counter.get_total_flops() / 1e9
+
+
+def _training_gflops(model: BestRQ2ForPreTraining, patches: int, columns: int) -> float:
+    """Forward, and twice that for the backward pass."""
+    config, encoder = model.config, model.bestrq2
+    hidden = min(max(1, int(sum(config.mask_ratio) / 2 * patches)), patches - 1)
+    visible = patches - hidden
+    if config.objective == "one_stage":
+        forward = _gflops(encoder, patches, columns)
+    else:
+        forward = _gflops(encoder, visible, columns)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        if config.objective == "two_step":
+            model.predictor_input(torch.empty(1, visible, config.hidden_size, device="meta"))
+            tokens = torch.empty(1, patches, config.predictor_hidden_size, device="meta")
+            model.predictor(tokens, columns, torch.zeros(1, patches, dtype=torch.int64, device="meta"), None)
+        model.head(torch.empty(1, hidden, model.head.in_features, device="meta"))
+    return 3 * (forward + counter.get_total_flops() / 1e9)

@@ -1,0 +1,69 @@
+"""What there is to know of a model before using it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import yaml
+
+from bestrq2.inference.cost import cost
+from bestrq2.inference.embedder import load_encoder
+
+
+def info(model: str | os.PathLike[str]) -> dict[str, str]:
+    """Size, cost and origin of a model, as printed by `bestrq2 info`.
+
+    Args:
+        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+
+    Raises:
+        CheckpointError: if there is no such model.
+    """
+    config = load_encoder(model).config
+    numbers = cost(config)
+    height, width = config.patch_size
+    seconds = f"{config.max_seconds:g} s"
+    facts = {
+        "model": str(model),
+        "objective": config.objective.replace("_", "-"),
+        "encoder": f"{config.num_hidden_layers} layers x {config.hidden_size}, {config.num_attention_heads} heads, "
+        f"{config.position_embedding} positions",
+        "encoder parameters": f"{numbers.encoder_parameters / 1e6:.2f} M",
+        "parameters in pretraining": f"{numbers.pretraining_parameters / 1e6:.2f} M (with predictor and head)",
+        "input": f"{config.sampling_rate} Hz mono, {config.num_mel_bands} mel bands, one frame per "
+        f"{1000 * config.hop_length / config.sampling_rate:.4g} ms, normalised: {config.input_normalization}",
+        "patch": f"{height} mel bands x {width} frames",
+        "tokens": f"{numbers.tokens_per_second:.4g} per second of audio",
+        "frames": f"{numbers.frames_per_second:.4g} per second (every "
+        f"{1000 * config.frame_hop_samples / config.sampling_rate:.4g} ms), {config.hidden_size} values each",
+        "inference": f"{numbers.inference_gflops:.4g} GFLOPs for {seconds}",
+        "training step": f"{numbers.training_gflops:.4g} GFLOPs per clip of {seconds}",
+        "codes": f"{config.num_codebooks} x {config.codebook_size}, quantizer input: {config.quantizer_normalization}",
+    }
+    return facts | _provenance(Path(model))
+
+
+def _provenance(run: Path) -> dict[str, str]:
+    """Where a run folder's model comes from; for other models, that this is not known."""
+    if not (run / "config.yaml").is_file():
+        return {"trained": "not a run folder: nothing is known of its training"}
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    facts = {"recipe": str(settings.get("recipe")), "data": str(settings.get("data")), "seed": str(settings["seed"])}
+    if (run / "metrics.csv").is_file():
+        with (run / "metrics.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
+        if rows:
+            last = rows[-1]
+            loss, excess = float(last["train/loss"]), float(last["train/excess_loss"])
+            steps, clips = settings["trainer"]["max_steps"], settings["loader"]["batch_size"]
+            facts["trained"] = (
+                f"{last['step']} of {steps} steps of {clips} clips, loss {loss:.3f} (excess {excess:+.3f})"
+            )
+    if (run / "environment.json").is_file():
+        environment = json.loads((run / "environment.json").read_text())
+        versions = environment.get("packages", {})
+        facts["made with"] = f"bestrq2 {environment.get('bestrq2')}, torch {versions.get('torch')}"
+    return facts

@@ -1,0 +1,1 @@
+"""The network. This folder travels with exported models: it imports nothing of the project outside itself."""

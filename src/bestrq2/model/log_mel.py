@@ -1,0 +1,109 @@
+"""Waveform to log-mel spectrogram in dB, each clip treated as if it were alone."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_bestrq2 import BestRQ2Config
+
+POWER_FLOOR = 1e-10
+
+
+@lru_cache(maxsize=16)
+def _window(win_length: int, device: torch.device) -> Tensor:
+    return torch.hann_window(win_length, dtype=torch.float32, device="cpu").to(device)
+
+
+@lru_cache(maxsize=16)
+def mel_filters(n_fft: int, bands: int, low: float, high: float, sampling_rate: int, device: torch.device) -> Tensor:
+    """Triangular filters on the HTK scale without area normalisation, float32 [n_fft/2+1, bands].
+
+    Worked out in float32 as the reference does: filters worked out in float64 (as `transformers.audio_utils` does)
+    differ by 1e-5, which moves quiet bands by more than 1e-3 dB.
+    """
+    lowest, highest = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (low, high))
+    mels = torch.linspace(lowest, highest, bands + 2, dtype=torch.float32, device="cpu")
+    corners = 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
+    bins = torch.linspace(0.0, sampling_rate // 2, n_fft // 2 + 1, dtype=torch.float32, device="cpu")
+    widths = corners.diff()
+    distances = corners[None] - bins[:, None]
+    rising, falling = -distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]
+    return torch.minimum(rising, falling).clamp_min(0.0).to(device)
+
+
+def reflect_index(positions: Tensor, length: Tensor | int) -> Tensor:
+    """Where in a clip of `length` samples a position outside of it lies after reflection at the ends.
+
+    The ends themselves are not repeated; a clip shorter than the reach is reflected again and again.
+    """
+    period = torch.clamp(torch.as_tensor(2 * (length - 1), device=positions.device), min=1)
+    folded = positions.remainder(period)
+    return torch.minimum(folded, period - folded)
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram of the paper (section 3): Hann window, reflect padding, power, HTK bands, dB.
+
+    It has neither parameters nor buffers, so that it adds nothing to a checkpoint, and it always runs in float32.
+    """
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        self.config = config
+        # One whole patch: shorter clips are continued by reflection until they fill it.
+        self.min_samples = (config.patch_size[1] - 1) * config.hop_length
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the spectrogram.
+
+        Args:
+            waveform: float [B, S], samples in [-1, 1].
+            lengths: int [B], true samples of every clip; None where all fill S. What lies behind is never read.
+
+        Returns:
+            log_mel: float32 [B, bands, T] in dB, 10 log10(max(power, 1e-10)).
+            frames: int64 [B], how many of the T frames belong to each clip (on the device of `lengths`).
+        """
+        config = self.config
+        device = waveform.device
+        with torch.autocast(device.type, enabled=False):
+            padded, frames = self._pad(waveform.float(), lengths)
+            window = _window(config.win_length, device)
+            spectrum = torch.view_as_real(
+                torch.stft(
+                    padded,
+                    n_fft=config.n_fft,
+                    hop_length=config.hop_length,
+                    win_length=config.win_length,
+                    window=window,
+                    center=False,
+                    return_complex=True,
+                )
+            )
+            power = (spectrum / window.square().sum().sqrt()).square().sum(dim=-1)
+            filters = mel_filters(
+                config.n_fft, config.num_mel_bands, config.mel_min_hz, config.mel_max_hz, config.sampling_rate, device
+            )
+            mel = power.transpose(1, 2) @ filters
+            return 10.0 * torch.log10(mel.clamp_min(POWER_FLOOR)).transpose(1, 2), frames
+
+    def _pad(self, waveform: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Reflect every clip at its own ends; returns [B, S + n_fft] and the frames of each clip."""
+        batch, samples = waveform.shape
+        reach = self.config.n_fft // 2
+        if samples == 0:
+            raise ValueError("a waveform of 0 samples has no spectrogram")
+        if lengths is None:
+            lengths = torch.full((batch,), samples, dtype=torch.int64)
+            if samples >= self.min_samples and samples > reach:
+                padded = nn.functional.pad(waveform[:, None], (reach, reach), mode="reflect")[:, 0]
+                return padded, 1 + lengths // self.config.hop_length
+        total = max(samples, self.min_samples)
+        positions = torch.arange(-reach, total + reach, device=waveform.device)
+        index = reflect_index(positions, lengths.to(waveform.device, torch.int64)[:, None])
+        frames = 1 + lengths.to(torch.int64).clamp_min(self.min_samples) // self.config.hop_length
+        return waveform.gather(1, index), frames

@@ -1,0 +1,421 @@
+"""The encoder that users keep, and its pretraining by either objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_bestrq2 import BestRQ2Config
+from .log_mel import LogMel
+from .masking import draw_hidden_mask, order_by_mask
+from .patches import patch_columns, patch_validity, patchify
+from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
+from .transformer import Transformer, TransformerShape
+
+# Statistics of ordinary recordings in dB, in use until `set_statistics` is called with measured ones.
+DEFAULT_MEAN, DEFAULT_DEVIATION = -20.0, 20.0
+
+
+@dataclass
+class Patches:
+    """A batch of spectrograms as patches.
+
+    Attributes:
+        encoder_input: float32 [B, N, patch values], normalised as the encoder sees them.
+        quantizer_input: float32 [B, N, patch values], as the quantizer sees them.
+        columns: columns of the grid; N = rows * columns.
+        clip_columns: int64 [B], columns that lie inside each clip.
+        valid: bool [B, N], or None where all patches are inside their clip.
+    """
+
+    encoder_input: Tensor
+    quantizer_input: Tensor
+    columns: int
+    clip_columns: Tensor
+    valid: Tensor | None
+
+
+@dataclass
+class BestRQ2ModelOutput(ModelOutput):
+    """What `BestRQ2Model` returns.
+
+    Attributes:
+        last_hidden_state: [B, T', D], frames: mean over the frequency rows; 0 behind the end of a clip.
+        pooler_output: [B, D], mean over the valid frames.
+        patch_hidden_states: [B, N, D], frequency-major.
+        frame_attention_mask: bool [B, T'], True for frames inside the clip.
+    """
+
+    last_hidden_state: Tensor = None  # type: ignore[assignment]
+    pooler_output: Tensor = None  # type: ignore[assignment]
+    patch_hidden_states: Tensor = None  # type: ignore[assignment]
+    frame_attention_mask: Tensor = None  # type: ignore[assignment]
+
+
+@dataclass
+class BestRQ2ForPreTrainingOutput(ModelOutput):
+    """What `BestRQ2ForPreTraining` returns; B clips, H hidden patches, V codes, C codebooks.
+
+    Attributes:
+        loss: mean cross-entropy over hidden patches and codebooks, nats.
+        logits: float [B, H, V], or [B, H, C, V] where C > 1, hidden patches in grid order.
+        targets: int64 [B, H], or [B, H, C] where C > 1.
+        hidden_mask: bool [B, N].
+        context_hidden_state: [B, N - H, D], encoder output at the visible patches in grid order.
+        accuracy: share of the codes named right.
+        hidden_valid: bool [B, H], False where a clip hides fewer patches than the longest does.
+        code_counts: float32 [C, V], how often each code is a target in this batch.
+        target_entropy: of the batch's targets, nats.
+        excess_loss: loss - target_entropy, negative once the model beats naming codes by frequency.
+        code_perplexity: effective number of codes among the targets.
+        code_coverage: share of the codebook among the targets.
+        top_code_share: share of the most frequent target.
+    """
+
+    loss: Tensor = None  # type: ignore[assignment]
+    logits: Tensor = None  # type: ignore[assignment]
+    targets: Tensor = None  # type: ignore[assignment]
+    hidden_mask: Tensor = None  # type: ignore[assignment]
+    context_hidden_state: Tensor = None  # type: ignore[assignment]
+    accuracy: Tensor = None  # type: ignore[assignment]
+    hidden_valid: Tensor = None  # type: ignore[assignment]
+    code_counts: Tensor = None  # type: ignore[assignment]
+    target_entropy: Tensor = None  # type: ignore[assignment]
+    excess_loss: Tensor = None  # type: ignore[assignment]
+    code_perplexity: Tensor = None  # type: ignore[assignment]
+    code_coverage: Tensor = None  # type: ignore[assignment]
+    top_code_share: Tensor = None  # type: ignore[assignment]
+
+
+class InputStatistics(nn.Module):
+    """Mean and deviation of each mel band in dB, stored with the model."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.empty(config.num_mel_bands))
+        self.register_buffer("deviation", torch.empty(config.num_mel_bands))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Go back to the statistics of ordinary recordings."""
+        self.mean.fill_(DEFAULT_MEAN)
+        self.deviation.fill_(DEFAULT_DEVIATION)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """[B, bands, T] in dB to the same shape with mean 0 and deviation 1 per band over the corpus."""
+        return (log_mel - self.mean.float()[:, None]) / self.deviation.float()[:, None]
+
+
+class BestRQ2PreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, shared by the encoder and its pretraining."""
+
+    config_class = BestRQ2Config
+    base_model_prefix = "bestrq2"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("Block",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Truncated normal for linear maps and tokens, zero biases (paper section 3)."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            nn.init.ones_(module.weight)
+            if isinstance(bias := getattr(module, "bias", None), Tensor):
+                nn.init.zeros_(bias)
+        elif isinstance(module, Transformer) and hasattr(module, "positions"):
+            nn.init.trunc_normal_(module.positions, std=std)
+        elif isinstance(module, BestRQ2ForPreTraining):
+            nn.init.trunc_normal_(module.mask_token, std=std)
+        elif isinstance(module, RandomProjectionQuantizer | InputStatistics):
+            module.reset_parameters()
+
+
+class BestRQ2Model(BestRQ2PreTrainedModel):
+    """Waveform to embeddings: log-mel, patches, and the transformer over all of them."""
+
+    # What a pretraining checkpoint holds beside the encoder.
+    _keys_to_ignore_on_load_unexpected = (r"^predictor", r"^quantizer\.", r"^head\.", r"^mask_token$")
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__(config)
+        self.log_mel = LogMel(config)
+        self.statistics = InputStatistics(config)
+        self.patch_embedding = nn.Linear(config.patch_values, config.hidden_size, bias=config.use_bias)
+        self.encoder = Transformer(config, TransformerShape.of_encoder(config))
+        self.post_init()
+
+    def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
+        """Store the corpus' mean and deviation per mel band in dB, float [bands] each."""
+        self.statistics.mean.copy_(mean)
+        self.statistics.deviation.copy_(deviation)
+
+    def patches(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Patches:
+        """Cut a batch of waveforms into patches; arguments as in `forward`."""
+        if input_values.ndim != 2:
+            raise ValueError(f"input_values must be [batch, samples], got shape {tuple(input_values.shape)}")
+        lengths = None if attention_mask is None else _lengths(attention_mask, input_values)
+        log_mel, frames = self.log_mel(input_values, lengths)
+        width = self.config.patch_size[1]
+        clip_columns = patch_columns(frames, width)
+        columns = max(1, log_mel.shape[-1] // width)
+        log_mel = log_mel[..., : columns * width]
+        valid = None if lengths is None else patch_validity(clip_columns, self.config.patch_rows, columns)
+        encoder_input = self._normalize(log_mel, clip_columns * width)
+        quantizer_input = encoder_input
+        if self.config.quantizer_normalization == "dataset" and self.config.input_normalization != "dataset":
+            quantizer_input = self.statistics(log_mel)
+        size = (self.config.patch_size[0], width)
+        encoder_patches = patchify(encoder_input, size)
+        same = quantizer_input is encoder_input
+        quantizer_patches = encoder_patches if same else patchify(quantizer_input, size)
+        return Patches(encoder_patches, quantizer_patches, columns, clip_columns, valid)
+
+    def _normalize(self, log_mel: Tensor, frames: Tensor) -> Tensor:
+        """Apply `input_normalization`; `frames` [B] are those inside each clip."""
+        if self.config.input_normalization == "dataset":
+            return self.statistics(log_mel)
+        if self.config.input_normalization == "clip":
+            inside = torch.arange(log_mel.shape[-1], device=log_mel.device) < frames.to(log_mel.device)[:, None]
+            weights = inside[:, None].float()
+            count = weights.sum(dim=(1, 2), keepdim=True) * log_mel.shape[1]
+            mean = (log_mel * weights).sum(dim=(1, 2), keepdim=True) / count
+            variance = ((log_mel - mean).square() * weights).sum(dim=(1, 2), keepdim=True) / count
+            return (log_mel - mean) / variance.sqrt().clamp_min(1e-3)
+        return log_mel
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **unused: Any) -> BestRQ2ModelOutput:
+        """Embed a batch of clips; padding changes nothing.
+
+        Args:
+            input_values: float [B, S], mono waveform at `config.sampling_rate`, samples in [-1, 1].
+            attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
+            unused: ignored keyword arguments that transformers passes around.
+
+        Returns:
+            Frames [B, T', D], clips [B, D], patches [B, N, D] and the mask of frames [B, T'].
+        """
+        patches = self.patches(input_values, attention_mask)
+        tokens = self.embed_patches(patches)
+        valid = None if patches.valid is None else patches.valid.to(tokens.device)
+        states = self.encoder(tokens, patches.columns, None, valid)
+        batch, _, width = states.shape
+        frames = states.view(batch, self.config.patch_rows, patches.columns, width).mean(dim=1)
+        if patches.valid is None:
+            frame_mask = torch.ones(batch, patches.columns, dtype=torch.bool, device=states.device)
+            return BestRQ2ModelOutput(frames, frames.mean(dim=1), states, frame_mask)
+        frame_mask = patch_validity(patches.clip_columns, 1, patches.columns).to(states.device)
+        frames = frames.masked_fill(~frame_mask[..., None], 0.0)
+        pooled = frames.sum(dim=1) / frame_mask.sum(dim=1, keepdim=True)
+        return BestRQ2ModelOutput(frames, pooled.to(frames.dtype), states, frame_mask)
+
+    def embed_patches(self, patches: Patches) -> Tensor:
+        """Tokens of all patches with their positions: [B, N, D]."""
+        tokens = self.patch_embedding(patches.encoder_input.to(self.patch_embedding.weight.dtype))
+        positions = self.encoder.added_positions(patches.columns, tokens.device)
+        return tokens if positions is None else tokens + positions.to(tokens.dtype)
+
+
+def _lengths(attention_mask: Tensor, input_values: Tensor) -> Tensor:
+    """Samples of each clip, int64 [B], from a mask of the input's shape with padding on the right."""
+    if attention_mask.shape != input_values.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_values {tuple(input_values.shape)}, "
+            f"got {tuple(attention_mask.shape)}"
+        )
+    lengths = attention_mask.sum(dim=1, dtype=torch.int64)
+    if attention_mask.device.type == "cpu":  # elsewhere the check would cost a synchronisation
+        if bool((lengths == 0).any()):
+            raise ValueError("attention_mask leaves a clip without a single sample")
+        if bool((attention_mask[:, 1:].to(torch.int8) > attention_mask[:, :-1].to(torch.int8)).any()):
+            raise ValueError("attention_mask must pad on the right: ones first, then zeros")
+    return lengths
+
+
+class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
+    """Encoder, predictor, head and quantizer, trained to name the codes of hidden patches."""
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__(config)
+        self.bestrq2 = BestRQ2Model(config)
+        self.quantizer = RandomProjectionQuantizer(config)
+        head_input = config.hidden_size
+        if config.objective == "two_step":
+            head_input = config.predictor_hidden_size
+            self.predictor_input = nn.Linear(config.hidden_size, head_input, bias=config.use_bias)
+            self.predictor = Transformer(config, TransformerShape.of_predictor(config))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, head_input))
+        self.head = nn.Linear(head_input, config.num_codebooks * config.codebook_size, bias=config.use_bias)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        hidden_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **unused: Any,
+    ) -> BestRQ2ForPreTrainingOutput:
+        """Hide patches and name their codes.
+
+        Args:
+            input_values: float [B, S], mono waveform at `config.sampling_rate`.
+            attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
+            hidden_mask: bool [B, N] or [N] (then shared by all clips), True = hidden; drawn where None. On the CPU it
+                costs an accelerator no synchronisation.
+            generator: CPU generator from which the mask is drawn; None uses torch's global one.
+            unused: ignored keyword arguments that transformers passes around.
+
+        Returns:
+            Loss, logits and targets of the hidden patches, and diagnostics.
+
+        Raises:
+            ValueError: if a mask has the wrong shape, or hides none or all of a clip's patches.
+        """
+        patches = self.bestrq2.patches(input_values, attention_mask)
+        if hidden_mask is None:
+            seed = int(torch.randint(2**31, (), generator=generator))
+            clip_columns = patches.clip_columns.tolist()
+            hidden_mask = draw_hidden_mask(self.config, clip_columns, seed, 0, range(len(clip_columns)))
+        hidden_mask = self._checked_mask(hidden_mask, patches)
+        visible_mask = ~hidden_mask if patches.valid is None else ~hidden_mask & patches.valid.to(hidden_mask.device)
+        hidden, hidden_valid = self._select(hidden_mask, input_values.device)
+        visible, visible_valid = self._select(visible_mask, input_values.device)
+        # Only unequal lengths leave surplus places; without them attention needs no mask.
+        padded = patches.valid is not None
+        predict = self._two_step if self.config.objective == "two_step" else self._one_stage
+        context, predicted = predict(
+            patches, hidden, visible, hidden_valid if padded else None, visible_valid if padded else None
+        )
+        targets = self.quantizer(_take(patches.quantizer_input, hidden))
+        return self._score(self.head(predicted), targets, hidden_mask, hidden_valid, context)
+
+    def _checked_mask(self, hidden_mask: Tensor, patches: Patches) -> Tensor:
+        batch, count, _ = patches.encoder_input.shape
+        if hidden_mask.ndim == 1:
+            hidden_mask = hidden_mask.expand(batch, -1)
+        if hidden_mask.shape != (batch, count) or hidden_mask.dtype != torch.bool:
+            raise ValueError(
+                f"hidden_mask must be bool [{batch}, {count}], got {hidden_mask.dtype} {list(hidden_mask.shape)}"
+            )
+        if patches.valid is not None:
+            hidden_mask = hidden_mask & patches.valid.to(hidden_mask.device)
+        if hidden_mask.device.type == "cpu":
+            counts = hidden_mask.sum(dim=1)
+            total = patches.clip_columns.to("cpu") * self.config.patch_rows
+            if bool(((counts == 0) | (counts == total)).any()):
+                raise ValueError("hidden_mask must hide at least one patch of every clip and leave one visible")
+        return hidden_mask
+
+    @staticmethod
+    def _select(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        index, real = order_by_mask(mask)
+        return index.to(device, non_blocking=True), real.to(device, non_blocking=True)
+
+    def _two_step(
+        self,
+        patches: Patches,
+        hidden: Tensor,
+        visible: Tensor,
+        hidden_valid: Tensor | None,
+        visible_valid: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Contextualize, then predict (paper section 2.2): the encoder never touches a hidden patch.
+
+        Attention does not depend on the order of tokens, so the predictor reads [context, mask tokens] one after the
+        other, each with its place in the grid, and nothing is scattered.
+        """
+        columns, device = patches.columns, hidden.device
+        seen = Patches(_take(patches.encoder_input, visible), patches.quantizer_input, columns, visible, None)
+        tokens = self.bestrq2.patch_embedding(seen.encoder_input.to(self.head.weight.dtype))
+        tokens = _add(tokens, self.bestrq2.encoder.added_positions(columns, device), visible)
+        context = self.bestrq2.encoder(tokens, columns, visible, visible_valid)
+
+        positions = self.predictor.added_positions(columns, device)
+        known = self.predictor_input(context)
+        if self.config.predictor_context_positions:
+            known = _add(known, positions, visible)
+        asked = _add(self.mask_token.to(known.dtype).expand(*hidden.shape, -1), positions, hidden)
+        valid = None if hidden_valid is None or visible_valid is None else torch.cat([visible_valid, hidden_valid], 1)
+        states = self.predictor(torch.cat([known, asked], 1), columns, torch.cat([visible, hidden], 1), valid)
+        return context, states[:, visible.shape[1] :]
+
+    def _one_stage(
+        self,
+        patches: Patches,
+        hidden: Tensor,
+        visible: Tensor,
+        hidden_valid: Tensor | None,
+        visible_valid: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mask tokens in place of hidden patches, the whole grid through the encoder (BEST-RQ, paper section 2.1)."""
+        count = patches.encoder_input.shape[1]
+        is_hidden = torch.zeros(hidden.shape[0], count, dtype=torch.bool, device=hidden.device)
+        real = torch.ones_like(hidden, dtype=torch.bool) if hidden_valid is None else hidden_valid
+        is_hidden.scatter_(1, hidden, real)
+        tokens = self.bestrq2.patch_embedding(patches.encoder_input.to(self.head.weight.dtype))
+        tokens = torch.where(is_hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
+        positions = self.bestrq2.encoder.added_positions(patches.columns, tokens.device)
+        if positions is not None:
+            tokens = tokens + positions.to(tokens.dtype)
+        valid = None if patches.valid is None else patches.valid.to(tokens.device)
+        states = self.bestrq2.encoder(tokens, patches.columns, None, valid)
+        return _take(states, visible), _take(states, hidden)
+
+    def _score(
+        self, logits: Tensor, targets: Tensor, hidden_mask: Tensor, hidden_valid: Tensor, context: Tensor
+    ) -> BestRQ2ForPreTrainingOutput:
+        """Cross-entropy in float32 and the diagnostics that tell learning from collapse."""
+        if self.config.num_codebooks > 1:
+            logits = logits.unflatten(-1, (self.config.num_codebooks, self.config.codebook_size))
+        with torch.autocast(logits.device.type, enabled=False):
+            losses = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
+            weights = hidden_valid.float().reshape(*hidden_valid.shape, *[1] * (targets.ndim - 2)).expand(targets.shape)
+            total = weights.sum()
+            loss = (losses.view(targets.shape) * weights).sum() / total
+            with torch.no_grad():
+                right = (logits.argmax(dim=-1) == targets).float()
+                accuracy = (right * weights).sum() / total
+                counts = count_codes(targets, hidden_valid, self.config.codebook_size)
+                usage = code_usage(counts)
+        return BestRQ2ForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            targets=targets,
+            hidden_mask=hidden_mask,
+            context_hidden_state=context,
+            accuracy=accuracy,
+            hidden_valid=hidden_valid,
+            code_counts=counts,
+            target_entropy=usage.entropy,
+            excess_loss=loss.detach() - usage.entropy,
+            code_perplexity=usage.perplexity,
+            code_coverage=usage.coverage,
+            top_code_share=usage.top_share,
+        )
+
+
+def _take(states: Tensor, index: Tensor) -> Tensor:
+    """[B, N, D] at int64 [B, K] to [B, K, D]."""
+    return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def _add(tokens: Tensor, positions: Tensor | None, index: Tensor) -> Tensor:
+    """Add to tokens [B, K, D] the positions [N, D] of their places [B, K]; nothing where there are none."""
+    return tokens if positions is None else tokens + positions[index].to(tokens.dtype)

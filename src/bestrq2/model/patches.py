@@ -1,0 +1,104 @@
+"""Log-mel spectrogram to patches and back, where the patches stand, and which of them are real."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def patchify(log_mel: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Cut a spectrogram into patches.
+
+    Args:
+        log_mel: [B, rows * height, columns * width].
+        patch_size: (height in mel bands, width in frames).
+
+    Returns:
+        [B, rows * columns, height * width]: frequency-major (index = row * columns + column), values of one patch band
+        after band.
+    """
+    height, width = patch_size
+    batch, bands, frames = log_mel.shape
+    grid = log_mel.reshape(batch, bands // height, height, frames // width, width)
+    return grid.transpose(2, 3).reshape(batch, -1, height * width)
+
+
+def unpatchify(patches: Tensor, patch_size: tuple[int, int], rows: int) -> Tensor:
+    """Inverse of `patchify`: [B, N, height * width] to [B, rows * height, N / rows * width]."""
+    height, width = patch_size
+    batch, count, _ = patches.shape
+    grid = patches.reshape(batch, rows, count // rows, height, width)
+    return grid.transpose(2, 3).reshape(batch, rows * height, count // rows * width)
+
+
+def patch_columns(frames: Tensor, width: int) -> Tensor:
+    """Whole patch columns in clips of that many frames, at least one. int64 [B] to int64 [B]."""
+    return (frames // width).clamp_min(1)
+
+
+def patch_validity(columns: Tensor, rows: int, total_columns: int) -> Tensor:
+    """Which patches lie inside their clip: int [B] columns of each clip to bool [B, rows * total_columns]."""
+    inside = torch.arange(total_columns, device=columns.device) < columns[:, None]
+    return inside.repeat(1, rows)
+
+
+@lru_cache(maxsize=64)
+def sine_cosine_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
+    """2-D sine-cosine positions, float32 [rows * columns, width] (paper section 3).
+
+    Half of the width encodes the row, half the column, with temperature 10000. The quarters are sine of the row, sine
+    of the column, cosine of the row, cosine of the column, as in the released checkpoints.
+    """
+    quarter = width // 4
+    frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+
+    def angles(count: int) -> Tensor:
+        return torch.arange(count, dtype=torch.float64, device="cpu")[:, None] * frequencies
+
+    by_row = angles(rows)[:, None].expand(rows, columns, -1)
+    by_column = angles(columns)[None].expand(rows, columns, -1)
+    both = torch.cat([by_row, by_column], dim=-1).reshape(rows * columns, width // 2)
+    positions = torch.cat([both.sin(), both.cos()], dim=-1)
+    return positions.to(device=device, dtype=torch.float32)
+
+
+@lru_cache(maxsize=64)
+def rotary_angles(rows: int, columns: int, head_width: int, two_dimensional: bool, device: torch.device) -> Tensor:
+    """Rotation angles of queries and keys, float32 [rows * columns, head_width], base 10000, for `rotate`.
+
+    With two dimensions the first half of a head turns with the row and the second with the column; otherwise all of it
+    turns with the column.
+    """
+
+    def angles(count: int, width: int) -> Tensor:
+        inverse = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+        half = torch.arange(count, dtype=torch.float64, device="cpu")[:, None] * inverse
+        return torch.cat([half, half], dim=1)
+
+    if two_dimensional:
+        by_row = angles(rows, head_width // 2)[:, None].expand(rows, columns, -1)
+        by_column = angles(columns, head_width // 2)[None].expand(rows, columns, -1)
+        both = torch.cat([by_row, by_column], dim=-1)
+    else:
+        both = angles(columns, head_width)[None].expand(rows, columns, -1)
+    return both.reshape(rows * columns, head_width).to(device=device, dtype=torch.float32)
+
+
+def rotate(states: Tensor, rotary: tuple[Tensor, Tensor], parts: int) -> Tensor:
+    """Turn queries or keys by their position ("rotate-half" form).
+
+    Args:
+        states: [B, heads, N, head_width].
+        rotary: cosines and sines of the angles, float32 [1 or B, 1, N, head_width].
+        parts: independent parts of a head: 2 for two-dimensional positions, else 1.
+
+    Returns:
+        The turned states in their own dtype.
+    """
+    cosine, sine = rotary
+    grouped = states.float().unflatten(-1, (parts, -1))
+    first, second = grouped.chunk(2, dim=-1)
+    half_turned = torch.cat([-second, first], dim=-1).flatten(-2)
+    return (states * cosine + half_turned * sine).to(states.dtype)

@@ -1,0 +1,107 @@
+"""The frozen random-projection quantizer that makes the targets, and how well its codes are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_bestrq2 import BestRQ2Config
+
+
+class RandomProjectionQuantizer(nn.Module):
+    """Patch to code: random projection, then the codebook row of largest cosine (paper section 2; arXiv 2202.01855).
+
+    Projection (Xavier uniform) and codebook (Gaussian rows of length 1) are buffers drawn from `quantizer_seed`; they
+    are never trained and are saved with the model. All arithmetic is float32.
+    """
+
+    projection: Tensor
+    codebook: Tensor
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        self.config = config
+        books, size, width = config.num_codebooks, config.codebook_size, config.codebook_dim
+        self.register_buffer("projection", torch.empty(books, config.patch_values, width))
+        self.register_buffer("codebook", torch.empty(books, size, width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw projection and codebook from the seed of the configuration."""
+        generator = torch.Generator().manual_seed(self.config.quantizer_seed)
+        for book in range(self.config.num_codebooks):
+            projection = torch.empty(self.projection.shape[1:], device="cpu")
+            nn.init.xavier_uniform_(projection, generator=generator)
+            codes = torch.empty(self.codebook.shape[1:], device="cpu").normal_(generator=generator)
+            self.projection[book].copy_(projection)
+            self.codebook[book].copy_(F.normalize(codes, dim=-1))
+
+    @torch.no_grad()
+    def forward(self, patches: Tensor) -> Tensor:
+        """Name the code of every patch.
+
+        Args:
+            patches: float [B, N, patch values].
+
+        Returns:
+            int64 [B, N], or [B, N, codebooks] where there is more than one codebook.
+        """
+        with torch.autocast(patches.device.type, enabled=False):
+            patches = patches.float()
+            if self.config.quantizer_normalization == "layernorm":
+                patches = F.layer_norm(patches, patches.shape[-1:])
+            codes = []
+            for projection, codebook in zip(self.projection.float(), self.codebook.float(), strict=True):
+                directions = F.normalize(patches @ projection, dim=-1)
+                codes.append((directions @ codebook.T).argmax(dim=-1))
+        return codes[0] if len(codes) == 1 else torch.stack(codes, dim=-1)
+
+
+@dataclass(frozen=True)
+class CodeUsage:
+    """How the codes of a set of targets are spread; scalars, averaged over codebooks.
+
+    Attributes:
+        entropy: of the codes' marginal distribution, nats. A predictor that ignores its input can reach this loss.
+        perplexity: exp(entropy), the effective number of codes.
+        coverage: share of the codebook that occurs at all.
+        top_share: share of the most frequent code.
+    """
+
+    entropy: Tensor
+    perplexity: Tensor
+    coverage: Tensor
+    top_share: Tensor
+
+
+def count_codes(targets: Tensor, weights: Tensor, codebook_size: int) -> Tensor:
+    """How often each code occurs, without a host-device synchronisation.
+
+    Args:
+        targets: int64 [B, H] or [B, H, codebooks].
+        weights: bool [B, H], which targets count.
+        codebook_size: codes per codebook.
+
+    Returns:
+        float32 [codebooks, codebook_size].
+    """
+    flat = targets.flatten(0, 1)
+    flat = flat[:, None] if flat.ndim == 1 else flat
+    counts = torch.zeros(flat.shape[1], codebook_size, device=targets.device)
+    return counts.scatter_add_(1, flat.T, weights.flatten().float().expand(flat.shape[1], -1))
+
+
+def code_usage(counts: Tensor) -> CodeUsage:
+    """Summarise counts, float [codebooks, codebook_size], as from `count_codes`."""
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1.0)
+    entropies = torch.special.entr(shares).sum(dim=1)
+    return CodeUsage(
+        entropy=entropies.mean(),
+        perplexity=entropies.exp().mean(),
+        coverage=(counts > 0).float().mean(),
+        top_share=shares.amax(dim=1).mean(),
+    )

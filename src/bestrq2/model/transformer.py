@@ -1,0 +1,209 @@
+"""Pre-norm transformer blocks, shared by the encoder and the predictor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .configuration_bestrq2 import BestRQ2Config
+from .patches import rotary_angles, rotate, sine_cosine_positions
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """Sizes of one stack of blocks (encoder or predictor)."""
+
+    width: int
+    layers: int
+    heads: int
+    intermediate: int
+    drop_path_rate: float
+
+    @classmethod
+    def of_encoder(cls, config: BestRQ2Config) -> TransformerShape:
+        """The encoder's sizes."""
+        return cls(
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.drop_path_rate,
+        )
+
+    @classmethod
+    def of_predictor(cls, config: BestRQ2Config) -> TransformerShape:
+        """The predictor's sizes; it has no stochastic depth (paper section 3)."""
+        return cls(
+            config.predictor_hidden_size,
+            config.predictor_num_layers,
+            config.predictor_num_attention_heads,
+            config.predictor_intermediate_size,
+            0.0,
+        )
+
+
+def make_norm(config: BestRQ2Config, width: int) -> nn.Module:
+    """LayerNorm or RMSNorm as configured; LayerNorm loses its bias where linear maps have none."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(width, eps=config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.use_bias)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for whole samples and scales the others up."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]; the identity outside training."""
+        if not self.training or self.rate == 0.0:
+            return branch
+        keep = 1.0 - self.rate
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep
+        return branch * (kept.to(branch.dtype) / keep)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through `scaled_dot_product_attention`, or written out for `eager`."""
+
+    def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
+        super().__init__()
+        self.config = config
+        self.heads = shape.heads
+        self.rotary_parts = 2 if config.position_embedding == "rope_2d" else 1
+        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=config.use_bias)
+        self.proj = nn.Linear(shape.width, shape.width, bias=config.use_bias)
+        head_width = shape.width // shape.heads
+        self.q_norm = make_norm(config, head_width) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, head_width) if config.qk_norm else nn.Identity()
+
+    def forward(self, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
+        """[B, N, D] to [B, N, D]; `attention_mask` is bool [B, 1, 1, N], True for keys that may be attended to."""
+        batch, count, width = tokens.shape
+        qkv = self.qkv(tokens).view(batch, count, 3, self.heads, width // self.heads)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        queries, keys = self.q_norm(queries), self.k_norm(keys)
+        if rotary is not None:
+            queries = rotate(queries, rotary, self.rotary_parts)
+            keys = rotate(keys, rotary, self.rotary_parts)
+        attend = eager_attention if self.config._attn_implementation == "eager" else F.scaled_dot_product_attention
+        mixed = attend(queries, keys, values, attn_mask=attention_mask)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+
+
+def eager_attention(queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """Attention by its definition, [B, heads, N, d] each: the yardstick for the fused kernels."""
+    scores = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    return scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype) @ values
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with GELU, or SwiGLU with the gate in the first half of `fc1`."""
+
+    def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        inner = shape.intermediate * (2 if self.gated else 1)
+        self.fc1 = nn.Linear(shape.width, inner, bias=config.use_bias)
+        self.fc2 = nn.Linear(shape.intermediate, shape.width, bias=config.use_bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        inner = self.fc1(tokens)
+        if self.gated:
+            gate, values = inner.chunk(2, dim=-1)
+            return self.fc2(F.silu(gate) * values)
+        return self.fc2(F.gelu(inner))
+
+
+class Block(nn.Module):
+    """Pre-norm block: attention and feed-forward, each with a residual branch and stochastic depth."""
+
+    def __init__(self, config: BestRQ2Config, shape: TransformerShape, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config, shape.width)
+        self.attn = Attention(config, shape)
+        self.norm2 = make_norm(config, shape.width)
+        self.mlp = FeedForward(config, shape)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), rotary, attention_mask))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks with a final norm, and the positions its tokens are given.
+
+    A token is told apart by its place in the grid of patches, not in the sequence, so any subset of the patches, in any
+    order, may be passed.
+    """
+
+    def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = shape
+        self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable` of transformers
+        last = max(1, shape.layers - 1)
+        self.blocks = nn.ModuleList(
+            Block(config, shape, shape.drop_path_rate * index / last) for index in range(shape.layers)
+        )
+        self.norm = make_norm(config, shape.width)
+        if config.position_embedding == "learned":
+            self.positions = nn.Parameter(torch.zeros(config.patch_rows, config.max_columns, shape.width))
+
+    def added_positions(self, columns: int, device: torch.device) -> Tensor | None:
+        """What is added to the tokens of a grid: float32 [rows * columns, D], or None for rotary positions.
+
+        Raises:
+            ValueError: if there are more columns than learned positions.
+        """
+        rows = self.config.patch_rows
+        if self.config.position_embedding == "sincos":
+            return sine_cosine_positions(rows, columns, self.shape.width, device)
+        if self.config.position_embedding == "learned":
+            if columns > self.config.max_columns:
+                raise ValueError(
+                    f"{columns} patch columns, but positions were learned for {self.config.max_columns} (max_columns)"
+                )
+            return self.positions[:, :columns].flatten(0, 1)
+        return None
+
+    def forward(self, tokens: Tensor, columns: int, places: Tensor | None, valid: Tensor | None) -> Tensor:
+        """Run the blocks and the final norm.
+
+        Args:
+            tokens: [B, N, D], positions already added where they are of the added kind.
+            columns: columns of the grid.
+            places: int64 [B, N], index of each token in the grid; None where tokens are the whole grid in order.
+            valid: bool [B, N], tokens that may be attended to; None for all.
+
+        Returns:
+            [B, N, D]. What stands at invalid tokens means nothing.
+        """
+        rotary = self._rotary(columns, places, tokens.device)
+        attention_mask = None if valid is None else valid[:, None, None, :]
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                tokens = checkpoint(block, tokens, rotary, attention_mask, use_reentrant=False)
+            else:
+                tokens = block(tokens, rotary, attention_mask)
+        return self.norm(tokens)
+
+    def _rotary(self, columns: int, places: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        if not self.config.position_embedding.startswith("rope"):
+            return None
+        head_width = self.shape.width // self.shape.heads
+        two_dimensional = self.config.position_embedding == "rope_2d"
+        angles = rotary_angles(self.config.patch_rows, columns, head_width, two_dimensional, device)
+        angles = angles[None] if places is None else angles[places]
+        return angles.cos()[:, None], angles.sin()[:, None]

@@ -1,0 +1,198 @@
+"use strict";
+(() => {
+  const tip = document.getElementById("tip");
+
+  /** Shows `content` (text or an element) beside the point (x, y) of the window, inside the window. */
+  function showTip(content, x, y) {
+    tip.replaceChildren(content);
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    const width = document.documentElement.clientWidth;
+    const left = x + 14 + box.width > width - 8 ? x - 14 - box.width : x + 14;
+    const top = y + 14 + box.height > window.innerHeight - 8 ? y - 14 - box.height : y + 14;
+    tip.style.transform = `translate(${Math.max(8, Math.min(left, width - box.width - 8))}px, ${Math.max(8, top)}px)`;
+  }
+  function hideTip() { tip.hidden = true; }
+
+  // Anything with data-tip: point at it, tap it or focus it.
+  for (const kind of ["pointermove", "pointerdown"]) {
+    document.addEventListener(kind, (event) => {
+      const owner = event.target.closest && event.target.closest("[data-tip]");
+      if (owner) showTip(owner.dataset.tip, event.clientX, event.clientY);
+      else if (!event.target.closest || !event.target.closest(".curve .area")) hideTip();
+    });
+  }
+  document.addEventListener("focusin", (event) => {
+    const owner = event.target.closest("[data-tip]");
+    if (!owner || !owner.matches(":focus-visible")) return;
+    const box = owner.getBoundingClientRect();
+    showTip(owner.dataset.tip, box.left + box.width / 2, box.bottom);
+  });
+  document.addEventListener("focusout", hideTip);
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
+  window.addEventListener("scroll", hideTip, { passive: true });
+
+  // Curves: read the values nearest to the pointer.
+  const narrow = "\u202f";
+  function valueText(value, unit) {
+    if (unit === "percent") return (100 * value).toFixed(1) + narrow + "%";
+    const size = Math.abs(value);
+    const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : size >= 0.1 || size === 0 ? 3 : 5;
+    return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
+  }
+  function nearest(steps, step) {
+    let low = 0, high = steps.length - 1;
+    while (high - low > 1) {
+      const middle = (low + high) >> 1;
+      if (steps[middle] <= step) low = middle; else high = middle;
+    }
+    return Math.abs(steps[low] - step) <= Math.abs(steps[high] - step) ? low : high;
+  }
+  for (const area of document.querySelectorAll(".curve .area")) {
+    const data = JSON.parse(area.querySelector("script").textContent);
+    const cursor = area.querySelector(".cursor");
+    const everyStep = [...new Set(data.series.flatMap((series) => series.steps))].sort((a, b) => a - b);
+    let current = null;
+    function read(step, y) {
+      current = step;
+      const share = (step - data.low) / (data.high - data.low);
+      const box = area.getBoundingClientRect();
+      cursor.hidden = false;
+      cursor.style.left = `${100 * share}%`;
+      const table = document.createElement("table");
+      const title = table.insertRow().insertCell();
+      title.textContent = `step ${step.toLocaleString("en")}`;
+      title.colSpan = 2;
+      for (const series of data.series) {
+        const row = table.insertRow();
+        const stroke = document.createElement("i");
+        stroke.className = series.dashed ? "stroke dashed" : "stroke";
+        stroke.style.borderColor = series.colour;
+        row.insertCell().append(stroke, series.label);
+        row.insertCell().textContent = valueText(series.values[nearest(series.steps, step)], data.unit);
+      }
+      showTip(table, box.left + share * box.width, y);
+    }
+    function point(event) {
+      const box = area.getBoundingClientRect();
+      const share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+      read(everyStep[nearest(everyStep, data.low + share * (data.high - data.low))], event.clientY);
+    }
+    function leave() { cursor.hidden = true; current = null; hideTip(); }
+    area.addEventListener("pointermove", point);
+    area.addEventListener("pointerdown", point);
+    area.addEventListener("pointerleave", leave);
+    area.addEventListener("blur", leave);
+    area.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      const stride = Math.max(1, Math.round(everyStep.length / 40));
+      const from = current === null ? (move > 0 ? -stride : everyStep.length) : nearest(everyStep, current);
+      const next = Math.min(everyStep.length - 1, Math.max(0, from + move * stride));
+      read(everyStep[next], area.getBoundingClientRect().top + 20);
+    });
+  }
+
+  // Map: colour and shape by domain, task, or the labels of one task.
+  const SHAPES = [
+    "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0-11 0",
+    "M-4.8-4.8h9.6v9.6h-9.6z",
+    "M0-6.2L5.8 4.6h-11.6z",
+    "M0-6.8L5.4 0L0 6.8L-5.4 0z",
+    "M-1.9-6h3.8v4.1h4.1v3.8h-4.1v4.1h-3.8v-4.1h-4.1v-3.8h4.1z",
+  ];
+  const COLOURS = 8;
+  const mapData = document.getElementById("map-data");
+  if (mapData) drawMap(JSON.parse(mapData.textContent));
+
+  function drawMap({ points, colours }) {
+    const marks = [...document.querySelectorAll("#map .point")];
+    const choice = document.getElementById("map-colour");
+    const legend = document.getElementById("map-legend");
+    choice.closest("label").hidden = false;
+    choice.addEventListener("change", recolour);
+    recolour();
+
+    function groupOf(option) {
+      if (option.value === "domain") return (point) => point.domain;
+      if (option.value === "task") return (point) => `${point.domain} · ${point.task}`;
+      const { domain, task } = option.dataset;
+      return (point) => (point.domain === domain && point.task === task ? point.label : null);
+    }
+    function recolour() {
+      const option = choice.selectedOptions[0];
+      const groups = points.map(groupOf(option));
+      const names = [...new Set(groups.filter((name) => name !== null))];
+      if (option.value === "label") names.sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+      const look = new Map(names.map((name, index) => [name, {
+        fill: option.value === "domain" ? colours[name] : `var(--c${index % COLOURS})`,
+        shape: SHAPES[(option.value === "domain" ? index : Math.floor(index / COLOURS)) % SHAPES.length],
+      }]));
+      marks.forEach((mark, index) => {
+        const seen = look.get(groups[index]);
+        mark.style.fill = seen ? seen.fill : "var(--muted)";
+        mark.setAttribute("d", seen ? seen.shape : SHAPES[0]);
+        mark.classList.toggle("off", !seen);
+      });
+      legend.replaceChildren(...names.map((name) => legendButton(name, look.get(name), groups)));
+    }
+    function legendButton(name, look, groups) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.setAttribute("aria-pressed", "false");
+      const picture = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+      picture.setAttribute("viewBox", "-8 -8 16 16");
+      const shape = document.createElementNS("http://www.w3.org/2000/svg", "path");
+      shape.setAttribute("d", look.shape);
+      shape.style.fill = look.fill;
+      picture.append(shape);
+      const count = document.createElement("small");
+      count.textContent = groups.filter((group) => group === name).length;
+      button.append(picture, name, count);
+      button.addEventListener("click", () => {
+        const alone = button.getAttribute("aria-pressed") !== "true";
+        for (const other of legend.children) other.setAttribute("aria-pressed", "false");
+        button.setAttribute("aria-pressed", String(alone));
+        marks.forEach((mark, index) => mark.classList.toggle("off", alone ? groups[index] !== name : groups[index] === null));
+      });
+      return button;
+    }
+  }
+
+  // Players: one sounds at a time; the outline shows where it is and can be clicked.
+  for (const player of document.querySelectorAll(".player")) {
+    const audio = player.querySelector("audio"), button = player.querySelector("button");
+    const outline = player.querySelector(".outline"), line = outline.querySelector("i");
+    audio.hidden = true;
+    button.hidden = false;
+    const name = button.getAttribute("aria-label");
+    button.addEventListener("click", () => (audio.paused ? audio.play() : audio.pause()));
+    outline.addEventListener("click", (event) => {
+      const box = outline.getBoundingClientRect();
+      const seek = () => { audio.currentTime = (audio.duration || 0) * (event.clientX - box.left) / box.width; };
+      if (audio.readyState) seek(); else audio.addEventListener("loadedmetadata", seek, { once: true });
+      audio.play();
+    });
+    function follow() {
+      line.style.left = `${100 * audio.currentTime / (audio.duration || 1)}%`;
+      if (!audio.paused) requestAnimationFrame(follow);
+    }
+    audio.addEventListener("play", () => {
+      for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
+      player.classList.add("playing");
+      button.textContent = "❚❚";
+      button.setAttribute("aria-label", name.replace("Play", "Pause"));
+      follow();
+    });
+    for (const end of ["pause", "ended"]) {
+      audio.addEventListener(end, () => {
+        player.classList.remove("playing");
+        button.textContent = "▶";
+        button.setAttribute("aria-label", name);
+      });
+    }
+  }
+  // A printed page shows what is folded away.
+  window.addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });
+})();

@@ -1,0 +1,1 @@
+"""Pretraining: from a source of audio to a run folder."""

@@ -1,0 +1,264 @@
+"""One pretraining run from configuration to run folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.loggers import Logger
+
+from bestrq2.convert.weights import quiet_hub
+from bestrq2.data.batches import (
+    AudioBatch,
+    BatchSchedule,
+    Crop,
+    CropDataset,
+    CropKey,
+    collate,
+    fixed_crops,
+    make_loader,
+    split_source,
+)
+from bestrq2.data.labelled import load_labelled
+from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.sources import Source, open_source
+from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.evaluate.online import OnlineProbe
+from bestrq2.files import disk_errors
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.train.callbacks import Evaluation, MovingAverage, RunKeeper
+from bestrq2.train.config import PretrainConfig, changed_settings, resolve
+from bestrq2.train.metrics import MetricsFile
+from bestrq2.train.module import MaskDrawer, PretrainingModule
+from bestrq2.train.optimizer import ema_decay, warmup_steps
+from bestrq2.train.progress import Progress
+from bestrq2.train.run_folder import RunFolder
+from bestrq2.train.statistics import band_statistics
+
+logger = logging.getLogger(__name__)
+
+_VALIDATION_BATCH = 16
+
+
+def pretrain(
+    *,
+    data: str | os.PathLike[str] | Source,
+    output: str | os.PathLike[str],
+    recipe: str = "best-rq-2",
+    seed: int = 0,
+    resume: bool = False,
+    model: dict[str, Any] | None = None,
+    loader: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    probe: dict[str, Any] | None = None,
+) -> Path:
+    """Pretrain an encoder on unlabelled audio.
+
+    Args:
+        data: folder, file, list, "soundworld", or a `Source`.
+        output: run folder to write.
+        recipe: where all settings start from.
+        seed: of weights, data order, crops and masks.
+        resume: continue the run in `output`; start it if there is none.
+        model: fields of `BestRQ2Config` that differ from the recipe; likewise the other groups.
+        loader: see `LoaderConfig`.
+        optimizer: see `OptimizerConfig`.
+        trainer: see `TrainerConfig`.
+        probe: see `OnlineProbeConfig`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        BestRQ2Error: with one sentence that says what to change.
+        KeyboardInterrupt: if it was stopped by Ctrl-C; the run can be resumed.
+    """
+    source = data if isinstance(data, Source) else None
+    settings: dict[str, Any] = {
+        "recipe": recipe, "data": source.name if source else str(data), "output": str(output), "seed": seed,
+        "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer, "probe": probe,
+    }  # fmt: skip
+    return run_pretraining(resolve(settings), resume=resume, source=source)
+
+
+def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source | None = None) -> Path:
+    """Pretrain as configured; see `pretrain`."""
+    source = source or open_source(config.data)
+    folder = RunFolder(config.output)
+    folder.create(resume)
+    start = _resume_point(folder, config) if resume else 0
+    with disk_errors(folder.root), quiet_lightning():
+        if start == config.trainer.max_steps:
+            logger.info("%s: all %d steps are done already", folder.root, start)
+            return folder.root
+        folder.write_config(config.to_dict())
+        training, held_out = split_source(source, config.loader.validation_clips, config.seed)
+        folder.write_environment({"recordings": len(source), "held_out": len(held_out) if held_out else 0})
+        run = _Run(config, folder, training, held_out, start)
+        run.fit()
+    return folder.root
+
+
+class _Run:
+    """The parts of one run, put together."""
+
+    def __init__(
+        self, config: PretrainConfig, folder: RunFolder, training: Source, held_out: Source | None, start: int
+    ) -> None:
+        self.config, self.folder, self.start = config, folder, start
+        self.rejections = RejectionLog(folder.rejected)
+        model = config.model
+        self.dataset = CropDataset(training, model.sampling_rate, model.max_seconds, config.seed)
+        torch.manual_seed(config.seed)
+        with quiet_hub():
+            pretraining_model = BestRQ2ForPreTraining(model)
+        if config.trainer.gradient_checkpointing:
+            pretraining_model.bestrq2.encoder.gradient_checkpointing = True
+        self.module = PretrainingModule(pretraining_model, config)
+        if model.uses_dataset_statistics and not start:
+            self._estimate_statistics()
+        self.keeper = RunKeeper(folder, self.rejections)
+        self.trainer = self._trainer(held_out)
+
+    def _estimate_statistics(self) -> None:
+        clips = self.config.loader.statistics_clips
+        batch_size = min(_VALIDATION_BATCH, clips)
+        schedule = BatchSchedule(len(self.dataset), batch_size, self.config.seed, max_steps=-(-clips // batch_size))
+        batches = make_loader(self.dataset, schedule, self.config.loader.num_workers)
+        mean, deviation, rejected = band_statistics(self.module.model.base_model, batches)
+        self.rejections.add(rejected)
+        self.module.model.base_model.set_statistics(mean, deviation)
+
+    def _trainer(self, held_out: Source | None) -> pl.Trainer:
+        config, settings = self.config, self.config.trainer
+        callbacks: list[pl.Callback] = []
+        if settings.ema:
+            steps = warmup_steps(settings.max_steps, config.optimizer)
+            callbacks.append(MovingAverage(ema_decay(settings.max_steps, config.optimizer), steps))
+        callbacks += [Evaluation(self._validation_batches(held_out), self._online_probe()), self.keeper, Progress()]
+        launched = "SLURM_NTASKS" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+        try:
+            return pl.Trainer(
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+                strategy=settings.strategy,
+                precision=settings.precision,  # type: ignore[arg-type]
+                max_steps=settings.max_steps,
+                max_epochs=-1,
+                accumulate_grad_batches=settings.accumulate_grad_batches,
+                gradient_clip_val=settings.gradient_clip_val,
+                callbacks=callbacks,
+                logger=self._loggers(),
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                default_root_dir=self.folder.root,
+                plugins=None if launched else [LightningEnvironment()],
+            )
+        except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _loggers(self) -> list[Logger]:
+        loggers: list[Logger] = [MetricsFile(self.folder.metrics, self.start)]
+        try:
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            loggers.append(TensorBoardLogger(self.folder.root, name="tensorboard", version=""))
+        except ModuleNotFoundError:
+            logger.info("no TensorBoard events: pip install 'bestrq2[tensorboard]' adds them")
+        return loggers
+
+    def _validation_batches(self, held_out: Source | None) -> list[AudioBatch]:
+        if held_out is None:
+            return []
+        model = self.config.model
+        crops = fixed_crops(held_out, len(held_out), self.config.seed, model.sampling_rate, model.max_seconds)
+        items = [Crop(CropKey(0, index, 0, index), crop) for index, crop in enumerate(crops)]
+        return [collate(items[first : first + _VALIDATION_BATCH]) for first in range(0, len(items), _VALIDATION_BATCH)]
+
+    def _online_probe(self) -> OnlineProbe | None:
+        probe = self.config.probe
+        if probe.data is None:
+            return None
+        return OnlineProbe(load_labelled(probe.data), max_train=probe.clips, seed=self.config.seed)
+
+    def fit(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            KeyboardInterrupt: if stopped.
+        """
+        resume_from = self.folder.last_checkpoint if self.start else None
+        self.trainer.fit(self.module, self._loader(), ckpt_path=resume_from, weights_only=True)
+        if self.keeper.interrupted:
+            raise KeyboardInterrupt(f"stopped after step {self.trainer.global_step}; --resume continues")
+
+    def _loader(self) -> Any:
+        config = self.config
+        batches = config.trainer.accumulate_grad_batches
+        clips = config.loader.batch_size // batches
+        world = self.trainer.world_size
+        if clips % world:
+            raise ConfigError(
+                f"loader.batch_size ({config.loader.batch_size}) must be a multiple of the {world} devices times "
+                f"trainer.accumulate_grad_batches ({batches})"
+            )
+        schedule = BatchSchedule(
+            len(self.dataset), clips, config.seed, self.start * batches, None, self.trainer.global_rank, world
+        )
+        return make_loader(
+            self.dataset,
+            schedule,
+            config.loader.num_workers,
+            MaskDrawer(config.model, config.seed, batches, clips),
+        )
+
+
+def _resume_point(folder: RunFolder, config: PretrainConfig) -> int:
+    """Steps done in the run that lies here; 0 where there is none.
+
+    Raises:
+        ConfigError: if the settings differ in what makes it another run.
+        CheckpointError: if the checkpoint is damaged.
+    """
+    if not folder.config.exists():
+        return 0
+    changes = changed_settings(folder.read_config(), config.to_dict())
+    if changes:
+        raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")
+    if not folder.last_checkpoint.exists():
+        return 0
+    try:
+        checkpoint = torch.load(folder.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return int(checkpoint["global_step"])
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder.last_checkpoint}: damaged ({type(error).__name__}); delete it to start the run anew"
+        ) from error
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's notices (devices, tips, workers) from hiding ours."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message=r".*(srun|LeafSpec|isinstance\(treespec|lr_scheduler\.step).*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

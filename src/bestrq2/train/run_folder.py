@@ -1,0 +1,141 @@
+"""The files of a run: where they lie, and writing them so that a kill leaves whole ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bestrq2._version import __version__
+from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.files import write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.root / "config.yaml"
+
+    @property
+    def model(self) -> Path:
+        """The newest model in hub format."""
+        return self.root / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where training states lie."""
+        return self.root / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The newest training state."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        """Logged values, one row a step."""
+        return self.root / "metrics.csv"
+
+    @property
+    def rejected(self) -> Path:
+        """Recordings that could not be used."""
+        return self.root / "rejected.csv"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, commit and hardware."""
+        return self.root / "environment.json"
+
+    @property
+    def probes(self) -> Path:
+        """Scores of the probe at the end."""
+        return self.root / "probes.json"
+
+    @property
+    def report(self) -> Path:
+        """The report for people."""
+        return self.root / "report.html"
+
+    def create(self, resume: bool) -> None:
+        """Make the folder, or check that an existing one may be written to.
+
+        Raises:
+            ConfigError: if it holds a run and `resume` is off, or cannot be written to.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"{self.root}: this is a file; give --output a folder")
+        if self.config.exists() and not resume:
+            raise ConfigError(
+                f"{self.root}: holds a run already; add --resume to continue it, or name another --output"
+            )
+        if self.root.is_dir() and not self.config.exists() and any(self.root.iterdir()):
+            raise ConfigError(f"{self.root}: is not empty and holds no run; name a new folder with --output")
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{self.root}: cannot be written to ({error.strerror}); name another --output") from error
+
+    def read_config(self) -> dict[str, Any]:
+        """The settings of the run that lies here.
+
+        Raises:
+            CheckpointError: if they cannot be read.
+        """
+        try:
+            loaded = yaml.safe_load(self.config.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise CheckpointError(f"{self.config}: cannot be read: {error}") from error
+        if not isinstance(loaded, dict):
+            raise CheckpointError(f"{self.config}: holds no settings")
+        return loaded
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """Write the resolved settings."""
+        write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
+
+    def write_environment(self, extra: dict[str, Any]) -> None:
+        """Write what the run ran on."""
+        write_text(self.environment, json.dumps({**environment(), **extra}, indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit of the working folder, and hardware."""
+    import torch
+
+    packages = ("torch", "transformers", "lightning", "numpy", "soundfile", "av", "soxr")
+    return {
+        "bestrq2": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git_commit": _git_commit(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "command": sys.argv,
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

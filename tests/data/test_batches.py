@@ -1,0 +1,285 @@
+"""Batches: the same ones whatever makes them, and what was rejected on the way."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recordings import cut, noise, write
+
+from bestrq2.data.audio import read_audio
+from bestrq2.data.batches import (
+    AllRejectedError,
+    BatchSchedule,
+    Crop,
+    CropDataset,
+    CropKey,
+    RejectionLog,
+    collate,
+    epoch_order,
+    fixed_crops,
+    make_loader,
+)
+from bestrq2.data.sources import ArraySource, FileSource, open_source
+from bestrq2.errors import ConfigError, DataError
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Files of many formats and lengths, and one of every way to be broken."""
+    root = tmp_path_factory.mktemp("mixed")
+    write(root / "a.wav", noise(3, 16_000, 1), 16_000)
+    write(root / "b.flac", np.stack([noise(3, 44_100, 2), noise(3, 44_100, 3)]), 44_100)
+    write(root / "c.mp3", noise(4, 16_000, 4), 16_000)
+    write(root / "d.ogg", noise(0.2, 8_000, 5), 8_000)
+    write(root / "e.m4a", noise(3, 44_100, 6), 44_100)
+    write(root / "f.webm", noise(3, 48_000, 7), 48_000)
+    (root / "empty.wav").touch()
+    (root / "text.mp3").write_text("no audio " * 99)
+    write(root / "silent.wav", np.zeros(20_000), 8_000)
+    write(root / "nan.float.wav", np.full(20_000, np.nan, np.float32), 8_000)
+    cut(root / "b.flac")
+    return root
+
+
+BROKEN = {
+    "empty.wav": "the file is empty (0 bytes).",
+    "text.mp3": "is not audio that libsndfile or FFmpeg can read.",
+    "silent.wav": "is silent: no sample exceeds 0.0001 of full scale.",
+    "nan.float.wav": "holds NaN or infinite samples.",
+}
+
+
+def dataset(root, seed=5):
+    return CropDataset(open_source(root), RATE, max_seconds=1.0, seed=seed)
+
+
+def draw_mask(lengths, step, places):
+    rows = [torch.rand(7, generator=torch.Generator().manual_seed(1000 * step + int(place))) for place in places]
+    return torch.stack(rows) < 0.5
+
+
+def batches(root, workers, steps=4, start=0, rank=0, world=1):
+    data = dataset(root)
+    schedule = BatchSchedule(len(data), 6, seed=5, start_step=start, max_steps=steps, rank=rank, world_size=world)
+    return list(make_loader(data, schedule, workers, draw_mask=draw_mask))
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.step == b.step
+        for name in ("input_values", "lengths", "places", "hidden_mask"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert a.rejected == b.rejected
+
+
+def test_any_number_of_workers_gives_the_same_batches(mixed):
+    alone = batches(mixed, 0)
+    assert [batch.step for batch in alone] == [0, 1, 2, 3]
+    assert {len(batch) for batch in alone} == {6}
+    assert any(batch.rejected for batch in alone)
+    for workers in (1, 2):
+        assert_same(alone, batches(mixed, workers))
+
+
+def test_a_resumed_schedule_continues_where_it_stopped(mixed):
+    assert_same(batches(mixed, 0)[2:], batches(mixed, 0, start=2))
+
+
+def test_processes_share_the_batch_of_one(mixed):
+    whole = batches(mixed, 0, steps=2)
+    for rank in range(3):
+        for full, share in zip(whole, batches(mixed, 0, steps=2, rank=rank, world=3), strict=True):
+            assert share.places.tolist() == [rank, rank + 3]
+            for row, place in enumerate(share.places.tolist()):
+                length = int(share.lengths[row])
+                assert length == full.lengths[place]
+                assert torch.equal(share.input_values[row, :length], full.input_values[place, :length])
+                assert torch.equal(share.hidden_mask[row], full.hidden_mask[place])
+
+
+def test_items_do_not_depend_on_what_was_read_before(mixed):
+    """The memory of bad files saves work and changes nothing."""
+    keys = [key for batch in itertools.islice(BatchSchedule(len(dataset(mixed)), 6, 5), 5) for key in batch]
+    warm = dataset(mixed)
+    for key in [*keys[::-1], *keys]:
+        fresh, again = dataset(mixed)[key], warm[key]
+        np.testing.assert_array_equal(fresh.waveform, again.waveform)
+        assert fresh.rejected == again.rejected
+
+
+def test_bad_files_are_replaced_by_the_next_of_the_epoch_and_listed(mixed):
+    data = dataset(mixed)
+    names = [data.source.describe(i).rpartition("/")[2] for i in range(len(data))]
+    order = [names[i] for i in epoch_order(len(data), 5, 0)]
+    bad = {*BROKEN, "cut-b.flac"}
+    for position, name in enumerate(order):
+        crop = data[CropKey(0, names.index(name), 0, position)]
+        walked = list(itertools.takewhile(lambda n: n in bad, order[position:] + order))
+        assert [path.rpartition("/")[2] for path, _ in crop.rejected] == walked
+        for path, reason in crop.rejected:
+            assert BROKEN.get(path.rpartition("/")[2], reason) == reason
+    assert data.__getitem__(CropKey(0, names.index("d.ogg"), 0, 0)).waveform.shape == (3200,)
+
+
+def test_a_replacement_is_not_the_crop_its_own_turn_gives(tmp_path):
+    good = write(tmp_path / "good.wav", noise(9, 16_000), 16_000)
+    (tmp_path / "bad.wav").touch()
+    data = CropDataset(FileSource("x", [good, tmp_path / "bad.wav"]), RATE, 1.0, seed=0)
+    own, replacement = data[CropKey(0, 0, 0, 0)], data[CropKey(0, 1, 0, 1)]
+    assert len(replacement.rejected) == 1
+    assert not np.array_equal(own.waveform, replacement.waveform)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_if_all_are_rejected_one_sentence_says_so(tmp_path, workers):
+    for name in ("a.wav", "b.wav", "c.flac"):
+        (tmp_path / name).write_text("text")
+    data = dataset(tmp_path)
+    loader = make_loader(data, BatchSchedule(3, 2, seed=5, max_steps=1), workers)
+    with pytest.raises(DataError) as error:
+        list(loader)
+    if workers:
+        # The stack trace holds on to the iterator; at its own time, ending the worker takes the collector five seconds.
+        loader._iterator._shutdown_workers()
+    assert isinstance(error.value, AllRejectedError)
+    assert str(error.value).startswith(f"{tmp_path}: all 3 recordings were rejected; first: {tmp_path}/")
+    assert str(error.value).endswith(": is not audio that libsndfile or FFmpeg can read.")
+    assert "\n" not in str(error.value)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+def test_the_search_for_a_usable_recording_ends():
+    data = CropDataset(ArraySource(np.zeros((1500, 10), np.float32), RATE), RATE, 1.0, seed=0)
+    with pytest.raises(
+        AllRejectedError, match="1000 recordings in a row were rejected; first: array clip 7: is silent"
+    ):
+        data[CropKey(0, 7, 0, 0)]
+
+
+def test_crops_differ_between_epochs_and_seeds():
+    data = CropDataset(ArraySource([noise(9, RATE)], RATE), RATE, 1.0, seed=0)
+    other = CropDataset(data.source, RATE, 1.0, seed=1)
+    crops = [data[CropKey(e, 0, 0, 0)].waveform for e in range(3)] + [other[CropKey(0, 0, 0, 0)].waveform]
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(crops, 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 40),
+    share=st.integers(1, 5),
+    world=st.integers(1, 3),
+    seed=st.integers(0, 2**40),
+    start=st.integers(0, 9),
+)
+def test_every_epoch_visits_every_recording_once(length, share, world, seed, start):
+    size, steps = share * world, 12
+    whole = list(BatchSchedule(length, size, seed, max_steps=steps))
+    keys = [key for batch in whole for key in batch]
+    for number, key in enumerate(keys):
+        assert key.epoch == number // length
+        assert (key.step, key.place) == divmod(number, size)
+    for epoch in range(len(keys) // length):
+        visited = [key.recording for key in keys[epoch * length : (epoch + 1) * length]]
+        assert sorted(visited) == list(range(length))
+        assert visited == epoch_order(length, seed, epoch).tolist()
+    ranks = [list(BatchSchedule(length, size, seed, start, steps, rank, world)) for rank in range(world)]
+    for step, shares in enumerate(zip(*ranks, strict=True), start):
+        assert sorted(itertools.chain(*shares), key=lambda key: key.place) == whole[step]
+    assert len(BatchSchedule(length, size, seed, start, steps)) == steps - start
+
+
+def test_an_endless_schedule_is_quick_for_a_million_recordings():
+    schedule = BatchSchedule(1_000_000, 256, seed=0, start_step=100_000)
+    keys = next(iter(schedule))
+    assert keys[0].epoch == 25
+    assert 0 <= keys[0].recording < 1_000_000
+    with pytest.raises(TypeError):
+        len(schedule)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"batch_size": 7, "world_size": 2}, "7 is not divisible by the 2 processes; use 8"),
+        ({"batch_size": 0}, "batches of 0"),
+        ({"length": 0}, "0 recordings"),
+        ({"rank": 2, "world_size": 2}, "rank 2 of 2 processes"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_impossible_schedules_are_refused(arguments, reason):
+    with pytest.raises(ConfigError, match=reason):
+        BatchSchedule(**{"length": 10, "batch_size": 4, "seed": 0, **arguments})
+
+
+def test_impossible_datasets_are_refused():
+    source = ArraySource(np.ones((2, 10)), RATE)
+    for rate, seconds in [(0, 1.0), (16_000, 0.0), (16_000, float("nan"))]:
+        with pytest.raises(ConfigError, match="impossible; both must be positive"):
+            CropDataset(source, rate, seconds, seed=0)
+    with pytest.raises(DataError, match="holds no recordings"):
+        CropDataset(ArraySource([], RATE), RATE, 1.0, seed=0)
+
+
+def test_batches_are_padded_with_zeros_and_keep_lengths():
+    waveforms = [noise(s, RATE, i) for i, s in enumerate((0.5, 1.0, 0.1))]
+    items = [Crop(CropKey(0, i, 9, 2 * i), w, (("x", "bad"),) * i) for i, w in enumerate(waveforms)]
+    batch = collate(items)
+    assert batch.input_values.shape == (3, 16_000)
+    assert batch.input_values.dtype == torch.float32
+    assert batch.lengths.tolist() == [8000, 16_000, 1600]
+    assert batch.places.tolist() == [0, 2, 4]
+    assert (batch.step, len(batch.rejected), batch.hidden_mask) == (9, 3, None)
+    for row, waveform in zip(batch.input_values, waveforms, strict=True):
+        np.testing.assert_array_equal(row[: len(waveform)].numpy(), waveform)
+        assert not row[len(waveform) :].any()
+    moved = batch.to("meta")
+    assert moved.input_values.device.type == "meta"
+    assert moved.lengths.device.type == "cpu"
+
+
+def test_rejections_are_listed_once_and_survive(tmp_path):
+    path = tmp_path / "rejected.csv"
+    log = RejectionLog(path)
+    assert not path.exists()
+    assert log.add([("a,1.wav", 'has "quotes"'), ("b.wav", "two\nlines"), ("a,1.wav", "again")]) == 2
+    assert log.add([("b.wav", "again")]) == 0
+    path.write_bytes(path.read_bytes() + b'half.wav,"is sil')  # killed while writing
+    resumed = RejectionLog(path)
+    assert len(resumed) == 2
+    assert resumed.add([("b.wav", "again"), ("c\udcff.wav", "odd name")]) == 1
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["path", "reason"],
+        ["a,1.wav", 'has "quotes"'],
+        ["b.wav", "two lines"],
+        ["c\udcff.wav", "odd name"],
+    ]
+    assert len(RejectionLog(path)) == 3
+
+
+def test_a_file_called_path_is_an_entry_like_others(tmp_path):
+    RejectionLog(tmp_path / "r.csv").add([("path", "is a folder")])
+    assert len(RejectionLog(tmp_path / "r.csv")) == 1
+
+
+def test_validation_crops_are_fixed_and_skip_bad_files(mixed):
+    source = open_source(mixed)
+    crops = fixed_crops(source, 4, seed=3, sampling_rate=RATE, max_seconds=1.0)
+    assert len(crops) == 4
+    for first, second in zip(crops, fixed_crops(source, 4, 3, RATE, 1.0), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert len(fixed_crops(source, 99, 3, RATE, 1.0)) == 6
+    whole = read_audio(mixed / "d.ogg", RATE)
+    assert any(np.array_equal(crop, whole) for crop in fixed_crops(source, 99, 3, RATE, 1.0))
