@@ -46,12 +46,13 @@ def parse_settings(parser: ArgumentParser, settings: dict[str, Any]) -> Namespac
         ConfigError: as `parse_flags`.
     """
     known = [action.dest for action in parser._actions]
+    settings = {key: value for key, value in settings.items() if value is not None}
     for group, values in settings.items():
         for key in [f"{group}.{key}" for key in values] if isinstance(values, dict) else [group]:
             if key not in known:
                 raise ConfigError(f"there is no setting '{key}'{nearest(key, known)}")
     try:
-        return parser.parse_object({key: value for key, value in settings.items() if value is not None})
+        return parser.parse_object(settings)
     except (ParserError, TypeError, ValueError) as error:
         raise ConfigError(_one_sentence(error, known)) from error
 

@@ -101,6 +101,7 @@ def _translate_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     rate = int(spectrogram.get("sample_rate", 16_000))
     hop = round(float(spectrogram.get("hop_length_ms", 39.0625)) * rate / 1000)
     width, depth = int(encoder.get("embed_dim", 768)), int(encoder.get("depth", 12))
+    heads = int(encoder.get("num_heads", 12))
     predictor_width = int(predictor.get("embed_dim", width))
     image: Any = patch.get("img_size") or (128, 256)
     ratio = masking.get("mask_ratio", (0.4, 0.6))
@@ -118,14 +119,14 @@ def _translate_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
             patch_size=list(patch.get("patch_size") or (16, 16)),
             hidden_size=width,
             num_hidden_layers=depth,
-            num_attention_heads=int(encoder.get("num_heads", 12)),
+            num_attention_heads=heads,
             intermediate_size=round(width * float(encoder.get("mlp_ratio", 4.0))),
             position_embedding=_positions(state, two_step),
             drop_path_rate=float(encoder.get("drop_path_rate", 0.1)),
             objective="two_step" if two_step else "one_stage",
             predictor_hidden_size=predictor_width,
             predictor_num_layers=int(predictor.get("depth", 4)),
-            predictor_num_attention_heads=int(predictor.get("num_heads", encoder.get("num_heads", 12))),
+            predictor_num_attention_heads=int(predictor.get("num_heads", heads)),
             predictor_intermediate_size=round(predictor_width * float(predictor.get("mlp_ratio", 4.0))),
             codebook_size=int(config.get("vocab_size", 8192)),
             codebook_dim=int(config.get("codebook_dim", 16)),

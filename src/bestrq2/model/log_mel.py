@@ -68,28 +68,35 @@ class LogMel(nn.Module):
             log_mel: float32 [B, bands, T] in dB, 10 log10(max(power, 1e-10)).
             frames: int64 [B], how many of the T frames belong to each clip (on the device of `lengths`).
         """
-        config = self.config
         device = waveform.device
         with torch.autocast(device.type, enabled=False):
             padded, frames = self._pad(waveform.float(), lengths)
-            window = _window(config.win_length, device)
-            spectrum = torch.view_as_real(
-                torch.stft(
-                    padded,
-                    n_fft=config.n_fft,
-                    hop_length=config.hop_length,
-                    win_length=config.win_length,
-                    window=window,
-                    center=False,
-                    return_complex=True,
-                )
-            )
-            power = (spectrum / window.square().sum().sqrt()).square().sum(dim=-1)
-            filters = mel_filters(
-                config.n_fft, config.num_mel_bands, config.mel_min_hz, config.mel_max_hz, config.sampling_rate, device
-            )
-            mel = power.transpose(1, 2) @ filters
-            return 10.0 * torch.log10(mel.clamp_min(POWER_FLOOR)).transpose(1, 2), frames
+            if device.type == "cpu" and not torch.compiler.is_compiling():
+                # A few clips at a time stay in the processor's caches: twice as fast as all at once.
+                chunks = padded.split(max(1, torch.get_num_threads()))
+                return torch.cat([self._decibels(chunk) for chunk in chunks]), frames
+            return self._decibels(padded), frames
+
+    def _decibels(self, padded: Tensor) -> Tensor:
+        """Padded waveforms [B, S + n_fft] to [B, bands, T] in dB."""
+        config, device = self.config, padded.device
+        window = _window(config.win_length, device)
+        spectrum = torch.stft(
+            padded,
+            n_fft=config.n_fft,
+            hop_length=config.hop_length,
+            win_length=config.win_length,
+            window=window,
+            center=False,
+            return_complex=True,
+        )
+        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+        filters = mel_filters(
+            config.n_fft, config.num_mel_bands, config.mel_min_hz, config.mel_max_hz, config.sampling_rate, device
+        )
+        # Dividing the window itself by its norm would round the quietest bands differently from the reference.
+        mel = power.transpose(1, 2) @ (filters / window.square().sum())
+        return mel.clamp_min(POWER_FLOOR).log10().mul(10.0).transpose(1, 2)
 
     def _pad(self, waveform: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Reflect every clip at its own ends; returns [B, S + n_fft] and the frames of each clip."""

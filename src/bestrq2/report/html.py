@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -48,15 +49,16 @@ def render(contents: ReportContents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("template.html.jinja").render(_drawn(contents))
+    return environment.get_template("template.html.jinja").render(_drawn(contents)).lstrip()
 
 
 def _drawn(contents: ReportContents) -> dict[str, object]:
-    """Everything the template draws; parts without data are empty or None."""
+    """Everything the template draws; parts without data are empty or None, clips that hold NaN are passed over."""
     groups, further_figures = curve_groups(contents.runs)
     domains = domain_colours([one.domain for one in contents.probes] + [clip.domain for clip in contents.clips])
     means, tasks = probe_cards(contents.probes, contents.runs, domains)
-    on_map = map_figure(contents.clips)
+    clips = [clip for clip in contents.clips if np.isfinite(clip.vector).all()]
+    on_map = map_figure(clips)
     colours, labels = run_colours(contents.runs), run_labels(contents.runs)
     return {
         "contents": contents,
@@ -76,7 +78,7 @@ def _drawn(contents: ReportContents) -> dict[str, object]:
         "map": on_map,
         "map_data": _map_data(on_map),
         "map_box": (embedding_map.WIDTH, embedding_map.HEIGHT),
-        "neighbours": neighbour_figure(contents.clips),
+        "neighbours": neighbour_figure(clips),
         "outline_width": neighbours.OUTLINE_POINTS,
         "domain_colours": domains,
     }
@@ -94,7 +96,7 @@ def _inline(name: str) -> Markup:
 def _write_atomically(output: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -114,8 +114,12 @@ def _complete_means(scores: list[ProbeScore], title: str) -> list[ProbeScore]:
 def probe_cards(
     probes: list[ProbeScore], runs: list[RunCurves], domain_colours: dict[str, str]
 ) -> tuple[list[ProbeCard], list[DomainProbes]]:
-    """Cards of means (one per domain, then the mean of domains), and the cards of all tasks by domain."""
+    """Cards of means (one per domain, then the mean of domains), and the cards of all tasks by domain.
+
+    A score that is NaN, as of a probe that failed, has no bar; the table still lists it.
+    """
     colours = feature_colours(probes, runs)
+    probes = [one for one in probes if math.isfinite(one.score)]
     means = [_card(domain, scores, colours) for domain, scores in domain_means(probes).items()]
     domains = []
     for domain in unique(one.domain for one in probes):
@@ -145,7 +149,7 @@ def _card(title: str, scores: list[ProbeScore], colours: dict[str, str]) -> Prob
 
 def _bar(score: ProbeScore) -> Bar:
     def inside(share: float) -> float:
-        return round(100 * min(max(share, 0.0), 1.0), 2)
+        return round(100 * min(max(share if math.isfinite(share) else score.score, 0.0), 1.0), 2)
 
     return Bar(
         METHODS.get(score.method, score.method),

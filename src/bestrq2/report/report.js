@@ -37,6 +37,7 @@
   function valueText(value, unit) {
     if (unit === "percent") return (100 * value).toFixed(1) + narrow + "%";
     const size = Math.abs(value);
+    if (size > 0 && size < 0.001) return value.toExponential(2).replace(/-/g, "−");
     const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : size >= 0.1 || size === 0 ? 3 : 5;
     return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
   }
@@ -193,6 +194,8 @@
       });
     }
   }
-  // A printed page shows what is folded away.
-  window.addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });
+  // A printed page shows what is folded away, but for the grids of codes, which are too wide for paper.
+  window.addEventListener("beforeprint", () => {
+    for (const part of document.querySelectorAll("details")) part.open = !part.querySelector(".codes");
+  });
 })();

@@ -55,12 +55,14 @@ def _round_step(raw: float) -> float:
 
 
 def tick_text(value: float, step: float, unit: Unit) -> str:
-    """Text of a tick with as many decimals as its step needs: "0.25", "1.5k", "40 %"."""
+    """Text of a tick with as many decimals as its step needs: "0.25", "1.5k", "40 %", "5e−4"."""
     if unit == "percent":
         return f"{_decimals(100 * value, 100 * step)}\u202f%"
     for factor, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return _decimals(value / factor, step / factor) + suffix
+    if step < 1e-3:
+        return _power_of_ten(value)
     return _decimals(value, step)
 
 
@@ -77,12 +79,20 @@ def _minus(text: str, value: float, places: int) -> str:
     return text.replace("-", "\u2212")
 
 
+def _power_of_ten(value: float) -> str:
+    """Three digits and a power of ten, without idle zeros: "2.5e−4"."""
+    digits, power = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(power)}".replace("-", "\u2212") if float(digits) else "0"
+
+
 def number_text(value: float, unit: Unit = "number") -> str:
-    """A measured value for people: "62.4 %", "1,234", "0.0123", "\u22120.52"; "–" where it is not finite."""
+    """A measured value for people: "62.4 %", "1,234", "0.01230", "\u22120.520"; "–" where it is not finite."""
     if not math.isfinite(value):
         return "–"
     if unit == "percent":
         return _minus(f"{100 * value:.1f}", 100 * value, 1) + "\u202f%"
     size = abs(value)
+    if 0 < size < 1e-3:
+        return _power_of_ten(value)
     places = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.1 or size == 0 else 5
     return _minus(f"{value:,.{places}f}", value, places)

@@ -23,7 +23,7 @@ from bestrq2.data.soundworld.acoustics import SAMPLE_RATE
 from bestrq2.data.soundworld.task_specs import TASKS, TaskSpec, label_of, presence_events, render
 from bestrq2.errors import DataError
 
-VERSION = "1"  # raise it whenever the audio changes: cached files carry it in their name
+VERSION = "2"  # raise it whenever the audio changes: cached files carry it in their name
 _CHUNK = 8  # clips a worker renders before it reports
 
 

@@ -1,7 +1,7 @@
 """A plain formant synthesiser that speaks where espeak-ng is not installed.
 
-Letters become vowels and consonants; vowels are harmonics under three moving resonances, consonants are silence, hum or
-shaped noise. Nobody will understand it, but words, voices and languages differ audibly and consistently.
+Letters become vowels and consonants; vowels are glottal pulses under three moving resonances, consonants are silence,
+hum or shaped noise. Nobody will understand it, but words, voices and languages differ audibly and consistently.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 
 import numpy as np
+from scipy.fft import irfft, rfft
 from scipy.signal import lfilter
 
 from bestrq2.data.soundworld.acoustics import SAMPLE_RATE
@@ -77,18 +78,23 @@ def _tracks(sounds: list[str], rate: float, language: str) -> np.ndarray:
     return np.stack([np.convolve(padded[:, column], kernel, mode="valid") for column in range(6)], axis=1)
 
 
-def _voicing(phase: np.ndarray, fundamental: float, controls: np.ndarray, tract: float) -> np.ndarray:
-    """Harmonics [samples] of the given phase in radians, weighted by the resonances of the vocal tract."""
-    at = np.arange(phase.size) / _FRAME
-    frames = np.arange(len(controls))
-    wave = np.zeros(phase.size)
-    for harmonic in range(1, int(min(5000.0 / fundamental, 40)) + 1):
-        frequency = harmonic * fundamental
-        gain = np.zeros(len(controls))
-        for column, (width, weight) in enumerate(((90.0, 1.0), (110.0, 0.6), (160.0, 0.35))):
-            gain += weight / (1.0 + ((frequency - controls[:, column] * tract) / width) ** 2)
-        wave += np.interp(at, frames, gain * controls[:, 3]) * np.sin(harmonic * phase)
-    return wave
+def _resonate(source: np.ndarray, controls: np.ndarray, tract: float) -> np.ndarray:
+    """Send a source [samples] through the moving resonances, window by window."""
+    hop, window, size = 2 * _FRAME, 4 * _FRAME, 512
+    steps = source.size // hop + 1
+    padded = np.pad(source, (hop, 2 * window))
+    taper = np.hanning(window + 1)[:-1]  # half-overlapping Hann windows sum to one
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, window)[: steps * hop : hop] * taper
+    frequencies = np.arange(size // 2 + 1) * SAMPLE_RATE / size
+    rows = controls[np.minimum(np.arange(steps) * 2, len(controls) - 1)]
+    gain = np.full((steps, frequencies.size), 0.01)
+    for column, (width, weight) in enumerate(((90.0, 1.0), (110.0, 0.6), (160.0, 0.35))):
+        gain += weight / (1.0 + ((frequencies - rows[:, column : column + 1] * tract) / width) ** 2)
+    filtered = irfft(rfft(pieces, size, axis=1) * (gain * rows[:, 3:4]), size, axis=1)
+    total = np.zeros(padded.size + size)
+    for step in range(steps):
+        total[step * hop : step * hop + size] += filtered[step]
+    return total[hop : hop + source.size]
 
 
 def speak(
@@ -122,11 +128,14 @@ def speak(
     accents = 2 ** (rng.normal(0.0, 0.12, steps + 1) + np.linspace(0.12, -0.12, steps + 1))
     contour = fundamental * np.interp(np.linspace(0, steps, samples), np.arange(steps + 1), accents)
     phase = 2 * np.pi * np.cumsum(contour) / SAMPLE_RATE
-    voiced = _voicing(phase, fundamental, controls, tract)
-    at, frames = np.arange(samples) / _FRAME, np.arange(len(controls))
+    pulses = np.zeros(samples)
+    turns = np.floor(phase / (2 * np.pi))
+    pulses[1:] = np.diff(turns) * np.sqrt(SAMPLE_RATE / fundamental)
+    glottis = lfilter([0.3], [1.0, -0.7], pulses)
     hiss = rng.standard_normal(samples)
+    voiced = _resonate(glottis * (1.0 - 0.9 * breath) + 0.4 * breath * hiss, controls, tract)
+    at, frames = np.arange(samples) / _FRAME, np.arange(len(controls))
     low = lfilter([0.35], [1.0, -0.65], hiss)
     bright = np.interp(at, frames, np.clip(controls[:, 5] / 5000.0, 0.0, 1.0))
     noise = (bright * (hiss - low) + (1.0 - bright) * low) * np.interp(at, frames, controls[:, 4])
-    breathy = low * np.interp(at, frames, controls[:, 3])
-    return voiced * (1.0 - 0.8 * breath) + 0.25 * noise + 0.5 * breath * breathy
+    return voiced + 0.25 * noise

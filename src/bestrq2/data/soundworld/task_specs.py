@@ -80,10 +80,10 @@ def _word(rng: np.random.Generator, label: int, seconds: float) -> np.ndarray:
 def _speakers(rng: np.random.Generator, label: int, seconds: float) -> np.ndarray:
     total = np.zeros(round(seconds * SAMPLE_RATE))
     for speaker in rng.permutation(len(speech.VOICES))[: label + 1]:
-        length = seconds * float(rng.uniform(0.5, 1.0))
+        length = seconds * float(rng.uniform(0.6, 1.0))
         wave = speech.talk(rng, length, pick(rng, speech.LANGUAGES), speech.VOICES[speaker])
         start = round(float(rng.uniform(0.0, seconds - length)) * SAMPLE_RATE)
-        place(total, random_room(wave, rng) * rng.uniform(0.5, 1.0), start)
+        place(total, random_room(wave, rng) * rng.uniform(0.6, 1.0), start)
     return normalise(total)
 
 
@@ -256,7 +256,8 @@ TASKS: dict[str, TaskSpec] = {
         TaskSpec("speech/word", "speech", "clip", KEYWORDS, 2.5,
                  "Which word is said once, at any moment, by any voice at any rate and pitch.", _word),
         TaskSpec("speech/speakers", "speech", "clip", ("1", "2", "3", "4"), 5.0,
-                 "How many people talk, together or in turn, in any languages.", _speakers),
+                 "How many people talk, together or in turn, in any languages.", _speakers,
+                 (5.0, 30.0)),
         TaskSpec("music/instrument", "music", "clip", tuple(INSTRUMENTS), 3.75,
                  "Which instrument plays the melody, in any key, tempo and touch, often with drums.", _instrument),
         TaskSpec("music/chord", "music", "clip", tuple(CHORDS), 2.5,

@@ -1,0 +1,274 @@
+"""What a reader of the page relies on: it is whole, it is safe, and it says what it was given."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import wave
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import example_report
+import numpy as np
+import pytest
+
+from bestrq2.report import EmbeddedClip, MaskExample, ReportContents, write_report
+from bestrq2.report.html import render
+from bestrq2.report.probes import mean_score
+
+HOSTILE = "\"><script>alert('x')</script><img src=x onerror=alert(1)>&amp;</title>"
+
+
+class Page(HTMLParser):
+    """Collects elements with their attributes, headings' ids and the probe table's cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self._in_table = self._in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
+        self._in_table = self._in_table or attributes.get("id") == "probe-table"
+        if self._in_table and tag == "tr":
+            self.rows.append([])
+        if self._in_table and tag == "td":
+            self._in_cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag != "td"
+        self._in_table = self._in_table and tag != "table"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.rows[-1][-1] += data
+
+    def sections(self) -> list[str | None]:
+        return [attributes.get("id") for tag, attributes in self.elements if tag == "section"]
+
+
+@pytest.fixture(scope="module")
+def contents() -> ReportContents:
+    return example_report.example_contents(per_label=2)
+
+
+@pytest.fixture(scope="module")
+def text(contents: ReportContents) -> str:
+    return render(contents)
+
+
+def test_page_loads_nothing_from_anywhere(text: str) -> None:
+    page = Page(text)
+    for _, attributes in page.elements:
+        for name in ("src", "href", "poster", "data", "srcset"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("data:", "#")), target
+    assert not re.search(r"https?://", re.sub(r"http://www\.w3\.org/\S+?\"", "", text))
+    assert "@import" not in text
+    assert not re.search(r"url\(", text)
+
+
+def test_page_of_a_demo_stays_small(contents: ReportContents) -> None:
+    assert len(render(replace(contents, clips=example_report.example_clips(per_label=1, seconds=10)))) < 6_000_000
+
+
+def test_probe_table_holds_every_given_number(contents: ReportContents, text: str) -> None:
+    rows = [row for row in Page(text).rows if row]
+    shown = {(row[0], row[1], row[2], row[3]): [float(cell) for cell in row[5:]] for row in rows}
+    assert len(rows) == len(shown) == len(contents.probes)
+    for one in contents.probes:
+        method = {"linear": "linear probe", "knn": "k-NN"}[one.method]
+        numbers = shown[one.domain, one.task, method, one.features]
+        assert numbers == pytest.approx([100 * v for v in (one.score, one.low, one.high, one.chance)], abs=0.00501)
+
+
+def test_bars_are_as_long_as_their_scores(contents: ReportContents, text: str) -> None:
+    widths = {float(width) for width in re.findall(r"<b style=\"width:([\d.]+)%", text)}
+    assert {round(100 * one.score, 2) for one in contents.probes} <= widths
+
+
+def test_mean_interval_takes_errors_as_independent(contents: ReportContents) -> None:
+    first = replace(contents.probes[0], score=0.5, low=0.4, high=0.6, chance=0.1)
+    mean = mean_score([first, replace(first, score=0.7, low=0.6, high=0.8, chance=0.3)], "speech")
+    half = 0.1 / np.sqrt(2)
+    assert (mean.score, mean.low, mean.high, mean.chance) == pytest.approx((0.6, 0.6 - half, 0.6 + half, 0.2))
+
+
+def wavs_of(text: str) -> list[tuple[int, np.ndarray]]:
+    found = []
+    for encoded in re.findall(r"data:audio/wav;base64,([A-Za-z0-9+/=]+)", text):
+        with wave.open(io.BytesIO(base64.b64decode(encoded))) as file:
+            assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
+            found.append((file.getframerate(), np.frombuffer(file.readframes(file.getnframes()), "<i2")))
+    return found
+
+
+def test_embedded_wavs_decode_to_the_given_samples() -> None:
+    rng = np.random.default_rng(0)
+    clips = []
+    for number, rate in enumerate((16_000, 8_000, 11_025, 16_000)):
+        samples = rng.integers(-9000, 9000, 5000 + number, dtype=np.int16)
+        clips.append(EmbeddedClip(rng.standard_normal(8), "speech", "voice", str(number), samples, rate))
+    wavs = wavs_of(render(ReportContents("t", "l", clips=clips)))
+    assert len(wavs) == 4 * 4
+    for rate, samples in wavs:
+        given = clips[len(samples) - 5000]
+        assert rate == given.sampling_rate
+        np.testing.assert_array_equal(samples, given.waveform)
+
+
+def test_long_clips_keep_their_loudest_four_seconds() -> None:
+    quiet = np.random.default_rng(0).integers(-50, 50, 10 * 16_000, dtype=np.int16)
+    quiet[6 * 16_000 : 9 * 16_000] *= 200
+    clips = [EmbeddedClip(np.eye(2)[i], "music", "key", "C", quiet, 16_000) for i in range(2)]
+    rate, samples = wavs_of(render(ReportContents("t", "l", clips=clips)))[0]
+    assert len(samples) == 4 * rate
+    assert np.abs(samples.astype(int)).max() > 9000
+    assert np.sum(np.abs(samples.astype(int)) > 50) > 2.9 * rate
+
+
+def test_high_rates_are_brought_down_to_16_khz() -> None:
+    tone = (8000 * np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100)).astype(np.int16)
+    clips = [EmbeddedClip(np.eye(2)[i], "music", "key", "A", tone, 44_100) for i in range(2)]
+    rate, samples = wavs_of(render(ReportContents("t", "l", clips=clips)))[0]
+    assert (rate, len(samples)) == (16_000, pytest.approx(16_000, abs=1))
+    assert np.argmax(np.abs(np.fft.rfft(samples, 16_000))) == 440
+
+
+def test_neighbours_are_the_closest_by_cosine() -> None:
+    angles = np.radians([0, 10, 25, 120, 135, 180, 240, 300])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1) + 5
+    sound = np.arange(800, dtype=np.int16)
+    clips = [EmbeddedClip(v, "speech", "voice", f"clip{i}", sound, 16_000) for i, v in enumerate(vectors)]
+    labels = re.findall(r"clip-label\">(clip\d)<", render(ReportContents("t", "l", clips=clips)))
+    centred = vectors - vectors.mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    for row in range(6):
+        query, *found = (int(label.removeprefix("clip")) for label in labels[4 * row : 4 * row + 4])
+        expected = [i for i in np.argsort(-centred @ centred[query]) if i != query][:3]
+        assert found == expected
+
+
+def test_hostile_texts_stay_text(contents: ReportContents) -> None:
+    clip = replace(contents.clips[0], label=HOSTILE, domain=HOSTILE, task=HOSTILE)
+    hostile = ReportContents(
+        title=HOSTILE,
+        lead=HOSTILE,
+        facts={HOSTILE: HOSTILE},
+        runs=[replace(contents.runs[0], name=HOSTILE, label=HOSTILE, facts={HOSTILE: HOSTILE})],
+        examples=[replace(contents.examples[0], title=HOSTILE)],
+        probes=[replace(contents.probes[0], features=HOSTILE, task=HOSTILE, domain=HOSTILE, metric=HOSTILE)],
+        clips=[clip, *contents.clips[1:12]],
+        notes=[HOSTILE],
+    )
+    tame = replace(contents, clips=contents.clips[:12], runs=contents.runs[:1])
+    page, expected = Page(render(hostile)), Page(render(tame))
+    scripts = [tag for tag, _ in page.elements if tag == "script"]
+    assert len(scripts) == sum(tag == "script" for tag, _ in expected.elements)
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert "<script>alert" not in render(hostile)
+
+
+@pytest.mark.parametrize(
+    ("emptied", "gone"),
+    [
+        ({"runs": []}, {"training"}),
+        ({"examples": []}, {"masks"}),
+        ({"probes": []}, {"probes"}),
+        ({"clips": []}, {"map", "neighbours"}),
+        ({"notes": []}, {"notes"}),
+        ({"runs": [], "facts": {}}, {"training", "about"}),
+    ],
+)
+def test_sections_without_data_are_left_out(contents: ReportContents, emptied: dict, gone: set[str]) -> None:
+    every = {"about", "training", "masks", "probes", "map", "neighbours", "notes"}
+    text = render(replace(contents, **({"clips": contents.clips[:9]} | emptied)))
+    assert set(Page(text).sections()) == every - gone
+    assert not any(f'href="#{name}"' in text for name in gone)
+
+
+def test_page_of_nothing_but_a_title_is_still_a_page() -> None:
+    assert "<h1>Nothing yet</h1>" in render(ReportContents("Nothing yet", "No data."))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 10])
+def test_map_and_neighbours_cope_with_few_clips(contents: ReportContents, count: int) -> None:
+    sections = Page(render(ReportContents("t", "l", clips=contents.clips[:count]))).sections()
+    assert sections == ([] if count == 1 else ["map", "neighbours"])
+
+
+def test_identical_embeddings_have_no_map(contents: ReportContents) -> None:
+    clips = [replace(clip, vector=np.ones(4)) for clip in contents.clips[:12]]
+    assert "map" not in Page(render(ReportContents("t", "l", clips=clips))).sections()
+
+
+def test_clips_without_sound_have_a_map_but_no_players(contents: ReportContents) -> None:
+    clips = [replace(clip, waveform=None) for clip in contents.clips[:12]]
+    assert Page(render(ReportContents("t", "l", clips=clips))).sections() == ["map"]
+
+
+def test_same_contents_give_the_same_page(contents: ReportContents, text: str) -> None:
+    assert render(contents) == text
+
+
+def test_codes_can_be_read_off_every_patch(contents: ReportContents, text: str) -> None:
+    example = contents.examples[0]
+    for row, column in np.argwhere(example.hidden):
+        predicted, true = example.predicted_codes[row, column], example.true_codes[row, column]
+        y = example.hidden.shape[0] - 1 - row
+        name = "right" if predicted == true else "wrong"
+        cell = f'<rect class="{name}" x="{column}" y="{y}" width="1" height="1"'
+        assert f'{cell} data-tip="predicted {predicted}, true {true}: {name}' in text
+    right = int(np.sum((example.predicted_codes == example.true_codes) & example.hidden))
+    assert f"<strong>{right} of {int(example.hidden.sum())}</strong>" in text
+
+
+def test_mask_example_of_wrong_shape_is_refused() -> None:
+    grid = np.zeros((2, 3), dtype=int)
+    with pytest.raises(ValueError, match="must all be"):
+        MaskExample("t", np.zeros((32, 48)), (16, 16), grid > 0, grid, grid[:1], 1.0)
+    with pytest.raises(ValueError, match="do not fit"):
+        MaskExample("t", np.zeros((32, 47)), (16, 16), grid > 0, grid, grid, 1.0)
+
+
+def test_report_leaves_no_temporary_file(tmp_path: Path, contents: ReportContents) -> None:
+    output = tmp_path / "new" / "report.html"
+    write_report(output, replace(contents, clips=[]))
+    assert [path.name for path in output.parent.iterdir()] == ["report.html"]
+    assert output.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("failing", ["os.fsync", "os.replace"])
+def test_failure_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    output = tmp_path / "report.html"
+    output.write_text("the old report")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(failing, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(output, ReportContents("t", "l"))
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert output.read_text() == "the old report"
+
+
+def test_undecodable_file_names_can_be_written(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", ReportContents(b"caf\xe9.wav".decode("utf-8", "surrogateescape"), "l"))
+    assert "<h1>caf?.wav</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_failed_probes_and_embeddings_do_not_spoil_the_page(contents: ReportContents) -> None:
+    failed = replace(contents.probes[0], score=np.nan, low=np.nan, high=np.nan)
+    broken = replace(contents.clips[0], vector=np.full(48, np.nan), label="broken clip")
+    text = render(replace(contents, probes=[failed, *contents.probes[1:3]], clips=[broken, *contents.clips[1:8]]))
+    assert [row[5] for row in Page(text).rows if row].count("nan") == 1
+    assert "nan%" not in text.lower()
+    assert "broken clip" not in text
+    assert {"map", "neighbours", "probes"} <= set(Page(text).sections())

@@ -1,0 +1,187 @@
+"""Run folders become curves, and curves become figures with readable axes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bestrq2.errors import DataError
+from bestrq2.report import RunCurves, read_curves
+from bestrq2.report.colours import feature_colours, run_labels
+from bestrq2.report.contents import ProbeScore
+from bestrq2.report.curves import curve_groups, runs_table
+from bestrq2.report.scales import padded_axis
+
+METRICS = """epoch,step,train/loss,train/accuracy,validation/loss,probe/speech
+0,10,7.5,0.01,,
+0,20,6.25,0.02,,
+0,20,,,6.5,0.31
+1,30,5.5,nan,,
+1,30,5.0,0.04,,
+1,40,inf,0.05,5.25,0.36
+1,5
+"""
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "first-run"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text(METRICS)
+    (folder / "config.yaml").write_text(
+        "recipe: best-rq-2-tiny\nseed: 3\nmodel:\n  seed: 9\n  hidden_size: 128\n  mask_ratio: [0.4, 0.6]\n"
+        "trainer:\n  max_steps: 200000\n"
+    )
+    return folder
+
+
+def test_curves_hold_what_was_logged(run_folder: Path) -> None:
+    run = read_curves(run_folder)
+    assert set(run.curves) == {"train/loss", "train/accuracy", "validation/loss", "probe/speech"}
+    steps, values = run.curves["train/loss"]
+    assert steps.dtype == np.int64
+    assert (steps.tolist(), values.tolist()) == ([10, 20, 30], [7.5, 6.25, 5.0])
+    steps, values = run.curves["validation/loss"]
+    assert (steps.tolist(), values.tolist()) == ([20, 40], [6.5, 5.25])
+    steps, values = run.curves["train/accuracy"]
+    assert (steps.tolist(), values.tolist()) == ([10, 20, 30, 40], [0.01, 0.02, 0.04, 0.05])
+
+
+def test_facts_come_from_the_configuration(run_folder: Path) -> None:
+    run = read_curves(run_folder)
+    assert (run.name, run.label) == ("first-run", "best-rq-2-tiny")
+    assert run.facts["seed"] == "3"
+    assert run.facts["width"] == "128"
+    assert run.facts["share hidden"] == "0.4–0.6"
+    assert run.facts["steps"] == "200,000"
+
+
+@pytest.mark.parametrize("config", [None, "", "- a list", "recipe: [unclosed", "\x00"])
+def test_curves_are_read_whatever_the_configuration(run_folder: Path, config: str | None) -> None:
+    (run_folder / "config.yaml").unlink()
+    if config is not None:
+        (run_folder / "config.yaml").write_text(config)
+    run = read_curves(run_folder)
+    assert (run.label, run.facts) == ("first-run", {})
+    assert len(run.curves) == 4
+
+
+def test_unusable_metrics_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"metrics\.csv"):
+        read_curves(tmp_path)
+    (tmp_path / "metrics.csv").write_text("epoch,loss\n0,1\n")
+    with pytest.raises(DataError, match="no column 'step'"):
+        read_curves(tmp_path)
+
+
+def curve(values: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(len(values)) * 10, np.array(values)
+
+
+def test_figures_overlay_runs_and_tell_validation_apart() -> None:
+    runs = [
+        RunCurves(name, name, {}, {"train/loss": curve([5.0, 4.0, 3.0]), "validation/loss": curve([5.5, 4.5, 3.5])})
+        for name in ("a", "b")
+    ]
+    groups, rest = curve_groups(runs)
+    (figure,) = groups[0].figures
+    assert rest == []
+    assert [line.kind for line in figure.lines].count("mean") == 2
+    assert [line.kind for line in figure.lines].count("validation") == 2
+    assert len({line.colour for line in figure.lines}) == 2
+    series = figure.readings["series"]
+    assert [one["values"] for one in series] == [[5, 4, 3], [5.5, 4.5, 3.5]] * 2
+    assert "a training from 5.000 to 3.000" in figure.alternative
+
+
+def test_every_logged_quantity_has_one_figure() -> None:
+    names = ["train/loss", "train/excess_loss", "train/code_perplexity", "probe/music", "train/learning_rate", "weird"]
+    run = RunCurves("r", "r", {}, {name: curve([0.1, 0.2, 0.15]) for name in names})
+    groups, rest = curve_groups([run])
+    shown = {group.title: [figure.title for figure in group.figures] for group in groups}
+    assert shown == {
+        "Naming the codes": ["Loss", "Excess loss"],
+        "Use of the codebook": ["Code perplexity"],
+        "Probes during training": ["Music"],
+    }
+    assert [figure.title for figure in rest] == ["Learning rate", "Weird"]
+
+
+def test_long_records_are_thinned_but_end_where_they_end() -> None:
+    values = np.sin(np.arange(5000) / 300) + 2
+    run = RunCurves("r", "r", {}, {"train/loss": (np.arange(5000), values)})
+    figure = curve_groups([run])[0][0].figures[0]
+    (series,) = figure.readings["series"]
+    assert len(series["steps"]) <= 400
+    assert series["steps"][-1] == 4999
+    np.testing.assert_allclose(series["values"], np.interp(series["steps"], np.arange(5000), values), atol=0.01)
+
+
+@pytest.mark.parametrize("values", [[3.0], [2.0, 2.0, 2.0], [0.0, 0.0], [np.nan, 1.0]])
+def test_degenerate_records_stay_inside_their_figure(values: list[float]) -> None:
+    figure = curve_groups([RunCurves("r", "r", {}, {"train/loss": curve(values)})])[0][0].figures[0]
+    numbers = [float(number) for line in figure.lines for number in re.findall(r"[\d.]+", line.path)]
+    assert all(0 <= number <= 1000 for number in numbers)
+
+
+def test_records_of_nothing_finite_have_no_figure() -> None:
+    assert curve_groups([RunCurves("r", "r", {}, {"train/loss": curve([np.nan, np.inf])})]) == ([], [])
+
+
+def test_table_prefers_validation_and_marks_what_is_missing() -> None:
+    runs = [
+        RunCurves("a", "a", {"seed": "1"}, {"train/loss": curve([3.0]), "validation/loss": curve([3.5])}),
+        RunCurves("b", "b", {}, {"train/loss": curve([2.5]), "train/accuracy": curve([0.125])}),
+    ]
+    assert runs_table(runs) == [
+        ("seed", ["1", "–"]),
+        ("final loss", ["3.500", "2.500"]),
+        ("final accuracy", ["–", "12.5\u202f%"]),
+    ]
+
+
+def test_features_share_the_colour_of_their_run_and_no_other() -> None:
+    runs = [RunCurves("two-step", "Two steps", {}, {}), RunCurves("one-stage", "One stage", {}, {})]
+    names = ["one stage", "two-step", "random", "log-mel", "other"]
+    probes = [ProbeScore(name, "t", "d", "linear", "accuracy", 0.5, 0.4, 0.6, 0.1) for name in names]
+    colours = feature_colours(probes, runs)
+    assert colours["two-step"] == "var(--s0)"
+    assert colours["one stage"] == "var(--s1)"
+    assert len(set(colours.values())) == 5
+
+
+def test_runs_of_the_same_recipe_are_told_apart() -> None:
+    runs = [RunCurves("r1", "demo", {}, {}), RunCurves("r2", "demo", {}, {}), RunCurves("r3", "other", {}, {})]
+    assert run_labels(runs) == {"r1": "demo (r1)", "r2": "demo (r2)", "r3": "other"}
+
+
+@given(
+    st.floats(-1e6, 1e6),
+    st.floats(1e-4, 1e6),
+    st.sampled_from(["number", "percent"]),
+)
+def test_ticks_lie_on_the_axis_at_different_readable_values(low: float, span: float, unit: str) -> None:
+    ticks = padded_axis(low, low + span, unit).ticks()  # type: ignore[arg-type]
+    assert 1 <= len(ticks) <= 8
+    assert all(-0.01 <= tick.at <= 100.01 for tick in ticks)
+    if span > 1e-3 * abs(low):
+        assert len({tick.text for tick in ticks}) == len(ticks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unit", "texts"),
+    [
+        (0, 3000, "number", ["0", "1k", "2k", "3k"]),
+        (0, 0.2, "percent", ["0\u202f%", "5\u202f%", "10\u202f%", "15\u202f%", "20\u202f%"]),
+        (-2, 2, "number", ["−2", "−1", "0", "1", "2"]),
+        (0, 1e-3, "number", ["0", "2.5e−4", "5e−4", "7.5e−4", "1e−3"]),
+    ],
+)
+def test_ticks_read_well(low: float, high: float, unit: str, texts: list[str]) -> None:
+    axis = padded_axis(low, high, unit, padding=0.0)  # type: ignore[arg-type]
+    assert [tick.text for tick in axis.ticks()] == texts
