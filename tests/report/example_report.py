@@ -102,10 +102,9 @@ def example_probes() -> list[ProbeScore]:
                 for method, cost in (("linear", 0.0), ("knn", 0.08)):
                     score = min(0.97, 1 / len(labels) + 0.2 + lead - cost + 0.06 * rng.standard_normal())
                     half = 1.96 * (score * (1 - score) / 400) ** 0.5
-                    scores.append(
-                        ProbeScore(features, task, domain, method, "accuracy", score, score - half, score + half,
-                                   1 / len(labels))
-                    )  # fmt: skip
+                    ends = score - half, score + half
+                    name, chance = f"{domain}/{task}", 1 / len(labels)
+                    scores.append(ProbeScore(features, name, domain, method, "accuracy", score, *ends, chance, 200))
     return scores
 
 
@@ -121,7 +120,7 @@ def example_clips(per_label: int = 6, seconds: float = 6.0) -> list[EmbeddedClip
                 for _ in range(per_label):
                     samples = tone(110 * 2 ** (number / 3), seconds, rng)
                     vector = centre + 1.6 * rng.standard_normal(48)
-                    clips.append(EmbeddedClip(vector, domain, task, label, samples, SAMPLING_RATE))
+                    clips.append(EmbeddedClip(vector, domain, f"{domain}/{task}", label, samples, SAMPLING_RATE))
     return clips
 
 

@@ -213,6 +213,11 @@ def test_clips_without_sound_have_a_map_but_no_players(contents: ReportContents)
     assert Page(render(ReportContents("t", "l", clips=clips))).sections() == ["map"]
 
 
+def test_sentences_keep_their_spaces(text: str) -> None:
+    words = " ".join(re.sub(r"<[^>]+>", "", text[text.index('id="neighbours"') :]).split())
+    assert re.search(r"Over all \d+ clips, \d+ % of the nearest neighbours .* by chance\) and \d+ % carry", words)
+
+
 def test_same_contents_give_the_same_page(contents: ReportContents, text: str) -> None:
     assert render(contents) == text
 

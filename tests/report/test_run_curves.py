@@ -35,7 +35,7 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "metrics.csv").write_text(METRICS)
     (folder / "config.yaml").write_text(
         "recipe: best-rq-2-tiny\nseed: 3\nmodel:\n  seed: 9\n  hidden_size: 128\n  mask_ratio: [0.4, 0.6]\n"
-        "trainer:\n  max_steps: 200000\n"
+        "trainer:\n  max_steps: 200000\noptimizer:\n  lr: 0.002\n"
     )
     return folder
 
@@ -59,6 +59,7 @@ def test_facts_come_from_the_configuration(run_folder: Path) -> None:
     assert run.facts["width"] == "128"
     assert run.facts["share hidden"] == "0.4–0.6"
     assert run.facts["steps"] == "200,000"
+    assert run.facts["learning rate"] == "0.002"
 
 
 @pytest.mark.parametrize("config", [None, "", "- a list", "recipe: [unclosed", "\x00"])
@@ -148,7 +149,7 @@ def test_table_prefers_validation_and_marks_what_is_missing() -> None:
 def test_features_share_the_colour_of_their_run_and_no_other() -> None:
     runs = [RunCurves("two-step", "Two steps", {}, {}), RunCurves("one-stage", "One stage", {}, {})]
     names = ["one stage", "two-step", "random", "log-mel", "other"]
-    probes = [ProbeScore(name, "t", "d", "linear", "accuracy", 0.5, 0.4, 0.6, 0.1) for name in names]
+    probes = [ProbeScore(name, "t", "d", "linear", "accuracy", 0.5, 0.4, 0.6, 0.1, 100) for name in names]
     colours = feature_colours(probes, runs)
     assert colours["two-step"] == "var(--s0)"
     assert colours["one stage"] == "var(--s1)"
@@ -157,7 +158,7 @@ def test_features_share_the_colour_of_their_run_and_no_other() -> None:
 
 def test_runs_of_the_same_recipe_are_told_apart() -> None:
     runs = [RunCurves("r1", "demo", {}, {}), RunCurves("r2", "demo", {}, {}), RunCurves("r3", "other", {}, {})]
-    assert run_labels(runs) == {"r1": "demo (r1)", "r2": "demo (r2)", "r3": "other"}
+    assert run_labels(runs) == {"r1": "r1", "r2": "r2", "r3": "other"}
 
 
 @given(

@@ -44,25 +44,26 @@ def load_reference(
     state = dict(checkpoint) if isinstance(checkpoint, Mapping) else read_state_dict(Path(checkpoint))
     state = _without_prefix(state, source)
     model = BestRQ2ForPreTraining(_translate_config(_read_config(config), state))
-    _check_fixed_tensors(state, model.config, source)
-    translated = {
-        _translate_key(key): _translate_value(key, value) for key, value in state.items() if not _derived(key)
-    }
-    expected = {key: value for key, value in model.state_dict().items() if ".statistics." not in key}
-    shared = translated.keys() & expected.keys()
+    fixed, rotary = _fixed_tensors(model.config), _rotary_tensors(model.config, state)
+    _check_fixed_tensors(state, fixed | rotary, source)
+    ours = {key: value for key, value in model.state_dict().items() if ".statistics." not in key}
+    names = {key: _reference_key(key, model.config) for key in ours}
+    shapes = {names[key]: _reference_shape(key, value.shape, model.config) for key, value in ours.items()}
+    required = shapes.keys() | fixed.keys()
+    rotary_model = model.config.position_embedding == "rope_2d"
     raise_for_keys(
         source,
         {
-            "missing": sorted(_reference_key(key, model.config) for key in expected.keys() - shared),
-            "unexpected": sorted(_reference_key(key, model.config) for key in translated.keys() - shared),
+            "missing": sorted(required - state.keys()),
+            "unexpected": sorted(key for key in state.keys() - required if not (rotary_model and ".rope." in key)),
             "misshaped": [
-                f"{_reference_key(key, model.config)} {list(translated[key].shape)}, not {list(expected[key].shape)}"
-                for key in sorted(shared)
-                if translated[key].shape != expected[key].shape
+                f"{key} {list(state[key].shape)}, not {shape}"
+                for key, shape in sorted(shapes.items())
+                if key in state and list(state[key].shape) != shape
             ],
         },
     )
-    model.load_state_dict(translated, strict=False)
+    model.load_state_dict({key: state[names[key]].reshape(ours[key].shape) for key in ours}, strict=False)
     return model.eval()
 
 
@@ -81,7 +82,7 @@ def _read_config(config: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _without_prefix(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Drop what a training framework put in front of every key, such as `net.`."""
+    """Drop what a training framework put in front of the keys, such as `net.`."""
     anchors = [key for key in state if key.endswith(_ANCHOR)]
     if not anchors:
         raise CheckpointError(
@@ -89,90 +90,99 @@ def _without_prefix(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
             f"{', '.join(sorted(state)[:5])}…"
         )
     prefix = anchors[0].removesuffix(_ANCHOR)
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def _translate_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> BestRQ2Config:
+    try:
+        return BestRQ2Config(**_settings(config, state))
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ConfigError(f"the reference's configuration does not fit: {error}") from error
+
+
+def _settings(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Our names for the reference's settings."""
     net = config.get("net", config)
     parts = ("spectrogram", "patch_embed", "masking", "encoder", "predictor")
     spectrogram, patch, masking, encoder, predictor = (dict[str, Any](net.get(part) or {}) for part in parts)
     if spectrogram.get("power", 2.0) != 2.0:
-        raise ConfigError(f"net.spectrogram.power is {spectrogram['power']}, only 2.0 (power) is supported")
+        raise ValueError(f"net.spectrogram.power is {spectrogram['power']}, only 2.0 (power) is supported")
     rate = int(spectrogram.get("sample_rate", 16_000))
     hop = round(float(spectrogram.get("hop_length_ms", 39.0625)) * rate / 1000)
-    width, depth = int(encoder.get("embed_dim", 768)), int(encoder.get("depth", 12))
-    heads = int(encoder.get("num_heads", 12))
+    width, heads = int(encoder.get("embed_dim", 768)), int(encoder.get("num_heads", 12))
     predictor_width = int(predictor.get("embed_dim", width))
     image: Any = patch.get("img_size") or (128, 256)
     ratio = masking.get("mask_ratio", (0.4, 0.6))
-    two_step = any(key.startswith("predictor.") for key in state)
-    try:
-        return BestRQ2Config(
-            sampling_rate=rate,
-            n_fft=int(spectrogram.get("n_fft", 2048)),
-            win_length=round(float(spectrogram.get("win_length_ms", 128)) * rate / 1000),
-            hop_length=hop,
-            num_mel_bands=int(spectrogram.get("n_mels", 128)),
-            mel_min_hz=float(spectrogram.get("f_min", 0.0)),
-            mel_max_hz=float(spectrogram.get("f_max", rate / 2)),
-            max_seconds=int(image[1]) * hop / rate,
-            patch_size=list(patch.get("patch_size") or (16, 16)),
-            hidden_size=width,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            intermediate_size=round(width * float(encoder.get("mlp_ratio", 4.0))),
-            position_embedding=_positions(state, two_step),
-            drop_path_rate=float(encoder.get("drop_path_rate", 0.1)),
-            objective="two_step" if two_step else "one_stage",
-            predictor_hidden_size=predictor_width,
-            predictor_num_layers=int(predictor.get("depth", 4)),
-            predictor_num_attention_heads=int(predictor.get("num_heads", heads)),
-            predictor_intermediate_size=round(predictor_width * float(predictor.get("mlp_ratio", 4.0))),
-            codebook_size=int(config.get("vocab_size", 8192)),
-            codebook_dim=int(config.get("codebook_dim", 16)),
-            mask_ratio=[ratio, ratio] if isinstance(ratio, int | float) else list(ratio),
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"the reference's configuration does not fit: {error}") from error
-
-
-def _positions(state: Mapping[str, Tensor], two_step: bool) -> str:
-    """Read off the tensors: sine-cosine tables are buffers named `pos_embed`, rotary ones have none."""
-    parts = ("encoder", "predictor") if two_step else ("encoder",)
-    kinds = {"sincos" if f"{part}.pos_embed" in state else "rope_2d" for part in parts}
-    if len(kinds) > 1:
-        raise CheckpointError("encoder and predictor have positions of different kinds, which is not supported")
-    return kinds.pop()
-
-
-def _derived(key: str) -> bool:
-    """Tensors that follow from the configuration and are not loaded."""
-    return key.startswith("spectrogram.") or key.endswith(".pos_embed") or ".rope." in key
-
-
-def _check_fixed_tensors(state: Mapping[str, Tensor], config: BestRQ2Config, source: str) -> None:
-    """Refuse a checkpoint whose window, filters or positions are not what its configuration gives here."""
-    cpu = torch.device("cpu")
-    columns = config.columns(config.max_samples)
-    quarter = config.hidden_size // config.num_attention_heads // 2
-    predictor_quarter = config.predictor_hidden_size // config.predictor_num_attention_heads // 2
-    expected: dict[str, Tensor] = {
-        "spectrogram.mel_spec.spectrogram.window": torch.hann_window(config.win_length),
-        "spectrogram.mel_spec.mel_scale.fb": mel_filters(
-            config.n_fft, config.num_mel_bands, config.mel_min_hz, config.mel_max_hz, config.sampling_rate, cpu
-        ),
+    # Sine-cosine tables are buffers named `pos_embed`; with rotary positions there are none.
+    sine_cosine = encoder.get("pos_embed_type") == "sincos" or any(key.endswith(".pos_embed") for key in state)
+    return {
+        "sampling_rate": rate,
+        "n_fft": int(spectrogram.get("n_fft", 2048)),
+        "win_length": round(float(spectrogram.get("win_length_ms", 128)) * rate / 1000),
+        "hop_length": hop,
+        "num_mel_bands": int(spectrogram.get("n_mels", 128)),
+        "mel_min_hz": float(spectrogram.get("f_min", 0.0)),
+        "mel_max_hz": float(spectrogram.get("f_max", rate / 2)),
+        "max_seconds": int(image[1]) * hop / rate,
+        "patch_size": list(patch.get("patch_size") or (16, 16)),
+        "hidden_size": width,
+        "num_hidden_layers": int(encoder.get("depth", 12)),
+        "num_attention_heads": heads,
+        "intermediate_size": round(width * float(encoder.get("mlp_ratio", 4.0))),
+        "position_embedding": "sincos" if sine_cosine else "rope_2d",
+        "drop_path_rate": float(encoder.get("drop_path_rate", 0.1)),
+        "objective": "two_step" if any(key.startswith("predictor.") for key in state) else "one_stage",
+        "predictor_hidden_size": predictor_width,
+        "predictor_num_layers": int(predictor.get("depth", 4)),
+        "predictor_num_attention_heads": int(predictor.get("num_heads", heads)),
+        "predictor_intermediate_size": round(predictor_width * float(predictor.get("mlp_ratio", 4.0))),
+        "codebook_size": int(config.get("vocab_size", 8192)),
+        "codebook_dim": int(config.get("codebook_dim", 16)),
+        "mask_ratio": [ratio, ratio] if isinstance(ratio, int | float) else list(ratio),
     }
-    for part, width, half in (
-        ("encoder", config.hidden_size, quarter),
-        ("predictor", config.predictor_hidden_size, predictor_quarter),
-    ):
-        if config.position_embedding == "sincos":
-            expected[f"{part}.pos_embed"] = sine_cosine_positions(config.patch_rows, columns, width, cpu)[None]
-        else:
-            for axis in "hw":
-                inverse = 10_000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
-                expected[f"{part}.rope.inv_freq_{axis}"] = inverse.float()
-    for key, value in expected.items():
+
+
+def _fixed_tensors(config: BestRQ2Config) -> dict[str, Tensor]:
+    """Window, mel filters and sine-cosine tables under the reference's names; they follow from the configuration."""
+    cpu = torch.device("cpu")
+    bands = (config.num_mel_bands, config.mel_min_hz, config.mel_max_hz)
+    fixed = {
+        "spectrogram.mel_spec.spectrogram.window": torch.hann_window(config.win_length),
+        "spectrogram.mel_spec.mel_scale.fb": mel_filters(config.n_fft, *bands, config.sampling_rate, cpu),
+    }
+    if config.position_embedding == "sincos":
+        columns = config.columns(config.max_samples)
+        for part, width in _widths(config).items():
+            fixed[f"{part}.pos_embed"] = sine_cosine_positions(config.patch_rows, columns, width, cpu)[None]
+    return fixed
+
+
+def _widths(config: BestRQ2Config) -> dict[str, int]:
+    """Width of each transformer, by the reference's name."""
+    widths = {"encoder": config.hidden_size, "predictor": config.predictor_hidden_size}
+    return widths if config.objective == "two_step" else {"encoder": config.hidden_size}
+
+
+def _rotary_tensors(config: BestRQ2Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The rotary frequencies in a checkpoint, with the values they must have; the reference stores some twice."""
+    if config.position_embedding != "rope_2d":
+        return {}
+    heads = {"encoder": config.num_attention_heads, "predictor": config.predictor_num_attention_heads}
+    expected: dict[str, Tensor] = {}
+    for part, width in _widths(config).items():
+        half = width // heads[part] // 2
+        inverse = 10_000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
+        expected |= {
+            key: inverse.float()
+            for key in state
+            if key.startswith(f"{part}.") and key.endswith((".rope.inv_freq_h", ".rope.inv_freq_w"))
+        }
+    return expected
+
+
+def _check_fixed_tensors(state: Mapping[str, Tensor], fixed: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a checkpoint whose window, filters or positions are not what its configuration gives here."""
+    for key, value in fixed.items():
         if key in state and (
             state[key].shape != value.shape or not torch.allclose(state[key].float(), value, rtol=1e-4, atol=1e-4)
         ):
@@ -183,32 +193,25 @@ def _check_fixed_tensors(state: Mapping[str, Tensor], config: BestRQ2Config, sou
 
 
 _RENAMED = (
-    ("encoder.", "bestrq2.encoder."),
-    ("patch_embed.patch_embed.proj.", "bestrq2.patch_embedding."),
-    ("predictor_input_proj.", "predictor_input."),
-    ("rq_proj.", "head."),
-    ("output_proj.", "head."),
-    ("quantizer.P", "quantizer.projection"),
-    ("quantizer.CB", "quantizer.codebook"),
+    ("bestrq2.encoder.", "encoder."),
+    ("bestrq2.patch_embedding.", "patch_embed.patch_embed.proj."),
+    ("predictor_input.", "predictor_input_proj."),
+    ("quantizer.projection", "quantizer.P"),
+    ("quantizer.codebook", "quantizer.CB"),
 )
 
 
-def _translate_key(key: str) -> str:
-    for theirs, ours in _RENAMED:
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
-    return key
-
-
 def _reference_key(key: str, config: BestRQ2Config) -> str:
-    """The reference's name of one of our tensors, for messages."""
-    for theirs, ours in _RENAMED:
-        if key.startswith(ours) and theirs != ("output_proj." if config.objective == "two_step" else "rq_proj."):
+    """The reference's name of one of our tensors."""
+    head = "rq_proj." if config.objective == "two_step" else "output_proj."
+    for ours, theirs in (*_RENAMED, ("head.", head)):
+        if key.startswith(ours):
             return theirs + key.removeprefix(ours)
     return key
 
 
-def _translate_value(key: str, value: Tensor) -> Tensor:
-    if key == _ANCHOR:
-        return value.flatten(1)  # a convolution over whole patches is a linear map
-    return value[None] if key in ("quantizer.P", "quantizer.CB") else value
+def _reference_shape(key: str, shape: torch.Size, config: BestRQ2Config) -> list[int]:
+    """The shape that one of our tensors has in the reference, which holds the same values in the same order."""
+    if key == "bestrq2.patch_embedding.weight":
+        return [shape[0], 1, *config.patch_size]  # a convolution over whole patches is a linear map
+    return list(shape[1:] if key.startswith("quantizer.") else shape)

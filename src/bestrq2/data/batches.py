@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bestrq2.data.audio import UnreadableAudioError
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.sources import Source, generator, split_source
+from bestrq2.data.seeding import generator
+from bestrq2.data.sources import Source, split_source
 from bestrq2.errors import AudioError, ConfigError, DataError
 
 __all__ = [

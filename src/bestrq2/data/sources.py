@@ -12,6 +12,7 @@ from typing import overload
 import numpy as np
 
 from bestrq2.data.audio import AUDIO_SUFFIXES, array_decoder, audio_info, errors_named, open_audio, random_crop
+from bestrq2.data.seeding import generator
 from bestrq2.data.tables import LIST_SUFFIXES, read_rows, resolved
 from bestrq2.errors import AudioError, DataError
 
@@ -259,11 +260,6 @@ def audio_files(folder: Path) -> PathList:
             "expected .wav, .flac, .mp3, .ogg, .m4a and the like)."
         )
     raise DataError(f"{folder} is empty: no files in it or below; put audio files there.")
-
-
-def generator(*words: int) -> np.random.Generator:
-    """Random numbers that are a function of the words only."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
 
 
 def split_source(source: Source, num_validation: int, seed: int) -> tuple[Source, Source | None]:

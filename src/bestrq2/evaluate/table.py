@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from bestrq2.errors import DataError
 from bestrq2.evaluate.scores import ProbeScore, domain_means
+from bestrq2.files import write_text
 
 METHOD_TITLES = {"linear": "linear probe", "knn": "k-NN"}
 WIDTH = 120
@@ -43,17 +43,8 @@ def format_table(scores: Sequence[ProbeScore], width: int = WIDTH) -> str:
 
 def write_scores(path: str | Path, scores: Sequence[ProbeScore]) -> None:
     """Write scores as JSON; the file appears whole or not at all. OSError if it cannot be written."""
-    path = Path(path)
     text = json.dumps({"format": 1, "scores": [score.to_dict() for score in scores]}, indent=1, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(Path(path), text + "\n")
 
 
 def read_scores(path: str | Path) -> list[ProbeScore]:

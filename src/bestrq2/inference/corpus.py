@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from tqdm import tqdm
 
 from bestrq2._version import __version__
@@ -67,18 +68,24 @@ def embed_corpus(
     with disk_errors(output):
         job.parts.mkdir(parents=True, exist_ok=True)
         job.check_parts()
-        rejections = RejectionLog(output.with_name(f"{output.name}.rejected.csv"))
+        listing = output.with_name(f"{output.name}.rejected.csv")
         done = job.done()
+        if not done:
+            listing.unlink(missing_ok=True)  # of an earlier output that was deleted
+        rejections = RejectionLog(listing)
         waiting = (item for item in recordings(opened) if item[0] not in done)
         bar = tqdm(total=len(opened), initial=len(done), desc="embed", unit="file", disable=None)
         while batch := list(islice(waiting, _PART)):
-            rejections.add(job.write_part(batch, bar))
+            job.write_part(batch, rejections, bar)
         bar.close()
-        rows = job.join()
-    written = f"{rows} rows" if frames else f"{rows} of {len(opened)} recordings"
-    logger.info("%s: %s, %d rejected", output, written, len(rejections))
+        rows = job.rows()
+        if rows:
+            job.join()
+        shutil.rmtree(job.parts)
     if not rows:
         raise DataError(f"{source}: not one of {len(opened)} recordings could be embedded; see {rejections.path}")
+    written = f"{rows} rows" if frames else f"{rows} of {len(opened)} recordings"
+    logger.info("%s: %s, %d rejected", output, written, len(rejections))
     return output
 
 
@@ -126,8 +133,8 @@ class _Job:
         """Names of the recordings in the parts and, marked by rows without embedding, of rejected ones."""
         return {name for part in self._files() for name in pq.read_table(part, columns=["path"])["path"].to_pylist()}
 
-    def write_part(self, batch: list[Recording], bar: tqdm) -> list[tuple[str, str]]:
-        """Embed some recordings and write them; returns those rejected."""
+    def write_part(self, batch: list[Recording], rejections: RejectionLog, bar: tqdm) -> None:
+        """Embed some recordings and write them, after the list of those rejected, which a kill could lose otherwise."""
         rejected: list[tuple[str, str]] = []
         tables = []
         for name, audio, rate in batch:
@@ -137,9 +144,9 @@ class _Job:
                 rejected.append((name, str(error).removeprefix(f"{name}: ")))
                 tables.append(pa.Table.from_pylist([{"path": name}], schema=self.schema))
             bar.update()
+        rejections.add(rejected)
         with whole_file(self.parts / f"part-{len(self._files()):08d}.parquet") as temporary:
             pq.write_table(pa.concat_tables(tables), temporary)
-        return rejected
 
     def _table(self, name: str, embeddings: Embeddings) -> pa.Table:
         width = self.embedder.config.hidden_size
@@ -152,21 +159,18 @@ class _Job:
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), width)
         return pa.Table.from_arrays([pa.array([name] * len(rows)), pa.array(second), vectors], schema=self.schema)
 
-    def join(self) -> int:
-        """Put the parts into one file and delete them; returns the number of embeddings."""
-        rows = 0
-        with whole_file(self.output) as temporary:
-            with pq.ParquetWriter(temporary, self.schema) as writer:
-                for part in self._files():
-                    table = pq.read_table(part, schema=self.schema)
-                    table = table.filter(table["embedding"].is_valid())
-                    rows += len(table)
-                    writer.write_table(table)
-            if not rows:
-                shutil.rmtree(self.parts)
-                return 0
-        shutil.rmtree(self.parts)
-        return rows
+    def rows(self) -> int:
+        """How many embeddings there are in the parts."""
+        second = self.schema.names[1]
+        columns = [pq.read_table(part, columns=[second])[second] for part in self._files()]
+        return sum(len(column) - column.null_count for column in columns)
+
+    def join(self) -> None:
+        """Put the parts into one file."""
+        with whole_file(self.output) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
+            for part in self._files():
+                table = pq.read_table(part, schema=self.schema)
+                writer.write_table(table.filter(table["embedding"].is_valid()))
 
 
 def weights_hash(embedder: Embedder) -> str:
@@ -174,5 +178,5 @@ def weights_hash(embedder: Embedder) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(embedder.model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -61,6 +61,11 @@ class Embedder:
         """Seconds between frames (one phase)."""
         return self.config.frame_hop_samples / self.config.sampling_rate
 
+    @property
+    def _shortest(self) -> int:
+        """Samples of one whole patch, at least one."""
+        return max(1, self.config.frame_hop_samples - self.config.hop_length)
+
     def embed(self, audio: Audio | Sequence[Audio], sampling_rate: int | None = None, phases: int = 1) -> Embeddings:
         """Embed one clip or a list of clips of unequal length.
 
@@ -113,15 +118,14 @@ class Embedder:
         """Windows of one clip, for every phase, each a whole number of frames apart."""
         config = self.config
         hop = config.frame_hop_samples
-        length = max(1, config.columns(config.max_samples)) * hop
-        shortest = hop - config.hop_length  # samples of one whole patch
+        length = config.columns(config.max_samples) * hop
         for stretch_start, stretch, last in self._stretches(clip, sampling_rate, length):
             for phase in range(phases):
                 offset = round(phase * hop / phases)
                 for start in range(offset, len(stretch), length):
                     piece = stretch[start : start + length]
                     only = stretch_start + start == 0
-                    if len(piece) < shortest and not only:
+                    if len(piece) < self._shortest and not only:
                         continue
                     if start >= length and not last:
                         continue  # belongs to the next stretch
@@ -145,7 +149,8 @@ class Embedder:
             return
         total = round(seconds * rate)
         reach = length + self.config.frame_hop_samples
-        for start in range(0, total, length):
+        # A rest of less than a patch is left out, so that a header which promises a little too much does no harm.
+        for start in range(0, total - self._shortest + 1, length):
             waveform = read_audio(path, rate, start / rate, min(reach, total - start) / rate)
             yield start, waveform, start + length >= total
 

@@ -252,13 +252,19 @@ def _check(config: BestRQ2Config) -> None:
     for name, allowed in CHOICES.items():
         value = getattr(config, name)
         _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    _check_numbers(config)
+    _check_types(config)
     _check_spectrogram(config)
     _check_transformer(config, "", config.position_embedding)
     if config.objective == "two_step":
         _check_transformer(config, "predictor_", config.position_embedding)
     low, high = config.mask_ratio
     _require(0.0 < low <= high < 1.0, f"mask_ratio must satisfy 0 < lowest <= highest < 1, got {config.mask_ratio}")
+    columns = config.columns(config.max_samples)
+    _require(
+        config.position_embedding != "learned" or columns <= config.max_columns,
+        f"max_columns ({config.max_columns}) must not be below the {columns} patch columns of a clip of max_seconds "
+        f"({config.max_seconds:g} s)",
+    )
     rows, columns = config.mask_block_size
     limits = (config.patch_rows, config.columns(config.max_samples))
     _require(
@@ -283,27 +289,46 @@ _POSITIVE_INTEGERS = [
     "predictor_num_layers",
     "predictor_num_attention_heads",
     "predictor_intermediate_size",
+    "codebook_size",
     "codebook_dim",
     "num_codebooks",
 ]
+_NUMBERS = ["mel_min_hz", "mel_max_hz", "max_seconds", "norm_eps", "drop_path_rate", "initializer_range"]
+_FLAGS = ["use_bias", "qk_norm", "predictor_context_positions"]
 
 
-def _check_numbers(config: BestRQ2Config) -> None:
-    numbers = {name: getattr(config, name) for name in _POSITIVE_INTEGERS}
-    for name in ("patch_size", "mask_block_size"):
-        numbers |= {f"{name}[{i}]": value for i, value in enumerate(getattr(config, name))}
-    for name, value in numbers.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        _require(whole and value > 0, f"{name} must be a whole number above 0, got {value!r}")
-    for name in ("max_seconds", "norm_eps", "initializer_range"):
+def _values(config: BestRQ2Config, names: Sequence[str]) -> dict[str, Any]:
+    """Values of fields by name, those of pairs as `name[0]` and `name[1]`."""
+    found: dict[str, Any] = {}
+    for name in names:
         value = getattr(config, name)
-        _require(math.isfinite(value) and value > 0, f"{name} must be above 0, got {value!r}")
+        found |= {f"{name}[{i}]": part for i, part in enumerate(value)} if isinstance(value, list) else {name: value}
+    return found
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_types(config: BestRQ2Config) -> None:
+    """Numbers that are numbers, and in the range that each has by itself."""
+    for name, value in _values(config, [*_POSITIVE_INTEGERS, "patch_size", "mask_block_size"]).items():
+        _require(_is_whole(value) and value > 0, f"{name} must be a whole number above 0, got {value!r}")
+    for name, value in _values(config, [*_NUMBERS, "mask_ratio"]).items():
+        finite = (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
+        _require(finite, f"{name} must be a number, got {value!r}")
+    for name, value in _values(config, _FLAGS).items():
+        _require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
+    for name, value in _values(config, ["max_seconds", "norm_eps", "initializer_range"]).items():
+        _require(value > 0, f"{name} must be above 0, got {value!r}")
     _require(config.codebook_size > 1, f"codebook_size must be above 1, got {config.codebook_size!r}")
     _require(0 <= config.drop_path_rate < 1, f"drop_path_rate must lie in [0, 1), got {config.drop_path_rate!r}")
-    _require(config.quantizer_seed >= 0, f"quantizer_seed must not be negative, got {config.quantizer_seed!r}")
+    seed = config.quantizer_seed
+    _require(_is_whole(seed) and seed >= 0, f"quantizer_seed must be a whole number of at least 0, got {seed!r}")
 
 
 def _check_spectrogram(config: BestRQ2Config) -> None:
+    _require(config.n_fft % 2 == 0, f"n_fft must be even, got {config.n_fft}")
     _require(
         config.win_length <= config.n_fft, f"win_length ({config.win_length}) must not exceed n_fft ({config.n_fft})"
     )

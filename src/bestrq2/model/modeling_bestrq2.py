@@ -292,16 +292,22 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         if hidden_mask is None:
             seed = int(torch.randint(2**31, (), generator=generator))
             clip_columns = patches.clip_columns.tolist()
-            hidden_mask = draw_hidden_mask(self.config, clip_columns, seed, 0, range(len(clip_columns)))
+            drawn = draw_hidden_mask(self.config, clip_columns, seed, 0, range(len(clip_columns)))
+            # The grid is wider than the longest clip where the batch is padded further.
+            grid = drawn.unflatten(1, (self.config.patch_rows, -1))
+            hidden_mask = F.pad(grid, (0, patches.columns - grid.shape[2])).flatten(1)
         hidden_mask = self._checked_mask(hidden_mask, patches)
         visible_mask = ~hidden_mask if patches.valid is None else ~hidden_mask & patches.valid.to(hidden_mask.device)
-        hidden, hidden_valid = self._select(hidden_mask, input_values.device)
-        visible, visible_valid = self._select(visible_mask, input_values.device)
-        # Only unequal lengths leave surplus places; without them attention needs no mask.
-        padded = patches.valid is not None
+        hidden, hidden_valid = order_by_mask(hidden_mask)
+        visible, visible_valid = order_by_mask(visible_mask)
+        # Where all clips hide and show equally many there are no surplus places, and attention needs no mask.
+        surplus = not bool(hidden_valid.all() & visible_valid.all())
+        hidden, hidden_valid, visible, visible_valid = (
+            part.to(input_values.device, non_blocking=True) for part in (hidden, hidden_valid, visible, visible_valid)
+        )
         predict = self._two_step if self.config.objective == "two_step" else self._one_stage
         context, predicted = predict(
-            patches, hidden, visible, hidden_valid if padded else None, visible_valid if padded else None
+            patches, hidden, visible, hidden_valid if surplus else None, visible_valid if surplus else None
         )
         targets = self.quantizer(_take(patches.quantizer_input, hidden))
         return self._score(self.head(predicted), targets, hidden_mask, hidden_valid, context)
@@ -322,11 +328,6 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             if bool(((counts == 0) | (counts == total)).any()):
                 raise ValueError("hidden_mask must hide at least one patch of every clip and leave one visible")
         return hidden_mask
-
-    @staticmethod
-    def _select(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        index, real = order_by_mask(mask)
-        return index.to(device, non_blocking=True), real.to(device, non_blocking=True)
 
     def _two_step(
         self,

@@ -1,4 +1,4 @@
-"""Which colour belongs to what, the same in every section.
+"""Which colour and which name belong to what, the same in every section.
 
 The colours themselves are CSS variables (report.css), one set for light and one for dark pages.
 """
@@ -22,15 +22,20 @@ def unique(names: Iterable[Name]) -> list[Name]:
     return list(dict.fromkeys(names))
 
 
+def short_task(task: str, domain: str) -> str:
+    """Name of a task under its domain's heading: "instrument" for "music/instrument"."""
+    return task.removeprefix(f"{domain}/")
+
+
 def run_colours(runs: list[RunCurves]) -> dict[str, str]:
     """Run name → CSS colour."""
     return {run.name: f"var(--s{index % SERIES_COLOURS})" for index, run in enumerate(runs)}
 
 
 def run_labels(runs: list[RunCurves]) -> dict[str, str]:
-    """Run name → label; runs that share a label are told apart by their name."""
+    """Run name → label; runs that share a label, as of one recipe, go by their names."""
     labels = [run.label for run in runs]
-    return {run.name: run.label if labels.count(run.label) == 1 else f"{run.label} ({run.name})" for run in runs}
+    return {run.name: run.label if labels.count(run.label) == 1 else run.name for run in runs}
 
 
 def feature_colours(probes: list[ProbeScore], runs: list[RunCurves]) -> dict[str, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bestrq2.evaluate.scores import ProbeScore
 
 
 @dataclass(frozen=True)
@@ -63,30 +64,6 @@ class MaskExample:
         covered = (grid[0] * self.patch_shape[0], grid[1] * self.patch_shape[1])
         if self.log_mel.ndim != 2 or covered[0] > self.log_mel.shape[0] or covered[1] > self.log_mel.shape[1]:
             raise ValueError(f"{grid} patches of {self.patch_shape} do not fit log_mel {self.log_mel.shape}")
-
-
-@dataclass(frozen=True)
-class ProbeScore:
-    """How well one classifier does one labelled task on one kind of features.
-
-    Attributes:
-        features: what the classifier saw, for instance a run's label or "log-mel mean + std".
-        task: name of the task; domain: "speech", "music", "environment" or any other heading.
-        method: linear probe or nearest neighbours.
-        metric: what `score` measures, for instance "accuracy".
-        score, low, high: in 0..1, with the ends of the 95 % interval.
-        chance: in 0..1, the score of guessing.
-    """
-
-    features: str
-    task: str
-    domain: str
-    method: Literal["linear", "knn"]
-    metric: str
-    score: float
-    low: float
-    high: float
-    chance: float
 
 
 @dataclass(frozen=True)

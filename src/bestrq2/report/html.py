@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bestrq2._version import __version__
+from bestrq2.files import write_text
 from bestrq2.report import embedding_map, neighbours
-from bestrq2.report.colours import domain_colours, feature_colours, run_colours, run_labels
+from bestrq2.report.colours import domain_colours, feature_colours, run_colours, run_labels, short_task
 from bestrq2.report.contents import ReportContents
 from bestrq2.report.curves import curve_groups, runs_table
 from bestrq2.report.embedding_map import MapFigure, map_figure
@@ -37,7 +35,7 @@ def write_report(output: Path, contents: ReportContents) -> None:
     output = Path(output)
     page = render(contents)
     output.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(output, page)
+    write_text(output, page)
 
 
 def render(contents: ReportContents) -> str:
@@ -67,6 +65,8 @@ def _drawn(contents: ReportContents) -> dict[str, object]:
         "javascript": _inline("report.js"),
         "run_rows": runs_table(contents.runs),
         "run_legend": [(labels[run.name], colours[run.name]) for run in contents.runs],
+        "validated": any(column.startswith("validation/") for run in contents.runs for column in run.curves),
+        "short": short_task,
         "curve_groups": groups,
         "further_figures": further_figures,
         "examples": [mask_figure(example) for example in contents.examples],
@@ -91,20 +91,3 @@ def _map_data(figure: MapFigure | None) -> list[dict[str, object]]:
 def _inline(name: str) -> Markup:
     """A style sheet or script of this folder, trusted as it is."""
     return Markup((FOLDER / name).read_text(encoding="utf-8"))
-
-
-def _write_atomically(output: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, output)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

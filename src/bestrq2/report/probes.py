@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bestrq2.report.colours import feature_colours, unique
+from bestrq2.report.colours import feature_colours, short_task, unique
 from bestrq2.report.contents import ProbeScore, RunCurves
 
 METHODS = {"linear": "linear probe", "knn": "k-NN"}
@@ -83,6 +83,7 @@ def mean_score(scores: list[ProbeScore], task: str) -> ProbeScore:
         low=mean - below,
         high=mean + above,
         chance=float(np.mean([one.chance for one in scores])),
+        n_test=sum(one.n_test for one in scores),
     )
 
 
@@ -125,7 +126,7 @@ def probe_cards(
     for domain in unique(one.domain for one in probes):
         own = [one for one in probes if one.domain == domain]
         tasks = unique(one.task for one in own)
-        cards = [_card(task, [one for one in own if one.task == task], colours) for task in tasks]
+        cards = [_card(short_task(task, domain), [one for one in own if one.task == task], colours) for task in tasks]
         domains.append(DomainProbes(domain, domain_colours[domain], cards))
     return means, domains
 

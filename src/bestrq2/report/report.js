@@ -117,7 +117,7 @@
 
     function groupOf(option) {
       if (option.value === "domain") return (point) => point.domain;
-      if (option.value === "task") return (point) => `${point.domain} · ${point.task}`;
+      if (option.value === "task") return (point) => `${point.domain} · ${point.task.replace(`${point.domain}/`, "")}`;
       const { domain, task } = option.dataset;
       return (point) => (point.domain === domain && point.task === task ? point.label : null);
     }

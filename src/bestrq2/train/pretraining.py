@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import Logger
@@ -34,6 +35,7 @@ from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.files import disk_errors
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.report.of_run import write_run_report
 from bestrq2.train.callbacks import Evaluation, MovingAverage, RunKeeper
 from bestrq2.train.config import PretrainConfig, changed_settings, resolve
 from bestrq2.train.metrics import MetricsFile
@@ -46,6 +48,8 @@ from bestrq2.train.statistics import band_statistics
 logger = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 16
+# Recordings in the report of a run that holds none out.
+_SHOWN = 16
 
 
 def pretrain(
@@ -127,7 +131,8 @@ class _Run:
         if model.uses_dataset_statistics and not start:
             self._estimate_statistics()
         self.keeper = RunKeeper(folder, self.rejections)
-        self.trainer = self._trainer(held_out)
+        self.shown = self._fixed_crops(held_out or training, config.loader.validation_clips or _SHOWN)
+        self.trainer = self._trainer(self.shown if held_out else [])
 
     def _estimate_statistics(self) -> None:
         clips = self.config.loader.statistics_clips
@@ -138,7 +143,11 @@ class _Run:
         self.rejections.add(rejected)
         self.module.model.base_model.set_statistics(mean, deviation)
 
-    def _trainer(self, held_out: Source | None) -> pl.Trainer:
+    def _fixed_crops(self, source: Source, count: int) -> list[np.ndarray]:
+        model = self.config.model
+        return fixed_crops(source, count, self.config.seed, model.sampling_rate, model.max_seconds)
+
+    def _trainer(self, held_out: list[np.ndarray]) -> pl.Trainer:
         config, settings = self.config, self.config.trainer
         callbacks: list[pl.Callback] = []
         if settings.ema:
@@ -178,11 +187,8 @@ class _Run:
             logger.info("no TensorBoard events: pip install 'bestrq2[tensorboard]' adds them")
         return loggers
 
-    def _validation_batches(self, held_out: Source | None) -> list[AudioBatch]:
-        if held_out is None:
-            return []
-        model = self.config.model
-        crops = fixed_crops(held_out, len(held_out), self.config.seed, model.sampling_rate, model.max_seconds)
+    @staticmethod
+    def _validation_batches(crops: list[np.ndarray]) -> list[AudioBatch]:
         items = [Crop(CropKey(0, index, 0, index), crop) for index, crop in enumerate(crops)]
         return [collate(items[first : first + _VALIDATION_BATCH]) for first in range(0, len(items), _VALIDATION_BATCH)]
 
@@ -200,6 +206,8 @@ class _Run:
         """
         resume_from = self.folder.last_checkpoint if self.start else None
         self.trainer.fit(self.module, self._loader(), ckpt_path=resume_from, weights_only=True)
+        if self.trainer.is_global_zero and self.folder.model.is_dir():
+            write_run_report(self.folder.root, self.shown)
         if self.keeper.interrupted:
             raise KeyboardInterrupt(f"stopped after step {self.trainer.global_step}; --resume continues")
 

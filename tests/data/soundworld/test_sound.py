@@ -12,7 +12,7 @@ from bestrq2.data import soundworld
 from bestrq2.data.soundworld import environment, instruments, music, scenes, speech
 from bestrq2.data.soundworld import task_specs as tasks
 from bestrq2.data.soundworld.acoustics import active_rms, mix_at_snr, reverberate, room_response
-from bestrq2.data.soundworld.seeding import generator
+from bestrq2.data.seeding import generator
 
 RATE = soundworld.SAMPLE_RATE
 SPEECH_TASKS = [name for name in soundworld.TASKS if name.startswith("speech/")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -18,24 +17,12 @@ from bestrq2.data.soundworld.acoustics import SAMPLE_RATE
 from bestrq2.data.soundworld.corpus import VERSION, Series, run_parallel, to_int16
 from bestrq2.data.soundworld.task_specs import TASKS, TaskSpec, label_of, presence_events
 from bestrq2.errors import DataError
+from bestrq2.files import write_bytes
 
 MARKER = "soundworld.json"
 FORMATS = ("folder", "xares")
 UNLABELLED_SECONDS = 10.0
 _OURS = ("unlabelled", "tasks", "env")  # everything a corpus consists of besides the marker
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _wav(wave: np.ndarray) -> bytes:
@@ -48,7 +35,7 @@ def _write_clips(series: Series, files: list[tuple[int, str]]) -> int:
     for index, name in files:
         path = Path(name)
         if not path.exists():  # what an interrupted run finished is kept
-            _write(path, _wav(series.clip(index)))
+            write_bytes(path, _wav(series.clip(index)))
     return len(files)
 
 
@@ -74,7 +61,7 @@ def _write_tar(series: Series, count: int, name: str) -> int:
                 header = tarfile.TarInfo(member)
                 header.size = len(content)
                 tar.addfile(header, io.BytesIO(content))
-    _write(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     return count
 
 
@@ -97,7 +84,7 @@ def _claim(output: Path, arguments: dict[str, object]) -> None:
         for name in _OURS:
             shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    _write(marker, json.dumps(arguments, indent=2).encode())
+    write_bytes(marker, json.dumps(arguments, indent=2).encode())
 
 
 def _series(clips: int, seed: int) -> list[tuple[TaskSpec, Series, int]]:
@@ -136,7 +123,7 @@ def _write_events(output: Path, clips: int, seed: int) -> None:
     for name, lines in rows.items():
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("path", "split", "onset", "offset"), *lines])
-        _write(output / "tasks" / name / "events.csv", text.getvalue().encode())
+        write_bytes(output / "tasks" / name / "events.csv", text.getvalue().encode())
 
 
 def _write_xares(output: Path, clips: int, seed: int, progress: bool) -> None:

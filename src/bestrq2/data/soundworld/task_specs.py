@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from bestrq2.data.seeding import generator, pick
 from bestrq2.data.soundworld import environment, music, speech
 from bestrq2.data.soundworld.acoustics import (
     SAMPLE_RATE,
@@ -27,7 +28,6 @@ from bestrq2.data.soundworld.acoustics import (
 )
 from bestrq2.data.soundworld.instruments import INSTRUMENTS, random_touch
 from bestrq2.data.soundworld.music import CHORDS, CONTOURS, ROOTS, SCALES, TEMPI, Note
-from bestrq2.data.soundworld.seeding import generator, pick
 from bestrq2.data.soundworld.vocabulary import KEYWORDS
 
 Render = Callable[[np.random.Generator, int, float], np.ndarray]
