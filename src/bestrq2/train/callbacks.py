@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -118,7 +120,6 @@ class RunKeeper(pl.Callback):
         self.rejections = rejections
         self.interrupted = False
         self.best = float("inf")
-        self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation loss so far."""
@@ -128,25 +129,25 @@ class RunKeeper(pl.Callback):
         """Take up the best validation loss so far."""
         self.best = state_dict["best"]
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on the first Ctrl-C ends training after the step, the second at once."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._handlers[number] = signal.signal(number, self._stop)
-            except ValueError:  # not in the main thread: whoever runs it stops it
-                return
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """In this block the first Ctrl-C (or SIGTERM) ends training after the step, the second at once."""
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        logger.warning("stopping after this step; press Ctrl-C again to stop at once")
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            logger.warning("stopping after this step; press Ctrl-C again to stop at once")
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        if threading.current_thread() is not threading.main_thread():
+            yield  # whoever runs the thread stops it
+            return
+        handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """List rejected files; checkpoint when it is time or the run is to stop."""

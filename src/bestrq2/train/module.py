@@ -100,12 +100,22 @@ class PretrainingModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay, stepped every optimiser step."""
-        optimizer = make_optimizer(self.model, self.config.optimizer)
+        optimizer = make_optimizer(self.model, self.config.optimizer, self.config.trainer.precision)
         steps, settings = self.config.trainer.max_steps, self.config.optimizer
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, steps, settings)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients; Lightning's own way refuses fused optimisers under mixed precision."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
 
     def transfer_batch_to_device(self, batch: AudioBatch, device: torch.device, dataloader_idx: int) -> AudioBatch:
         """Move the audio; lengths and masks stay on the CPU, where counting them costs no synchronisation."""

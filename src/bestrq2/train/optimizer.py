@@ -50,7 +50,7 @@ def ema_decay(max_steps: int, config: OptimizerConfig) -> float:
     return min(max(1.0 - 20.0 / steps, 0.9), 0.99999)
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters."""
+def make_optimizer(model: nn.Module, config: OptimizerConfig, precision: str) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, fused unless float16 gradients must be unscaled before they are clipped."""
     groups = parameter_groups(model, config.weight_decay, config.decay_all)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=not precision.startswith("16"))

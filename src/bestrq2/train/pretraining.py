@@ -205,7 +205,8 @@ class _Run:
             KeyboardInterrupt: if stopped.
         """
         resume_from = self.folder.last_checkpoint if self.start else None
-        self.trainer.fit(self.module, self._loader(), ckpt_path=resume_from, weights_only=True)
+        with self.keeper.listening():
+            self.trainer.fit(self.module, self._loader(), ckpt_path=resume_from, weights_only=True)
         if self.trainer.is_global_zero and self.folder.model.is_dir():
             write_run_report(self.folder.root, self.shown)
         if self.keeper.interrupted:

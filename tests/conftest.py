@@ -1,0 +1,76 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# No test needs the hub; a typo in one must not wait for the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+FIXTURES = Path(os.environ.get("BESTRQ2_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
+
+# Clips of at most 5 s: a grid of 8 x 8 patches.
+TINY = {
+    "max_seconds": 5.0,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "drop_path_rate": 0.0,
+    "predictor_hidden_size": 24,
+    "predictor_num_layers": 1,
+    "predictor_num_attention_heads": 2,
+    "predictor_intermediate_size": 40,
+    "codebook_size": 64,
+    "codebook_dim": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def reference_fixture() -> Path:
+    """The reference fixture's path without suffix; the test is skipped where the fixture is not at hand."""
+    path = FIXTURES / "reference_sincos"
+    if not path.with_suffix(".npz").is_file():
+        pytest.skip(f"no reference fixture in {FIXTURES}; name its folder in BESTRQ2_FIXTURES")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    """Makes a `BestRQ2Config` of a model that runs in milliseconds; keyword arguments change its fields."""
+    from bestrq2 import BestRQ2Config
+
+    return lambda **changes: BestRQ2Config(**{**TINY, **changes})
+
+
+@pytest.fixture
+def tiny_pretraining(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a `BestRQ2ForPreTraining` of `tiny_config` with weights from seed 0, in evaluation mode."""
+    import torch
+
+    from bestrq2 import BestRQ2ForPreTraining
+
+    def make(**changes: Any) -> BestRQ2ForPreTraining:
+        torch.manual_seed(0)
+        return BestRQ2ForPreTraining(tiny_config(**changes)).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_encoder(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a `BestRQ2Model` of `tiny_config` with weights from seed 0, in evaluation mode."""
+    import torch
+
+    from bestrq2 import BestRQ2Model
+
+    def make(**changes: Any) -> BestRQ2Model:
+        torch.manual_seed(0)
+        return BestRQ2Model(tiny_config(**changes)).eval()
+
+    return make

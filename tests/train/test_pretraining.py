@@ -1,0 +1,265 @@
+"""A run does what its folder says, and a resumed one ends where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+from small_run import LOADER, MODEL, recording, small_pretrain, write_recordings
+
+import bestrq2
+from bestrq2.data.sources import ArraySource
+from bestrq2.errors import CheckpointError, ConfigError, DataError
+from bestrq2.train import callbacks
+from bestrq2.train.config import resolve
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make the process die, without a word to anybody, after that step."""
+    original = callbacks.RunKeeper.on_train_batch_end
+
+    def dying(self, trainer, module, outputs, batch, batch_idx):
+        original(self, trainer, module, outputs, batch, batch_idx)
+        if callbacks.finished_step(module, batch) == step:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(callbacks.RunKeeper, "on_train_batch_end", dying)
+
+
+def test_a_run_leaves_the_files_it_promises(finished_run: Path):
+    names = {path.name for path in finished_run.iterdir()}
+    assert names >= {"config.yaml", "model", "checkpoints", "metrics.csv", "environment.json", "report.html"}
+    assert {path.name for path in (finished_run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    environment = json.loads((finished_run / "environment.json").read_text())
+    assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert (environment["recordings"], environment["held_out"]) == (12, 1)
+    assert not list(finished_run.rglob("*.tmp"))
+
+
+def test_the_written_configuration_is_the_run_s(finished_run: Path, recordings: Path):
+    settings = yaml.safe_load((finished_run / "config.yaml").read_text())
+    assert settings["model"]["hidden_size"] == MODEL["hidden_size"]
+    assert settings["data"] == str(recordings)
+    assert resolve(settings).to_dict() == settings
+
+
+def test_metrics_hold_loss_and_code_usage_at_the_logged_steps(finished_run: Path):
+    rows = {int(row["step"]): row for row in metrics(finished_run)}
+    assert sorted(rows) == [2, 3, 4, 6]
+    for step in (2, 4, 6):
+        row = {key: float(value) for key, value in rows[step].items() if value}
+        assert row["train/excess_loss"] == pytest.approx(row["train/loss"] - row["train/target_entropy"], abs=1e-5)
+        assert np.log(row["train/code_perplexity"]) == pytest.approx(row["train/target_entropy"], abs=1e-5)
+        assert 0 < row["train/code_coverage"] <= 1
+        assert 0 < row["train/top_code_share"] <= 1
+    assert float(rows[3]["validation/loss"]) > 0
+    assert rows[2]["validation/loss"] == ""
+
+
+def test_training_lowers_the_validation_loss(tmp_path: Path, recordings: Path):
+    trainer = {"max_steps": 40, "val_every_n_steps": 20, "log_every_n_steps": 20, "checkpoint_every_n_steps": 40}
+    run = small_pretrain(recordings, tmp_path / "run", trainer=trainer)
+    losses = [float(row["validation/loss"]) for row in metrics(run) if row["validation/loss"]]
+    assert losses[-1] < losses[0] < np.log(MODEL["codebook_size"]) + 0.5
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [{}, {"accumulate_grad_batches": 2}, {"ema": True}, {"gradient_clip_val": 0.1, "precision": "bf16-mixed"}],
+    ids=["plain", "accumulated", "averaged", "clipped-bf16"],
+)
+def test_a_killed_run_resumes_to_identical_weights_and_metrics(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, trainer: dict[str, object]
+):
+    whole = small_pretrain(recordings, tmp_path / "whole", trainer=trainer)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)  # the last checkpoint is that of step 4, metrics of step 4 are pending in no window
+        with pytest.raises(RuntimeError, match="killed"):
+            small_pretrain(recordings, tmp_path / "killed", trainer=trainer)
+    killed = small_pretrain(recordings, tmp_path / "killed", trainer=trainer, resume=True)
+    assert same_weights(whole, killed)
+    assert (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
+
+
+def test_workers_and_accumulation_do_not_change_what_is_learned(tmp_path: Path, recordings: Path):
+    plain = weights(small_pretrain(recordings, tmp_path / "plain", model={"drop_path_rate": 0.0}))
+    workers = weights(
+        small_pretrain(recordings, tmp_path / "w", model={"drop_path_rate": 0.0}, loader={"num_workers": 2})
+    )
+    assert all(torch.equal(plain[key], workers[key]) for key in plain)
+
+
+def test_frequency_of_logging_does_not_change_what_is_learned(tmp_path: Path, recordings: Path):
+    one = small_pretrain(recordings, tmp_path / "one")
+    other = small_pretrain(recordings, tmp_path / "other", trainer={"log_every_n_steps": 5, "val_every_n_steps": 0})
+    assert same_weights(one, other)
+
+
+def test_the_seed_decides_everything(tmp_path: Path, recordings: Path):
+    one = small_pretrain(recordings, tmp_path / "one", seed=1)
+    again = small_pretrain(recordings, tmp_path / "again", seed=1)
+    other = small_pretrain(recordings, tmp_path / "other", seed=2)
+    assert same_weights(one, again)
+    assert not same_weights(one, other)
+
+
+def test_dataset_statistics_are_those_of_the_recordings(tmp_path: Path):
+    loud = [10 ** (level / 20) * recording(number, 2.5) for number, level in enumerate((0, 0, 0, 0))]
+    quiet = [0.1 * clip for clip in loud]
+    means = {}
+    for name, clips in (("loud", loud), ("quiet", quiet)):
+        loader = {"validation_clips": 0, "statistics_clips": 4}
+        run = small_pretrain(ArraySource(clips, 16_000, name), tmp_path / name, loader=loader)
+        means[name] = weights(run)["bestrq2.statistics.mean"]
+    assert torch.allclose(means["loud"] - means["quiet"], torch.full((128,), 20.0), atol=0.01)
+
+
+def test_frozen_parts_stay_and_all_others_move(tmp_path: Path, recordings: Path):
+    run = small_pretrain(recordings, tmp_path / "run", trainer={"max_steps": 1}, seed=5)
+    before = small_pretrain(recordings, tmp_path / "before", trainer={"max_steps": 1}, seed=5, optimizer={"lr": 1e-12})
+    moved, start = weights(run), weights(before)
+    for key, value in moved.items():
+        frozen = key.startswith("quantizer.") or ".statistics." in key
+        assert torch.equal(value, start[key]) == frozen, key
+
+
+def test_bad_files_are_listed_and_training_goes_on(tmp_path: Path):
+    folder = write_recordings(tmp_path / "audio", 6)
+    (folder / "text.wav").write_text("not audio at all")
+    (folder / "empty.flac").touch()
+    soundfile.write(folder / "silent.wav", np.zeros(32_000, np.float32), 16_000)
+    run = small_pretrain(folder, tmp_path / "run", loader={"validation_clips": 0})
+    with (run / "rejected.csv").open(newline="") as file:
+        rejected = {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
+    assert set(rejected) == {"text.wav", "empty.flac", "silent.wav"}
+    assert "silent" in rejected["silent.wav"]
+    assert len(metrics(run)) == 4 - 1  # no validation rows
+
+
+def test_everything_rejected_stops_the_run_with_the_reason(tmp_path: Path):
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.wav").write_text("not audio at all")
+    for workers in (0, 1):
+        with pytest.raises(DataError, match="all 3 recordings were rejected"):
+            small_pretrain(
+                folder, tmp_path / f"run{workers}", loader={"validation_clips": 0, "num_workers": workers}
+            )
+
+
+def test_an_existing_run_is_only_touched_with_resume(finished_run: Path, recordings: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="--resume"):
+        small_pretrain(recordings, finished_run)
+    before = (finished_run / "metrics.csv").read_bytes()
+    small_pretrain(recordings, finished_run, resume=True)
+    assert (finished_run / "metrics.csv").read_bytes() == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.doc").write_text("precious")
+    with pytest.raises(ConfigError, match="not empty and holds no run"):
+        small_pretrain(recordings, other)
+
+
+def test_resume_starts_a_run_that_is_not_there(tmp_path: Path, recordings: Path):
+    run = small_pretrain(recordings, tmp_path / "run", resume=True, trainer={"max_steps": 2})
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+def test_resume_with_other_settings_is_refused_and_says_which(finished_run: Path, recordings: Path):
+    with pytest.raises(ConfigError, match="optimizer.lr was 0.002 and is now 0.5") as caught:
+        small_pretrain(recordings, finished_run, resume=True, optimizer={"lr": 0.5}, seed=3)
+    assert "seed was 0 and is now 3" in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, recordings: Path):
+    run = small_pretrain(recordings, tmp_path / "run", trainer={"max_steps": 2})
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged"):
+        small_pretrain(recordings, run, resume=True, trainer={"max_steps": 2})
+
+
+def test_a_checkpoint_describes_itself_and_loads_without_pickled_objects(finished_run: Path):
+    checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["bestrq2"]["version"] == bestrq2.__version__
+    assert checkpoint["bestrq2"]["config"]["model"]["codebook_size"] == MODEL["codebook_size"]
+    assert checkpoint["global_step"] == 6
+
+
+def test_ctrl_c_ends_after_the_step_with_whole_files_and_can_be_resumed(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = small_pretrain(recordings, tmp_path / "whole")
+    original = callbacks.Evaluation.on_train_batch_end
+
+    def pressing(self, trainer, module, outputs, batch, batch_idx):
+        if callbacks.finished_step(module, batch) == 3:
+            signal.raise_signal(signal.SIGINT)
+        original(self, trainer, module, outputs, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Evaluation, "on_train_batch_end", pressing)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):
+            small_pretrain(recordings, tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert bestrq2.load(tmp_path / "run").embed(recording(1, 2.0)).clip.shape == (1, 32)
+    assert same_weights(whole, small_pretrain(recordings, tmp_path / "run", resume=True))
+
+
+def test_the_exported_model_with_averaging_is_the_average(tmp_path: Path, recordings: Path):
+    plain = weights(small_pretrain(recordings, tmp_path / "plain"))
+    averaged = weights(small_pretrain(recordings, tmp_path / "averaged", trainer={"ema": True}))
+    key = "bestrq2.encoder.blocks.0.attn.qkv.weight"
+    assert not torch.equal(plain[key], averaged[key])
+    assert torch.equal(plain["quantizer.codebook"], averaged["quantizer.codebook"])
+
+
+def test_the_online_probe_appears_in_the_metrics(tmp_path: Path, recordings: Path):
+    labelled = tmp_path / "labelled"
+    for label, seconds in (("low", 0), ("high", 100)):
+        (labelled / label).mkdir(parents=True)
+        for number in range(8):
+            clip = recording(seconds + number, 1.5) * (1.0 if label == "low" else 0.05)
+            soundfile.write(labelled / label / f"{number}.wav", clip, 16_000)
+    run = small_pretrain(
+        recordings, tmp_path / "run", probe={"data": str(labelled), "every_n_steps": 3}, trainer={"max_steps": 3}
+    )
+    (row,) = [row for row in metrics(run) if row.get("probe/mean")]
+    assert row["step"] == "3"
+    assert 0.0 <= float(row["probe/mean"]) <= 1.0
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path, recordings: Path):
+    plain = weights(small_pretrain(recordings, tmp_path / "plain"))
+    saving = weights(small_pretrain(recordings, tmp_path / "saving", trainer={"gradient_checkpointing": True}))
+    assert all(torch.allclose(plain[key], saving[key], atol=1e-6) for key in plain)
+
+
+def test_clips_of_very_different_length_train_together(tmp_path: Path):
+    clips = [recording(0, 0.05), recording(1, 0.2), recording(2, 9.0), recording(3, 2.5)]
+    run = small_pretrain(ArraySource(clips, 16_000, "mixed"), tmp_path / "run", loader=LOADER | {"validation_clips": 0})
+    assert all(np.isfinite(float(row["train/loss"])) for row in metrics(run))
