@@ -48,29 +48,35 @@ def tiny_config() -> Callable[..., Any]:
     return lambda **changes: BestRQ2Config(**{**TINY, **changes})
 
 
-@pytest.fixture
-def tiny_pretraining(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a `BestRQ2ForPreTraining` of `tiny_config` with weights from seed 0, in evaluation mode."""
+def _strengthen(model: Any) -> Any:
+    """Weights under which every token matters to every other, as in a trained model; at initialisation few do."""
     import torch
 
+    random = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        draw = torch.randn(parameter.shape, generator=random)
+        scale, centre = 0.3, 0.0
+        if ".norm" in name or "_norm" in name:
+            centre = 1.0 if name.endswith("weight") else 0.0
+        elif "patch_embedding.weight" in name:
+            scale = 1e-3 if model.config.input_normalization == "none" else 0.05  # tokens of size 1
+        elif parameter.ndim == 2:
+            scale = 1.2 * parameter.shape[1] ** -0.5
+        parameter.data.copy_(centre + scale * draw)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_pretraining(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a `BestRQ2ForPreTraining` of `tiny_config` with strong random weights, in evaluation mode."""
     from bestrq2 import BestRQ2ForPreTraining
 
-    def make(**changes: Any) -> BestRQ2ForPreTraining:
-        torch.manual_seed(0)
-        return BestRQ2ForPreTraining(tiny_config(**changes)).eval()
-
-    return make
+    return lambda **changes: _strengthen(BestRQ2ForPreTraining(tiny_config(**changes)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_encoder(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a `BestRQ2Model` of `tiny_config` with weights from seed 0, in evaluation mode."""
-    import torch
-
+    """Makes a `BestRQ2Model` of `tiny_config` with strong random weights, in evaluation mode."""
     from bestrq2 import BestRQ2Model
 
-    def make(**changes: Any) -> BestRQ2Model:
-        torch.manual_seed(0)
-        return BestRQ2Model(tiny_config(**changes)).eval()
-
-    return make
+    return lambda **changes: _strengthen(BestRQ2Model(tiny_config(**changes)))

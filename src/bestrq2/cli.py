@@ -1,4 +1,7 @@
-"""The `bestrq2` command: a command gathers arguments and calls one function."""
+"""The `bestrq2` command: a command gathers arguments and calls one function.
+
+All else is imported inside the commands, so that `--help` is quick and Ctrl-C is caught from the first moment.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 
 from bestrq2._version import __version__
 from bestrq2.errors import BestRQ2Error, ConfigError
-from bestrq2.flags import make_parser, nearest, parse_flags
 
 # Wrong input, and what a shell expects of a program that Ctrl-C ended.
 EXIT_WRONG_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
@@ -25,51 +27,56 @@ def _pretrain(argv: Sequence[str]) -> None:
 
 
 def _embed(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
     from bestrq2.inference.corpus import embed_corpus
 
-    parser = make_parser("embed", "Embed every recording of a corpus into a Parquet file.")
+    parser = flags.make_parser("embed", "Embed every recording of a corpus into a Parquet file.")
     parser.add_function_arguments(embed_corpus, as_group=False, as_positional=True, skip={"output"})
     parser.add_argument("--output", type=str, required=True, help="Parquet file to write")
-    print(embed_corpus(**_values(parse_flags(parser, argv))))
+    print(embed_corpus(**_values(flags.parse_flags(parser, argv))))
 
 
 def _probe(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
     from bestrq2.evaluate.command import probe
     from bestrq2.evaluate.table import format_table
 
-    parser = make_parser("probe", "Linear probe and k-NN on labelled audio, beside the baselines.")
+    parser = flags.make_parser("probe", "Linear probe and k-NN on labelled audio, beside the baselines.")
     parser.add_function_arguments(probe, as_group=False, as_positional=True)
-    print(format_table(probe(**_values(parse_flags(parser, argv)))))
+    print(format_table(probe(**_values(flags.parse_flags(parser, argv)))))
 
 
 def _info(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
     from bestrq2.inference.info import info
 
-    parser = make_parser("info", "Parameters, cost and origin of a model or a recipe.")
+    parser = flags.make_parser("info", "Parameters, cost and origin of a model or a recipe.")
     parser.add_function_arguments(info, as_group=False, as_positional=True)
-    facts = info(**_values(parse_flags(parser, argv)))
+    facts = info(**_values(flags.parse_flags(parser, argv)))
     width = max(map(len, facts))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
 
 
 def _soundworld(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
     from bestrq2.data.soundworld import write_corpus
 
-    parser = make_parser("soundworld", "Write the synthetic corpus and its labelled tasks.")
+    parser = flags.make_parser("soundworld", "Write the synthetic corpus and its labelled tasks.")
     parser.add_function_arguments(write_corpus, as_group=False, as_positional=True, skip={"progress", "clips"})
     parser.add_argument("--clips", type=int, default=200, help="labelled clips per task, and unlabelled clips")
-    values = _values(parse_flags(parser, argv))
+    values = _values(flags.parse_flags(parser, argv))
     write_corpus(**values)
     print(values["output"])
 
 
 def _demo(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
     from bestrq2.demo import demo
     from bestrq2.evaluate.table import format_table
 
-    parser = make_parser("demo", "Pretrain tiny encoders on synthetic audio, probe them and write a report.")
+    parser = flags.make_parser("demo", "Pretrain tiny encoders on synthetic audio, probe them and write a report.")
     parser.add_function_arguments(demo, as_group=False)
-    result = demo(**_values(parse_flags(parser, argv)))
+    result = demo(**_values(flags.parse_flags(parser, argv)))
     print(format_table(result.scores))
     print(f"\n{result.summary}\nreport: {result.report}")
 
@@ -117,7 +124,9 @@ def run(argv: Sequence[str]) -> int:
     command, name = COMMANDS.get(argv[0]), argv[0]
     try:
         if command is None:
-            raise ConfigError(f"there is no such command{nearest(name, list(COMMANDS))}")
+            from bestrq2 import flags
+
+            raise ConfigError(f"there is no such command{flags.nearest(name, list(COMMANDS))}")
         command[0](argv[1:])
     except BestRQ2Error as error:
         print(f"bestrq2 {name}: {error}", file=sys.stderr)

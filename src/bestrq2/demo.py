@@ -72,6 +72,9 @@ def demo(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
+    for name, value in (("steps", steps), ("clips", clips), ("train", train), ("test", test)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
     output = _fresh_folder(Path(output))
     source = ArraySource(soundworld.unlabelled(clips), soundworld.SAMPLE_RATE, f"soundworld:{clips}")
     tasks = soundworld.tasks(train=train, test=test)
@@ -100,9 +103,7 @@ def demo(
 def equal_compute_steps(steps: int | None) -> dict[str, int]:
     """Steps of each objective for the same training GFLOPs; `steps` are those of the two-step encoder."""
     settings = recipe(RECIPE)
-    wanted = steps or settings["trainer"]["max_steps"]
-    if wanted < 1:
-        raise ConfigError(f"steps must be at least 1, got {wanted}")
+    wanted = settings["trainer"]["max_steps"] if steps is None else steps
     gflops = {
         label: cost(BestRQ2Config(**{**settings["model"], "objective": objective})).training_gflops
         for label, objective in OBJECTIVES.items()

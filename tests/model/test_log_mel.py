@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from example_sounds import RATE, bursts, chirp, scene, scenes, tones
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestrq2 import BestRQ2Config
 from bestrq2.model.log_mel import LogMel, mel_filters, reflect_index
+from example_sounds import RATE, bursts, chirp, scene, scenes, tones
 
 PATCH_SAMPLES = 15 * 625  # the shortest clip with a whole patch of 16 frames
 

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-
 from small_run import small_pretrain, write_recordings
 
 

@@ -165,9 +165,7 @@ def test_everything_rejected_stops_the_run_with_the_reason(tmp_path: Path):
         (folder / f"{name}.wav").write_text("not audio at all")
     for workers in (0, 1):
         with pytest.raises(DataError, match="all 3 recordings were rejected"):
-            small_pretrain(
-                folder, tmp_path / f"run{workers}", loader={"validation_clips": 0, "num_workers": workers}
-            )
+            small_pretrain(folder, tmp_path / f"run{workers}", loader={"validation_clips": 0, "num_workers": workers})
 
 
 def test_an_existing_run_is_only_touched_with_resume(finished_run: Path, recordings: Path, tmp_path: Path):

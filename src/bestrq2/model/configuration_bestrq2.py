@@ -188,6 +188,12 @@ class BestRQ2Config(PreTrainedConfig):
         _check(self)
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but fields changed by keyword (`from_pretrained(..., qk_norm=True)`) are checked too."""
+        changes = {name: kwargs.pop(name) for name in field_names() if name in kwargs}
+        return super().from_dict({**config_dict, **changes}, **kwargs)
+
     @property
     def patch_rows(self) -> int:
         """Patches along the frequency axis."""

@@ -227,9 +227,18 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
 
     def embed_patches(self, patches: Patches) -> Tensor:
         """Tokens of all patches with their positions: [B, N, D]."""
-        tokens = self.patch_embedding(patches.encoder_input.to(self.patch_embedding.weight.dtype))
+        tokens = self.embed_values(patches.encoder_input)
         positions = self.encoder.added_positions(patches.columns, tokens.device)
         return tokens if positions is None else tokens + positions.to(tokens.dtype)
+
+    def embed_values(self, values: Tensor) -> Tensor:
+        """Tokens without positions: [B, K, patch values] to [B, K, D].
+
+        In the precision of the weights even inside autocast: bfloat16 cannot tell -60.0 from -60.1 dB, nor keep a
+        position beside the large token that decibels make, and the residual stream takes its type from here.
+        """
+        with torch.autocast(values.device.type, enabled=False):
+            return self.patch_embedding(values.to(self.patch_embedding.weight.dtype))
 
 
 def _lengths(attention_mask: Tensor, input_values: Tensor) -> Tensor:
@@ -343,13 +352,12 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         other, each with its place in the grid, and nothing is scattered.
         """
         columns, device = patches.columns, hidden.device
-        seen = Patches(_take(patches.encoder_input, visible), patches.quantizer_input, columns, visible, None)
-        tokens = self.bestrq2.patch_embedding(seen.encoder_input.to(self.head.weight.dtype))
+        tokens = self.bestrq2.embed_values(_take(patches.encoder_input, visible))
         tokens = _add(tokens, self.bestrq2.encoder.added_positions(columns, device), visible)
         context = self.bestrq2.encoder(tokens, columns, visible, visible_valid)
 
         positions = self.predictor.added_positions(columns, device)
-        known = self.predictor_input(context)
+        known = self.predictor_input(context).to(self.mask_token.dtype)
         if self.config.predictor_context_positions:
             known = _add(known, positions, visible)
         asked = _add(self.mask_token.to(known.dtype).expand(*hidden.shape, -1), positions, hidden)
@@ -370,7 +378,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         is_hidden = torch.zeros(hidden.shape[0], count, dtype=torch.bool, device=hidden.device)
         real = torch.ones_like(hidden, dtype=torch.bool) if hidden_valid is None else hidden_valid
         is_hidden.scatter_(1, hidden, real)
-        tokens = self.bestrq2.patch_embedding(patches.encoder_input.to(self.head.weight.dtype))
+        tokens = self.bestrq2.embed_values(patches.encoder_input)
         tokens = torch.where(is_hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
         positions = self.bestrq2.encoder.added_positions(patches.columns, tokens.device)
         if positions is not None:

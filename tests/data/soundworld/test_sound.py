@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bestrq2.data import soundworld
+from bestrq2.data.seeding import generator
 from bestrq2.data.soundworld import environment, instruments, music, scenes, speech
 from bestrq2.data.soundworld import task_specs as tasks
 from bestrq2.data.soundworld.acoustics import active_rms, mix_at_snr, reverberate, room_response
-from bestrq2.data.seeding import generator
 
 RATE = soundworld.SAMPLE_RATE
 SPEECH_TASKS = [name for name in soundworld.TASKS if name.startswith("speech/")]

@@ -1,0 +1,114 @@
+"""Models on disk: what comes back is what was saved, bit by bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bestrq2 import BestRQ2FeatureExtractor, BestRQ2ForPreTraining, BestRQ2Model
+from example_sounds import scene, scenes
+
+VARIANTS = [
+    {"quantizer_seed": 7},
+    {"objective": "one_stage", "position_embedding": "learned", "num_codebooks": 2},
+    {"norm": "rmsnorm", "activation": "swiglu", "qk_norm": True, "use_bias": False, "position_embedding": "rope_2d"},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_a_pretraining_model_comes_back_bit_by_bit(tiny_pretraining, tmp_path, changes):
+    model = tiny_pretraining(**changes)
+    model.bestrq2.set_statistics(torch.linspace(-30, -60, 128), torch.linspace(8, 20, 128))
+    model.quantizer.codebook[0, 3] *= -1  # what is stored counts, not what the seed would give
+    model.save_pretrained(tmp_path)
+    loaded, report = BestRQ2ForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert {"quantizer.projection", "quantizer.codebook", "bestrq2.statistics.mean"} < before.keys()
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+        assert after[name].dtype == value.dtype
+    hidden = torch.arange(64) % 2 == 0
+    clips = scenes(2, 80_000)
+    assert torch.equal(loaded(clips, hidden_mask=hidden).logits, model(clips, hidden_mask=hidden).logits)
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_the_encoder_is_taken_out_of_a_pretraining_model(tiny_pretraining, tmp_path, changes):
+    model = tiny_pretraining(**changes)
+    model.bestrq2.set_statistics(torch.linspace(-30, -60, 128), torch.linspace(8, 20, 128))
+    model.save_pretrained(tmp_path)
+    encoder, report = BestRQ2Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    for name, value in model.base_model.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], value), name
+    assert not any(name.startswith(("quantizer", "head", "predictor")) for name in encoder.state_dict())
+
+
+def test_an_encoder_alone_comes_back_bit_by_bit(tiny_encoder, tmp_path):
+    model = tiny_encoder()
+    model.save_pretrained(tmp_path)
+    loaded = BestRQ2Model.from_pretrained(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_pretraining_can_start_from_a_stored_encoder(tiny_encoder, tmp_path):
+    encoder = tiny_encoder()
+    encoder.save_pretrained(tmp_path)
+    model, report = BestRQ2ForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.split(".")[0] for name in report["missing_keys"]} == {
+        "predictor",
+        "predictor_input",
+        "mask_token",
+        "head",
+        "quantizer",
+    }
+    assert torch.equal(model.base_model.patch_embedding.weight, encoder.patch_embedding.weight)
+    fresh = BestRQ2ForPreTraining(model.config)
+    assert torch.equal(model.quantizer.codebook, fresh.quantizer.codebook)
+    assert model.mask_token.std() > 0.005
+
+
+def test_the_base_model_of_pretraining_is_the_encoder(tiny_pretraining):
+    model = tiny_pretraining()
+    assert isinstance(model.base_model, BestRQ2Model)
+    assert model.base_model is model.bestrq2
+
+
+@torch.no_grad()
+def test_the_feature_extractor_pads_and_the_model_ignores_the_padding(tiny_encoder, tmp_path):
+    BestRQ2FeatureExtractor().save_pretrained(tmp_path)
+    extractor = BestRQ2FeatureExtractor.from_pretrained(tmp_path)
+    clips = [scene(30_000, 1), scene(50_000, 2)]
+    batch = extractor(clips, sampling_rate=16_000, return_tensors="pt")
+    assert batch["input_values"].shape == batch["attention_mask"].shape == (2, 50_000)
+    assert batch["input_values"].dtype == torch.float32
+    assert batch["attention_mask"].sum(dim=1).tolist() == [30_000, 50_000]
+    model = tiny_encoder()
+    together = model(**batch).pooler_output
+    for index, clip in enumerate(clips):
+        alone = model(torch.from_numpy(clip)[None]).pooler_output[0]
+        torch.testing.assert_close(together[index], alone, atol=1e-5, rtol=0)
+
+
+def test_the_feature_extractor_takes_one_clip_as_numbers_or_array():
+    extractor = BestRQ2FeatureExtractor()
+    clip = scene(1000)
+    from_array, from_list = (extractor(one, return_tensors="np")["input_values"] for one in (clip, clip.tolist()))
+    assert from_array.shape == (1, 1000)
+    assert np.array_equal(from_array, from_list)
+    cut = extractor([clip, clip[:300]], padding="max_length", max_length=500, truncation=True, return_tensors="np")
+    assert cut["input_values"].shape == (2, 500)
+    assert cut["attention_mask"].sum(axis=1).tolist() == [500, 300]
+
+
+def test_the_feature_extractor_refuses_other_rates_and_stereo():
+    extractor = BestRQ2FeatureExtractor()
+    with pytest.raises(ValueError, match=r"expects 16000 Hz, got 44100 Hz: resample.*bestrq2\.load"):
+        extractor(scene(1000), sampling_rate=44_100)
+    with pytest.raises(ValueError, match=r"must be mono, \[samples\]; got shape \(2, 500\)"):
+        extractor([scene(1000).reshape(2, 500)])
