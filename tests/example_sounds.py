@@ -44,7 +44,9 @@ def scenes(count: int, samples: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.stack([scene(samples, seed + index) for index in range(count)]))
 
 
-def padded_batch(lengths: list[int], behind: float = 0.0, total: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_batch(
+    lengths: list[int], behind: float = 0.0, total: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scenes of unequal length with `behind` after their ends: float32 [B, S] and int64 mask [B, S]."""
     total = max(lengths) if total is None else total
     waveforms = torch.full((len(lengths), total), behind)

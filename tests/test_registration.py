@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -69,9 +71,13 @@ def test_the_auto_classes_know_the_models_in_any_order_of_imports(folder, progra
     torch.testing.assert_close(torch.load(folder / "pooled.pt"), torch.load(folder / "expected.pt"), atol=1e-6, rtol=0)
 
 
-def test_every_public_name_is_there():
-    for name in bestrq2.__all__:
-        assert getattr(bestrq2, name) is not None
+def test_every_public_name_stands_for_the_same_whatever_was_imported_before():
+    """A module of the same name would take its place as soon as somebody imports it."""
+    modules = {module.name for module in pkgutil.iter_modules(bestrq2.__path__)}
+    assert not modules & set(bestrq2.__all__)
+    for name in (*bestrq2.__all__, *bestrq2.__all__):
+        assert not isinstance(getattr(bestrq2, name), ModuleType), name
+    assert "best-rq-2" in bestrq2.recipes()
     assert set(bestrq2.__all__) <= set(dir(bestrq2))
     with pytest.raises(AttributeError, match="module 'bestrq2' has no attribute 'laod'"):
         _ = bestrq2.laod

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bestrq2.model.configuration_bestrq2 import BestRQ2Config
     from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
     from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
-    from bestrq2.recipes import recipe, recipes
+    from bestrq2.recipe_book import recipe, recipes
     from bestrq2.train.pretraining import pretrain
 
 __all__ = [
@@ -49,8 +49,8 @@ _HOMES = {
     "load_reference": "convert.reference",
     "pretrain": "train.pretraining",
     "probe": "evaluate.command",
-    "recipe": "recipes",
-    "recipes": "recipes",
+    "recipe": "recipe_book",
+    "recipes": "recipe_book",
 }
 
 _registration.register()

@@ -23,7 +23,7 @@ from bestrq2.inference.cost import cost
 from bestrq2.inference.embedder import Embedder, load
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-from bestrq2.recipes import recipe
+from bestrq2.recipe_book import recipe
 from bestrq2.report.contents import ReportContents
 from bestrq2.report.examples import embedded_task_clips, mask_example
 from bestrq2.report.html import write_report

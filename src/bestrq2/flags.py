@@ -65,7 +65,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 _WRONG_TYPE = re.compile(r'Parser key "([^"]+)": (.*)')
 _REFUSED_KEY = re.compile(
-    r"does not accept option '([\w.]+)'|Key '([\w.]+)' is not expected|[Uu]nrecognized arguments: -*([\w.]+)"
+    r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected"
+    r"|[Uu]nrecognized arguments: -*([\w.]+)"
 )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from example_sounds import scenes
-from reference_layout import reference_config, reference_state
 
 from bestrq2 import load_reference
 from bestrq2.errors import CheckpointError
+from example_sounds import scenes
+from reference_layout import reference_config, reference_state
 
 
 @pytest.mark.parametrize("objective", ["two_step", "one_stage"])
@@ -101,7 +101,9 @@ def test_another_patch_embedding_with_as_many_weights_is_refused(tiny_pretrainin
     state = reference_state(model)
     for shape in ((32, 256), (32, 2, 16, 8), (32, 1, 8, 32), (32 * 256,)):
         state["patch_embed.patch_embed.proj.weight"] = torch.ones(shape)
-        with pytest.raises(CheckpointError, match=rf"proj.weight \[{', '.join(map(str, shape))}\], not \[32, 1, 16, 16\]"):
+        with pytest.raises(
+            CheckpointError, match=rf"proj.weight \[{', '.join(map(str, shape))}\], not \[32, 1, 16, 16\]"
+        ):
             load_reference(state, reference_config(model))
 
 
@@ -116,7 +118,7 @@ def test_rotary_frequencies_of_another_base_are_refused(tiny_pretraining, place)
 
 def test_positions_of_another_kind_than_the_configurations_are_refused(tiny_pretraining):
     rotary, sine_cosine = tiny_pretraining(position_embedding="rope_2d"), tiny_pretraining()
-    with pytest.raises(CheckpointError, match="missing 2: encoder.pos_embed, predictor.pos_embed; unexpected 10: "):
+    with pytest.raises(CheckpointError, match=r"missing 2: encoder.pos_embed, predictor.pos_embed; unexpected 10: "):
         load_reference(reference_state(rotary), reference_config(sine_cosine))
 
 

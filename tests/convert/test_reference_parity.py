@@ -76,7 +76,9 @@ def test_the_encoder_gives_the_references_numbers(model, waveform, outputs):
 
 
 def test_the_embedder_gives_the_references_frames(reference_fixture, waveform, outputs):
-    embeddings = bestrq2.load(reference_fixture.with_suffix(".safetensors"), "cpu").embed(list(waveform.numpy()), 16_000)
+    embeddings = bestrq2.load(reference_fixture.with_suffix(".safetensors"), "cpu").embed(
+        list(waveform.numpy()), 16_000
+    )
     assert np.abs(embeddings.frames - outputs["frame_embeddings"]).max() < 1e-4
     assert np.abs(embeddings.clip - outputs["frame_embeddings"].mean(axis=1)).max() < 1e-4
     assert embeddings.timestamps[0] == pytest.approx(0.3125 + 0.625 * np.arange(16))
@@ -107,9 +109,7 @@ def test_the_configuration_is_translated(model):
 
 @pytest.mark.parametrize("kind", ["mapping", "json", "yaml"])
 @pytest.mark.parametrize("form", ["safetensors", "ckpt", "state dict", "prefixed safetensors"])
-def test_any_form_of_checkpoint_and_configuration_gives_the_same_model(
-    model, checkpoint, config, tmp_path, kind, form
-):
+def test_any_form_of_checkpoint_and_configuration_gives_the_same_model(model, checkpoint, config, tmp_path, kind, form):
     state = load_file(checkpoint)
     source = state
     if form == "safetensors":
@@ -145,14 +145,19 @@ def test_any_form_of_checkpoint_and_configuration_gives_the_same_model(
 )
 def test_a_configuration_that_contradicts_the_checkpoint_is_refused(checkpoint, config, part, changes, tensor):
     wrong = {**config, "net": {**config["net"], part: {**config["net"][part], **changes}}}
-    with pytest.raises(CheckpointError, match=rf"{tensor}.* is not what the configuration gives.*check net.spectrogram"):
+    with pytest.raises(
+        CheckpointError, match=rf"{tensor}.* is not what the configuration gives.*check net.spectrogram"
+    ):
         bestrq2.load_reference(checkpoint, wrong)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": {"embed_dim": 64, "num_heads": 5}}, r"hidden_size \(64\) must be a multiple of num_attention_heads"),
+        (
+            {"encoder": {"embed_dim": 64, "num_heads": 5}},
+            r"hidden_size \(64\) must be a multiple of num_attention_heads",
+        ),
         ({"spectrogram": {"power": 1.0}}, "power is 1.0, only 2.0"),
         ({"spectrogram": {"hop_length_ms": "short"}}, "does not fit: could not convert string to float: 'short'"),
         ({"spectrogram": "mel"}, "does not fit"),

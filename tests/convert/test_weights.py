@@ -7,12 +7,14 @@ import pickle
 
 import pytest
 import torch
-from reference_layout import reference_config, reference_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bestrq2 import BestRQ2ForPreTraining, BestRQ2Model, load_reference
 from bestrq2.convert.weights import load_model_folder, read_state_dict
 from bestrq2.errors import CheckpointError
+from reference_layout import reference_config, reference_state
 
 
 class Canary:
@@ -45,6 +47,7 @@ def test_plain_tensors_are_read(tmp_path, state, suffix):
     assert equal(read_state_dict(path), state)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
 def test_pickled_objects_are_refused_and_their_code_does_not_run(tmp_path, state, suffix, writer):
@@ -54,7 +57,9 @@ def test_pickled_objects_are_refused_and_their_code_does_not_run(tmp_path, state
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(CheckpointError, match=r"model\.\w+: not a file of plain tensors.*pickled objects.*never loaded"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.\w+: not a file of plain tensors.*pickled objects.*never loaded"
+    ):
         read_state_dict(path)
     assert not canary.exists()
     # The canary itself works: unpickled without care, it would have sung.
@@ -85,6 +90,16 @@ def test_other_files_are_refused(tmp_path, suffix):
         read_state_dict(path)
 
 
+@settings(max_examples=60, deadline=None)
+@given(content=st.one_of(st.binary(max_size=200), st.text("().]}tcbRidlsNK0123\n", max_size=40).map(str.encode)))
+def test_no_bytes_at_all_come_through_as_weights(tmp_path_factory, content):
+    for suffix in (".safetensors", ".pt"):
+        path = tmp_path_factory.getbasetemp() / f"bytes{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            read_state_dict(path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"absent\.ckpt: there is no such file"):
         read_state_dict(tmp_path / "absent.ckpt")
@@ -92,7 +107,9 @@ def test_a_missing_file_is_named(tmp_path):
         read_state_dict(tmp_path)
 
 
-@pytest.mark.parametrize("content", [torch.ones(3), [torch.ones(3)], {"epoch": 3}, {"state_dict": {"lr": 0.1}}], ids=str)
+@pytest.mark.parametrize(
+    "content", [torch.ones(3), [torch.ones(3)], {"epoch": 3}, {"state_dict": {"lr": 0.1}}], ids=str
+)
 def test_tensors_without_names_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="holds no state dict"):
@@ -133,7 +150,11 @@ def test_another_model_type_is_refused(folder):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [('{"model_type": ', "config.json: "), ("[1, 2]", "config.json: expected a mapping"), ("\xff\xfe", "config.json: ")],
+    [
+        ('{"model_type": ', "config.json: "),
+        ("[1, 2]", "config.json: expected a mapping"),
+        ("\xff\xfe", "config.json: "),
+    ],
 )
 def test_a_broken_config_is_refused(folder, content, message):
     (folder / "config.json").write_bytes(content.encode("latin-1"))

@@ -20,7 +20,10 @@ REFUSED = [
         {"hidden_size": 60, "num_attention_heads": 12, "position_embedding": "rope_time"},
         r"hidden_size / num_attention_heads = 5\) must be a multiple of 2 for rope_time",
     ),
-    ({"predictor_hidden_size": 50}, r"predictor_hidden_size \(50\) must be a multiple of predictor_num_attention_heads"),
+    (
+        {"predictor_hidden_size": 50},
+        r"predictor_hidden_size \(50\) must be a multiple of predictor_num_attention_heads",
+    ),
     ({"hidden_size": 0}, "hidden_size must be a whole number above 0, got 0"),
     ({"num_hidden_layers": 2.0}, "num_hidden_layers must be a whole number above 0, got 2.0"),
     ({"num_codebooks": True}, "num_codebooks must be a whole number above 0, got True"),
@@ -70,7 +73,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda value: str(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("changes", "message"), REFUSED, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
 def test_what_is_wrong_is_said_with_the_fields_name(changes, message):
     with pytest.raises(ValueError, match=message):
         BestRQ2Config(**changes)

@@ -67,7 +67,10 @@ def test_every_patch_is_hidden_equally_often(tiny_config):
 def test_clips_steps_and_seeds_have_different_masks(tiny_config):
     config = tiny_config(mask_ratio=[0.5, 0.5])
     masks = [
-        mask.tobytes() for seed in range(3) for step in range(5) for mask in drawn(config, [8] * 6, seed=seed, step=step)
+        mask.tobytes()
+        for seed in range(3)
+        for step in range(5)
+        for mask in drawn(config, [8] * 6, seed=seed, step=step)
     ]
     assert len(set(masks)) == 90
 

@@ -236,7 +236,13 @@ def test_a_mask_that_hides_nothing_inside_a_short_clip_is_refused(tiny_pretraini
     [
         {},
         {"position_embedding": "learned", "predictor_context_positions": True, "num_codebooks": 2},
-        {"position_embedding": "rope_2d", "qk_norm": True, "norm": "rmsnorm", "activation": "swiglu", "use_bias": False},
+        {
+            "position_embedding": "rope_2d",
+            "qk_norm": True,
+            "norm": "rmsnorm",
+            "activation": "swiglu",
+            "use_bias": False,
+        },
     ],
     ids=str,
 )

@@ -59,9 +59,7 @@ def test_padding_beyond_the_longest_clip_changes_nothing(tiny_encoder, normaliza
     wide = model(*padded_batch([30_000, 50_000], behind=0.7, total=80_000))
     columns = close.last_hidden_state.shape[1]
     assert (columns, wide.last_hidden_state.shape[1]) == (5, 8)
-    torch.testing.assert_close(
-        wide.last_hidden_state[:, :columns], close.last_hidden_state, atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(wide.last_hidden_state[:, :columns], close.last_hidden_state, atol=1e-5, rtol=0)
     torch.testing.assert_close(wide.pooler_output, close.pooler_output, atol=1e-5, rtol=0)
 
 

@@ -35,7 +35,11 @@ def test_patches_are_numbered_row_by_row_and_read_band_by_band():
 
 
 @given(
-    rows=st.integers(1, 5), columns=st.integers(1, 6), height=st.integers(1, 4), width=st.integers(1, 4), seed=st.integers(0)
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 6),
+    height=st.integers(1, 4),
+    width=st.integers(1, 4),
+    seed=st.integers(0),
 )
 @settings(max_examples=30, deadline=None)
 def test_unpatchify_undoes_patchify(rows, columns, height, width, seed):
@@ -88,7 +92,7 @@ def test_no_two_patches_share_a_position():
 
 
 def turned_by_definition(vector: np.ndarray, row: int, column: int, two_dimensional: bool) -> np.ndarray:
-    """Rotary positions by complex numbers in float64: value k and value k + half form one number, turned by its angle."""
+    """Rotary positions in float64: value k and value k + half form one complex number, turned by its angle."""
     parts = [(vector, column)]
     if two_dimensional:
         middle = len(vector) // 2
@@ -113,9 +117,7 @@ def test_rotary_positions_turn_pairs_of_values_as_complex_numbers(two_dimensiona
     rows, columns, width = 4, 9, 16
     states = np.random.default_rng(0).normal(size=(rows * columns, width))
     parts = 2 if two_dimensional else 1
-    found = rotate(
-        torch.from_numpy(states).float()[None, None], rotary(rows, columns, width, two_dimensional), parts
-    )
+    found = rotate(torch.from_numpy(states).float()[None, None], rotary(rows, columns, width, two_dimensional), parts)
     for row in range(rows):
         for column in range(columns):
             place = row * columns + column

@@ -147,7 +147,11 @@ def test_usage_of_no_codes_at_all_is_zero_and_finite():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    batch=st.integers(1, 4), hidden=st.integers(1, 9), books=st.integers(1, 3), size=st.integers(2, 9), seed=st.integers(0)
+    batch=st.integers(1, 4),
+    hidden=st.integers(1, 9),
+    books=st.integers(1, 3),
+    size=st.integers(2, 9),
+    seed=st.integers(0),
 )
 def test_counting_codes_is_counting(batch, hidden, books, size, seed):
     rng = np.random.default_rng(seed)

@@ -187,7 +187,7 @@ def test_resume_starts_a_run_that_is_not_there(tmp_path: Path, recordings: Path)
 
 
 def test_resume_with_other_settings_is_refused_and_says_which(finished_run: Path, recordings: Path):
-    with pytest.raises(ConfigError, match="optimizer.lr was 0.002 and is now 0.5") as caught:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr was 0\.0015 and is now 0.5") as caught:
         small_pretrain(recordings, finished_run, resume=True, optimizer={"lr": 0.5}, seed=3)
     assert "seed was 0 and is now 3" in str(caught.value)
 

@@ -19,7 +19,7 @@ from bestrq2.errors import AudioError, CheckpointError, ConfigError
 from bestrq2.inference.embeddings import Embeddings
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
-from bestrq2.recipes import recipe, recipes
+from bestrq2.recipe_book import recipe, recipes
 
 Audio: TypeAlias = "np.ndarray | Tensor | str | os.PathLike[str]"
 
@@ -119,11 +119,13 @@ class Embedder:
         config = self.config
         hop = config.frame_hop_samples
         length = config.columns(config.max_samples) * hop
+        # With patches of one frame, a last frame at the very end would be the first one of the next window.
+        samples = length - 1 if config.patch_size[1] == 1 else length
         for stretch_start, stretch, last in self._stretches(clip, sampling_rate, length):
             for phase in range(phases):
                 offset = round(phase * hop / phases)
                 for start in range(offset, len(stretch), length):
-                    piece = stretch[start : start + length]
+                    piece = stretch[start : start + samples]
                     only = stretch_start + start == 0
                     if len(piece) < self._shortest and not only:
                         continue

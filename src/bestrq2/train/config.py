@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from bestrq2.errors import ConfigError
 from bestrq2.flags import make_parser, parse_flags, parse_settings
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
-from bestrq2.recipes import recipe, recipes
+from bestrq2.recipe_book import recipe, recipes
 
 DEFAULT_RECIPE = "best-rq-2"
 

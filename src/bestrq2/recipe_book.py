@@ -1,4 +1,8 @@
-"""Recipes: YAML files, each stating only what differs from the one it extends."""
+"""Recipes: YAML files in `recipes/`, each stating only what differs from the one it extends.
+
+The code does not live in `recipes/`, because importing a module of that name would put it in the place of the function
+`bestrq2.recipes`.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,14 @@ import yaml
 from bestrq2.errors import ConfigError
 from bestrq2.flags import nearest
 
+_FOLDER = resources.files("bestrq2") / "recipes"
+
 
 def recipes() -> list[str]:
     """Names of the recipes that come with the package, sorted."""
     return sorted(
         entry.name.removesuffix(".yaml")
-        for entry in resources.files(__name__).iterdir()
+        for entry in _FOLDER.iterdir()
         if entry.name.endswith(".yaml") and not entry.name.startswith("_")
     )
 
@@ -40,7 +46,7 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    settings = yaml.safe_load(resources.files(__name__).joinpath(f"{name}.yaml").read_text())
+    settings = yaml.safe_load(_FOLDER.joinpath(f"{name}.yaml").read_text())
     extended = settings.pop("extends", None)
     for base in [extended] if isinstance(extended, str) else reversed(extended or []):
         settings = merge(_read(base), settings)

@@ -1,0 +1,99 @@
+"""What a model costs: the paper's figures, and counts that follow from the architecture."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining, recipe, recipes
+from bestrq2.errors import CheckpointError
+from bestrq2.inference.cost import cost
+from bestrq2.inference.info import info
+
+
+def test_the_papers_encoder_has_85_million_parameters_and_22_gflops():
+    two_step, one_stage = (cost(BestRQ2Config(objective=objective)) for objective in ("two_step", "one_stage"))
+    assert two_step.encoder_parameters / 1e6 == pytest.approx(85.25, abs=0.05)
+    assert two_step.pretraining_parameters / 1e6 == pytest.approx(120, abs=1)
+    assert two_step.inference_gflops == pytest.approx(22.5, abs=0.2)
+    assert one_stage.inference_gflops == two_step.inference_gflops
+    assert one_stage.encoder_parameters == two_step.encoder_parameters
+    assert two_step.tokens_per_second == pytest.approx(12.8)
+    assert two_step.frames_per_second == pytest.approx(1.6)
+
+
+def test_operations_follow_from_the_architecture(tiny_config):
+    """Two a weight and token for linear maps, and the two products of attention."""
+
+    def block(tokens: int, width: int, intermediate: int) -> int:
+        return 2 * tokens * (4 * width**2 + 2 * width * intermediate) + 4 * tokens**2 * width
+
+    config = tiny_config(mask_ratio=[0.5, 0.5], num_codebooks=2)
+    found = cost(config)
+    embedding = 2 * 64 * 256 * 32
+    assert found.inference_gflops * 1e9 == pytest.approx(embedding + 2 * block(64, 32, 48))
+    seen = embedding / 2 + 2 * block(32, 32, 48)
+    predicted = 2 * 32 * 32 * 24 + block(64, 24, 40) + 2 * 32 * 24 * 2 * 64
+    assert found.training_gflops * 1e9 == pytest.approx(3 * (seen + predicted))
+    one_stage = cost(tiny_config(objective="one_stage", mask_ratio=[0.5, 0.5]))
+    assert one_stage.training_gflops * 1e9 == pytest.approx(3 * (embedding + 2 * block(64, 32, 48) + 2 * 32 * 32 * 64))
+
+
+@pytest.mark.parametrize("changes", [{}, {"position_embedding": "learned", "activation": "swiglu", "use_bias": False}])
+def test_parameters_are_those_of_the_real_model(tiny_config, changes):
+    config = tiny_config(**changes)
+    model = BestRQ2ForPreTraining(config)
+    found = cost(config)
+    assert found.pretraining_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert found.encoder_parameters == sum(parameter.numel() for parameter in model.base_model.parameters())
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_can_be_costed_without_its_weights(name):
+    config = BestRQ2Config(**recipe(name)["model"])
+    before = torch.get_rng_state()
+    found = cost(config)
+    assert 0 < found.encoder_parameters < found.pretraining_parameters
+    assert 0 < found.inference_gflops < 3 * found.training_gflops
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_facts_of_a_recipe_name_units_and_say_that_it_is_untrained():
+    facts = info("best-rq-2-tiny")
+    assert facts["objective"] == "two-step"
+    assert facts["encoder"] == "6 layers x 192, 3 heads, sincos positions"
+    assert facts["input"] == "16000 Hz mono, 128 mel bands, one frame per 39.06 ms, normalised: none"
+    assert facts["frames"].startswith("1.6 per second (every 625 ms)")
+    assert facts["tokens"] == "12.8 per second of audio"
+    assert facts["inference"].endswith("GFLOPs for 10 s")
+    assert "not a run folder" in facts["trained"]
+
+
+def test_facts_of_a_run_tell_where_the_model_comes_from(tiny_pretraining, tmp_path):
+    tiny_pretraining(objective="one_stage").save_pretrained(tmp_path / "model")
+    settings = {
+        "recipe": "best-rq-vit-tiny",
+        "data": "/recordings",
+        "seed": 3,
+        "trainer": {"max_steps": 500},
+        "loader": {"batch_size": 16},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert "trained" not in info(tmp_path)
+    (tmp_path / "metrics.csv").write_text(
+        "step,train/loss,train/excess_loss,probe/linear\n100,4.5,0.5,\n200,3.25,-0.75,\n250,,,0.4\n"
+    )
+    (tmp_path / "environment.json").write_text(json.dumps({"bestrq2": "0.1.0", "packages": {"torch": "2.9.0"}}))
+    facts = info(tmp_path)
+    assert (facts["recipe"], facts["data"], facts["seed"]) == ("best-rq-vit-tiny", "/recordings", "3")
+    assert facts["trained"] == "200 of 500 steps of 16 clips, loss 3.250 (excess -0.750)"
+    assert facts["made with"] == "bestrq2 0.1.0, torch 2.9.0"
+    assert facts["objective"] == "one-stage"
+
+
+def test_there_are_no_facts_of_what_does_not_exist():
+    with pytest.raises(CheckpointError, match="recipes are"):
+        info("best-rq-9")

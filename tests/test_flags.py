@@ -1,0 +1,118 @@
+"""Flags, YAML files and settings: typed, and what is wrong is one sentence that names the nearest known key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from bestrq2.errors import ConfigError
+from bestrq2.flags import make_parser, nearest, parse_flags, parse_settings
+
+
+@dataclass(frozen=True)
+class Oven:
+    """An oven.
+
+    Args:
+        degrees: how hot.
+        minutes: how long.
+    """
+
+    degrees: int = 180
+    minutes: float = 25.0
+
+
+def bake(cake: str, oven: Oven = Oven(), slices: int = 8, vegan: bool = False) -> None:
+    """Bake a cake.
+
+    Args:
+        cake: which one.
+        oven: where.
+        slices: how many.
+        vegan: without eggs.
+    """
+
+
+@pytest.fixture
+def parser() -> ArgumentParser:
+    parser = make_parser("bake", "Bake a cake.")
+    parser.add_function_arguments(bake, as_group=False, as_positional=True)
+    return parser
+
+
+def test_flags_are_typed_and_the_rest_has_its_defaults(parser):
+    found = parse_flags(parser, ["apple", "--oven.degrees", "200", "--slices=12", "--vegan", "true"])
+    assert (found.cake, found.oven.degrees, found.oven.minutes) == ("apple", 200, 25.0)
+    assert (found.slices, found.vegan) == (12, True)
+
+
+def test_a_yaml_file_and_flags_go_together_the_later_one_winning(parser, tmp_path: Path):
+    file = tmp_path / "cake.yaml"
+    file.write_text("cake: plum\noven:\n  degrees: 170\nslices: 6\n")
+    found = parse_flags(parser, ["--config", str(file), "--slices", "10"])
+    assert (found.cake, found.oven.degrees, found.slices) == ("plum", 170, 10)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["apple", "--slice", "3"], "there is no setting '--slice'; did you mean '--slices'?"),
+        (["apple", "--oven.degres=3"], "there is no setting '--oven.degres'; did you mean '--oven.degrees'?"),
+        (["apple", "--zzz"], "there is no setting '--zzz'"),
+        (["apple", "--slices", "many"], "slices: expected int, got many"),
+        (["apple", "--oven.minutes", "long"], "oven.minutes: "),
+        (["apple", "--config", "absent.yaml"], "absent.yaml"),
+        ([], "cake"),
+    ],
+)
+def test_wrong_flags_are_named_in_one_sentence(parser, argv, message):
+    with pytest.raises(ConfigError) as error:
+        parse_flags(parser, argv)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cake: plum\nslcies: 6\n", "there is no setting 'slcies'; did you mean 'slices'?"),
+        ("cake: plum\noven:\n  minuts: 6\n", "there is no setting 'minuts'; did you mean 'minutes'?"),
+        ("cake: plum\nslices: [1]\n", "slices: "),
+    ],
+)
+def test_wrong_keys_in_a_yaml_file_are_named_in_one_sentence(parser, tmp_path: Path, content, message):
+    file = tmp_path / "cake.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        parse_flags(parser, ["--config", str(file)])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_from_python_are_checked_like_flags(parser):
+    found = parse_settings(parser, {"cake": "pear", "oven": {"degrees": 160}, "slices": None})
+    assert (found.cake, found.oven.degrees, found.oven.minutes, found.slices) == ("pear", 160, 25.0, 8)
+    with pytest.raises(ConfigError, match=r"there is no setting 'oven.degree'; did you mean 'oven.degrees'\?"):
+        parse_settings(parser, {"cake": "pear", "oven": {"degree": 160}})
+    with pytest.raises(ConfigError, match=r"there is no setting 'slice'; did you mean 'slices'\?"):
+        parse_settings(parser, {"cake": "pear", "slice": 2})
+    with pytest.raises(ConfigError, match="slices: "):
+        parse_settings(parser, {"cake": "pear", "slices": "many"})
+
+
+def test_the_configuration_can_be_printed_and_read_again(parser, tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as done:
+        parse_flags(parser, ["apple", "--oven.degrees", "200", "--print-config"])
+    assert done.value.code in (0, None)
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    found = parse_flags(parser, ["--config", str(file)])
+    assert (found.cake, found.oven.degrees) == ("apple", 200)
+
+
+def test_nothing_alike_gives_no_hint():
+    assert nearest("colour", ["slices", "oven"]) == ""
+    assert nearest("slcies", ["slices", "oven"]) == "; did you mean 'slices'?"
