@@ -95,7 +95,7 @@ def test_the_seed_decides_projection_and_codebook(quantizer):
 
 
 def test_autocast_does_not_change_a_code(quantizer, patches):
-    module = quantizer(quantizer_normalization="layernorm")
+    module = quantizer(quantizer_normalization="layernorm", codebook_size=4096)  # many codes nearly as close
     expected = module(patches)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module(patches), expected)

@@ -22,6 +22,7 @@ TELLING_SETTINGS = {
     "num_hidden_layers": "encoder layers",
     "predictor_num_layers": "predictor layers",
     "codebook_size": "codes",
+    "num_codebooks": "codebooks",
     "mask_ratio": "share hidden",
     "batch_size": "batch size",
     "max_steps": "steps",
@@ -51,6 +52,8 @@ def read_curves(run_folder: Path) -> RunCurves:
         for setting, label in TELLING_SETTINGS.items()
         if by_last_part.get(setting) is not None
     }
+    if facts.get("objective") == "one_stage":
+        facts.pop("predictor layers", None)  # there is no predictor
     name = run_folder.resolve().name
     return RunCurves(name, facts.get("recipe", name), facts, _read_metrics(run_folder / "metrics.csv"))
 
