@@ -66,7 +66,14 @@ def main() -> None:
 
     box(5.85, 3.25, 1.45, "1 contextualize", "encoder sees the\nvisible patches only", BLUE)
     box(7.75, 3.25, 1.45, "2 predict", "light predictor adds\nmask tokens", ORANGE)
-    box(4.7, 0.55, 2.6, "frozen targets", "random projection, then the nearest of a\nrandom codebook: a code per patch", "#5b5e66")
+    box(
+        4.7,
+        0.55,
+        2.6,
+        "frozen targets",
+        "random projection, then the nearest of a\nrandom codebook: a code per patch",
+        "#5b5e66",
+    )
     arrow((2.55, 3.05), (3.2, 3.05))
     arrow((5.55, 3.5), (5.78, 3.6))
     arrow((7.35, 3.66), (7.7, 3.66))

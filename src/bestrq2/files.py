@@ -37,21 +37,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Fill a new folder and put it in the place of `path`; at no time is there a half-written one under that name."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    """Fill a folder of files; one that exists already is renewed file by file.
+
+    Every file is whole at every instant: a kill leaves each as it was or as it is now, and never no folder at all.
+
+    Args:
+        path: the folder.
+        fill: makes a folder of that content at the path it is given.
+    """
+    fresh = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         fill(fresh)
-        for file in fresh.iterdir():
+        files = sorted(file for file in fresh.iterdir())
+        for file in files:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-        if path.exists():
-            path.replace(old)
-        fresh.replace(path)
+        if not path.exists():
+            fresh.replace(path)
+            return
+        for file in files:
+            file.replace(path / file.name)
+        for stale in {file.name for file in path.iterdir()} - {file.name for file in files}:
+            (path / stale).unlink()
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -71,9 +71,9 @@ def test_small_batches_give_the_same_numbers(embedder, monkeypatch):
     clips = [scene(length, index) for index, length in enumerate([95_000, 20_000, 50_000, 40_000])]
     whole = embedder.embed(clips)
     sizes = []
-    embedder.model.encoder.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
     monkeypatch.setattr(embedder_module, "_BATCH_SECONDS", 5.0)
-    close(embedder.embed(clips).frames, whole.frames)
+    with embedder.model.encoder.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0]))):
+        close(embedder.embed(clips).frames, whole.frames)
     assert max(sizes) == 2
     assert sum(sizes) == 3 + 1 + 2 + 1  # the 10000 samples that a window leaves of 50000 are one patch
 
@@ -159,9 +159,7 @@ def test_a_header_that_promises_a_little_too_much_does_no_harm(embedder, tmp_pat
 def test_phases_interleave_shifted_grids(embedder, samples, phases):
     clip = scene(samples)
     coarse, fine = embedder.embed(clip), embedder.embed(clip, phases=phases)
-    assert np.array_equal(fine.frames[0, ::phases][: coarse.frames.shape[1]], coarse.frames[0]) or np.allclose(
-        fine.frames[0, ::phases][: coarse.frames.shape[1]], coarse.frames[0], atol=1e-5
-    )
+    close(fine.frames[0, ::phases][: coarse.frames.shape[1]], coarse.frames[0])
     steps = np.diff(fine.timestamps[0])
     assert steps == pytest.approx(np.full(len(steps), 0.625 / phases), abs=1e-9)
     assert fine.timestamps[0, 0] == 0.3125
@@ -183,10 +181,9 @@ def test_frames_of_any_clip_lie_inside_it_and_are_evenly_spaced(embedder, sample
     expected = 4 * windows
     if rest >= HOP - 625 or not windows:
         expected += max(1, (1 + rest // 625) // 16)
-    phase_0 = embeddings.timestamps[0][np.isclose((embeddings.timestamps[0] - 0.3125) % 0.625 % 0.625, 0, atol=1e-9)]
     if phases == 1:
-        assert phase_0 == pytest.approx(0.3125 + 0.625 * np.arange(expected))
-    assert np.all(np.diff(embeddings.timestamps[0]) > 0)
+        assert embeddings.timestamps[0] == pytest.approx(0.3125 + 0.625 * np.arange(expected))
+    assert np.all(np.diff(embeddings.timestamps[0]) > 0.0385)  # 625 samples at the least
     assert np.isfinite(embeddings.frames).all()
     assert embeddings.frame_mask.all()
     if samples >= HOP:

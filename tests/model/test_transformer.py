@@ -159,6 +159,7 @@ def test_gradient_checkpointing_gives_equal_gradients(tiny_pretraining, changes)
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # RMSNorm of heads, not fused then
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_every_variant_runs_in_bfloat16_autocast(tiny_pretraining, changes):
     model = tiny_pretraining(**changes)

@@ -101,7 +101,8 @@ def open_decoder(path: Path) -> Decoder:
         raise UnreadableAudioError(f"{path}: cannot be opened ({error.strerror}).") from error
     if declared is not None and declared > size:
         raise _truncated(path, f"its headers promise {declared:,} bytes, {size:,} are there")
-    if is_mpeg_audio(path):
+    # libsndfile's MPEG decoder writes to the terminal when it meets what is not MPEG.
+    if is_mpeg_audio(path) or path.suffix.lower() in (".mp3", ".mp2"):
         return AvDecoder(path, verified=declared is not None)
     try:
         file = soundfile.SoundFile(str(path))
