@@ -49,7 +49,7 @@ def main() -> None:
         axes.grid(color="white", linewidth=0.8)
         axes.tick_params(length=0)
     spectrum.set_title("log-mel, cut into patches", fontsize=9, color=INK)
-    seen.set_title("most patches are hidden", fontsize=9, color=INK)
+    seen.set_title("a part is hidden", fontsize=9, color=INK)
     named.set_title("codes of the hidden patches", fontsize=9, color=INK)
 
     def box(x: float, y: float, width: float, title: str, text: str, colour: str) -> None:

@@ -19,6 +19,7 @@ from bestrq2.evaluate.command import probe_all, random_twin
 from bestrq2.evaluate.probe import FeatureExtractor
 from bestrq2.evaluate.scores import ProbeScore, domain_means
 from bestrq2.evaluate.table import write_scores
+from bestrq2.files import disk_errors
 from bestrq2.inference.cost import cost
 from bestrq2.inference.embedder import Embedder, load
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
@@ -75,7 +76,11 @@ def demo(
     for name, value in (("steps", steps), ("clips", clips), ("train", train), ("test", test)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
-    output = _fresh_folder(Path(output))
+    with disk_errors(Path(output)):
+        return _demo(_fresh_folder(Path(output)), seed, steps, clips, train, test)
+
+
+def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, test: int) -> DemoResult:
     source = ArraySource(soundworld.unlabelled(clips), soundworld.SAMPLE_RATE, f"soundworld:{clips}")
     tasks = soundworld.tasks(train=train, test=test)
     embedders: list[Embedder] = []
@@ -119,10 +124,7 @@ def _fresh_folder(output: Path) -> Path:
             raise ConfigError(f"{output}: holds other files than a demo's; name a new folder with --output")
         for entry in output.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be made ({error.strerror}); name another --output") from error
+    output.mkdir(parents=True, exist_ok=True)
     return output
 
 

@@ -22,7 +22,3 @@ class CheckpointError(BestRQ2Error):
 
 class DataError(BestRQ2Error):
     """A source of data is missing, empty, or holds nothing usable."""
-
-
-class MissingExtraError(BestRQ2Error):
-    """An optional dependency is not installed; the message names the pip command that adds it."""

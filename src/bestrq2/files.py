@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
             (path / stale).unlink()
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Say before the work that its output could not be written.
+
+    Raises:
+        ConfigError: if the folder of `path` is missing or may not be written to.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist; make it or name another output")
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a file")
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        os.unlink(name)
 
 
 @contextlib.contextmanager

@@ -20,12 +20,12 @@ from bestrq2.data.batches import (
     Crop,
     CropDataset,
     CropKey,
-    RejectionLog,
     collate,
     epoch_order,
     fixed_crops,
     make_loader,
 )
+from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import ArraySource, FileSource, open_source
 from bestrq2.errors import ConfigError, DataError
 
@@ -142,7 +142,7 @@ def test_a_replacement_is_not_the_crop_its_own_turn_gives(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_if_all_are_rejected_one_sentence_says_so(tmp_path, workers):
-    for name in ("a.wav", "b.wav", "c.flac"):
+    for name in ("a.wav", "b.wav", "c.wav"):
         (tmp_path / name).write_text("text")
     data = dataset(tmp_path)
     loader = make_loader(data, BatchSchedule(3, 2, seed=5, max_steps=1), workers)

@@ -22,6 +22,7 @@ MODEL: dict[str, Any] = {
     "predictor_num_attention_heads": 2,
     "predictor_intermediate_size": 64,
     "codebook_size": 64,
+    "num_codebooks": 1,
     "drop_path_rate": 0.1,
 }
 LOADER: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "validation_clips": 2, "statistics_clips": 4}

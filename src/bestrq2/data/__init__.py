@@ -1,1 +1,1 @@
-"""."""
+"""Where audio comes from: decoding, sources, batches, labelled tasks, SoundWorld."""

@@ -20,26 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bestrq2.data.audio import UnreadableAudioError
-from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.seeding import generator
-from bestrq2.data.sources import Source, split_source
+from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, ConfigError, DataError
-
-__all__ = [
-    "AllRejectedError",
-    "AudioBatch",
-    "BatchSchedule",
-    "Crop",
-    "CropDataset",
-    "CropKey",
-    "DrawMask",
-    "RejectionLog",
-    "collate",
-    "epoch_order",
-    "fixed_crops",
-    "make_loader",
-    "split_source",
-]
 
 MAX_TRIES = 1000
 # First words of the seed sequences, so that order, crops and validation crops never share random numbers.
@@ -111,9 +94,10 @@ class CropDataset(Dataset[Crop]):
         sampling_rate: Hz.
         max_seconds: longest crop.
         seed: of order and crops; the same as the schedule's.
+        min_samples: shorter recordings are rejected.
     """
 
-    def __init__(self, source: Source, sampling_rate: int, max_seconds: float, seed: int) -> None:
+    def __init__(self, source: Source, sampling_rate: int, max_seconds: float, seed: int, min_samples: int = 1) -> None:
         _check_seed(seed)
         if sampling_rate <= 0 or not max_seconds > 0:
             raise ConfigError(f"Crops of {max_seconds} s at {sampling_rate} Hz are impossible; both must be positive.")
@@ -123,6 +107,7 @@ class CropDataset(Dataset[Crop]):
         self.sampling_rate = sampling_rate
         self.max_seconds = max_seconds
         self.seed = seed
+        self.min_samples = min_samples
         # Recordings of which no crop is usable: known ones are not opened again. The outcome is the same either way.
         self._unreadable: dict[int, str] = {}
 
@@ -160,9 +145,11 @@ class CropDataset(Dataset[Crop]):
             return self._unreadable[index]
         rng = generator(CROP, self.seed, epoch, index, attempt)
         try:
-            return self.source.read(index, self.sampling_rate, rng, self.max_seconds)
+            waveform = self.source.read(index, self.sampling_rate, rng, self.max_seconds)
+            _check_length(waveform, self.min_samples, self.sampling_rate)
+            return waveform
         except AudioError as error:
-            reason = str(error).removeprefix(f"{self.source.describe(index)}: ")
+            reason = _reason(self.source, index, error)
             if isinstance(error, UnreadableAudioError):
                 self._unreadable[index] = reason
             return reason
@@ -336,7 +323,15 @@ def make_loader(
     )
 
 
-def fixed_crops(source: Source, count: int, seed: int, sampling_rate: int, max_seconds: float) -> list[np.ndarray]:
+def fixed_crops(
+    source: Source,
+    count: int,
+    seed: int,
+    sampling_rate: int,
+    max_seconds: float,
+    min_samples: int = 1,
+    rejected: list[tuple[str, str]] | None = None,
+) -> list[np.ndarray]:
     """Crops for a validation loss: always the same ones.
 
     Args:
@@ -345,16 +340,32 @@ def fixed_crops(source: Source, count: int, seed: int, sampling_rate: int, max_s
         seed: of choice and position.
         sampling_rate: Hz.
         max_seconds: longest crop.
+        min_samples: shorter recordings are rejected.
+        rejected: recordings that cannot be used are added to it, each with the reason.
 
     Returns:
         Waveforms float32 [samples]; fewer than `count`, even none, where the source holds fewer usable recordings.
     """
     crops: list[np.ndarray] = []
-    for index in generator(FIXED, seed).permutation(len(source)):
+    for index in map(int, generator(FIXED, seed).permutation(len(source))):
         if len(crops) == count:
             break
         try:
-            crops.append(source.read(int(index), sampling_rate, generator(FIXED, seed, int(index)), max_seconds))
-        except AudioError:
-            continue
+            crop = source.read(index, sampling_rate, generator(FIXED, seed, index), max_seconds)
+            _check_length(crop, min_samples, sampling_rate)
+            crops.append(crop)
+        except AudioError as error:
+            if rejected is not None:
+                rejected.append((source.describe(index), _reason(source, index, error)))
     return crops
+
+
+def _check_length(waveform: np.ndarray, min_samples: int, sampling_rate: int) -> None:
+    if len(waveform) < min_samples:
+        raise AudioError(
+            f"is too short: {len(waveform) / sampling_rate:.2f} s, the model needs {min_samples / sampling_rate:.2f} s."
+        )
+
+
+def _reason(source: Source, index: int, error: AudioError) -> str:
+    return str(error).removeprefix(f"{source.describe(index)}: ")

@@ -11,6 +11,7 @@ from bestrq2.evaluate.baselines import LogMelStatistics
 from bestrq2.evaluate.probe import FeatureExtractor, probe_features
 from bestrq2.evaluate.scores import ProbeScore
 from bestrq2.evaluate.table import write_scores
+from bestrq2.files import check_writable, disk_errors
 from bestrq2.inference.embedder import Embedder, load, random_encoder
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
@@ -40,6 +41,8 @@ def probe(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
+    if output is not None:
+        check_writable(Path(output))
     embedder = load(model, device)
     tasks = load_labelled(os.fspath(labelled), seed=seed)
     features: list[FeatureExtractor] = [embedder]
@@ -47,7 +50,8 @@ def probe(
         features += [random_twin(embedder), LogMelStatistics()]
     scores = probe_all(features, tasks, seed)
     if output is not None:
-        write_scores(output, scores)
+        with disk_errors(Path(output)):
+            write_scores(output, scores)
     return scores
 
 

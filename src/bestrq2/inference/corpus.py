@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -17,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from bestrq2._version import __version__
+from bestrq2.data.audio import audio_info
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import ArraySource, FileSource, Source, open_source
 from bestrq2.errors import AudioError, ConfigError, DataError
@@ -93,7 +95,8 @@ def recordings(source: Source) -> Iterator[Recording]:
     """Name, audio and sampling rate (None for files, which carry their own) of every recording."""
     if isinstance(source, FileSource):
         for path in source.files:
-            yield str(path), path, None
+            # Names that are no UTF-8 have no place in Parquet: their odd bytes are written out.
+            yield os.fsencode(path).decode("utf-8", "backslashreplace"), path, None
     elif isinstance(source, ArraySource):
         for index in range(len(source)):
             yield source.describe(index), source.waveforms[index], source.sampling_rate
@@ -140,7 +143,9 @@ class _Job:
         tables = []
         for name, audio, rate in batch:
             try:
-                tables.append(self._table(name, self.embedder.embed([audio], rate, self.phases)))
+                tables.append(
+                    self._table(name, self.embedder.embed([audio], rate, self.phases), self._duration(audio, rate))
+                )
             except AudioError as error:
                 rejected.append((name, str(error).removeprefix(f"{name}: ")))
                 tables.append(pa.Table.from_pylist([{"path": name}], schema=self.schema))
@@ -149,16 +154,22 @@ class _Job:
         with whole_file(self.parts / f"part-{len(self._files()):08d}.parquet") as temporary:
             pq.write_table(pa.concat_tables(tables), temporary)
 
-    def _table(self, name: str, embeddings: Embeddings) -> pa.Table:
+    def _table(self, name: str, embeddings: Embeddings, duration: float) -> pa.Table:
         width = self.embedder.config.hidden_size
         valid = embeddings.frame_mask[0]
         rows = embeddings.frames[0][valid] if self.frames else embeddings.clip
         second = embeddings.timestamps[0][valid]
         if not self.frames:
-            hop = self.embedder.hop_seconds
-            second = np.array([second.max() + hop / 2])
+            second = np.array([duration])
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), width)
         return pa.Table.from_arrays([pa.array([name] * len(rows)), pa.array(second), vectors], schema=self.schema)
+
+    def _duration(self, audio: Path | np.ndarray, rate: int | None) -> float:
+        """Seconds of a recording; NaN for a file whose header does not say."""
+        if isinstance(audio, Path):
+            seconds = audio_info(audio).seconds
+            return float("nan") if seconds is None else seconds
+        return audio.shape[-1] / (rate or self.embedder.config.sampling_rate)
 
     def rows(self) -> int:
         """How many embeddings there are in the parts."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from bestrq2.errors import CheckpointError
 from bestrq2.inference.cost import cost
 from bestrq2.inference.embedder import load_encoder
 
@@ -50,8 +51,11 @@ def _provenance(run: Path) -> dict[str, str]:
     """Where a run folder's model comes from; for other models, that this is not known."""
     if not (run / "config.yaml").is_file():
         return {"trained": "not a run folder: nothing is known of its training"}
-    settings = yaml.safe_load((run / "config.yaml").read_text())
-    facts = {"recipe": str(settings.get("recipe")), "data": str(settings.get("data")), "seed": str(settings["seed"])}
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        facts = {key: str(settings[key]) for key in ("recipe", "data", "seed")}
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{run / 'config.yaml'}: holds no settings of a run") from error
     if (run / "metrics.csv").is_file():
         with (run / "metrics.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row.get("train/loss")]

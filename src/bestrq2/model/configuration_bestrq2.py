@@ -215,6 +215,11 @@ class BestRQ2Config(PreTrainedConfig):
         return round(self.max_seconds * self.sampling_rate)
 
     @property
+    def min_training_samples(self) -> int:
+        """Samples of the shortest clip in pretraining: one patch of two must stay visible."""
+        return 1 if self.patch_rows > 1 else 2 * self.frame_hop_samples - self.hop_length
+
+    @property
     def uses_dataset_statistics(self) -> bool:
         """Whether mean and deviation per mel band must be estimated before training."""
         return "dataset" in (self.input_normalization, self.quantizer_normalization)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from safetensors import SafetensorError
 from torch import Tensor
 
 from bestrq2.convert.weights import quiet_hub
@@ -93,6 +96,8 @@ class Evaluation(pl.Callback):
         module.model.train()
         if values:
             module.publish(values, step)
+            if "validation/loss" in values:
+                module.validation = (float(values["validation/loss"]), step)
 
     @torch.no_grad()
     def validate(self, trainer: pl.Trainer, module: PretrainingModule) -> dict[str, Tensor]:
@@ -158,14 +163,14 @@ class RunKeeper(pl.Callback):
             return
         settings = module.config.trainer
         due = step % settings.checkpoint_every_n_steps == 0 or step == settings.max_steps
-        loss = module.latest.get("validation/loss", float("inf"))
-        validated = settings.val_every_n_steps and step % settings.val_every_n_steps == 0
-        if validated and loss < self.best:
+        loss, validated = module.validation
+        if validated == step and loss < self.best:
             self.best = loss
             self._save(trainer, "best.ckpt")
         if due or self.interrupted:
-            self._save(trainer, "last.ckpt")
+            # The model first: whoever finds the checkpoint of a step finds its model too.
             self._export(trainer, module)
+            self._save(trainer, "last.ckpt")
         if self.interrupted:
             trainer.should_stop = True
 
@@ -179,10 +184,13 @@ class RunKeeper(pl.Callback):
         model = model_in_use(trainer, module)
         extractor = BestRQ2FeatureExtractor(sampling_rate=model.config.sampling_rate)
 
-        def fill(folder: Any) -> None:
-            with quiet_hub():
-                model.save_pretrained(folder)
-                extractor.save_pretrained(folder)
+        def fill(folder: Path) -> None:
+            try:
+                with quiet_hub():
+                    model.save_pretrained(folder)
+                    extractor.save_pretrained(folder)
+            except SafetensorError as error:  # hides the number of the system's error
+                raise OSError(errno.ENOSPC, str(error)) from error
 
         with disk_errors(self.folder.root):
             write_folder(self.folder.model, fill)

@@ -66,8 +66,7 @@ class TrainerConfig:
     Args:
         max_steps: optimiser steps.
         accelerator: "auto", "cpu", "gpu", ...
-        devices: number of devices, or "auto".
-        strategy: such as "auto", "ddp".
+        devices: number of devices; only 1 so far.
         precision: "32-true", "bf16-mixed", "16-mixed", ...
         accumulate_grad_batches: batches per optimiser step; `loader.batch_size` is shared among them.
         gradient_clip_val: largest gradient norm; null for no clipping.
@@ -75,13 +74,12 @@ class TrainerConfig:
         log_every_n_steps: steps between logged values.
         val_every_n_steps: steps between validations; 0 for none.
         checkpoint_every_n_steps: steps between checkpoints.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        gradient_checkpointing: recompute activations of encoder and predictor in the backward pass to save memory.
     """
 
     max_steps: int = 200_000
     accelerator: str = "auto"
-    devices: int | str = "auto"
-    strategy: str = "auto"
+    devices: int = 1
     precision: str = "32-true"
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None
@@ -285,6 +283,23 @@ def _check(config: PretrainConfig) -> None:
             trainer.checkpoint_every_n_steps >= 1,
             f"trainer.checkpoint_every_n_steps must be at least 1, got {trainer.checkpoint_every_n_steps}",
         ),
+        (
+            trainer.devices == 1,
+            f"trainer.devices must be 1: several devices are not supported yet, got {trainer.devices}",
+        ),
+        (
+            not trainer.precision.endswith("-true") or trainer.precision.startswith(("32", "64")),
+            f"trainer.precision must keep weights and targets in float32; use bf16-mixed, got {trainer.precision}",
+        ),
+        (
+            all(0 <= beta < 1 for beta in optimizer.betas),
+            f"optimizer.betas must lie in [0, 1), got {list(optimizer.betas)}",
+        ),
+        (
+            trainer.gradient_clip_val is None or trainer.gradient_clip_val > 0,
+            f"trainer.gradient_clip_val must be above 0 or null, got {trainer.gradient_clip_val}",
+        ),
+        (config.probe.clips >= 2, f"probe.clips must be at least 2, got {config.probe.clips}"),
         (config.probe.every_n_steps >= 1, f"probe.every_n_steps must be at least 1, got {config.probe.every_n_steps}"),
         (
             trainer.accumulate_grad_batches >= 1 and loader.batch_size % trainer.accumulate_grad_batches == 0,

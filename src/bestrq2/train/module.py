@@ -60,6 +60,7 @@ class PretrainingModule(pl.LightningModule):
         self.model = model
         self.config = config
         self.latest: dict[str, float] = {}
+        self.validation = (float("inf"), 0)  # newest loss and its step
         self._window: dict[str, Tensor] = {}
 
     def forward(self, batch: AudioBatch, hidden_mask: Tensor | None) -> BestRQ2ForPreTrainingOutput:
@@ -131,7 +132,11 @@ class PretrainingModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Take up the averages where they were."""
-        self._window = {key: value.to(self.device) for key, value in checkpoint["bestrq2"]["window"].items()}
+        self._window = dict(checkpoint["bestrq2"]["window"])
+
+    def on_train_start(self) -> None:
+        """Move the averages to the device, which is not known yet when a checkpoint is loaded."""
+        self._window = {key: value.to(self.device) for key, value in self._window.items()}
 
 
 def padding_mask(batch: AudioBatch) -> Tensor | None:

@@ -26,15 +26,15 @@ from bestrq2.data.batches import (
     collate,
     fixed_crops,
     make_loader,
-    split_source,
 )
 from bestrq2.data.labelled import load_labelled
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.sources import Source, open_source
+from bestrq2.data.sources import Source, open_source, split_source
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.files import disk_errors
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.model.transformer import Transformer
 from bestrq2.report.of_run import write_run_report
 from bestrq2.train.callbacks import Evaluation, MovingAverage, RunKeeper
 from bestrq2.train.config import PretrainConfig, changed_settings, resolve
@@ -101,7 +101,7 @@ def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source
     folder.create(resume)
     start = _resume_point(folder, config) if resume else 0
     with disk_errors(folder.root), quiet_lightning():
-        if start == config.trainer.max_steps:
+        if start == config.trainer.max_steps and folder.report.exists():
             logger.info("%s: all %d steps are done already", folder.root, start)
             return folder.root
         folder.write_config(config.to_dict())
@@ -121,12 +121,15 @@ class _Run:
         self.config, self.folder, self.start = config, folder, start
         self.rejections = RejectionLog(folder.rejected)
         model = config.model
-        self.dataset = CropDataset(training, model.sampling_rate, model.max_seconds, config.seed)
+        shortest = model.min_training_samples
+        self.dataset = CropDataset(training, model.sampling_rate, model.max_seconds, config.seed, shortest)
         torch.manual_seed(config.seed)
         with quiet_hub():
             pretraining_model = BestRQ2ForPreTraining(model)
         if config.trainer.gradient_checkpointing:
-            pretraining_model.bestrq2.encoder.gradient_checkpointing = True
+            for part in pretraining_model.modules():
+                if isinstance(part, Transformer):
+                    part.gradient_checkpointing = True
         self.module = PretrainingModule(pretraining_model, config)
         if model.uses_dataset_statistics and not start:
             self._estimate_statistics()
@@ -145,7 +148,20 @@ class _Run:
 
     def _fixed_crops(self, source: Source, count: int) -> list[np.ndarray]:
         model = self.config.model
-        return fixed_crops(source, count, self.config.seed, model.sampling_rate, model.max_seconds)
+        rejected: list[tuple[str, str]] = []
+        crops = fixed_crops(
+            source,
+            count,
+            self.config.seed,
+            model.sampling_rate,
+            model.max_seconds,
+            model.min_training_samples,
+            rejected,
+        )
+        self.rejections.add(rejected)
+        if not crops:
+            logger.warning("not one of the %d recordings held out can be used: no validation", len(source))
+        return crops
 
     def _trainer(self, held_out: list[np.ndarray]) -> pl.Trainer:
         config, settings = self.config, self.config.trainer
@@ -159,7 +175,6 @@ class _Run:
             return pl.Trainer(
                 accelerator=settings.accelerator,
                 devices=settings.devices,
-                strategy=settings.strategy,
                 precision=settings.precision,  # type: ignore[arg-type]
                 max_steps=settings.max_steps,
                 max_epochs=-1,
@@ -205,12 +220,13 @@ class _Run:
             KeyboardInterrupt: if stopped.
         """
         resume_from = self.folder.last_checkpoint if self.start else None
-        with self.keeper.listening():
-            self.trainer.fit(self.module, self._loader(), ckpt_path=resume_from, weights_only=True)
+        if self.start < self.config.trainer.max_steps:
+            with self.keeper.listening():
+                self.trainer.fit(self.module, self._loader(), ckpt_path=resume_from, weights_only=True)
         if self.trainer.is_global_zero and self.folder.model.is_dir():
             write_run_report(self.folder.root, self.shown)
         if self.keeper.interrupted:
-            raise KeyboardInterrupt(f"stopped after step {self.trainer.global_step}; --resume continues")
+            raise KeyboardInterrupt(f"stopped after step {self.trainer.global_step} of {self.folder.root}")
 
     def _loader(self) -> Any:
         config = self.config

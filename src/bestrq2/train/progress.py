@@ -57,7 +57,7 @@ class Progress(pl.Callback):
         elif now - self._line_at >= self.lines_every_seconds or step == module.config.trainer.max_steps:
             self._line_at = now
             status = self._status(module, step, elapsed)
-            print(f"{self.label}: step {step}/{module.config.trainer.max_steps}{status}", file=sys.stderr, flush=True)
+            print(f"{self.label}: step {step}/{module.config.trainer.max_steps}, {status}", file=sys.stderr, flush=True)
 
     def _status(self, module: PretrainingModule, step: int, elapsed: float) -> str:
         latest, parts = module.latest, []
@@ -72,7 +72,7 @@ class Progress(pl.Callback):
             f"{100 * self._waited / elapsed:.0f}% waiting for data",
             f"{tqdm.format_interval(left)} left",
         ]
-        return ", " + ", ".join(parts)
+        return ", ".join(parts)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the last state of the bar on the screen."""

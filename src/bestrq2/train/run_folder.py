@@ -79,7 +79,7 @@ class RunFolder:
         """
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"{self.root}: this is a file; give --output a folder")
-        if self.config.exists() and not resume:
+        if self.last_checkpoint.exists() and not resume:
             raise ConfigError(
                 f"{self.root}: holds a run already; add --resume to continue it, or name another --output"
             )
