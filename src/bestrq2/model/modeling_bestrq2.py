@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .configuration_bestrq2 import BestRQ2Config
 from .log_mel import LogMel
 from .masking import draw_hidden_mask, order_by_mask
+from .outputs import BestRQ2ForPreTrainingOutput, BestRQ2ModelOutput
 from .patches import patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
 from .transformer import Transformer, TransformerShape
@@ -39,58 +39,6 @@ class Patches:
     columns: int
     clip_columns: Tensor
     valid: Tensor | None
-
-
-@dataclass
-class BestRQ2ModelOutput(ModelOutput):
-    """What `BestRQ2Model` returns.
-
-    Attributes:
-        last_hidden_state: [B, T', D], frames: mean over the frequency rows; 0 behind the end of a clip.
-        pooler_output: [B, D], mean over the valid frames.
-        patch_hidden_states: [B, N, D], frequency-major.
-        frame_attention_mask: bool [B, T'], True for frames inside the clip.
-    """
-
-    last_hidden_state: Tensor = None  # type: ignore[assignment]
-    pooler_output: Tensor = None  # type: ignore[assignment]
-    patch_hidden_states: Tensor = None  # type: ignore[assignment]
-    frame_attention_mask: Tensor = None  # type: ignore[assignment]
-
-
-@dataclass
-class BestRQ2ForPreTrainingOutput(ModelOutput):
-    """What `BestRQ2ForPreTraining` returns; B clips, H hidden patches, V codes, C codebooks.
-
-    Attributes:
-        loss: mean cross-entropy over hidden patches and codebooks, nats.
-        logits: float [B, H, V], or [B, H, C, V] where C > 1, hidden patches in grid order.
-        targets: int64 [B, H], or [B, H, C] where C > 1.
-        hidden_mask: bool [B, N].
-        context_hidden_state: [B, N - H, D], encoder output at the visible patches in grid order.
-        accuracy: share of the codes named right.
-        hidden_valid: bool [B, H], False where a clip hides fewer patches than the longest does.
-        code_counts: float32 [C, V], how often each code is a target in this batch.
-        target_entropy: of the batch's targets, nats.
-        excess_loss: loss - target_entropy, negative once the model beats naming codes by frequency.
-        code_perplexity: effective number of codes among the targets.
-        code_coverage: share of the codebook among the targets.
-        top_code_share: share of the most frequent target.
-    """
-
-    loss: Tensor = None  # type: ignore[assignment]
-    logits: Tensor = None  # type: ignore[assignment]
-    targets: Tensor = None  # type: ignore[assignment]
-    hidden_mask: Tensor = None  # type: ignore[assignment]
-    context_hidden_state: Tensor = None  # type: ignore[assignment]
-    accuracy: Tensor = None  # type: ignore[assignment]
-    hidden_valid: Tensor = None  # type: ignore[assignment]
-    code_counts: Tensor = None  # type: ignore[assignment]
-    target_entropy: Tensor = None  # type: ignore[assignment]
-    excess_loss: Tensor = None  # type: ignore[assignment]
-    code_perplexity: Tensor = None  # type: ignore[assignment]
-    code_coverage: Tensor = None  # type: ignore[assignment]
-    top_code_share: Tensor = None  # type: ignore[assignment]
 
 
 class InputStatistics(nn.Module):

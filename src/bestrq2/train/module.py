@@ -16,7 +16,8 @@ from bestrq2._version import __version__
 from bestrq2.data.batches import AudioBatch
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.masking import draw_hidden_mask
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2ForPreTrainingOutput
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.model.outputs import BestRQ2ForPreTrainingOutput
 from bestrq2.model.quantizer import code_usage
 from bestrq2.train.config import PretrainConfig
 from bestrq2.train.optimizer import learning_rate_factor, make_optimizer

@@ -235,7 +235,8 @@ def _presence(rng: np.random.Generator, events: np.ndarray, seconds: float) -> n
 
 
 def _no_render(rng: np.random.Generator, label: int, seconds: float) -> np.ndarray:
-    raise NotImplementedError("frame tasks are rendered from their events")
+    """Stands where clip tasks have their renderer: frame tasks are rendered from their events, not from a label."""
+    raise TypeError("frame tasks are rendered from their events")
 
 
 TASK_LANGUAGES = ("en", "de", "fr", "es", "nl", "pl", "ru", "tr", "fi", "hi", "cmn", "sw")
