@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bestrq2 import BestRQ2Config
+from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining
 from bestrq2.model.log_mel import LogMel
 from bestrq2.model.patches import patchify
 from bestrq2.model.quantizer import RandomProjectionQuantizer, code_usage, count_codes
@@ -161,3 +161,17 @@ def test_counting_codes_is_counting(batch, hidden, books, size, seed):
     for book in range(books):
         expected = np.bincount(targets[..., book].numpy()[weights.numpy()], minlength=size)
         assert found[book].tolist() == expected.tolist()
+
+
+def test_codes_stay_the_same_when_a_model_is_made_narrower(tiny_config, tmp_path):
+    model = BestRQ2ForPreTraining(tiny_config(num_codebooks=2)).eval()
+    model.bestrq2.set_statistics(torch.linspace(-61.3, -20.7, model.config.num_mel_bands), torch.tensor(17.77))
+    model.save_pretrained(tmp_path)
+    patches = 20 * torch.randn(2, 50, model.config.patch_values, generator=torch.Generator().manual_seed(0))
+    codes = model.quantizer(patches)
+    loaded = BestRQ2ForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for narrow in (loaded, model.to(torch.bfloat16)):
+        assert narrow.head.weight.dtype == torch.bfloat16
+        assert narrow.quantizer.codebook.dtype == torch.float32
+        assert torch.equal(narrow.quantizer(patches), codes)
+    assert loaded.bestrq2.statistics.mean.dtype == torch.float32

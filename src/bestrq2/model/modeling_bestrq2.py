@@ -74,6 +74,8 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ("Block",)
+    # Rounded, they would name other codes and shift the input.
+    _keep_in_fp32_modules_strict = ("quantizer", "statistics")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

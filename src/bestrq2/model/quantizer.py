@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,16 @@ class RandomProjectionQuantizer(nn.Module):
             codes = torch.empty(self.codebook.shape[1:], device="cpu").normal_(generator=generator)
             self.projection[book].copy_(projection)
             self.codebook[book].copy_(F.normalize(codes, dim=-1))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RandomProjectionQuantizer:
+        """Follow `.to()` to another device, but keep the precision: rounded buffers would name other codes."""
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
 
     @torch.no_grad()
     def forward(self, patches: Tensor) -> Tensor:
