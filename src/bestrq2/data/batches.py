@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bestrq2.data.audio import UnreadableAudioError
+from bestrq2.data.order import Order
 from bestrq2.data.seeding import generator
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, ConfigError, DataError
 
 MAX_TRIES = 1000
-# First words of the seed sequences, so that order, crops and validation crops never share random numbers.
-ORDER, CROP, FIXED = 0x04DE4, 0xC409, 0xF18ED
+# First words of the seed sequences, so that crops and validation crops never share random numbers.
+CROP, FIXED = 0xC409, 0xF18ED
 
 DrawMask = Callable[[Tensor, int, Tensor], Tensor]
 """From lengths int64 [B] in samples, step, and places int64 [B] in the global batch to hidden_mask bool [B, N]."""
@@ -73,11 +74,6 @@ class AllRejectedError(DataError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of the recordings in one epoch: int64 [length], a permutation that is a function of (seed, epoch)."""
-    return generator(ORDER, seed, epoch).permutation(length)
-
-
 def _check_seed(seed: int) -> None:
     if seed < 0:
         raise ConfigError(f"seed is {seed}; it must be 0 or more.")
@@ -108,6 +104,7 @@ class CropDataset(Dataset[Crop]):
         self.max_seconds = max_seconds
         self.seed = seed
         self.min_samples = min_samples
+        self.order = source.order(seed)
         # Recordings of which no crop is usable: known ones are not opened again. The outcome is the same either way.
         self._unreadable: dict[int, str] = {}
 
@@ -134,10 +131,7 @@ class CropDataset(Dataset[Crop]):
 
     def _candidates(self, key: CropKey) -> Iterator[int]:
         yield key.recording
-        order = epoch_order(len(self.source), self.seed, key.epoch)
-        place = int(np.flatnonzero(order == key.recording)[0])
-        for offset in range(1, len(order)):
-            yield int(order[(place + offset) % len(order)])
+        yield from self.order.replacements(key.epoch, key.recording)
 
     def _read(self, epoch: int, index: int, attempt: int) -> np.ndarray | str:
         """A waveform, or the reason why there is none."""
@@ -158,13 +152,11 @@ class CropDataset(Dataset[Crop]):
 class BatchSchedule(Sampler[list[CropKey]]):
     """The keys of every batch, for one of several processes.
 
-    Place q of step s is item number p = s * batch_size + q of an endless row of epochs, each a permutation of the
-    source: epoch p // length, recording order[p % length]. A batch may reach over the end of an epoch.
+    Place q of step s is item number s * batch_size + q of the order; a batch may reach over the end of an epoch.
 
     Args:
-        length: recordings in the source.
+        order: which recording comes when; the dataset's.
         batch_size: of the global batch, over all processes.
-        seed: of the order; the same as the dataset's.
         start_step: first step; a resumed run gives the number of steps done.
         max_steps: step before which to stop; None for never.
         rank: number of this process; it gets the places that leave this remainder when divided by `world_size`.
@@ -176,19 +168,17 @@ class BatchSchedule(Sampler[list[CropKey]]):
 
     def __init__(
         self,
-        length: int,
+        order: Order,
         batch_size: int,
-        seed: int,
         start_step: int = 0,
         max_steps: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _check_seed(seed)
-        if length < 1 or batch_size < 1 or start_step < 0:
+        if batch_size < 1 or start_step < 0:
             raise ConfigError(
-                f"A schedule of {length} recordings in batches of {batch_size} from step {start_step} on is "
-                "impossible; give at least one recording, a batch size of at least 1, and a step of at least 0."
+                f"A schedule of batches of {batch_size} from step {start_step} on is impossible; give a batch size of "
+                "at least 1 and a step of at least 0."
             )
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} of {world_size} processes does not exist; expected 0 to {world_size - 1}.")
@@ -197,9 +187,8 @@ class BatchSchedule(Sampler[list[CropKey]]):
                 f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
                 f"use {batch_size + world_size - batch_size % world_size}."
             )
-        self.length = length
+        self.order = order
         self.batch_size = batch_size
-        self.seed = seed
         self.start_step = start_step
         self.max_steps = max_steps
         self.rank = rank
@@ -216,16 +205,10 @@ class BatchSchedule(Sampler[list[CropKey]]):
         return max(0, self.max_steps - self.start_step)
 
     def __iter__(self) -> Iterator[list[CropKey]]:
-        epoch, order = -1, np.zeros(0, np.int64)
         step = self.start_step
         while self.max_steps is None or step < self.max_steps:
-            keys = []
-            for place in range(self.rank, self.batch_size, self.world_size):
-                now, position = divmod(step * self.batch_size + place, self.length)
-                if now != epoch:
-                    epoch, order = now, epoch_order(self.length, self.seed, now)
-                keys.append(CropKey(epoch, int(order[position]), step, place))
-            yield keys
+            places = range(self.rank, self.batch_size, self.world_size)
+            yield [CropKey(*self.order(step * self.batch_size + place), step, place) for place in places]
             step += 1
 
 

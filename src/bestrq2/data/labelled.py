@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from bestrq2.data.opening import audio_files, soundworld_count
 from bestrq2.data.seeding import generator
-from bestrq2.data.sources import audio_files, soundworld_count
 from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
 from bestrq2.errors import ConfigError, DataError
 

@@ -1,22 +1,22 @@
-"""Sources: where unlabelled audio comes from, one crop at a time."""
+"""Sources: numbered collections of unlabelled audio, read one crop at a time."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
-from bestrq2.data.audio import AUDIO_SUFFIXES, array_decoder, audio_info, errors_named, open_audio, random_crop
+from bestrq2.data.audio import array_decoder, errors_named, open_audio, random_crop
+from bestrq2.data.decoding import Decoder
+from bestrq2.data.order import EpochOrder, Order
 from bestrq2.data.seeding import generator
-from bestrq2.data.tables import LIST_SUFFIXES, read_rows, resolved
-from bestrq2.errors import AudioError, DataError
 
-SOUNDWORLD_CLIPS = 3000
 # First word of its seed sequence, so that it shares no random numbers with others.
 SPLIT = 0x5B117
 
@@ -39,6 +39,28 @@ class Source(ABC):
         """What a person calls this recording: its path, or for instance "soundworld clip 17"."""
 
     @abstractmethod
+    def opened(self, index: int) -> AbstractContextManager[Decoder]:
+        """A decoder for one recording, closed at the end of the block.
+
+        Raises:
+            UnreadableAudioError: nothing of it can be decoded.
+        """
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What is known of a recording besides its audio, ready for JSON: labels, origin; empty by default."""
+        return {}
+
+    def order(self, seed: int) -> Order:
+        """Which recording comes when in an endless run: each once an epoch, the epochs shuffled anew."""
+        return EpochOrder(len(self), seed)
+
+    def split(self, num_validation: int, seed: int) -> tuple[Source, Source | None]:
+        """Two disjoint parts, a function of the length and the seed; see `split_source`."""
+        taken = min(num_validation, max(1, len(self) // 10))
+        order = generator(SPLIT, seed).permutation(len(self))
+        training, validation = np.sort(order[taken:]), np.sort(order[:taken])
+        return SubsetSource(self, training, self.name), SubsetSource(self, validation, self.name)
+
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
         """A random crop of one recording; recordings shorter than the crop come whole, with their true length.
 
@@ -49,11 +71,14 @@ class Source(ABC):
             max_seconds: longest crop.
 
         Returns:
-            float32 [samples], mono, at `sampling_rate`, neither silent nor holding NaN.
+            [samples], mono, at `sampling_rate`, neither silent nor holding NaN: float32, or int16 (full scale 32768)
+            where the recording is kept like that.
 
         Raises:
             AudioError: nothing usable there. An UnreadableAudioError holds for every other crop of it too.
         """
+        with self.opened(index) as decoder:
+            return random_crop(decoder, rng, sampling_rate, max_seconds)
 
 
 class PathList(Sequence[Path]):
@@ -89,10 +114,12 @@ class FileSource(Source):
     Attributes:
         name: where they come from.
         files: their paths.
+        labels: one of each, "" where it has none; None where none is known.
     """
 
     name: str
     files: Sequence[Path]
+    labels: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -101,10 +128,13 @@ class FileSource(Source):
         """The file's path."""
         return str(self.files[index])
 
-    def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one file; see `Source.read`."""
-        with open_audio(self.files[index]) as decoder:
-            return random_crop(decoder, rng, sampling_rate, max_seconds)
+    def opened(self, index: int) -> AbstractContextManager[Decoder]:
+        """A decoder for one file; see `Source.opened`."""
+        return open_audio(self.files[index])
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """The label, where the list of files has one."""
+        return {"label": self.labels[index]} if self.labels is not None and self.labels[index] else {}
 
 
 @dataclass(frozen=True)
@@ -129,11 +159,11 @@ class ArraySource(Source):
         """The name and the number."""
         return f"{self.name} clip {index}"
 
-    def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one waveform; see `Source.read`."""
+    @contextmanager
+    def opened(self, index: int) -> Iterator[Decoder]:
+        """A decoder for one waveform; see `Source.opened`."""
         with errors_named(self.describe(index)):
-            decoder = array_decoder(self.waveforms[index], self.sampling_rate)
-            return random_crop(decoder, rng, sampling_rate, max_seconds)
+            yield array_decoder(self.waveforms[index], self.sampling_rate)
 
 
 @dataclass(frozen=True)
@@ -157,109 +187,17 @@ class SubsetSource(Source):
         """As the whole source describes it."""
         return self.whole.describe(int(self.indices[index]))
 
+    def opened(self, index: int) -> AbstractContextManager[Decoder]:
+        """A decoder for one recording; see `Source.opened`."""
+        return self.whole.opened(int(self.indices[index]))
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """As the whole source knows it."""
+        return self.whole.metadata(int(self.indices[index]))
+
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
         """A random crop of one recording; see `Source.read`."""
         return self.whole.read(int(self.indices[index]), sampling_rate, rng, max_seconds)
-
-
-def open_source(spec: str | Path) -> Source:
-    """The source that a word or path stands for.
-
-    Args:
-        spec: a folder (searched recursively for files with an audio suffix), an audio file, a list (.txt with one path
-            a line, .csv or .tsv with a column "path", .jsonl with a key "path", "audio" or "audio_filepath"; relative
-            paths start at the list's folder), or "soundworld" or "soundworld:N" for N generated clips (3000).
-
-    Returns:
-        The source; its files are not opened yet.
-
-    Raises:
-        DataError: missing, an empty folder or list, or neither list nor audio.
-    """
-    if isinstance(spec, str) and (spec == "soundworld" or spec.startswith("soundworld:")):
-        return _soundworld(spec)
-    path = Path(spec).expanduser()
-    name = str(path.absolute())
-    try:
-        if path.is_dir():
-            return FileSource(name, audio_files(path))
-        if not path.exists():
-            raise DataError(f"{path} does not exist; give a folder, an audio file, a list of paths, or 'soundworld'.")
-    except OSError as error:
-        raise DataError(f"{path} cannot be opened ({error.strerror}).") from error
-    if path.suffix.lower() in LIST_SUFFIXES:
-        rows = read_rows(path, [("path", "audio", "audio_filepath") if path.suffix.lower() == ".jsonl" else ("path",)])
-        return FileSource(name, PathList(str(resolved(path, row["path"])) for row in rows))
-    if path.suffix.lower() not in AUDIO_SUFFIXES:
-        try:
-            audio_info(path)
-        except AudioError as error:
-            lists = ", ".join(sorted(LIST_SUFFIXES))
-            raise DataError(f"{path} is neither audio nor a list of paths ({lists}).") from error
-    return FileSource(name, [path])
-
-
-def soundworld_count(spec: str, default: int) -> int:
-    """N of "soundworld:N".
-
-    Raises:
-        DataError: N is not a positive whole number.
-    """
-    number = spec.partition(":")[2] if ":" in spec else str(default)
-    if not (number.isascii() and number.isdigit() and int(number) > 0):
-        raise DataError(f"{spec!r} is no source; expected 'soundworld:N' with a positive whole number N of clips.")
-    return int(number)
-
-
-def _soundworld(spec: str) -> Source:
-    count = soundworld_count(spec, SOUNDWORLD_CLIPS)
-    from bestrq2.data.soundworld import SAMPLE_RATE, unlabelled
-
-    return ArraySource(unlabelled(count, seed=0), SAMPLE_RATE, name="soundworld")
-
-
-def audio_files(folder: Path) -> PathList:
-    """All files below a folder with an audio suffix, sorted; hidden ones (leading dot) are left out.
-
-    Folders that are links are entered, each real folder once.
-
-    Raises:
-        DataError: there are none, or a folder cannot be listed.
-    """
-    found: list[str] = []
-    others: dict[str, int] = {}
-    seen: set[tuple[int, int]] = set()
-    pending = [str(folder)]
-    while pending:
-        current = pending.pop()
-        try:
-            status = os.stat(current)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(f"{current} cannot be listed ({error.strerror}); check its permissions.") from error
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                pending.append(entry.path)
-                continue
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if suffix in AUDIO_SUFFIXES:
-                found.append(entry.path)
-            else:
-                others[suffix or "none"] = others.get(suffix or "none", 0) + 1
-    if found:
-        return PathList(sorted(found))
-    if others:
-        kinds = ", ".join(sorted(others, key=lambda suffix: (-others[suffix], suffix))[:5])
-        raise DataError(
-            f"{folder} holds {sum(others.values())} files and none with an audio suffix (found: {kinds}; "
-            "expected .wav, .flac, .mp3, .ogg, .m4a and the like)."
-        )
-    raise DataError(f"{folder} is empty: no files in it or below; put audio files there.")
 
 
 def split_source(source: Source, num_validation: int, seed: int) -> tuple[Source, Source | None]:
@@ -275,7 +213,4 @@ def split_source(source: Source, num_validation: int, seed: int) -> tuple[Source
     """
     if num_validation <= 0 or len(source) < 2:
         return source, None
-    taken = min(num_validation, max(1, len(source) // 10))
-    order = generator(SPLIT, seed).permutation(len(source))
-    training, validation = np.sort(order[taken:]), np.sort(order[:taken])
-    return SubsetSource(source, training, source.name), SubsetSource(source, validation, source.name)
+    return source.split(num_validation, seed)

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from bestrq2._version import __version__
 from bestrq2.data.audio import audio_info
+from bestrq2.data.opening import open_source
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.sources import ArraySource, FileSource, Source, open_source
+from bestrq2.data.sources import ArraySource, FileSource, Source
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.files import disk_errors, whole_file
 from bestrq2.inference.embedder import Embedder, load

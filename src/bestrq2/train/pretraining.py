@@ -28,8 +28,9 @@ from bestrq2.data.batches import (
     make_loader,
 )
 from bestrq2.data.labelled import load_labelled
+from bestrq2.data.opening import open_source
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.sources import Source, open_source, split_source
+from bestrq2.data.sources import Source, split_source
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.files import disk_errors
@@ -140,7 +141,7 @@ class _Run:
     def _estimate_statistics(self) -> None:
         clips = self.config.loader.statistics_clips
         batch_size = min(_VALIDATION_BATCH, clips)
-        schedule = BatchSchedule(len(self.dataset), batch_size, self.config.seed, max_steps=-(-clips // batch_size))
+        schedule = BatchSchedule(self.dataset.order, batch_size, max_steps=-(-clips // batch_size))
         batches = make_loader(self.dataset, schedule, self.config.loader.num_workers)
         mean, deviation, rejected = band_statistics(self.module.model.base_model, batches)
         self.rejections.add(rejected)
@@ -238,9 +239,7 @@ class _Run:
                 f"loader.batch_size ({config.loader.batch_size}) must be a multiple of the {world} devices times "
                 f"trainer.accumulate_grad_batches ({batches})"
             )
-        schedule = BatchSchedule(
-            len(self.dataset), clips, config.seed, self.start * batches, None, self.trainer.global_rank, world
-        )
+        schedule = BatchSchedule(self.dataset.order, clips, self.start * batches, None, self.trainer.global_rank, world)
         return make_loader(
             self.dataset,
             schedule,
