@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from recordings import CODECS, FORMATS, RATES, cut, lag, noise, tone, write, write_with_ffmpeg
 
-from bestrq2.data import decoding
 from bestrq2.data.audio import (
     as_mono,
     audio_info,
@@ -26,6 +25,7 @@ from bestrq2.data.audio import (
     resampled,
 )
 from bestrq2.data.decoding import UnreadableAudioError
+from bestrq2.data.ffmpeg import AvDecoder
 from bestrq2.errors import AudioError
 
 KINDS = sorted({*FORMATS, *CODECS})
@@ -129,14 +129,14 @@ def test_of_a_long_file_ffmpeg_decodes_only_the_part(tmp_path, monkeypatch, kind
     rate = RATES.get(kind, 8_000)
     path = write(tmp_path / f"long.{kind}", noise(60, rate), rate)
     decoded = 0
-    original = decoding.AvDecoder._mono
+    original = AvDecoder._mono
 
     def counted(self, frame):
         nonlocal decoded
         decoded += frame.samples
         return original(self, frame)
 
-    monkeypatch.setattr(decoding.AvDecoder, "_mono", counted)
+    monkeypatch.setattr(AvDecoder, "_mono", counted)
     assert len(read_audio(path, 16_000, start_seconds=40, seconds=2)) == 32_000
     assert decoded < 9 * rate  # WebM can only be entered every five seconds
 

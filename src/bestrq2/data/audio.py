@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from bestrq2.data.decoding import ArrayDecoder, Decoder, UnreadableAudioError, mixed_down, open_decoder
+from bestrq2.data.decoding import ArrayDecoder, AudioBytes, Decoder, UnreadableAudioError, mixed_down, open_decoder
 from bestrq2.errors import AudioError
 
 AUDIO_SUFFIXES: frozenset[str] = frozenset(
@@ -56,15 +56,18 @@ class AudioInfo:
 
 
 @contextmanager
-def open_audio(path: str | Path) -> Iterator[Decoder]:
-    """A decoder for the file, closed at the end of the block; what goes wrong in the block is reported under its name.
+def open_audio(audio: str | Path | AudioBytes) -> Iterator[Decoder]:
+    """A decoder for a file, closed at the end of the block; what goes wrong in the block is reported under its name.
+
+    Args:
+        audio: the file's path, or its bytes in memory.
 
     Raises:
         UnreadableAudioError: missing, empty, truncated, or not audio.
     """
-    decoder = open_decoder(Path(path))
+    decoder = open_decoder(audio if isinstance(audio, AudioBytes) else Path(audio))
     try:
-        with errors_named(str(path)):
+        with errors_named(str(audio)):
             yield decoder
     finally:
         decoder.close()
@@ -92,14 +95,14 @@ def audio_info(path: str | Path) -> AudioInfo:
 
 
 def read_audio(
-    path: str | Path, sampling_rate: int = 16_000, start_seconds: float = 0.0, seconds: float | None = None
+    path: str | Path | AudioBytes, sampling_rate: int = 16_000, start_seconds: float = 0.0, seconds: float | None = None
 ) -> np.ndarray:
     """Decode a file, or a part of it, to mono.
 
     Only the part asked for (and a fraction of a second around it) is decoded, and it equals that part of the whole.
 
     Args:
-        path: a file that libsndfile or FFmpeg reads.
+        path: a file that libsndfile or FFmpeg reads, or its bytes in memory.
         sampling_rate: wanted rate in Hz.
         start_seconds: where the part begins.
         seconds: its length; None for the rest of the file. The result is shorter where the file ends earlier.

@@ -6,9 +6,11 @@ Decoders do not tell: libsndfile and FFmpeg read a file whose end is missing as 
 
 from __future__ import annotations
 
+import io
 import struct
-from pathlib import Path
 from typing import BinaryIO
+
+from bestrq2.data.decoder import AudioPlace
 
 # Writers miscount by a header or a padding byte; that much missing is no lost audio.
 SLACK_BYTES = 64
@@ -18,17 +20,18 @@ OGG_PAGE_LIMIT = 65_307
 HEADER_LIMIT = 1 << 16
 
 
-def declared_bytes(path: Path) -> int | None:
+def declared_bytes(audio: AudioPlace) -> int | None:
     """Number of bytes that the container's own headers promise.
 
     Args:
-        path: an existing, readable file.
+        audio: an existing, readable file, or one in memory.
 
     Returns:
         The least file size in bytes at which nothing is missing, or None where the container does not say.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with audio.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
         head = file.read(16)
         if head[:4] == b"\x1aE\xdf\xa3":
             return _matroska_bytes(file)
@@ -41,9 +44,9 @@ def declared_bytes(path: Path) -> int | None:
         return _mp3_bytes(file)
 
 
-def is_mpeg_audio(path: Path) -> bool:
+def is_mpeg_audio(audio: AudioPlace) -> bool:
     """Whether a file begins like an MP3: with an ID3 tag or an MPEG audio frame."""
-    with path.open("rb") as file:
+    with audio.open("rb") as file:
         head = file.read(4)
     # The two layer bits tell MPEG audio from ADTS, which has zeros there.
     return head[:3] == b"ID3" or (len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 6 != 0)
