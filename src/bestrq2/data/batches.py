@@ -57,11 +57,13 @@ class Crop:
         key: where it belongs.
         waveform: float32 [samples].
         rejected: recordings tried before it, each with the reason why it was not used.
+        recording: what its source calls the recording it is from.
     """
 
     key: CropKey
     waveform: np.ndarray
     rejected: tuple[tuple[str, str], ...] = ()
+    recording: str = ""
 
 
 class AllRejectedError(DataError):
@@ -123,7 +125,7 @@ class CropDataset(Dataset[Crop]):
         for attempt, index in zip(range(tries), self._candidates(key), strict=False):
             result = self._read(key.epoch, index, attempt)
             if isinstance(result, np.ndarray):
-                return Crop(key, result, tuple(rejected))
+                return Crop(key, result, tuple(rejected), self.source.describe(index))
             rejected.append((self.source.describe(index), result))
         which = f"all {tries} recordings" if tries == len(self.source) else f"{tries} recordings in a row"
         name, reason = rejected[0]
@@ -223,6 +225,7 @@ class AudioBatch:
         places: int64 [B], positions in the global batch; stays on the CPU.
         rejected: recordings passed over, each with the reason.
         hidden_mask: bool [B, N], patches to hide, where the loader draws them; stays on the CPU.
+        recordings: B names, what the source calls the recording of each clip.
     """
 
     input_values: Tensor
@@ -231,6 +234,7 @@ class AudioBatch:
     places: Tensor
     rejected: list[tuple[str, str]] = field(default_factory=list)
     hidden_mask: Tensor | None = None
+    recordings: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -259,7 +263,9 @@ def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBa
         row[: len(item.waveform)] = item.waveform
     step = items[0].key.step
     mask = None if draw_mask is None else draw_mask(lengths, step, places)
-    return AudioBatch(input_values, lengths, step, places, [r for item in items for r in item.rejected], mask)
+    rejected = [entry for item in items for entry in item.rejected]
+    recordings = [item.recording for item in items]
+    return AudioBatch(input_values, lengths, step, places, rejected, mask, recordings)
 
 
 def _start_worker(_: int) -> None:
