@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bestrq2.data.audio import UnreadableAudioError
+from bestrq2.data.decoding import UnreadableAudioError, to_float32
 from bestrq2.data.order import Order
 from bestrq2.data.seeding import generator
 from bestrq2.data.sources import Source
@@ -55,7 +55,7 @@ class Crop:
 
     Attributes:
         key: where it belongs.
-        waveform: float32 [samples].
+        waveform: float32 [samples], or int16 (full scale 32768).
         rejected: recordings tried before it, each with the reason why it was not used.
         recording: what its source calls the recording it is from.
     """
@@ -66,14 +66,18 @@ class Crop:
     recording: str = ""
 
 
-class AllRejectedError(DataError):
-    """No recording of a source is usable.
+class LoaderError(DataError):
+    """What can go wrong in a loader's worker.
 
     A DataLoader builds the error anew from a worker's stack trace; this keeps the sentence and leaves out the trace.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+class AllRejectedError(LoaderError):
+    """No recording of a source is usable."""
 
 
 def _check_seed(seed: int) -> None:
@@ -127,7 +131,8 @@ class CropDataset(Dataset[Crop]):
             if isinstance(result, np.ndarray):
                 return Crop(key, result, tuple(rejected), self.source.describe(index))
             rejected.append((self.source.describe(index), result))
-        which = f"all {tries} recordings" if tries == len(self.source) else f"{tries} recordings in a row"
+        tries = len(rejected)
+        which = f"{tries} recordings in a row" if tries == MAX_TRIES else f"all {tries} recordings"
         name, reason = rejected[0]
         raise AllRejectedError(f"{self.source.name}: {which} were rejected; first: {name}: {reason}")
 
@@ -142,7 +147,7 @@ class CropDataset(Dataset[Crop]):
         rng = generator(CROP, self.seed, epoch, index, attempt)
         try:
             waveform = self.source.read(index, self.sampling_rate, rng, self.max_seconds)
-            _check_length(waveform, self.min_samples, self.sampling_rate)
+            check_length(waveform, self.min_samples, self.sampling_rate)
             return waveform
         except AudioError as error:
             reason = _reason(self.source, index, error)
@@ -226,6 +231,7 @@ class AudioBatch:
         rejected: recordings passed over, each with the reason.
         hidden_mask: bool [B, N], patches to hide, where the loader draws them; stays on the CPU.
         recordings: B names, what the source calls the recording of each clip.
+        shard_counts: of a stream, recordings in the remote shards that were read to their end since the last batch.
     """
 
     input_values: Tensor
@@ -235,6 +241,7 @@ class AudioBatch:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     hidden_mask: Tensor | None = None
     recordings: list[str] = field(default_factory=list)
+    shard_counts: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -260,7 +267,7 @@ def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBa
     places = torch.tensor([item.key.place for item in items], dtype=torch.int64)
     input_values = torch.zeros(len(items), int(lengths.max()))
     for row, item in zip(input_values.numpy(), items, strict=True):
-        row[: len(item.waveform)] = item.waveform
+        row[: len(item.waveform)] = to_float32(item.waveform)
     step = items[0].key.step
     mask = None if draw_mask is None else draw_mask(lengths, step, places)
     rejected = [entry for item in items for entry in item.rejected]
@@ -341,7 +348,7 @@ def fixed_crops(
             break
         try:
             crop = source.read(index, sampling_rate, generator(FIXED, seed, index), max_seconds)
-            _check_length(crop, min_samples, sampling_rate)
+            check_length(crop, min_samples, sampling_rate)
             crops.append(crop)
         except AudioError as error:
             if rejected is not None:
@@ -349,7 +356,17 @@ def fixed_crops(
     return crops
 
 
-def _check_length(waveform: np.ndarray, min_samples: int, sampling_rate: int) -> None:
+def check_length(waveform: np.ndarray, min_samples: int, sampling_rate: int) -> None:
+    """Pass if a crop is long enough.
+
+    Args:
+        waveform: [samples].
+        min_samples: least length.
+        sampling_rate: Hz.
+
+    Raises:
+        AudioError: it is shorter.
+    """
     if len(waveform) < min_samples:
         raise AudioError(
             f"is too short: {len(waveform) / sampling_rate:.2f} s, the model needs {min_samples / sampling_rate:.2f} s."
