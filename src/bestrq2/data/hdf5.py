@@ -1,0 +1,218 @@
+"""AudioSet and others in HDF5 files, as the BEST-RQ-2 reference keeps them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bestrq2.data.audio import errors_named, random_crop
+from bestrq2.data.decoding import Decoder, to_float32
+from bestrq2.data.sources import Source
+from bestrq2.data.tables import read_rows
+from bestrq2.errors import AudioError, DataError
+
+HDF5_SUFFIXES = frozenset({".h5", ".hdf5"})
+WAVEFORM_TYPES = ("int8", "uint8", "int16", "int32", "float16", "float32", "float64")
+# Read at a time, from a row's end backwards, to find its last sample that is not padding.
+_TAIL = 1 << 14
+
+
+class HDF5Source(Source):
+    """Clips in the rows of an HDF5 file; only the wanted part of a row is read.
+
+    The file holds the datasets `waveform` [clips, samples] (int16 with full scale 32768, or another type of
+    `WAVEFORM_TYPES`), `audio_name` [clips] and, if there are labels, `target` [clips, classes], and the attribute
+    `sample_rate` (Hz) on itself or on `waveform`. Rows of short clips end in padding of zeros: a clip ends with its
+    last sample that is not zero.
+
+    The file is opened by each process for itself, when it reads its first clip.
+
+    Args:
+        path: the file.
+        exclude: CSV file with a column `Index`: rows, counted from 0, to leave out.
+
+    Raises:
+        DataError: h5py is missing, the file is no HDF5 or truncated, a dataset or the rate is missing or not as above,
+            or the list of excluded rows is wrong.
+    """
+
+    def __init__(self, path: str | Path, exclude: str | Path | None = None) -> None:
+        self.path = Path(path)
+        self.name = str(self.path.absolute())
+        self._file: Any = None
+        self._process = 0
+        file = self._opened_file()
+        clips = self._check(file)
+        self.rate = self._find_rate(file)
+        self.has_targets = "target" in file
+        self.rows = np.arange(clips)
+        if exclude is not None:
+            self.rows = np.delete(self.rows, _excluded(Path(exclude), clips, self.path))
+        if not len(self.rows):
+            raise DataError(f"{path} holds no clips{'' if exclude is None else f' but those that {exclude} excludes'}.")
+
+    def _opened_file(self) -> Any:
+        # A handle made before a fork shares its state with the other process.
+        if self._file is None or self._process != os.getpid():
+            try:
+                import h5py
+            except ImportError as error:
+                raise DataError(f"{self.path}: HDF5 needs h5py; pip install 'bestrq2[hdf5]'.") from error
+            try:
+                self._file = h5py.File(self.path, "r")
+            except OSError as error:
+                raise DataError(f"{self.path} cannot be opened as HDF5 ({_cause(error)}).") from error
+            self._process = os.getpid()
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open file."""
+        return {**self.__dict__, "_file": None}
+
+    def _check(self, file: Any) -> int:
+        """Number of clips, once the datasets are known to be as they should."""
+        import h5py
+
+        datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        missing = [name for name in ("waveform", "audio_name") if name not in datasets]
+        if missing:
+            raise DataError(
+                f"{self.path} has no dataset {' or '.join(map(repr, missing))}; found "
+                f"{', '.join(map(repr, sorted(file))) or 'none'}."
+            )
+        waveform = datasets["waveform"]
+        if waveform.ndim != 2 or waveform.dtype.name not in WAVEFORM_TYPES:
+            raise DataError(
+                f"{self.path}: 'waveform' is {waveform.dtype.name} {list(waveform.shape)}; expected [clips, samples] "
+                f"of int16 or {', '.join(name for name in WAVEFORM_TYPES if name != 'int16')}."
+            )
+        for name, axes in (("audio_name", 1), ("target", 2)):
+            if name in datasets and (datasets[name].ndim != axes or len(datasets[name]) != len(waveform)):
+                raise DataError(
+                    f"{self.path}: {name!r} has the shape {list(datasets[name].shape)}; expected {axes} "
+                    f"{'axis' if axes == 1 else 'axes'}, the first of length {len(waveform)} as in 'waveform'."
+                )
+        return len(waveform)
+
+    def _find_rate(self, file: Any) -> int:
+        for holder in (file, file["waveform"]):
+            if "sample_rate" in holder.attrs:
+                value = holder.attrs["sample_rate"]
+                rate = float(value) if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf" else 0.0
+                if not (rate > 0 and rate == int(rate)):
+                    raise DataError(f"{self.path}: its attribute sample_rate is {value!r}; expected a number of Hz.")
+                return int(rate)
+        raise DataError(f"{self.path} has no attribute 'sample_rate' (Hz), neither on the file nor on 'waveform'.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def describe(self, index: int) -> str:
+        """The file and the clip's name in it."""
+        return f"{self.path}/{self._clip_name(index)}"
+
+    def _clip_name(self, index: int) -> str:
+        name = self._opened_file()["audio_name"][self.rows[index]]
+        return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """`name` and, where the file has labels, `target`: numbers of the classes whose value is above one half."""
+        known: dict[str, Any] = {"name": self._clip_name(index)}
+        if self.has_targets:
+            target = np.asarray(self._opened_file()["target"][self.rows[index]])
+            known["target"] = np.flatnonzero(target > 0.5).tolist()
+        return known
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[Decoder]:
+        """A decoder for one clip; see `Source.opened`."""
+        with errors_named(self.describe(index)):
+            yield self._row(index)
+
+    def _row(self, index: int) -> _Row:
+        return _Row(self._opened_file()["waveform"], int(self.rows[index]), self.rate)
+
+    def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
+        """A random crop of one clip; see `Source.read`. Of int16 at the wanted rate, as it lies in the file."""
+        row = self._row(index)
+        with errors_named(self.describe(index)):
+            row.as_it_is = sampling_rate == self.rate and row.waveform.dtype == np.int16
+            return random_crop(row, rng, sampling_rate, max_seconds)
+
+
+class _Row:
+    """One row of the dataset `waveform`, up to its last sample that is not zero, seen as a decoder."""
+
+    channels = 1
+
+    def __init__(self, waveform: Any, row: int, rate: int) -> None:
+        self.waveform, self.row, self.rate = waveform, row, rate
+        self.frames: int | None = None
+        self.as_it_is = False
+
+    def measure(self) -> int:
+        """Length in samples.
+
+        Raises:
+            AudioError: the row cannot be read.
+        """
+        if self.frames is None:
+            end = self.waveform.shape[1]
+            while end:
+                start = max(0, end - _TAIL)
+                sounding = np.flatnonzero(self._slice(start, end))
+                if len(sounding):
+                    end = start + int(sounding[-1]) + 1
+                    break
+                end = start
+            self.frames = end
+        return self.frames
+
+    def read(self, start: int, count: int | None) -> np.ndarray:
+        """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are.
+
+        Where `as_it_is` is set, the samples keep the type that they have in the file.
+
+        Raises:
+            AudioError: the row cannot be read.
+        """
+        end = self.measure() if count is None else min(self.measure(), start + count)
+        samples = self._slice(start, max(start, end))
+        return samples if self.as_it_is else to_float32(samples)
+
+    def _slice(self, start: int, end: int) -> np.ndarray:
+        try:
+            return self.waveform[self.row, start:end]
+        except OSError as error:
+            raise AudioError(f"row {self.row} cannot be read ({_cause(error)}).") from error
+
+    def close(self) -> None:
+        """Nothing to release: the file stays open for other clips."""
+
+
+def _cause(error: OSError) -> str:
+    """What HDF5 says is wrong, without the names of its functions."""
+    text = " ".join(str(error).split())
+    return text.partition("(")[2].rstrip(")") or text
+
+
+def _excluded(listing: Path, clips: int, path: Path) -> list[int]:
+    """Rows that a CSV file lists.
+
+    Raises:
+        DataError: it cannot be read, has no column `Index`, or lists what is no row.
+    """
+    if listing.suffix.lower() not in (".csv", ".tsv"):
+        raise DataError(f"{listing} is no list of rows to exclude; expected a .csv file with a column 'Index'.")
+    rows = []
+    for row in read_rows(listing, [("Index",)]):
+        text = row["Index"]
+        if not (text.isascii() and text.isdigit() and int(text) < clips):
+            raise DataError(f"{listing}: Index {text!r} is no row of {path}; expected 0 to {clips - 1}.")
+        rows.append(int(text))
+    return rows

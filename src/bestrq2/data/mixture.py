@@ -1,0 +1,250 @@
+"""Weighted mixtures of sources, declared in a YAML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from bestrq2.data.decoding import Decoder
+from bestrq2.data.options import check_keys, with_options
+from bestrq2.data.order import Order
+from bestrq2.data.seeding import generator
+from bestrq2.data.sources import Source, split_source
+from bestrq2.errors import ConfigError, DataError
+
+MIXTURE_SUFFIXES = frozenset({".yaml", ".yml"})
+# Places of the row over which the shares are exact; larger where whole numbers would be too far from a small share.
+BLOCK, LARGEST_BLOCK = 1000, 1_000_000
+TOLERANCE = 0.05
+
+
+def apportioned(total: int, weights: Sequence[float]) -> np.ndarray:
+    """Share out a number in proportion to weights, by largest remainder: int64 [weights] that sum to `total`."""
+    quotas = total * np.asarray(weights, np.float64) / math.fsum(weights)
+    shares = np.floor(quotas).astype(np.int64)
+    largest = np.argsort(-(quotas - shares), kind="stable")
+    shares[largest[: total - int(shares.sum())]] += 1
+    return shares
+
+
+class MixtureOrder:
+    """An endless row in which every block of places holds each component in its share, shuffled.
+
+    Each component goes through its own order, so none of its recordings comes again before all of it were there.
+
+    Args:
+        orders: of the components.
+        starts: int64 [components], number of the first recording of each.
+        weights: of the components, each above zero.
+        seed: of the shuffling.
+    """
+
+    def __init__(self, orders: Sequence[Order], starts: np.ndarray, weights: Sequence[float], seed: int) -> None:
+        self.orders, self.starts, self.seed = orders, starts, seed
+        self.block = BLOCK
+        self.shares = apportioned(self.block, weights)
+        wanted = np.asarray(weights, np.float64) / math.fsum(weights)
+        while self.block < LARGEST_BLOCK and np.any(np.abs(self.shares / self.block / wanted - 1) > TOLERANCE):
+            self.block *= 10
+            self.shares = apportioned(self.block, weights)
+        self._number = -1
+        self._components = self._earlier = np.zeros(0, np.int64)
+
+    def _open_block(self, number: int) -> None:
+        """The component at every place of a block, and how often it stands at earlier places of it."""
+        rng = generator("mixture", self.seed, number)
+        self._components = rng.permutation(np.repeat(np.arange(len(self.shares)), self.shares))
+        self._earlier = np.empty(self.block, np.int64)
+        for component, share in enumerate(self.shares):
+            self._earlier[self._components == component] = np.arange(share)
+        self._number = number
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        """(epoch of its component, recording) at place `number` of the row."""
+        block, place = divmod(number, self.block)
+        if block != self._number:
+            self._open_block(block)
+        component = int(self._components[place])
+        turn = block * int(self.shares[component]) + int(self._earlier[place])
+        epoch, recording = self.orders[component](turn)
+        return epoch, int(self.starts[component]) + recording
+
+    def replacements(self, epoch: int, recording: int) -> Iterator[int]:
+        """Those of the component that the recording belongs to."""
+        component = int(np.searchsorted(self.starts, recording, side="right")) - 1
+        start = int(self.starts[component])
+        for other in self.orders[component].replacements(epoch, recording - start):
+            yield start + other
+
+
+@dataclass(frozen=True)
+class MixtureSource(Source):
+    """Several sources as one, each with a share of the clips.
+
+    Attributes:
+        name: where it comes from.
+        components: the sources; their recordings are numbered one source after the other.
+        weights: one of each, above zero; their proportions are the shares of the clips.
+    """
+
+    name: str
+    components: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [components], number of the first recording of each."""
+        return np.cumsum([0, *map(len, self.components)], dtype=np.int64)[:-1]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.components))
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        for component in self.components:
+            if index < len(component):
+                return component, index
+            index -= len(component)
+        raise IndexError(f"{self.name} holds {len(self)} recordings")
+
+    def describe(self, index: int) -> str:
+        """As its component describes it."""
+        component, place = self._place(index)
+        return component.describe(place)
+
+    def opened(self, index: int) -> AbstractContextManager[Decoder]:
+        """A decoder for one recording; see `Source.opened`."""
+        component, place = self._place(index)
+        return component.opened(place)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """As its component knows it."""
+        component, place = self._place(index)
+        return component.metadata(place)
+
+    def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
+        """A random crop of one recording; see `Source.read`."""
+        component, place = self._place(index)
+        return component.read(place, sampling_rate, rng, max_seconds)
+
+    def order(self, seed: int) -> Order:
+        """Components in proportion to their weights, each in an order of its own; see `MixtureOrder`."""
+        seeds = generator("mixture", "components", seed).integers(2**31, size=len(self.components))
+        orders = [part.order(int(own)) for part, own in zip(self.components, seeds, strict=True)]
+        return MixtureOrder(orders, self.starts, self.weights, seed)
+
+    def split(self, num_validation: int, seed: int) -> tuple[Source, Source | None]:
+        """Every component is split, the recordings for validation in proportion to the weights."""
+        shares = apportioned(num_validation, self.weights)
+        parts = [split_source(part, int(share), seed) for part, share in zip(self.components, shares, strict=True)]
+        held_out = [(part[1], weight) for part, weight in zip(parts, self.weights, strict=True) if part[1] is not None]
+        training = MixtureSource(self.name, tuple(part[0] for part in parts), self.weights)
+        if not held_out:
+            return training, None
+        validation, weights = zip(*held_out, strict=True)
+        return training, MixtureSource(self.name, tuple(validation), tuple(weights))
+
+
+def open_mixture(path: Path, open_component: Callable[[str], object], parents: tuple[Path, ...] = ()) -> MixtureSource:
+    """The mixture that a YAML file declares.
+
+    Its only key is `sources`, a list of entries with the keys `data` (what `open_source` takes; relative paths start
+    at the file's folder), `weight` (share of the clips, default 1) and the options of that kind of source.
+
+    Args:
+        path: the file.
+        open_component: opens one source.
+        parents: mixtures that this one is part of.
+
+    Raises:
+        ConfigError: unknown keys, or a weight that is not a positive number.
+        DataError: no YAML, no sources, a source that cannot be opened or is a stream, or the file includes itself.
+    """
+    path = path.absolute()
+    if path.resolve() in parents:
+        raise DataError(f"{path} includes itself; name other sources there.")
+    components, weights = [], []
+    for number, entry in enumerate(_entries(path), 1):
+        where = f"{path}, source {number}"
+        spec, weight = _component(path, where, entry)
+        bare = spec.partition("?")[0]
+        if Path(bare).suffix.lower() in MIXTURE_SUFFIXES and not _is_word(spec):
+            component: object = open_mixture(Path(bare), open_component, (*parents, path.resolve()))
+        else:
+            component = open_component(spec)
+        if not isinstance(component, Source):
+            raise DataError(
+                f"{where}: {entry['data']} is a stream and cannot be part of a mixture; download it, or write it as "
+                "local shards by `bestrq2 prepare` first."
+            )
+        if not len(component):
+            raise DataError(f"{where}: {entry['data']} holds no recordings.")
+        components.append(component)
+        weights.append(weight)
+    if not MixtureOrder([], np.zeros(0, np.int64), weights, 0).shares.all():
+        raise ConfigError(
+            f"{path}: weight {min(weights):g} is less than a millionth of all weights; raise it or leave the source out"
+        )
+    return MixtureSource(str(path), tuple(components), tuple(weights))
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} is no mixture; expected a key 'sources' with a list of entries such as 'data: FOLDER'."
+        )
+    check_keys(str(path), map(str, content), ["sources"])
+    entries = content.get("sources")
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path}: 'sources' is missing or empty; expected a list of entries such as 'data: FOLDER'.")
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}, source {number}: expected 'data: FOLDER', found {entry!r}.")
+    return entries
+
+
+def _component(path: Path, where: str, entry: dict[str, Any]) -> tuple[str, float]:
+    """What to open and its weight."""
+    options = {str(key): value for key, value in entry.items() if key not in ("data", "weight")}
+    data = entry.get("data")
+    if not isinstance(data, str) or not data:
+        check_keys(where, options, OPTIONS | {"data", "weight"})
+        raise DataError(f"{where}: 'data' is missing or no text; name a folder, a file or another source.")
+    check_keys(where, options, sorted(OPTIONS | {"data", "weight"}))
+    weight = entry.get("weight", 1)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ConfigError(f"{where}: weight is {weight!r}; it must be a number above 0.")
+    for key, value in options.items():
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise ConfigError(f"{where}: {key} is {value!r}; it must be a text.")
+    texts = {key: str(value) for key, value in options.items()}
+    if "exclude" in texts:
+        texts["exclude"] = str(path.parent / Path(texts["exclude"]).expanduser())
+    return with_options(_resolved(path, data), texts), float(weight)
+
+
+OPTIONS = frozenset({"exclude", "split", "config", "revision", "column"})
+"""Options of any kind of source; which of them a source takes is for its own kind to say."""
+
+
+def _is_word(data: str) -> bool:
+    """Whether a source's name is no path."""
+    return "://" in data or data.startswith(("hub:", "pipe:", "soundworld:")) or data == "soundworld"
+
+
+def _resolved(path: Path, data: str) -> str:
+    if data.startswith(("hub:./", "hub:../")):
+        return f"hub:{path.parent / data.removeprefix('hub:')}"
+    return data if _is_word(data) else str(path.parent / Path(data).expanduser())
