@@ -13,6 +13,13 @@ from pathlib import Path
 from bestrq2.errors import BestRQ2Error, ConfigError
 
 
+def cache_folder(cache: Path | None = None) -> Path:
+    """Return the cache folder: the given one, else $BESTRQ2_CACHE, else ~/.cache/bestrq2."""
+    if cache is not None:
+        return Path(cache)
+    return Path(os.environ.get("BESTRQ2_CACHE") or Path.home() / ".cache" / "bestrq2")
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; it takes its place, synchronised to disk, when the block ends without error."""

@@ -116,7 +116,7 @@ def test_lists_name_files_relative_to_themselves(folder, name, content):
         ("broken.jsonl", '{"path": "a.wav"}\n{"path": \n', "line 2: is not JSON"),
         ("array.jsonl", '["a.wav"]\n', "line 1: expected an object"),
         ("keys.jsonl", '{"file": "a.wav"}\n', "no column 'path' or 'audio' or 'audio_filepath'; found 'file'"),
-        ("text.xyz", "hello", r"is neither audio nor a list of paths \(\.csv, \.jsonl, \.tsv, \.txt\)"),
+        ("text.xyz", "hello", r"is neither audio, nor a tar, nor a list of paths \(\.csv, \.jsonl, \.tsv, \.txt\)"),
     ],
 )
 def test_what_is_wrong_with_a_list_is_named(tmp_path, name, content, reason):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from bestrq2.data.decoder import FULL_SCALE
 from bestrq2.data.decoding import ArrayDecoder, AudioBytes, Decoder, UnreadableAudioError, mixed_down, open_decoder
 from bestrq2.errors import AudioError
 
@@ -28,6 +29,7 @@ AUDIO_SUFFIXES: frozenset[str] = frozenset(
 SILENCE_PEAK = 1e-4
 """-80 dB of full scale: above the rounding noise of 16-bit silence (3e-5), below any recording with something in it."""
 
+QUICK_SAMPLES = 4096
 QUALITY = "HQ"
 # Decoded on both sides of a span, so that the resampling filter sees what it would in the whole file.
 MARGIN_SECONDS = 0.1
@@ -149,7 +151,7 @@ def read_span(decoder: Decoder, start: int, count: int | None, sampling_rate: in
     if count is not None:
         frames = -(-(start + count) * down // up) + margin * down - phase * down
     samples = decoder.read(phase * down, frames)
-    if not np.isfinite(samples).all():
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         raise AudioError("holds NaN or infinite samples.")
     skipped = start - phase * up
     return resampled(samples, decoder.rate, sampling_rate)[skipped : None if count is None else skipped + count]
@@ -230,19 +232,29 @@ def check_usable(waveform: np.ndarray) -> None:
     Silent means that no sample is further than 1e-4 (-80 dB of full scale) from the mean, so a constant is silent too.
 
     Args:
-        waveform: float32 [samples].
+        waveform: float32 [samples], or int16 with a full scale of 32768.
 
     Raises:
         AudioError: no samples, NaN or infinite samples, or silence.
     """
     if waveform.size == 0:
         raise AudioError("holds no samples.")
-    low, high = float(waveform.min()), float(waveform.max())
+    scale = FULL_SCALE["int16"] if waveform.dtype == np.int16 else 1.0
+    # Integers hold no NaN: where the beginning is no silence, the rest need not be looked at.
+    if scale > 1 and _half_range(waveform[:QUICK_SAMPLES], scale) >= SILENCE_PEAK:
+        return
+    low, high = float(waveform.min()) / scale, float(waveform.max()) / scale
     if not (math.isfinite(low) and math.isfinite(high)):
         raise AudioError("holds NaN or infinite samples.")
-    mean = float(waveform.mean(dtype=np.float64))
+    if (high - low) / 2 >= SILENCE_PEAK:
+        return  # Wherever the mean is, one of the two is at least that far from it.
+    mean = float(waveform.mean(dtype=np.float64)) / scale
     if max(high - mean, mean - low) < SILENCE_PEAK:
         raise AudioError(f"is silent: no sample exceeds {SILENCE_PEAK:g} of full scale.")
+
+
+def _half_range(waveform: np.ndarray, scale: float) -> float:
+    return (float(waveform.max()) - float(waveform.min())) / scale / 2
 
 
 def random_crop(decoder: Decoder, rng: np.random.Generator, sampling_rate: int, max_seconds: float) -> np.ndarray:
@@ -257,7 +269,7 @@ def random_crop(decoder: Decoder, rng: np.random.Generator, sampling_rate: int, 
         max_seconds: longest crop.
 
     Returns:
-        float32 [samples] at `sampling_rate`.
+        float32 [samples] at `sampling_rate`; int16 where the decoder gives that.
 
     Raises:
         UnreadableAudioError: no crop of this audio can be used.

@@ -25,6 +25,7 @@ from bestrq2.data.decoder import (
     Decoder,
     UnreadableAudioError,
     mixed_down,
+    put_float32,
     to_float32,
     truncated,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "UnreadableAudioError",
     "mixed_down",
     "open_decoder",
+    "put_float32",
     "to_float32",
 ]
 

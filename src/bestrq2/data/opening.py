@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
 from bestrq2.data.audio import AUDIO_SUFFIXES, audio_info
+from bestrq2.data.hdf5 import HDF5_SUFFIXES, HDF5Source
+from bestrq2.data.hub import PREFIX as HUB_PREFIX
+from bestrq2.data.hub import HubSource
+from bestrq2.data.mixture import MIXTURE_SUFFIXES, open_mixture
+from bestrq2.data.options import check_keys, split_options
+from bestrq2.data.remote import StreamSource, is_remote, open_stream
 from bestrq2.data.sources import ArraySource, FileSource, PathList, Source
 from bestrq2.data.tables import LIST_SUFFIXES, read_rows, resolved
 from bestrq2.errors import AudioError, DataError
@@ -13,43 +20,162 @@ from bestrq2.errors import AudioError, DataError
 SOUNDWORLD_CLIPS = 3000
 
 
-def open_source(spec: str | Path) -> Source:
+def open_source(spec: str | Path) -> Source | StreamSource:
     """The source that a word or path stands for.
 
     Args:
-        spec: a folder (searched recursively for files with an audio suffix), an audio file, a list (.txt with one path
-            a line, .csv or .tsv with a column "path", .jsonl with a key "path", "audio" or "audio_filepath"; relative
-            paths start at the list's folder), or "soundworld" or "soundworld:N" for N generated clips (3000).
+        spec: one of
+            - a folder (searched recursively for files with an audio suffix, or for tars), an audio file, or a
+              WebDataset tar;
+            - a list of files or of tars (.txt with one path a line, .csv or .tsv with a column "path", .jsonl with a
+              key "path", "audio" or "audio_filepath"; relative paths start at the list's folder);
+            - a pattern such as "shards/train-{000..099}.tar", "shards/*.tar" or "clips/**/*.flac";
+            - a mixture of sources (.yaml, see `open_mixture`);
+            - an HDF5 file (.h5, .hdf5, see `HDF5Source`), with "?exclude=ROWS.csv" to leave rows out;
+            - "hub:NAME" for a dataset of the Hugging Face Hub, with options as in `HubSource`;
+            - remote tars: a URL, a pattern such as "https://host/shard-{000..099}.tar", or "pipe:COMMAND";
+            - "soundworld" or "soundworld:N" for N generated clips (3000).
 
     Returns:
-        The source; its files are not opened yet.
+        The source; its audio files are not opened yet, tars that have no index are indexed. Remote tars are a stream,
+        all else can be read in any order.
 
     Raises:
-        DataError: missing, an empty folder or list, or neither list nor audio.
+        ConfigError: an option that this kind of source does not have.
+        DataError: missing, not reachable, an empty folder or list, neither list nor audio, a pattern that nothing fits,
+            or audio files and tars side by side.
     """
-    if isinstance(spec, str) and (spec == "soundworld" or spec.startswith("soundworld:")):
+    if isinstance(spec, str):
+        if (named := _named(spec)) is not None:
+            return named
+        spec, options = _options(spec)
+        if options:
+            return HDF5Source(Path(spec).expanduser(), options["exclude"])
+    return _open_path(Path(spec).expanduser())
+
+
+def open_recordings(spec: str | Path) -> Source:
+    """A source whose recordings can be read in any order; see `open_source`.
+
+    Raises:
+        DataError: as `open_source`, and if it is a stream.
+    """
+    source = open_source(spec)
+    if isinstance(source, StreamSource):
+        raise DataError(
+            f"{spec} is a stream, which only pretraining reads; download the tars and name the local files."
+        )
+    return source
+
+
+def _named(spec: str) -> Source | StreamSource | None:
+    """The source of a word that is no path; None for a path."""
+    if spec == "soundworld" or spec.startswith("soundworld:"):
         return _soundworld(spec)
-    path = Path(spec).expanduser()
+    if spec.startswith(HUB_PREFIX):
+        return HubSource(spec)
+    if is_remote(spec):
+        return open_stream(spec)
+    return None
+
+
+def _options(spec: str) -> tuple[str, dict[str, str]]:
+    """Path and options; a path that exists as it is written has none.
+
+    Raises:
+        ConfigError: unknown options, or for a kind of source that has none.
+    """
+    bare = spec.partition("?")[0]
+    hdf5 = Path(bare).suffix.lower() in HDF5_SUFFIXES
+    known = hdf5 or os.path.exists(os.path.expanduser(bare))
+    if bare == spec or not known or os.path.exists(os.path.expanduser(spec)):
+        return spec, {}
+    bare, options = split_options(spec)
+    check_keys(bare, options, ["exclude"] if hdf5 else [])
+    return bare, options
+
+
+def _open_path(path: Path) -> Source:
     name = str(path.absolute())
     try:
         if path.is_dir():
-            return FileSource(name, audio_files(path))
+            return _folder_source(path, name)
         if not path.exists():
+            if set("{*?[") & set(str(path)):
+                return _of_one_kind(_expanded(path), name)
             raise DataError(f"{path} does not exist; give a folder, an audio file, a list of paths, or 'soundworld'.")
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}).") from error
+    if path.suffix.lower() in MIXTURE_SUFFIXES:
+        return open_mixture(path, open_source)
+    if path.suffix.lower() in HDF5_SUFFIXES:
+        return HDF5Source(path)
     if path.suffix.lower() in LIST_SUFFIXES:
         columns = ("path", "audio", "audio_filepath") if path.suffix.lower() == ".jsonl" else ("path",)
         rows = read_rows(path, [columns], optional=("label",))
+        if any(_is_tar(row["path"]) for row in rows):
+            return _of_one_kind([str(resolved(path, row["path"])) for row in rows], name)
         labels = [row["label"] for row in rows] if any(row["label"] for row in rows) else None
         return FileSource(name, PathList(str(resolved(path, row["path"])) for row in rows), labels)
+    if _is_tar(path.name):
+        return _of_one_kind([str(path)], name)
     if path.suffix.lower() not in AUDIO_SUFFIXES:
         try:
             audio_info(path)
         except AudioError as error:
             lists = ", ".join(sorted(LIST_SUFFIXES))
-            raise DataError(f"{path} is neither audio nor a list of paths ({lists}).") from error
+            raise DataError(f"{path} is neither audio, nor a tar, nor a list of paths ({lists}).") from error
     return FileSource(name, [path])
+
+
+def _is_tar(path: str) -> bool:
+    return path.lower().endswith(".tar")
+
+
+def _of_one_kind(paths: list[str], name: str) -> Source:
+    """The source of paths that are all tars, or all none."""
+    tars = sum(map(_is_tar, paths))
+    if not tars:
+        return FileSource(name, PathList(paths))
+    if tars < len(paths):
+        other = next(path for path in paths if not _is_tar(path))
+        raise DataError(f"{name}: names {tars} tars and other files ({other}); name the two kinds apart.")
+    from bestrq2.data.shards.shard_source import open_shards
+
+    return open_shards(PathList(paths), name)
+
+
+def _folder_source(folder: Path, name: str) -> Source:
+    files, tars, others = _listed(folder)
+    if files and tars:
+        raise DataError(
+            f"{folder} holds {len(files)} audio files and {len(tars)} tars; put them into folders of their own and "
+            "name the one you mean."
+        )
+    return _of_one_kind(tars, name) if tars else FileSource(name, _needed(folder, files, others))
+
+
+def _expanded(pattern: Path) -> list[str]:
+    """Paths that a pattern stands for: braces name each, wildcards find those that are there, sorted.
+
+    Raises:
+        DataError: nothing fits, or the braces make no sense.
+    """
+    from braceexpand import braceexpand
+
+    try:
+        spelled = list(braceexpand(str(pattern)))
+    except ValueError as error:
+        raise DataError(
+            f"{pattern}: its braces are not balanced; write for instance train-{{000..099}}.tar."
+        ) from error
+    paths: list[str] = []
+    for path in spelled:
+        found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+        if not found or not os.path.exists(found[0]):
+            raise DataError(f"{path} does not exist, or nothing fits it; check the pattern {pattern}.")
+        paths += found
+    return paths
 
 
 def soundworld_count(spec: str, default: int) -> int:
@@ -79,7 +205,16 @@ def audio_files(folder: Path) -> PathList:
     Raises:
         DataError: there are none, or a folder cannot be listed.
     """
+    files, tars, others = _listed(folder)
+    if tars:
+        others[".tar"] = len(tars)
+    return _needed(folder, files, others)
+
+
+def _listed(folder: Path) -> tuple[list[str], list[str], dict[str, int]]:
+    """Audio files and tars below a folder, each sorted, and how many others there are of each suffix."""
     found: list[str] = []
+    tars: list[str] = []
     others: dict[str, int] = {}
     seen: set[tuple[int, int]] = set()
     pending = [str(folder)]
@@ -102,10 +237,17 @@ def audio_files(folder: Path) -> PathList:
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix in AUDIO_SUFFIXES:
                 found.append(entry.path)
+            elif suffix == ".tar":
+                tars.append(entry.path)
             else:
                 others[suffix or "none"] = others.get(suffix or "none", 0) + 1
-    if found:
-        return PathList(sorted(found))
+    return sorted(found), sorted(tars), others
+
+
+def _needed(folder: Path, files: list[str], others: dict[str, int]) -> PathList:
+    """The audio files below a folder, of which there must be some."""
+    if files:
+        return PathList(files)
     if others:
         kinds = ", ".join(sorted(others, key=lambda suffix: (-others[suffix], suffix))[:5])
         raise DataError(

@@ -19,9 +19,10 @@ def generator(*keys: int | str) -> np.random.Generator:
         *keys: what the numbers are for, e.g. `generator(seed, "task", name, index)`.
     """
     # numpy integers print differently from Python's, yet must name the same stream
-    plain = tuple(key if isinstance(key, str) else int(key) for key in keys)
+    plain = tuple([key if isinstance(key, str) else int(key) for key in keys])
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=32).digest()
-    return np.random.default_rng(np.random.SeedSequence([int(word) for word in np.frombuffer(digest, dtype="<u4")]))
+    words = np.frombuffer(digest, "<u4").astype(np.uint32, copy=False)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
 
 
 def pick(rng: np.random.Generator, options: tuple[Option, ...]) -> Option:

@@ -22,6 +22,7 @@ from bestrq2.data.soundworld import scenes, speech
 from bestrq2.data.soundworld.acoustics import SAMPLE_RATE
 from bestrq2.data.soundworld.task_specs import TASKS, TaskSpec, label_of, presence_events, render
 from bestrq2.errors import DataError
+from bestrq2.files import cache_folder
 
 VERSION = "2"  # raise it whenever the audio changes: cached files carry it in their name
 _CHUNK = 8  # clips a worker renders before it reports
@@ -78,13 +79,6 @@ class Waveforms(Sequence[np.ndarray]):
 def to_int16(wave: np.ndarray) -> np.ndarray:
     """Quantise a wave in [-1, 1] to int16 by rounding."""
     return np.clip(np.round(wave * 32768.0), -32768, 32767).astype(np.int16)
-
-
-def cache_folder(cache: Path | None) -> Path:
-    """Return the cache folder: the given one, else $BESTRQ2_CACHE, else ~/.cache/bestrq2."""
-    if cache is not None:
-        return Path(cache)
-    return Path(os.environ.get("BESTRQ2_CACHE") or Path.home() / ".cache" / "bestrq2")
 
 
 def _ignore_interrupt() -> None:

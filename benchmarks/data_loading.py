@@ -1,0 +1,173 @@
+"""Ten-second crops a second, from files and from shards, beside webdataset on the same tars.
+
+python benchmarks/data_loading.py --clips 400 --seconds 2
+
+Every row reads random crops of 10 s out of clips of 12 s at 16 kHz in batches of 32 float32, with one torch thread, the
+files in the page cache. Rows take turns, so that what else the machine does meets all of them; the median of the turns
+is shown with the least and the most. "webdataset" is WebDataset(tars) with a soundfile decoder that seeks to its crop,
+stacked and given to a DataLoader; "soundfile" is a bare loop over the FLAC files without batches.
+
+The last column is the memory traffic that the job cannot do without (16-bit samples read, float32 written; for FLAC the
+latter alone) as a share of what copying memory achieves on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import webdataset
+
+from bestrq2.data.batches import BatchSchedule, CropDataset, make_loader
+from bestrq2.data.opening import open_source
+from bestrq2.data.shards.writer import ShardWriter
+
+RATE, CLIP_SECONDS, CROP_SECONDS, BATCH = 16_000, 12, 10, 32
+CROP = RATE * CROP_SECONDS
+CLIPS_A_SHARD = 50
+
+
+def waveform(number: int) -> np.ndarray:
+    """Harmonics over noise, their loudness changing: int16 that FLAC halves, as it does speech and music."""
+    rng = np.random.default_rng(number)
+    time_axis = np.arange(CLIP_SECONDS * RATE) / RATE
+    pitch = rng.uniform(80, 400)
+    tones = sum(np.sin(2 * np.pi * pitch * k * time_axis) / k for k in range(1, 6))
+    loudness = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.5, 4) * time_axis)
+    return np.int16(32767 * (0.15 * loudness * tones + 0.003 * rng.standard_normal(len(time_axis))))
+
+
+def write_corpus(root: Path, clips: int) -> None:
+    """folder/*.flac, flac/*.tar and pcm/*.tar of the same clips."""
+    for name in ("folder", "flac", "pcm"):
+        (root / name).mkdir()
+    for start in range(0, clips, CLIPS_A_SHARD):
+        writers = {kind: ShardWriter(root / kind / f"{start:06d}.tar") for kind in ("flac", "pcm")}
+        for number in range(start, min(clips, start + CLIPS_A_SHARD)):
+            samples, contents = waveform(number), {}
+            for kind, container in (("flac", "FLAC"), ("pcm", "WAV")):
+                file = io.BytesIO()
+                soundfile.write(file, samples, RATE, format=container)
+                contents[kind] = file.getvalue()
+            (root / "folder" / f"{number:06d}.flac").write_bytes(contents["flac"])
+            writers["flac"].add(f"{number:06d}", contents["flac"], "flac", {"number": number})
+            writers["pcm"].add(f"{number:06d}", contents["pcm"], "wav", {"number": number})
+        for writer in writers.values():
+            writer.close({})
+
+
+def own_batches(place: Path, workers: int) -> Iterator[torch.Tensor]:
+    dataset = CropDataset(open_source(place), RATE, CROP_SECONDS, seed=0)
+    loader = make_loader(dataset, BatchSchedule(dataset.order, BATCH), workers, pin_memory=False)
+    for batch in loader:
+        yield batch.input_values
+
+
+def crop_of(sample: dict) -> torch.Tensor:
+    with soundfile.SoundFile(io.BytesIO(sample.get("wav") or sample["flac"])) as file:
+        file.seek(np.random.randint(file.frames - CROP + 1))  # noqa: NPY002
+        return torch.from_numpy(file.read(CROP, dtype="float32"))
+
+
+def webdataset_batches(place: Path, workers: int) -> Iterator[torch.Tensor]:
+    tars = sorted(str(path) for path in place.glob("*.tar"))
+    dataset = (
+        webdataset.WebDataset(tars, resampled=True, shardshuffle=False)
+        .map(crop_of)
+        .batched(BATCH, collation_fn=torch.stack)
+    )
+    yield from torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers)
+
+
+def soundfile_loop(place: Path, _: int) -> Iterator[list[np.ndarray]]:
+    paths = sorted(place.glob("*.flac"))
+    rng = np.random.default_rng(0)
+    while True:
+        crops = []
+        for path in rng.choice(paths, BATCH):
+            with soundfile.SoundFile(path) as file:
+                file.seek(int(rng.integers(file.frames - CROP + 1)))
+                crops.append(file.read(CROP, dtype="float32"))
+        yield crops
+
+
+def clips_a_second(batches: Iterator, seconds: float) -> float:
+    """Rate after the workers have started and what they made ahead is used up."""
+    for _ in itertools.islice(batches, 12):
+        pass
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() < start + seconds:
+        count += len(next(batches))
+    rate = count / (time.perf_counter() - start)
+    batches.close()
+    return rate
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written a second by copying memory, one thread."""
+    source = np.ones(1 << 26, np.float32)
+    target = np.zeros_like(source)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - start)
+    return 2 * source.nbytes / statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn of each row")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    Row = tuple[str, str, int]
+    kinds: dict[tuple[str, str], Callable[[Path, int], Iterator]] = {
+        ("soundfile", "folder"): soundfile_loop,
+        ("bestrq2", "folder"): own_batches,
+        ("webdataset", "flac"): webdataset_batches,
+        ("bestrq2", "flac"): own_batches,
+        ("webdataset", "pcm"): webdataset_batches,
+        ("bestrq2", "pcm"): own_batches,
+    }
+    rows: dict[Row, list[float]] = {
+        (*kind, workers): []
+        for kind in kinds
+        for workers in arguments.workers
+        if workers == arguments.workers[0] or kind[0] != "soundfile"
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        write_corpus(Path(folder), arguments.clips)
+        bandwidths = []
+        for _ in range(arguments.turns):
+            bandwidths.append(copy_bandwidth())
+            for (reader, place, workers), rates in rows.items():
+                batches = kinds[reader, place](Path(folder) / place, workers)
+                rates.append(clips_a_second(batches, arguments.seconds))
+    bandwidth = statistics.median(bandwidths)
+    print(f"{os.cpu_count()} cores, copying memory {bandwidth / 1e9:.1f} GB/s (read and written)")
+    heads = ("reader", "from", "workers", "clips/s", "least-most", "x webdataset", "GB/s", "of copy")
+    print("{:<11} {:<7} {:>7} {:>8} {:>13} {:>12} {:>6} {:>8}".format(*heads))
+    for (reader, place, workers), rates in rows.items():
+        rate = statistics.median(rates)
+        rival = rows.get(("webdataset", "flac" if place == "folder" else place, workers), [])
+        ratio = f"{rate / statistics.median(rival):.1f}" if rival and reader == "bestrq2" else ""
+        traffic = rate * CROP * (6 if place == "pcm" else 4)
+        print(f"{reader:<11} {place:<7} {workers:>7} {rate:>8.0f} {min(rates):>6.0f}-{max(rates):<6.0f} {ratio:>12} "
+              f"{traffic / 1e9:>6.2f} {traffic / bandwidth:>8.1%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

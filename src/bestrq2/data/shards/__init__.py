@@ -1,0 +1,1 @@
+"""Shards: audio in WebDataset tars on a local disk, read at random through an index and a memory map."""

@@ -1,0 +1,255 @@
+"""Making the index of a tar from its headers, and keeping it for the next time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from bestrq2.data.audio import AUDIO_SUFFIXES
+from bestrq2.data.shards.index import ShardIndex, Stamp, read_index, write_index
+from bestrq2.data.shards.members import BadShardError, members
+from bestrq2.data.shards.pcm import HEAD_BYTES, PcmLayout, pcm_layout
+from bestrq2.errors import DataError
+from bestrq2.files import cache_folder
+
+logger = logging.getLogger(__name__)
+
+INDEX_SUFFIX = ".index.parquet"
+BAD_NAME = "its name in the tar is no plain one (absolute, with '..', or with control characters); rename it"
+SECOND = "an earlier clip in the tar has the same key; give each a key of its own"
+NOWHERE = (0, 0)
+
+
+def has_plain_name(key: str) -> bool:
+    """Whether a key could be used as a relative path without leading out of its folder; shards never use it as one."""
+    parts = key.replace("\\", "/").split("/")
+    return (
+        bool(parts[-1])
+        and ".." not in parts
+        and bool(parts[0])
+        and not parts[0].endswith(":")
+        and all(ord(letter) >= 32 and ord(letter) != 127 for letter in key)
+    )
+
+
+class IndexRows:
+    """An index in the making, clip by clip."""
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+        self._keys = bytearray()
+        self._ends = array("q", [0])
+        self._words: tuple[dict[str, int], dict[str, int]] = ({}, {"": 0})
+
+    def __len__(self) -> int:
+        """Clips so far."""
+        return len(self._ends) - 1
+
+    def add(
+        self,
+        key: str,
+        suffix: str,
+        audio: tuple[int, int],
+        metadata: tuple[int, int] = NOWHERE,
+        layout: PcmLayout | None = None,
+        problem: str = "",
+    ) -> None:
+        """One more clip.
+
+        Args:
+            key: its name without suffix.
+            suffix: without dot.
+            audio: offset and length in bytes of its audio in the tar.
+            metadata: likewise of its JSON.
+            layout: of plain 16-bit mono PCM.
+            problem: why it cannot be used.
+        """
+        suffixes, problems = self._words
+        code, reason = suffixes.setdefault(suffix, len(suffixes)), problems.setdefault(problem, len(problems))
+        rate, frames, start = layout or (0, 0, -audio[0])
+        self._numbers.extend((code, *audio, *metadata, rate, frames, audio[0] + start, reason))
+        self._keys += key.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._keys))
+
+    def index(self, stamp: Stamp, extra: dict[str, str]) -> ShardIndex:
+        """The index of all clips."""
+        numbers = np.array(self._numbers, np.int64).reshape(-1, 9).T
+        suffix, offset, length, json_offset, json_length, rate, frames, pcm_offset, problem = map(
+            np.ascontiguousarray, numbers
+        )
+        return ShardIndex(
+            keys=bytes(self._keys),
+            key_ends=np.array(self._ends, np.int64),
+            suffix=suffix.astype(np.int32),
+            audio_offset=offset,
+            audio_length=length,
+            json_offset=json_offset,
+            json_length=json_length,
+            sampling_rate=rate.astype(np.int32),
+            frames=frames,
+            pcm_offset=pcm_offset,
+            problem=problem.astype(np.int32),
+            suffixes=tuple(self._words[0]),
+            problems=tuple(self._words[1]),
+            stamp=stamp,
+            extra=extra,
+        )
+
+
+@contextmanager
+def opened_tar(tar: Path) -> Iterator[int]:
+    """Descriptor of a tar, closed at the end of the block.
+
+    Raises:
+        DataError: missing, or it cannot be opened.
+    """
+    try:
+        handle = os.open(tar, os.O_RDONLY)
+    except FileNotFoundError:
+        raise DataError(f"{tar}: the shard does not exist; check the list or pattern that names it.") from None
+    except OSError as error:
+        raise DataError(f"{tar}: the shard cannot be opened ({error.strerror}).") from error
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def stamp_of(handle: int) -> Stamp:
+    """Size and time of change of an open file."""
+    status = os.fstat(handle)
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
+def build_index(tar: Path) -> ShardIndex:
+    """Index a tar by its headers and those of its WAVs.
+
+    A clip is a member with an audio suffix; its key is its name without that suffix, and its JSON the member of that
+    key or, as WebDataset has it, of the key up to its first dot. Hidden members are left out. A second clip of the same
+    key, links, sparse members, and names that lead out of the tar stay in the index, each with its problem.
+
+    Raises:
+        BadShardError: empty, truncated, damaged, without audio, or not a tar.
+        DataError: missing, or it cannot be opened.
+    """
+    with opened_tar(tar) as handle:
+        stamp = stamp_of(handle)
+        found, metadata = _found(tar, handle)
+        rows = IndexRows()
+        seen: set[str] = set()
+        for key, suffix, offset, size, problem in found:
+            if not problem:
+                problem = SECOND if key in seen else ""
+                seen.add(key)
+            if not has_plain_name(key):
+                key, problem = "", BAD_NAME
+            layout = None
+            if not problem and suffix.lower() in ("wav", "wave"):
+                layout = pcm_layout(os.pread(handle, min(HEAD_BYTES, size), offset), size)
+            folder, slash, base = key.rpartition("/")
+            general = folder + slash + base.partition(".")[0]
+            rows.add(key, suffix, (offset, size), metadata.get(key, metadata.get(general, NOWHERE)), layout, problem)
+        if stamp_of(handle) != stamp:
+            raise BadShardError(f"{tar}: the tar changes while it is read; wait until it is whole.")
+    return rows.index(stamp, {})
+
+
+def _found(tar: Path, handle: int) -> tuple[list[tuple[str, str, int, int, str]], dict[str, tuple[int, int]]]:
+    """Clips of a tar as (key, suffix, offset, size, problem), and where the JSON of each key lies."""
+    clips: list[tuple[str, str, int, int, str]] = []
+    metadata: dict[str, tuple[int, int]] = {}
+    others = 0
+    for name, offset, size, problem in members(tar, handle):
+        key, dot, suffix = name.removeprefix("./").rpartition(".")
+        base = key.rpartition("/")[2]
+        if not dot or "/" in suffix or not base or (base[0] == "." and not base.startswith("..")):
+            others += 1
+        elif suffix.lower() == "json":
+            metadata.setdefault(key, (offset, size))
+        elif f".{suffix.lower()}" in AUDIO_SUFFIXES:
+            clips.append((key, suffix, offset, size, problem))
+        else:
+            others += 1
+    if not clips:
+        what = f"{others + len(metadata)} members and none with an audio suffix" if others or metadata else "no members"
+        raise BadShardError(f"{tar}: the tar holds {what}; expected .wav, .flac, .mp3 and the like.")
+    return clips, metadata
+
+
+def load_index(tar: Path) -> ShardIndex:
+    """The index of a tar as it is now: the stored one if it belongs to it, else a new one, stored for the next time.
+
+    A stored index belongs to the tar if size and time of change are the same, or if a new one turns out equal. It lies
+    beside the tar, or where that folder cannot be written in the user's cache ($BESTRQ2_CACHE, ~/.cache/bestrq2).
+
+    Raises:
+        BadShardError: empty, truncated, damaged, without audio, or not a tar.
+        DataError: missing, or it cannot be opened.
+    """
+    with opened_tar(tar) as handle:
+        stamp = stamp_of(handle)
+    places = _places(tar)
+    stored = [index for place in places if (index := _stored(place)) is not None]
+    for index in stored:
+        if index.stamp == stamp:
+            return index
+    index = build_index(tar)
+    equal = next((old for old in stored if old.checksum() == index.checksum()), None)
+    if equal is not None:
+        index = replace(index, extra=equal.extra)
+    elif stored:
+        logger.warning("%s changed since it was indexed: indexed anew", tar)
+    _store(index, places)
+    return index
+
+
+def index_path(tar: Path) -> Path:
+    """Where the index of a tar lies, if its folder can be written."""
+    return tar.with_name(tar.name + INDEX_SUFFIX)
+
+
+def _places(tar: Path) -> list[Path]:
+    digest = blake2b(os.fsencode(tar.absolute()), digest_size=16).hexdigest()
+    try:
+        return [index_path(tar), cache_folder() / "shards" / f"{digest}{INDEX_SUFFIX}"]
+    except RuntimeError:  # a user without a home
+        return [index_path(tar)]
+
+
+def _stored(place: Path) -> ShardIndex | None:
+    """A stored index; None where there is none, or none that makes sense."""
+    if not place.exists():
+        return None
+    try:
+        index = read_index(place)
+    except DataError:
+        return None
+    spans = (
+        (index.audio_offset, index.audio_length),
+        (index.json_offset, index.json_length),
+        (index.pcm_offset, 2 * index.frames),
+    )
+    inside = all(
+        bool(((offset >= 0) & (length >= 0) & (offset <= index.stamp.size - length)).all()) for offset, length in spans
+    )
+    return index if inside else None
+
+
+def _store(index: ShardIndex, places: list[Path]) -> None:
+    for place in places:
+        try:
+            if place is not places[0]:
+                place.parent.mkdir(parents=True, exist_ok=True)
+            write_index(index, place)
+        except OSError as error:
+            logger.info("%s: the index cannot be kept there (%s)", place, error.strerror)
+        else:
+            return

@@ -1,0 +1,175 @@
+"""Clips of local WebDataset tars as a source: any clip at any time, and of plain PCM only the bytes of the crop."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bestrq2.data.audio import errors_named, open_audio, random_crop
+from bestrq2.data.decoding import ArrayDecoder, AudioBytes, Decoder, UnreadableAudioError
+from bestrq2.data.shards.building import IndexRows, load_index
+from bestrq2.data.shards.index import ShardIndex, Stamp, joined
+from bestrq2.data.shards.maps import TarMaps
+from bestrq2.data.shards.members import BadShardError
+from bestrq2.data.sources import Source
+from bestrq2.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+class PcmDecoder(ArrayDecoder):
+    """16-bit PCM in memory, read as it is."""
+
+    def read(self, start: int, count: int | None) -> np.ndarray:
+        """Mono int16 [samples] from `start`, a view."""
+        return self.waveform[start : None if count is None else start + count]
+
+
+@dataclass(frozen=True)
+class ShardSource(Source):
+    """Clips of tars; `open_shards` makes it. It can be pickled, and used in forked and spawned processes.
+
+    Attributes:
+        name: where they come from.
+        tars: the shards' paths, as they were given.
+        starts: int64 [tars + 1], the number of the first clip of each.
+        index: of all clips in a row.
+        maps: contents of the tars.
+    """
+
+    name: str
+    tars: tuple[str, ...]
+    starts: np.ndarray
+    index: ShardIndex
+    maps: TarMaps = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _tar(self, clip: int) -> int:
+        return int(np.searchsorted(self.starts, clip, side="right")) - 1
+
+    def describe(self, index: int) -> str:
+        """The tar's path and the member's name, such as "train/000001.tar/clip17.wav"; of an unusable tar its path."""
+        tar = self.tars[self._tar(index)]
+        return f"{tar}/{self.index.member(index)}" if self.index.audio_offset[index] else tar
+
+    def _content(self, index: int) -> memoryview:
+        """The bytes of a clip's audio file.
+
+        Raises:
+            UnreadableAudioError: it cannot be used; the sentence does not name the clip yet.
+        """
+        problem = self.index.problem[index]
+        if problem:
+            raise UnreadableAudioError(f"{self.index.problems[problem]}.")
+        start = int(self.index.audio_offset[index])
+        return memoryview(self.maps[self._tar(index)])[start : start + int(self.index.audio_length[index])]
+
+    def _pcm(self, index: int) -> np.ndarray:
+        """The samples of a clip of plain PCM: int16 [samples], a view."""
+        content = self._content(index)
+        start = int(self.index.pcm_offset[index] - self.index.audio_offset[index])
+        return np.frombuffer(content, "<i2", int(self.index.frames[index]), start)
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[Decoder]:
+        """A decoder for one clip; see `Source.opened`."""
+        rate = int(self.index.sampling_rate[index])
+        name = self.describe(index)
+        with errors_named(name):
+            if rate:
+                yield ArrayDecoder(self._pcm(index), rate)
+            else:
+                with open_audio(AudioBytes(name, self._content(index))) as decoder:
+                    yield decoder
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """The clip's JSON member; empty where there is none, or where it is no JSON object.
+
+        Raises:
+            UnreadableAudioError: the tar is not the one that was indexed any more.
+        """
+        start, length = int(self.index.json_offset[index]), int(self.index.json_length[index])
+        if not length:
+            return {}
+        with errors_named(self.describe(index)):
+            content = self.maps[self._tar(index)][start : start + length]
+        try:
+            found = json.loads(content.decode("utf-8", "surrogatepass"))
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
+        """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, an int16 view of the tar."""
+        if self.index.sampling_rate[index] != sampling_rate:
+            return super().read(index, sampling_rate, rng, max_seconds)
+        try:
+            return random_crop(PcmDecoder(self._pcm(index), sampling_rate), rng, sampling_rate, max_seconds)
+        except UnreadableAudioError as error:
+            raise UnreadableAudioError(f"{self.describe(index)}: {error}") from error
+
+
+def open_shards(paths: Sequence[Path], name: str) -> ShardSource:
+    """The clips of tars, in the order of the tars and within them; tars without an index are indexed first.
+
+    A tar that is truncated, damaged or empty does not stop a job if others are good: it stands in the source as one
+    clip, which is rejected with the reason like a bad file. Second clips of the same key in a tar, and others that
+    cannot be used, are rejected in the same way.
+
+    Args:
+        paths: the tars.
+        name: where they come from.
+
+    Raises:
+        DataError: a tar is missing or cannot be opened, or not one of them is good.
+    """
+    indices: list[ShardIndex] = []
+    bad: list[str] = []
+    for path in tqdm(paths, desc="index", unit="tar", disable=None, leave=False, delay=1.0):
+        try:
+            indices.append(load_index(path))
+        except BadShardError as error:
+            bad.append(str(error))
+            indices.append(_bad_shard(str(error).removeprefix(f"{path}: ").removesuffix(".")))
+    if not indices:
+        raise DataError(f"{name}: no tars there; give at least one.")
+    if len(bad) == len(indices):
+        more = f" (and none of the other {len(bad) - 1:,} tars can be used either)" if len(bad) > 1 else ""
+        raise DataError(bad[0].removesuffix(".") + more + ".")
+    whole, tars = joined(indices), tuple(str(path) for path in paths)
+    source = ShardSource(
+        name,
+        tars,
+        np.cumsum([0, *map(len, indices)], dtype=np.int64),
+        whole,
+        TarMaps(
+            tars,
+            np.array([index.stamp.size for index in indices], np.int64),
+            np.array([index.stamp.mtime_ns for index in indices], np.int64),
+        ),
+    )
+    if bad:
+        logger.warning("%s: %d of %d tars are left out; first: %s", name, len(bad), len(indices), bad[0])
+    clips = np.flatnonzero(whole.problem)
+    clips = clips[whole.audio_offset[clips] > 0]
+    if len(clips):
+        first = f"{source.describe(int(clips[0]))}: {whole.problems[whole.problem[clips[0]]]}"
+        logger.warning("%s: %d of %d clips are left out; first: %s", name, len(clips), len(whole), first)
+    return source
+
+
+def _bad_shard(problem: str) -> ShardIndex:
+    """The index of a tar that cannot be used: one clip, at a place where none can be."""
+    rows = IndexRows()
+    rows.add("", "", (0, 0), problem=problem)
+    return rows.index(Stamp(0, 0), {})

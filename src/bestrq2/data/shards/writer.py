@@ -1,0 +1,122 @@
+"""Writing shards: tars of audio and JSON that appear under their name whole, with their index."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import tarfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from bestrq2.data.shards.building import IndexRows, has_plain_name, index_path, stamp_of
+from bestrq2.data.shards.index import ShardIndex, write_index
+from bestrq2.data.shards.pcm import HEAD_BYTES, pcm_layout
+from bestrq2.errors import DataError
+
+SUFFIXES = ("wav", "flac")
+BUFFER_BYTES = 1 << 20
+
+
+class ShardWriter:
+    """One shard in the making, under a hidden temporary name until `close`.
+
+    The same clips give the same bytes: members carry no time and no owner.
+
+    Args:
+        path: of the finished tar; what a writer of the same shard left behind when it was killed is removed.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        for stale in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+            stale.unlink(missing_ok=True)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._file = self._temporary.open("wb", buffering=BUFFER_BYTES)
+        self._size = 0
+        self._keys: set[str] = set()
+        self._rows = IndexRows()
+
+    def __len__(self) -> int:
+        """Clips so far."""
+        return len(self._rows)
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._size
+
+    def add(self, key: str, audio: bytes, suffix: str, metadata: dict[str, Any]) -> None:
+        """Add a clip: the members KEY.SUFFIX, whose samples lie in one piece, and KEY.json.
+
+        Args:
+            key: its name in the shard; "/" in it makes folders.
+            audio: a whole audio file.
+            suffix: "wav" or "flac", as the audio is.
+            metadata: what is known of it, ready for JSON.
+
+        Raises:
+            DataError: a key that is there already or is no plain name, or another suffix.
+            OSError: the disk is full.
+        """
+        if suffix not in SUFFIXES:
+            raise DataError(f"{self.path}: clip {key!r} has the suffix {suffix!r}; expected 'wav' or 'flac'.")
+        if not has_plain_name(key) or key.rpartition("/")[2].startswith(".") or key.startswith("./"):
+            raise DataError(f"{self.path}: {key!r} is no name for a clip; give a relative path without '..'.")
+        if key in self._keys:
+            raise DataError(f"{self.path}: there is a clip {key!r} already; give each a key of its own.")
+        content = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        audio_offset = self._add_member(f"{key}.{suffix}", audio)
+        json_offset = self._add_member(f"{key}.json", content)
+        self._keys.add(key)
+        layout = pcm_layout(audio[:HEAD_BYTES], len(audio)) if suffix == "wav" else None
+        self._rows.add(key, suffix, (audio_offset, len(audio)), (json_offset, len(content)), layout)
+
+    def _add_member(self, name: str, content: bytes) -> int:
+        """Offset of the content."""
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        header = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        padding = -len(content) % tarfile.BLOCKSIZE
+        self._file.write(header)
+        self._file.write(content)
+        self._file.write(bytes(padding))
+        offset = self._size + len(header)
+        self._size = offset + len(content) + padding
+        return offset
+
+    def close(self, extra: dict[str, str]) -> ShardIndex:
+        """Finish the shard: index and tar appear under their names, each whole and on the disk.
+
+        The index comes first: a kill in between leaves an index without tar, which the next writer replaces, and never
+        a tar that is half or has no index.
+
+        Args:
+            extra: further words to keep in the index.
+
+        Raises:
+            OSError: the disk is full; nothing has the final name then.
+        """
+        try:
+            end = 2 * tarfile.BLOCKSIZE
+            self._file.write(bytes(end + -(self._size + end) % tarfile.RECORDSIZE))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            index = self._rows.index(stamp_of(self._file.fileno()), extra)
+            self._file.close()
+            write_index(index, index_path(self.path))
+            self._temporary.replace(self.path)
+        except BaseException:
+            self.abandon()
+            raise
+        return index
+
+    def abandon(self) -> None:
+        """Remove what was written; nothing under the final name is touched."""
+        with suppress(OSError):  # what was still to be written may find the disk full
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)

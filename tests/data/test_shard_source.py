@@ -1,0 +1,355 @@
+"""Shards as a source: the same crops as from files, and one bad clip or tar never stops a run."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recordings import noise, write_with_ffmpeg
+from tars import clip, encoded, pack, shard
+
+from bestrq2.data.audio import check_usable, read_span
+from bestrq2.data.batches import BatchSchedule, Crop, CropDataset, CropKey, collate, make_loader
+from bestrq2.data.decoding import UnreadableAudioError, put_float32, to_float32
+from bestrq2.data.opening import open_source
+from bestrq2.data.shards.shard_source import open_shards
+from bestrq2.errors import AudioError, DataError
+
+RATE = 16_000
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BESTRQ2_CACHE", str(tmp_path / "cache"))
+
+
+def crop(source, index=0, seed=0, seconds=1.0, rate=RATE):
+    return source.read(index, rate, np.random.default_rng(seed), seconds)
+
+
+def described(source, root):
+    return [source.describe(i).removeprefix(f"{root}/") for i in range(len(source))]
+
+
+def batches(source, workers=0, steps=4):
+    data = CropDataset(source, RATE, 1.0, seed=5)
+    return list(make_loader(data, BatchSchedule(data.order, 4, max_steps=steps), workers))
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """The same eight clips, one of them short, as a folder of FLAC, two FLAC shards and two PCM shards."""
+    root = tmp_path_factory.mktemp("corpora")
+    (root / "folder").mkdir()
+    waveforms = [np.int16(32767 * noise(0.6 if seed == 3 else 3, RATE, seed)) for seed in range(8)]
+    for kind in ("wav", "flac"):
+        (root / kind).mkdir()
+        for part in range(2):
+            members = [
+                (f"{seed}.{kind}", encoded(waveforms[seed], RATE, kind.upper()))
+                for seed in range(4 * part, 4 * part + 4)
+            ]
+            pack(root / kind / f"{part}.tar", members)
+    for seed, waveform in enumerate(waveforms):
+        (root / "folder" / f"{seed}.flac").write_bytes(encoded(waveform, RATE, "FLAC"))
+    return {name: open_source(root / name) for name in ("folder", "flac", "wav")}
+
+
+def test_folder_flac_shards_and_pcm_shards_give_the_same_batches(corpora):
+    wanted = batches(corpora["folder"])
+    for name in ("flac", "wav"):
+        for batch, other in zip(wanted, batches(corpora[name]), strict=True):
+            assert torch.equal(batch.input_values, other.input_values)
+            assert torch.equal(batch.lengths, other.lengths)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 2.9999, 3.0, 10.0])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050])
+def test_crops_are_the_same_whatever_holds_the_clip(corpora, rate, seconds):
+    for index in (0, 3, 7):
+        wanted = crop(corpora["folder"], index, index, seconds, rate)
+        for name in ("flac", "wav"):
+            np.testing.assert_array_equal(to_float32(crop(corpora[name], index, index, seconds, rate)), wanted)
+
+
+def test_pcm_at_the_wanted_rate_comes_as_a_view_of_the_crop_alone(corpora):
+    found = crop(corpora["wav"], 0)
+    assert found.dtype == np.int16
+    assert found.shape == (RATE,)
+    assert not found.flags.owndata
+    assert not found.flags.writeable
+    assert crop(corpora["wav"], 0, rate=8_000).dtype == np.float32
+
+
+def test_decoders_of_pcm_read_float32(corpora):
+    with corpora["wav"].opened(0) as decoder:
+        samples = read_span(decoder, 5_000, 1_000, RATE)
+    assert samples.dtype == np.float32
+    np.testing.assert_allclose(samples, noise(3, RATE, 0)[5_000:6_000], atol=2 / 32768)
+
+
+def test_workers_and_pickles_give_the_same_batches(corpora):
+    source = corpora["wav"]
+    assert len(source.maps) > 0
+    again = pickle.loads(pickle.dumps(source))
+    assert len(again.maps) == 0
+    wanted = batches(source)
+    for other in (batches(again), batches(source, 1), batches(source, 2)):
+        for first, second in zip(wanted, other, strict=True):
+            assert torch.equal(first.input_values, second.input_values)
+
+
+def test_few_maps_are_open_at_once_and_views_outlive_them(tmp_path):
+    source = open_shards([shard(tmp_path / f"{n}.tar", [n, n + 10], seconds=0.5) for n in range(6)], "x")
+    source.maps.most_open = 2
+    crops = [crop(source, index) for index in range(12)]
+    assert len(source.maps) == 2
+    for index, found in enumerate(crops):
+        np.testing.assert_allclose(found / 32768, noise(0.5, RATE, index // 2 + index % 2 * 10), atol=1 / 32768)
+
+
+def test_clips_of_every_kind_and_rate_lie_in_one_tar(tmp_path):
+    stereo = np.stack([noise(2, 44_100, 1), noise(2, 44_100, 2)])
+    m4a = write_with_ffmpeg(tmp_path / "e.m4a", noise(2, 44_100, 5), 44_100, "aac")
+    members = [
+        ("a.wav", encoded(stereo, 44_100)),
+        ("b.wav", encoded(noise(2, 8_000), 8_000, subtype="PCM_24")),
+        ("c.wav", encoded(noise(2, RATE), RATE, subtype="FLOAT")),
+        ("d.wav", encoded(noise(2, 22_050, 4), 22_050)),
+        ("e.m4a", m4a.read_bytes()),
+        ("f.mp3", encoded(noise(2, RATE, 6), RATE, "MP3", "MPEG_LAYER_III")),
+        ("g.ogg", encoded(noise(2, RATE, 7), RATE, "OGG", "VORBIS")),
+    ]
+    (tmp_path / "files").mkdir()
+    for name, content in members:
+        (tmp_path / "files" / name).write_bytes(content)
+    source, files = open_source(pack(tmp_path / "x.tar", members)), open_source(tmp_path / "files")
+    assert described(source, tmp_path) == [f"x.tar/{name}" for name, _ in members]
+    assert source.index.sampling_rate.tolist() == [0, 0, 0, 22_050, 0, 0, 0]
+    for index in range(len(members)):
+        wanted = crop(files, index, seed=index)
+        assert len(wanted) == RATE
+        np.testing.assert_allclose(to_float32(crop(source, index, seed=index)), wanted, atol=1e-6)
+
+
+def test_metadata_is_the_json_member(tmp_path):
+    members = [("a.wav", clip()), ("a.json", b'{"label": "\xc3\xbc", "n": [1]}'), ("b.wav", clip())]
+    members += [("c.wav", clip()), ("c.json", b'{"half'), ("d.json", b"[1, 2]"), ("d.wav", clip())]
+    source = open_source(pack(tmp_path / "x.tar", members))
+    assert [source.metadata(i) for i in range(4)] == [{"label": "ü", "n": [1]}, {}, {}, {}]
+
+
+def lying_wav():
+    content = bytearray(clip())
+    struct.pack_into("<I", content, 40, 10**6)
+    struct.pack_into("<I", content, 4, 10**6 + 36)
+    return bytes(content)
+
+
+BAD = {
+    "text.wav": (b"not audio", "is not audio that libsndfile or FFmpeg can read."),
+    "empty.wav": (b"", "the file is empty (0 bytes)."),
+    "silent.wav": (encoded(np.zeros(RATE, np.float32), RATE), "is silent: no sample exceeds 0.0001 of full scale."),
+    "none.wav": (encoded(np.zeros(0, np.float32), RATE), "holds no samples."),
+    "cut.flac": (clip(kind="FLAC")[:20_000], "truncated"),
+    "lies.wav": (lying_wav(), "the file is truncated: its headers promise 1,000,000 bytes, 64,000 are there"),
+    "../out.wav": (clip(), "its name in the tar is no plain one"),
+    "good.flac": (clip(kind="FLAC"), "an earlier clip in the tar has the same key"),
+}
+
+
+def test_bad_clips_are_rejected_by_name_and_replaced(tmp_path, caplog):
+    members = [("good.wav", clip()), *((name, content) for name, (content, _) in BAD.items())]
+    tar = pack(tmp_path / "x.tar", members)
+    with caplog.at_level(logging.WARNING):
+        source = open_source(tar)
+    assert len(caplog.messages) == 1
+    assert "2 of 9 clips are left out; first: " in caplog.messages[0]
+    data = CropDataset(source, RATE, 1.0, seed=0)
+    rejected = {}
+    for index in range(len(data)):
+        found = data[CropKey(0, index, 0, 0)]
+        np.testing.assert_array_less(0.01, np.abs(to_float32(found.waveform)).max())
+        rejected |= dict(found.rejected)
+    assert len(rejected) == len(BAD)
+    for name, (_, reason) in BAD.items():
+        shown = next(path for path in rejected if path.startswith(f"{tar}/") and (name in path or "member" in path))
+        if not name.startswith(".."):
+            shown = f"{tar}/{name}"
+        assert reason.removesuffix(".") in rejected[shown]
+        assert "x.tar" not in rejected[shown]
+    assert not any(".." in path for path in rejected)
+
+
+def test_equal_keys_in_different_tars_are_different_clips(tmp_path):
+    source = open_shards([shard(tmp_path / f"{name}.tar", [1, 2]) for name in "ab"], "x")
+    assert described(source, tmp_path) == ["a.tar/0001.wav", "a.tar/0002.wav", "b.tar/0001.wav", "b.tar/0002.wav"]
+    assert all(len(crop(source, i)) == RATE for i in range(4))
+
+
+def half(tar):
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    return tar
+
+
+def test_a_bad_tar_among_good_ones_is_one_rejected_clip(tmp_path, caplog):
+    tars = [shard(tmp_path / f"{n}.tar", [2 * n, 2 * n + 1]) for n in range(4)]
+    half(tars[1])
+    tars[2].write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        source = open_source(tmp_path)
+    assert caplog.messages[0].startswith(
+        f"{tmp_path}: 2 of 4 tars are left out; first: {tars[1]}: the tar is truncated"
+    )
+    assert described(source, tmp_path) == [
+        *("0.tar/0000.wav", "0.tar/0001.wav", "1.tar", "2.tar", "3.tar/0006.wav", "3.tar/0007.wav")
+    ]
+    rejected = {entry for batch in batches(source) for entry in batch.rejected}
+    assert {path for path, _ in rejected} == {str(tars[1]), str(tars[2])}
+    assert dict(rejected)[str(tars[2])] == "the tar is empty (0 bytes); copy or download it again."
+    assert source.metadata(2) == {}
+
+
+def test_if_all_tars_are_bad_one_sentence_says_so(tmp_path):
+    tars = [half(shard(tmp_path / f"{n}.tar", [n])) for n in range(3)]
+    with pytest.raises(
+        DataError, match=r"0\.tar: the tar is truncated: .* \(and none of the other 2 tars can be used"
+    ) as e:
+        open_source(tmp_path)
+    assert "\n" not in str(e.value)
+    with pytest.raises(DataError, match=r"1\.tar: the tar is truncated: its member '0001.wav' reaches to byte"):
+        open_source(tars[1])
+
+
+def test_a_tar_cut_short_while_in_use_is_a_rejected_clip_and_no_crash(tmp_path):
+    tar = shard(tmp_path / "x.tar", range(4))
+    source = open_source(tar)
+    assert len(crop(source, 3)) == RATE
+    os.truncate(tar, 4096)
+    for index in (3, 0):
+        with pytest.raises(
+            UnreadableAudioError, match=r"x\.tar/000\d\.wav: its tar changed since it was indexed; start again"
+        ):
+            crop(source, index)
+    with pytest.raises(UnreadableAudioError, match="changed since"):
+        source.metadata(0)
+
+
+def test_a_tar_replaced_while_in_use_is_read_as_it_was_or_rejected(tmp_path):
+    tar = shard(tmp_path / "x.tar", range(4))
+    source, late = open_source(tar), open_source(tar)
+    before = crop(source, 2).copy()
+    shard(tmp_path / "new.tar", range(10, 16)).replace(tar)
+    np.testing.assert_array_equal(crop(source, 2), before)
+    with pytest.raises(UnreadableAudioError, match="changed since"):
+        crop(late, 2)
+    tar.unlink()
+    with pytest.raises(UnreadableAudioError, match=r"x\.tar/0002\.wav: its tar cannot be opened \(No such file"):
+        crop(pickle.loads(pickle.dumps(source)), 2)
+    assert len(open_source(shard(tar, range(10, 16)))) == 6
+
+
+@pytest.mark.parametrize(
+    "spec", ["{root}/t-{{0..2}}.tar", "{root}/t-*.tar", "{root}/t-[012].tar", "{root}", "{root}/l.txt"]
+)
+def test_patterns_folders_and_lists_of_tars_are_shards(tmp_path, spec):
+    for number in range(3):
+        shard(tmp_path / f"t-{number}.tar", [number], seconds=0.2)
+    if spec.endswith("l.txt"):
+        (tmp_path / "l.txt").write_text("t-0.tar\nt-1.tar\n./t-2.tar\n")
+    source = open_source(spec.format(root=tmp_path))
+    assert [name.rpartition("/")[2] for name in described(source, tmp_path)] == ["0000.wav", "0001.wav", "0002.wav"]
+    assert spec.format(root=tmp_path) in source.name
+
+
+def test_csv_lists_and_folders_within_folders(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    shard(tmp_path / "in" / "deep" / "a.TAR", [1], seconds=0.2)
+    shard(tmp_path / "in" / ".hidden.tar", [2], seconds=0.2)
+    (tmp_path / "in" / "notes.txt").touch()
+    assert described(open_source(tmp_path / "in"), tmp_path) == ["in/deep/a.TAR/0001.wav"]
+    (tmp_path / "l.csv").write_text("path,label\nin/deep/a.TAR,x\n")
+    assert len(open_source(tmp_path / "l.csv")) == 1
+
+
+def test_patterns_of_audio_files_are_files(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.flac").write_bytes(clip(seed=number, kind="FLAC"))
+    assert described(open_source(str(tmp_path / "*.flac")), tmp_path) == ["0.flac", "1.flac", "2.flac"]
+    assert described(open_source(str(tmp_path / "{2,0}.flac")), tmp_path) == ["2.flac", "0.flac"]
+
+
+def test_what_is_wrong_with_patterns_and_mixtures_is_named(tmp_path):
+    shard(tmp_path / "t-0.tar", [0], seconds=0.2)
+    for spec, reason in [
+        ("t-{0..1}.tar", r"t-1\.tar does not exist, or nothing fits it; check the pattern .*t-\{0\.\.1\}\.tar"),
+        ("u-*.tar", r"u-\*\.tar does not exist, or nothing fits it"),
+        ("t-{0..1.tar", "braces are not balanced"),
+    ]:
+        with pytest.raises(DataError, match=reason):
+            open_source(str(tmp_path / spec))
+    (tmp_path / "l.txt").write_text("t-0.tar\nt-1.tar\n")
+    with pytest.raises(DataError, match=r"t-1\.tar: the shard does not exist; check the list or pattern"):
+        open_source(tmp_path / "l.txt")
+    (tmp_path / "a.wav").write_bytes(clip())
+    with pytest.raises(
+        DataError, match="holds 1 audio files and 1 tars; put them into folders of their own and name the"
+    ):
+        open_source(tmp_path)
+    (tmp_path / "l.txt").write_text("t-0.tar\na.wav\n")
+    with pytest.raises(DataError, match=r"names 1 tars and other files \(.*a\.wav\); name the two kinds apart"):
+        open_source(tmp_path / "l.txt")
+
+
+SAMPLES = st.lists(st.one_of(st.integers(-8, 8), st.integers(-32768, 32767)), min_size=1, max_size=50)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SAMPLES, st.integers(-32768, 32767))
+def test_int16_is_judged_and_converted_as_float_is(samples, offset):
+    pcm = np.clip(np.array(samples) + offset, -32768, 32767).astype(np.int16)
+    verdicts = []
+    for waveform in (pcm, to_float32(pcm)):
+        try:
+            check_usable(waveform)
+            verdicts.append("")
+        except AudioError as error:
+            verdicts.append(str(error))
+    assert verdicts[0] == verdicts[1]
+    row = np.full(len(pcm), np.nan, np.float32)
+    put_float32(pcm, row)
+    np.testing.assert_array_equal(row, to_float32(pcm))
+    file = io.BytesIO()
+    soundfile.write(file, pcm, RATE, format="WAV")
+    np.testing.assert_array_equal(row, soundfile.read(io.BytesIO(file.getvalue()), dtype="float32")[0])
+
+
+def test_the_edge_of_silence_is_the_same_for_both():
+    """3.28 steps from the mean are heard; the quick answer needs half the range to reach them."""
+    pcm = np.zeros(1000, np.int16)
+    for step, silent in ((3, True), (4, False), (6, False)):
+        pcm[500] = step
+        for waveform in (pcm, to_float32(pcm)):
+            if silent:
+                with pytest.raises(AudioError, match="is silent"):
+                    check_usable(waveform)
+            else:
+                check_usable(waveform)
+
+
+def test_batches_of_both_kinds_are_padded_with_zeros():
+    waveforms = [np.arange(-50, 50, dtype=np.int16) * 300, noise(0.02, RATE)]
+    batch = collate([Crop(CropKey(0, i, 0, i), waveform) for i, waveform in enumerate(waveforms)])
+    assert batch.input_values.dtype == torch.float32
+    np.testing.assert_array_equal(batch.input_values[0, :100].numpy(), waveforms[0] / np.float32(32768))
+    assert not batch.input_values[0, 100:].any()
+    np.testing.assert_array_equal(batch.input_values[1].numpy(), waveforms[1])
