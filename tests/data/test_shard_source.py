@@ -190,6 +190,14 @@ def test_bad_clips_are_rejected_by_name_and_replaced(tmp_path, caplog):
     assert not any(".." in path for path in rejected)
 
 
+def test_a_silent_crop_is_no_bad_clip_and_is_named(tmp_path):
+    quiet = np.concatenate([noise(1, RATE), np.zeros(60 * RATE, np.float32)])
+    source = open_source(pack(tmp_path / "x.tar", [("a.wav", encoded(quiet, RATE))]))
+    with pytest.raises(AudioError, match=r"x\.tar/a\.wav: is silent") as error:
+        crop(source, seed=1)
+    assert not isinstance(error.value, UnreadableAudioError)
+
+
 def test_equal_keys_in_different_tars_are_different_clips(tmp_path):
     source = open_shards([shard(tmp_path / f"{name}.tar", [1, 2]) for name in "ab"], "x")
     assert described(source, tmp_path) == ["a.tar/0001.wav", "a.tar/0002.wav", "b.tar/0001.wav", "b.tar/0002.wav"]

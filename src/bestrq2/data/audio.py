@@ -29,6 +29,7 @@ AUDIO_SUFFIXES: frozenset[str] = frozenset(
 SILENCE_PEAK = 1e-4
 """-80 dB of full scale: above the rounding noise of 16-bit silence (3e-5), below any recording with something in it."""
 
+# Of 16-bit audio this much is looked at first.
 QUICK_SAMPLES = 4096
 QUALITY = "HQ"
 # Decoded on both sides of a span, so that the resampling filter sees what it would in the whole file.

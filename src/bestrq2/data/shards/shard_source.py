@@ -20,7 +20,7 @@ from bestrq2.data.shards.index import ShardIndex, Stamp, joined
 from bestrq2.data.shards.maps import TarMaps
 from bestrq2.data.shards.members import BadShardError
 from bestrq2.data.sources import Source
-from bestrq2.errors import DataError
+from bestrq2.errors import AudioError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +115,8 @@ class ShardSource(Source):
             return super().read(index, sampling_rate, rng, max_seconds)
         try:
             return random_crop(PcmDecoder(self._pcm(index), sampling_rate), rng, sampling_rate, max_seconds)
-        except UnreadableAudioError as error:
-            raise UnreadableAudioError(f"{self.describe(index)}: {error}") from error
+        except AudioError as error:
+            raise type(error)(f"{self.describe(index)}: {error}") from error
 
 
 def open_shards(paths: Sequence[Path], name: str) -> ShardSource:
