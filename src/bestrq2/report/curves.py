@@ -46,6 +46,11 @@ QUANTITIES = {
     "target_entropy": Quantity(
         "Target entropy", "entropy of the codes (nats)", explanation="The loss of guessing by frequency alone."
     ),
+    "skipped_steps": Quantity(
+        "Skipped steps",
+        "optimiser steps",
+        explanation="Loss or gradient was not finite: the step changed nothing and is in no average.",
+    ),
 }
 GROUPS = {
     "Naming the codes": ["loss", "excess_loss", "accuracy"],

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from bestrq2.train.callbacks import finished_step
 from bestrq2.train.module import PretrainingModule
+from bestrq2.train.waiting import DataClock
 
 
 class Progress(pl.Callback):
@@ -24,14 +25,16 @@ class Progress(pl.Callback):
     def __init__(self, label: str = "pretrain", lines_every_seconds: float = 10.0) -> None:
         self.label = label
         self.lines_every_seconds = lines_every_seconds
+        self.clock = DataClock()
         self._bar: Any = None
         self._first_step = self._clips = 0
-        self._started = self._ended = self._line_at = self._waited = 0.0
+        self._line_at = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock."""
         self._first_step = trainer.global_step
-        self._started = self._ended = self._line_at = time.monotonic()
+        self.clock.start(module.device)
+        self._line_at = time.monotonic()
         if sys.stderr.isatty() and trainer.is_global_zero:
             self._bar = tqdm(
                 total=module.config.trainer.max_steps, initial=self._first_step, desc=self.label, unit="step",
@@ -39,18 +42,17 @@ class Progress(pl.Callback):
             )  # fmt: skip
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        """What passed since the last batch ended was waiting for data."""
-        self._waited += time.monotonic() - self._ended
+        """Stop waiting for data."""
+        self.clock.batch_arrived()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Show where the run is."""
-        now = time.monotonic()
-        self._ended = now
+        self.clock.batch_ended()
         self._clips += len(batch) * trainer.world_size
         step = finished_step(module, batch)
         if step is None or not trainer.is_global_zero:
             return
-        elapsed = max(1e-9, now - self._started)
+        now, elapsed = time.monotonic(), max(1e-9, self.clock.elapsed)
         if self._bar is not None:
             self._bar.set_postfix_str(self._status(module, step, elapsed), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -69,7 +71,7 @@ class Progress(pl.Callback):
         left = (module.config.trainer.max_steps - step) * elapsed / max(1, step - self._first_step)
         parts += [
             f"{self._clips / elapsed:.1f} clips/s",
-            f"{100 * self._waited / elapsed:.0f}% waiting for data",
+            f"{100 * self.clock.waited / elapsed:.0f}% waiting for data",
             f"{tqdm.format_interval(left)} left",
         ]
         return ", ".join(parts)
