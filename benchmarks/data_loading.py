@@ -7,8 +7,9 @@ files in the page cache. Rows take turns, so that what else the machine does mee
 is shown with the least and the most. "webdataset" is WebDataset(tars) with a soundfile decoder that seeks to its crop,
 stacked and given to a DataLoader; "soundfile" is a bare loop over the FLAC files without batches.
 
-The last column is the memory traffic that the job cannot do without (16-bit samples read, float32 written; for FLAC the
-latter alone) as a share of what copying memory achieves on this machine.
+"per core" counts clips a second of processor time, for rows without workers: on a machine that others use too, it is
+the figure to compare. The last column is the memory traffic that the job cannot do without (16-bit samples read, float32
+written; for FLAC the latter alone) as a share of what copying memory achieves on this machine in processor time.
 """
 
 from __future__ import annotations
@@ -101,27 +102,27 @@ def soundfile_loop(place: Path, _: int) -> Iterator[list[np.ndarray]]:
         yield crops
 
 
-def clips_a_second(batches: Iterator, seconds: float) -> float:
-    """Rate after the workers have started and what they made ahead is used up."""
+def clips_a_second(batches: Iterator, seconds: float) -> tuple[float, float]:
+    """Clips a second, and a second of this process's processor time, once what workers made at first is used up."""
     for _ in itertools.islice(batches, 12):
         pass
-    count, start = 0, time.perf_counter()
+    count, start, busy = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() < start + seconds:
         count += len(next(batches))
-    rate = count / (time.perf_counter() - start)
+    rates = count / (time.perf_counter() - start), count / (time.process_time() - busy)
     batches.close()
-    return rate
+    return rates
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written a second by copying memory, one thread."""
+    """Bytes read and written a second of processor time by copying memory, one thread."""
     source = np.ones(1 << 26, np.float32)
     target = np.zeros_like(source)
     times = []
     for _ in range(7):
-        start = time.perf_counter()
+        start = time.process_time()
         np.copyto(target, source)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return 2 * source.nbytes / statistics.median(times)
 
 
@@ -142,7 +143,7 @@ def main() -> None:
         ("webdataset", "pcm"): webdataset_batches,
         ("bestrq2", "pcm"): own_batches,
     }
-    rows: dict[Row, list[float]] = {
+    rows: dict[Row, list[tuple[float, float]]] = {
         (*kind, workers): []
         for kind in kinds
         for workers in arguments.workers
@@ -158,15 +159,20 @@ def main() -> None:
                 rates.append(clips_a_second(batches, arguments.seconds))
     bandwidth = statistics.median(bandwidths)
     print(f"{os.cpu_count()} cores, copying memory {bandwidth / 1e9:.1f} GB/s (read and written)")
-    heads = ("reader", "from", "workers", "clips/s", "least-most", "x webdataset", "GB/s", "of copy")
-    print("{:<11} {:<7} {:>7} {:>8} {:>13} {:>12} {:>6} {:>8}".format(*heads))
+    heads = ("reader", "from", "workers", "clips/s", "least-most", "x webdataset", "per core", "x", "GB/s", "of copy")
+    line = "{:<11} {:<7} {:>7} {:>8} {:>13} {:>12} {:>9} {:>5} {:>6} {:>8}"
+    print(line.format(*heads))
     for (reader, place, workers), rates in rows.items():
-        rate = statistics.median(rates)
+        (rate, per_core), turns = np.median(rates, axis=0), [turn for turn, _ in rates]
         rival = rows.get(("webdataset", "flac" if place == "folder" else place, workers), [])
-        ratio = f"{rate / statistics.median(rival):.1f}" if rival and reader == "bestrq2" else ""
-        traffic = rate * CROP * (6 if place == "pcm" else 4)
-        print(f"{reader:<11} {place:<7} {workers:>7} {rate:>8.0f} {min(rates):>6.0f}-{max(rates):<6.0f} {ratio:>12} "
-              f"{traffic / 1e9:>6.2f} {traffic / bandwidth:>8.1%}")  # fmt: skip
+        ratios = ["", ""]
+        if rival and reader == "bestrq2":
+            ratios = [f"{ratio:.1f}" for ratio in np.array([rate, per_core]) / np.median(rival, axis=0)]
+        traffic = (rate if workers else per_core) * CROP * (6 if place == "pcm" else 4)
+        core = ["", ""] if workers else [f"{per_core:.0f}", ratios[1]]
+        spread = f"{min(turns):.0f}-{max(turns):.0f}"
+        cells = (reader, place, workers, f"{rate:.0f}", spread, ratios[0], *core, f"{traffic / 1e9:.2f}")
+        print(line.format(*cells, f"{traffic / bandwidth:.1%}"))
 
 
 if __name__ == "__main__":
