@@ -21,9 +21,9 @@ from bestrq2.data.batches import (
     CropDataset,
     CropKey,
     collate,
-    fixed_crops,
     make_loader,
 )
+from bestrq2.data.feeding import fixed_crops
 from bestrq2.data.opening import open_source
 from bestrq2.data.order import EpochOrder, epoch_order
 from bestrq2.data.rejections import RejectionLog

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, ConfigError, DataError
 
 MAX_TRIES = 1000
-# First words of the seed sequences, so that crops and validation crops never share random numbers.
-CROP, FIXED = 0xC409, 0xF18ED
+# First word of the seed sequence of crops, so that they share no random numbers with others.
+CROP = 0xC409
 
 DrawMask = Callable[[Tensor, int, Tensor], Tensor]
 """From lengths int64 [B] in samples, step, and places int64 [B] in the global batch to hidden_mask bool [B, N]."""
@@ -80,7 +80,12 @@ class AllRejectedError(LoaderError):
     """No recording of a source is usable."""
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
+    """Pass if there are random numbers for a seed.
+
+    Raises:
+        ConfigError: it is negative.
+    """
     if seed < 0:
         raise ConfigError(f"seed is {seed}; it must be 0 or more.")
 
@@ -100,7 +105,7 @@ class CropDataset(Dataset[Crop]):
     """
 
     def __init__(self, source: Source, sampling_rate: int, max_seconds: float, seed: int, min_samples: int = 1) -> None:
-        _check_seed(seed)
+        check_seed(seed)
         if sampling_rate <= 0 or not max_seconds > 0:
             raise ConfigError(f"Crops of {max_seconds} s at {sampling_rate} Hz are impossible; both must be positive.")
         if len(source) == 0:
@@ -150,10 +155,30 @@ class CropDataset(Dataset[Crop]):
             check_length(waveform, self.min_samples, self.sampling_rate)
             return waveform
         except AudioError as error:
-            reason = _reason(self.source, index, error)
+            reason = rejection(self.source, index, error)
             if isinstance(error, UnreadableAudioError):
                 self._unreadable[index] = reason
             return reason
+
+
+def check_share(batch_size: int, start_step: int, rank: int, world_size: int) -> None:
+    """Pass if the processes can share batches of this size; see `BatchSchedule`.
+
+    Raises:
+        ConfigError: sizes that are not positive, a rank out of range, or a batch that cannot be shared equally.
+    """
+    if batch_size < 1 or start_step < 0:
+        raise ConfigError(
+            f"A schedule of batches of {batch_size} from step {start_step} on is impossible; give a batch size of "
+            "at least 1 and a step of at least 0."
+        )
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} of {world_size} processes does not exist; expected 0 to {world_size - 1}.")
+    if batch_size % world_size:
+        raise ConfigError(
+            f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
+            f"use {batch_size + world_size - batch_size % world_size}."
+        )
 
 
 class BatchSchedule(Sampler[list[CropKey]]):
@@ -182,18 +207,7 @@ class BatchSchedule(Sampler[list[CropKey]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or start_step < 0:
-            raise ConfigError(
-                f"A schedule of batches of {batch_size} from step {start_step} on is impossible; give a batch size of "
-                "at least 1 and a step of at least 0."
-            )
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank {rank} of {world_size} processes does not exist; expected 0 to {world_size - 1}.")
-        if batch_size % world_size:
-            raise ConfigError(
-                f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
-                f"use {batch_size + world_size - batch_size % world_size}."
-            )
+        check_share(batch_size, start_step, rank, world_size)
         self.order = order
         self.batch_size = batch_size
         self.start_step = start_step
@@ -284,6 +298,29 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def worker_settings(num_workers: int, prefetch_factor: int = 4) -> dict[str, Any]:
+    """What a `DataLoader` is told about its workers.
+
+    Args:
+        num_workers: processes that decode; 0 decodes in this one.
+        prefetch_factor: batches each worker prepares ahead.
+
+    Raises:
+        ConfigError: a negative number of workers.
+    """
+    if num_workers < 0:
+        raise ConfigError(f"num_workers is {num_workers}; it must be 0 or more.")
+    # Forked workers share arrays in memory and need no import guard in the user's script; they run no torch threads.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    return {
+        "num_workers": num_workers,
+        "worker_init_fn": _start_worker,
+        "multiprocessing_context": multiprocessing.get_context(method) if num_workers else None,
+        "persistent_workers": num_workers > 0,
+        "prefetch_factor": prefetch_factor if num_workers else None,
+    }
+
+
 def make_loader(
     dataset: CropDataset,
     schedule: BatchSchedule,
@@ -305,58 +342,13 @@ def make_loader(
     Raises:
         ConfigError: a negative number of workers.
     """
-    if num_workers < 0:
-        raise ConfigError(f"num_workers is {num_workers}; it must be 0 or more.")
-    # Forked workers share arrays in memory and need no import guard in the user's script; they run no torch threads.
-    method = "fork" if sys.platform == "linux" else "spawn"
     return DataLoader(
         dataset,
         batch_sampler=schedule,
-        num_workers=num_workers,
         collate_fn=partial(collate, draw_mask=draw_mask),
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        worker_init_fn=_start_worker,
-        multiprocessing_context=multiprocessing.get_context(method) if num_workers else None,
-        persistent_workers=num_workers > 0,
-        prefetch_factor=prefetch_factor if num_workers else None,
+        **worker_settings(num_workers, prefetch_factor),
     )
-
-
-def fixed_crops(
-    source: Source,
-    count: int,
-    seed: int,
-    sampling_rate: int,
-    max_seconds: float,
-    min_samples: int = 1,
-    rejected: list[tuple[str, str]] | None = None,
-) -> list[np.ndarray]:
-    """Crops for a validation loss: always the same ones.
-
-    Args:
-        source: where the audio comes from.
-        count: wanted crops, each from another recording.
-        seed: of choice and position.
-        sampling_rate: Hz.
-        max_seconds: longest crop.
-        min_samples: shorter recordings are rejected.
-        rejected: recordings that cannot be used are added to it, each with the reason.
-
-    Returns:
-        Waveforms float32 [samples]; fewer than `count`, even none, where the source holds fewer usable recordings.
-    """
-    crops: list[np.ndarray] = []
-    for index in map(int, generator(FIXED, seed).permutation(len(source))):
-        if len(crops) == count:
-            break
-        try:
-            crop = source.read(index, sampling_rate, generator(FIXED, seed, index), max_seconds)
-            check_length(crop, min_samples, sampling_rate)
-            crops.append(crop)
-        except AudioError as error:
-            if rejected is not None:
-                rejected.append((source.describe(index), _reason(source, index, error)))
-    return crops
 
 
 def check_length(waveform: np.ndarray, min_samples: int, sampling_rate: int) -> None:
@@ -376,5 +368,6 @@ def check_length(waveform: np.ndarray, min_samples: int, sampling_rate: int) -> 
         )
 
 
-def _reason(source: Source, index: int, error: AudioError) -> str:
+def rejection(source: Source, index: int, error: AudioError) -> str:
+    """Why a recording cannot be used, without its name."""
     return str(error).removeprefix(f"{source.describe(index)}: ")

@@ -15,6 +15,7 @@ import yaml
 from bestrq2.data.decoding import Decoder
 from bestrq2.data.options import check_keys, with_options
 from bestrq2.data.order import Order
+from bestrq2.data.remote import is_remote
 from bestrq2.data.seeding import generator
 from bestrq2.data.sources import Source, split_source
 from bestrq2.errors import ConfigError, DataError
@@ -173,17 +174,18 @@ def open_mixture(path: Path, open_component: Callable[[str], object], parents: t
     for number, entry in enumerate(_entries(path), 1):
         where = f"{path}, source {number}"
         spec, weight = _component(path, where, entry)
-        bare = spec.partition("?")[0]
-        if Path(bare).suffix.lower() in MIXTURE_SUFFIXES and not _is_word(spec):
-            component: object = open_mixture(Path(bare), open_component, (*parents, path.resolve()))
-        else:
-            component = open_component(spec)
-        if not isinstance(component, Source):
+        if is_remote(spec):
             raise DataError(
                 f"{where}: {entry['data']} is a stream and cannot be part of a mixture; download it, or write it as "
                 "local shards by `bestrq2 prepare` first."
             )
-        if not len(component):
+        bare = spec.partition("?")[0]
+        if Path(bare).suffix.lower() in MIXTURE_SUFFIXES and not _is_word(spec):
+            check_keys(where, entry, ["data", "weight"])
+            component: object = open_mixture(Path(bare), open_component, (*parents, path.resolve()))
+        else:
+            component = open_component(spec)
+        if not isinstance(component, Source) or not len(component):
             raise DataError(f"{where}: {entry['data']} holds no recordings.")
         components.append(component)
         weights.append(weight)
@@ -241,7 +243,7 @@ OPTIONS = frozenset({"exclude", "split", "config", "revision", "column"})
 
 def _is_word(data: str) -> bool:
     """Whether a source's name is no path."""
-    return "://" in data or data.startswith(("hub:", "pipe:", "soundworld:")) or data == "soundworld"
+    return is_remote(data) or data.startswith(("hub:", "soundworld:")) or data == "soundworld"
 
 
 def _resolved(path: Path, data: str) -> str:

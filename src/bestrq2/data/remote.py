@@ -36,6 +36,11 @@ class StreamSource:
         return replace(self, urls=rest), replace(self, urls=(self.urls[held_out],))
 
 
+def is_remote(spec: str) -> bool:
+    """Whether a source's name is that of a stream: a URL, or a command behind "pipe:"."""
+    return "://" in spec or spec.startswith("pipe:")
+
+
 def open_stream(spec: str, patience: Patience | None = None) -> StreamSource:
     """The shards that a URL or a pattern of URLs stands for; the first one is contacted.
 

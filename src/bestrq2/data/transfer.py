@@ -165,7 +165,7 @@ def _explained(error: Exception, code: int | None = None) -> TransferError:
 
 
 class Shard:
-    """The audio of one remote tar, read forwards; members without an audio suffix are passed over.
+    """The audio of one remote tar, read forwards; members without an audio suffix, and hidden ones, are passed over.
 
     A connection that breaks is made again and read up to where it was.
 
@@ -234,8 +234,9 @@ class Shard:
     def _wanted(self, name: str) -> bool:
         """Called for every member before its content is fetched."""
         self._note_whole()
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix not in AUDIO_SUFFIXES:
+        path = PurePosixPath(name)
+        suffix = path.suffix.lower()
+        if suffix not in AUDIO_SUFFIXES or path.name.startswith("."):
             self.others.add(suffix or "none")
             return False
         self._begun += 1

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from bestrq2._version import __version__
 from bestrq2.data.audio import audio_info
-from bestrq2.data.opening import open_source
+from bestrq2.data.opening import open_recordings
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import ArraySource, FileSource, Source
 from bestrq2.errors import AudioError, ConfigError, DataError
@@ -65,7 +65,7 @@ def embed_corpus(
     output = Path(output)
     if output.exists():
         raise ConfigError(f"{output}: exists already; delete it or name another --output")
-    opened = open_source(source)
+    opened = open_recordings(source)
     embedder = load(model, device)
     job = _Job(embedder, output, frames, phases)
     with disk_errors(output):

@@ -17,20 +17,13 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import Logger
 
 from bestrq2.convert.weights import quiet_hub
-from bestrq2.data.batches import (
-    AudioBatch,
-    BatchSchedule,
-    Crop,
-    CropDataset,
-    CropKey,
-    collate,
-    fixed_crops,
-    make_loader,
-)
+from bestrq2.data.batches import AudioBatch, Crop, CropKey, collate
+from bestrq2.data.feeding import count_recordings, fixed_crops, make_feed, split_any
 from bestrq2.data.labelled import load_labelled
 from bestrq2.data.opening import open_source
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.sources import Source, split_source
+from bestrq2.data.remote import StreamSource
+from bestrq2.data.sources import Source
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.files import disk_errors
@@ -44,6 +37,7 @@ from bestrq2.train.module import MaskDrawer, PretrainingModule
 from bestrq2.train.optimizer import ema_decay, warmup_steps
 from bestrq2.train.progress import Progress
 from bestrq2.train.run_folder import RunFolder
+from bestrq2.train.shard_counts import ShardCounts, with_known_counts
 from bestrq2.train.statistics import band_statistics
 
 logger = logging.getLogger(__name__)
@@ -51,11 +45,12 @@ logger = logging.getLogger(__name__)
 _VALIDATION_BATCH = 16
 # Recordings in the report of a run that holds none out.
 _SHOWN = 16
+_SHARD_COUNTS = "shards.json"
 
 
 def pretrain(
     *,
-    data: str | os.PathLike[str] | Source,
+    data: str | os.PathLike[str] | Source | StreamSource,
     output: str | os.PathLike[str],
     recipe: str = "best-rq-2",
     seed: int = 0,
@@ -87,7 +82,7 @@ def pretrain(
         BestRQ2Error: with one sentence that says what to change.
         KeyboardInterrupt: if it was stopped by Ctrl-C; the run can be resumed.
     """
-    source = data if isinstance(data, Source) else None
+    source = data if isinstance(data, Source | StreamSource) else None
     settings: dict[str, Any] = {
         "recipe": recipe, "data": source.name if source else str(data), "output": str(output), "seed": seed,
         "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer, "probe": probe,
@@ -95,9 +90,9 @@ def pretrain(
     return run_pretraining(resolve(settings), resume=resume, source=source)
 
 
-def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source | None = None) -> Path:
+def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source | StreamSource | None = None) -> Path:
     """Pretrain as configured; see `pretrain`."""
-    source = source or open_source(config.data)
+    source = open_source(config.data) if source is None else source
     folder = RunFolder(config.output)
     folder.create(resume)
     start = _resume_point(folder, config) if resume else 0
@@ -106,8 +101,10 @@ def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source
             logger.info("%s: all %d steps are done already", folder.root, start)
             return folder.root
         folder.write_config(config.to_dict())
-        training, held_out = split_source(source, config.loader.validation_clips, config.seed)
-        folder.write_environment({"recordings": len(source), "held_out": len(held_out) if held_out else 0})
+        source = with_known_counts(source, folder.root / _SHARD_COUNTS)
+        training, held_out = split_any(source, config.loader.validation_clips, config.seed)
+        counts = {"recordings": count_recordings(source), "held_out": count_recordings(held_out)}
+        folder.write_environment(counts)
         run = _Run(config, folder, training, held_out, start)
         run.fit()
     return folder.root
@@ -117,13 +114,18 @@ class _Run:
     """The parts of one run, put together."""
 
     def __init__(
-        self, config: PretrainConfig, folder: RunFolder, training: Source, held_out: Source | None, start: int
+        self,
+        config: PretrainConfig,
+        folder: RunFolder,
+        training: Source | StreamSource,
+        held_out: Source | StreamSource | None,
+        start: int,
     ) -> None:
         self.config, self.folder, self.start = config, folder, start
         self.rejections = RejectionLog(folder.rejected)
         model = config.model
         shortest = model.min_training_samples
-        self.dataset = CropDataset(training, model.sampling_rate, model.max_seconds, config.seed, shortest)
+        self.feed = make_feed(training, model.sampling_rate, model.max_seconds, config.seed, shortest)
         torch.manual_seed(config.seed)
         with quiet_hub():
             pretraining_model = BestRQ2ForPreTraining(model)
@@ -141,13 +143,13 @@ class _Run:
     def _estimate_statistics(self) -> None:
         clips = self.config.loader.statistics_clips
         batch_size = min(_VALIDATION_BATCH, clips)
-        schedule = BatchSchedule(self.dataset.order, batch_size, max_steps=-(-clips // batch_size))
-        batches = make_loader(self.dataset, schedule, self.config.loader.num_workers)
+        steps = -(-clips // batch_size)
+        batches = self.feed.loader(batch_size, num_workers=self.config.loader.num_workers, max_steps=steps)
         mean, deviation, rejected = band_statistics(self.module.model.base_model, batches)
         self.rejections.add(rejected)
         self.module.model.base_model.set_statistics(mean, deviation)
 
-    def _fixed_crops(self, source: Source, count: int) -> list[np.ndarray]:
+    def _fixed_crops(self, source: Source | StreamSource, count: int) -> list[np.ndarray]:
         model = self.config.model
         rejected: list[tuple[str, str]] = []
         crops = fixed_crops(
@@ -161,7 +163,7 @@ class _Run:
         )
         self.rejections.add(rejected)
         if not crops:
-            logger.warning("not one of the %d recordings held out can be used: no validation", len(source))
+            logger.warning("not one of the recordings held out can be used: no validation")
         return crops
 
     def _trainer(self, held_out: list[np.ndarray]) -> pl.Trainer:
@@ -171,6 +173,7 @@ class _Run:
             steps = warmup_steps(settings.max_steps, config.optimizer)
             callbacks.append(MovingAverage(ema_decay(settings.max_steps, config.optimizer), steps))
         callbacks += [Evaluation(self._validation_batches(held_out), self._online_probe()), self.keeper, Progress()]
+        callbacks.append(ShardCounts(self.folder.root / _SHARD_COUNTS))
         launched = "SLURM_NTASKS" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
         try:
             return pl.Trainer(
@@ -239,12 +242,13 @@ class _Run:
                 f"loader.batch_size ({config.loader.batch_size}) must be a multiple of the {world} devices times "
                 f"trainer.accumulate_grad_batches ({batches})"
             )
-        schedule = BatchSchedule(self.dataset.order, clips, self.start * batches, None, self.trainer.global_rank, world)
-        return make_loader(
-            self.dataset,
-            schedule,
+        return self.feed.loader(
+            clips,
+            self.start * batches,
             config.loader.num_workers,
             MaskDrawer(config.model, config.seed, batches, clips),
+            rank=self.trainer.global_rank,
+            world_size=world,
         )
 
 

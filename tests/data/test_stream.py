@@ -1,0 +1,348 @@
+"""Streams of remote shards: the same batches whatever reads them, and networks that fail."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_server import RATE, clip, serving, shards, tar_of
+
+from bestrq2.data import lanes
+from bestrq2.data.feeding import fixed_crops, make_feed, split_any
+from bestrq2.data.lanes import Lane, Lanes, UnreachableError
+from bestrq2.data.opening import open_recordings, open_source
+from bestrq2.data.remote import StreamSource, open_stream
+from bestrq2.data.transfer import Patience
+from bestrq2.errors import ConfigError, DataError
+
+HASTE = Patience(waits=(0.0, 0.0), timeout=10.0)
+# Bytes of a clip in a tar: header and content, in blocks of 512.
+MEMBER = 512 + -(-len(clip(0)) // 512) * 512
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    monkeypatch.setattr(lanes, "WINDOW", 4)
+
+
+@pytest.fixture
+def server():
+    """Nine shards of unequal length, 57 clips."""
+    with serving(shards(9, 5, 1, 12, 4, 8, 7, 6, 5)) as running:
+        yield running
+
+
+def stream(server, count=9, **changes):
+    return StreamSource("test", tuple(f"{server.url}/{i}.tar" for i in range(count)), patience=HASTE, **changes)
+
+
+def batches(source, steps=range(9), workers=0, batch_size=4, rank=0, world=1):
+    feed = make_feed(source, RATE, 0.2, seed=3)
+    loader = feed.loader(batch_size, steps.start, workers, max_steps=steps.stop, rank=rank, world_size=world)
+    return list(loader)
+
+
+def names(batch):
+    return [name.rpartition("/")[2] for name in batch.recordings]
+
+
+def assert_same(first, second):
+    assert [batch.step for batch in first] == [batch.step for batch in second]
+    for a, b in zip(first, second, strict=True):
+        assert a.recordings == b.recordings
+        assert torch.equal(a.input_values, b.input_values)
+        assert torch.equal(a.places, b.places)
+
+
+@pytest.fixture
+def undisturbed(server):
+    return batches(stream(server))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_any_number_of_workers_gives_the_same_batches(server, undisturbed):
+    assert [batch.step for batch in undisturbed] == list(range(9))
+    assert all(len(batch) == 4 and batch.input_values.shape == (4, 1600) for batch in undisturbed)
+    for workers in (1, 2, 3):
+        assert_same(batches(stream(server), workers=workers), undisturbed)
+
+
+def test_a_worker_reads_only_the_lanes_of_its_steps(server):
+    """With as many workers as lanes in turn, nothing is fetched twice."""
+    alone = batches(stream(server), range(4))
+    before = Counter(server.asked)
+    server.asked.clear()
+    assert_same(batches(stream(server), range(4), workers=2), alone)
+    assert Counter(server.asked) == before
+
+
+def test_processes_share_the_batch_of_one(server, undisturbed):
+    for rank in range(2):
+        for full, share in zip(undisturbed, batches(stream(server), rank=rank, world=2), strict=True):
+            assert share.places.tolist() == [rank, rank + 2]
+            assert share.recordings == full.recordings[rank::2]
+            assert torch.equal(share.input_values, full.input_values[rank::2])
+
+
+@pytest.mark.parametrize("start", [1, 4, 6])
+def test_a_resumed_stream_continues_where_it_stopped(server, undisturbed, start):
+    assert_same(batches(stream(server), range(start, 9)), undisturbed[start:])
+
+
+def test_known_counts_spare_the_shards_that_are_over(server):
+    whole = batches(stream(server), range(40))
+    counts = {url: count for batch in whole for url, count in batch.shard_counts.items()}
+    sizes = dict(enumerate((9, 5, 1, 12, 4, 8, 7, 6, 5)))
+    assert len(counts) > 5
+    assert counts == {f"{server.url}/{i}.tar": sizes[i] for i in sizes if f"{server.url}/{i}.tar" in counts}
+    server.asked.clear()
+    resumed = batches(stream(server, counts=counts), range(38, 40))
+    assert_same(resumed, whole[38:])
+    assert len(server.asked) <= 8
+    assert not any(batch.shard_counts for batch in resumed)
+
+
+def test_every_epoch_of_all_lanes_holds_every_recording_once(server):
+    source = stream(server)
+    per_epoch = Counter()
+    for number in range(3):
+        lane = Lane(source, seed=1, lane=number, lanes=3)
+        item = 0
+        while lane.window(item) and lane._epoch < 2:
+            window = lane.window(item)
+            per_epoch.update((lane._epoch, sample.name) for sample in window.samples)
+            item = window.first + len(window.samples)
+    assert set(per_epoch.values()) == {1}
+    assert Counter(epoch for epoch, _ in per_epoch) == {0: 57, 1: 57}
+
+
+def test_neighbours_in_a_shard_do_not_come_in_their_order(server):
+    found = [sample.name for sample in Lane(stream(server, 1), 0, 0, 1).window(0).samples]
+    assert len(found) == 4
+    assert found != sorted(found)
+
+
+@settings(max_examples=80, deadline=None)
+@given(shards=st.integers(1, 200), batch_size=st.integers(1, 70), start=st.integers(0, 50))
+def test_places_and_steps_are_counted_through_lanes_without_gaps(shards, batch_size, start):
+    grid = Lanes.of(shards, batch_size)
+    assert 1 <= len(grid) <= min(32, shards)
+    taken = {}
+    for step in range(start, start + 8):
+        for place in range(batch_size):
+            lane, number = grid.item(step, place)
+            taken.setdefault(lane, []).append(number)
+    assert all(0 <= lane < len(grid) for lane in taken)
+    for numbers in taken.values():
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    if batch_size >= grid.by_place:
+        assert len(taken) == len(grid)
+
+
+def test_a_bad_sample_is_replaced_by_the_next_of_its_window_and_listed():
+    members = {f"{i}.wav": clip(i) for i in range(4)} | {"2.wav": b"no audio" * 99}
+    with serving({"0.tar": tar_of(members)}) as server:
+        found = batches(stream(server, 1), range(4), batch_size=1)
+    order = window_names(members)
+    bad = order.index("2.wav")
+    expected = [name if name != "2.wav" else order[(bad + 1) % 4] for name in order]
+    assert [names(batch)[0] for batch in found] == expected
+    assert [batch.rejected for batch in found if batch.rejected] == [
+        [(f"{server.url}/0.tar/2.wav", "is not audio that libsndfile or FFmpeg can read.")]
+    ]
+    own, replacement = found[(bad + 1) % 4], found[bad]
+    assert not torch.equal(own.input_values, replacement.input_values)
+
+
+def window_names(members):
+    """The order in which the only lane of the only shard gives its first window."""
+    with serving({"0.tar": tar_of(members)}) as server:
+        return [sample.name.rpartition("/")[2] for sample in Lane(stream(server, 1), 3, 0, 1).window(0).samples]
+
+
+def test_the_next_window_stands_in_for_one_that_is_bad_throughout():
+    members = {f"{i:02d}.wav": b"no audio" * 99 if i < 8 else clip(i) for i in range(12)}
+    with serving({"0.tar": tar_of(members)}) as server:
+        found = batches(stream(server, 1), range(12), batch_size=1)
+        resumed = batches(stream(server, 1), range(5, 12), batch_size=1)
+    assert_same(found[5:], resumed)
+    assert {name for batch in found for name in names(batch)} <= {"08.wav", "09.wav", "10.wav", "11.wav"}
+    assert len({name for batch in found[:4] for name in names(batch)}) > 1
+    assert len({path for batch in found for path, _ in batch.rejected}) == 8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_without_a_usable_recording_end_in_one_sentence(monkeypatch, workers):
+    monkeypatch.setattr(lanes, "MAX_TRIES", 10)
+    with serving({"0.tar": tar_of({f"{i}.wav": b"no audio" for i in range(6)})}) as server:
+        loader = make_feed(stream(server, 1), RATE, 0.2, 0).loader(1, num_workers=workers, max_steps=1)
+        with pytest.raises(DataError, match=r"^test: 10 recordings in a row were rejected; first: http.*wav: is not"):
+            list(loader)
+        if workers:
+            loader._iterator._shutdown_workers()
+
+
+def test_a_connection_that_breaks_is_made_again_and_changes_nothing(server, undisturbed, caplog):
+    sizes = {name: len(content) for name, content in server.files.items()}
+    server.breaks = {name: [size // 2, size // 3, size - 2000] for name, size in sizes.items()}
+    server.answers = {"3.tar": [503, 429]}
+    with caplog.at_level(logging.WARNING):
+        assert_same(batches(stream(server)), undisturbed)
+    assert "trying again in 0 s" in caplog.text
+    assert "the connection broke after" in caplog.text
+    assert not any(batch.rejected for batch in undisturbed)
+
+
+def test_a_shard_that_is_gone_in_mid_run_is_skipped_and_listed(server, caplog):
+    del server.files["4.tar"]
+    server.answers["6.tar"] = [500] * 99
+    with caplog.at_level(logging.WARNING):
+        found = batches(stream(server), range(30))
+    rejected = {path.rpartition("/")[2]: reason for batch in found for path, reason in batch.rejected}
+    assert rejected == {
+        "4.tar": "could not be fetched: 404 Not Found",
+        "6.tar": "could not be fetched: 500 Internal Server Error",
+    }
+    assert "what follows differs from a run that can fetch all of it" in caplog.text
+    assert "skipped after 0 of its recordings" in caplog.text
+    visits = Counter(name for batch in found for name in names(batch))
+    assert len(visits) > 40
+    # 404 is final, 500 is tried three times.
+    assert Counter(server.asked)["6.tar"] % 3 == 0
+
+
+def test_a_network_that_stays_away_stops_the_run(server):
+    source = stream(server)
+    server.answers = {name: [503] * 99 for name in server.files}
+    with pytest.raises(
+        UnreachableError, match=r"3 shards in a row could not be fetched, the last was http.*Service Unav"
+    ):
+        batches(source)
+
+
+@pytest.mark.parametrize("end", [0.5, 0.6])
+def test_of_a_truncated_tar_the_whole_members_are_used(end):
+    content = tar_of({f"{i}.wav": clip(i) for i in range(8)})
+    cut = content[: int(len(content) * end)]
+    with serving({"0.tar": cut}) as server:
+        found = batches(stream(server, 1), range(12), batch_size=1)
+    whole = len(cut) // MEMBER
+    visits = Counter(name for batch in found for name in names(batch))
+    assert set(visits) == {f"{i}.wav" for i in range(whole)}
+    assert {count for batch in found for count in batch.shard_counts.values()} == {whole}
+    assert {reason for batch in found for _, reason in batch.rejected} == {
+        f"is damaged after {whole} whole recordings (unexpected end of data)"
+    }
+
+
+def test_a_tar_that_ends_between_two_members_is_noticed():
+    content = tar_of({f"{i}.wav": clip(i) for i in range(8)})
+    for length in (3 * MEMBER, 3 * MEMBER + 300):
+        with serving({"0.tar": content[:length]}) as server:
+            found = batches(stream(server, 1), range(4), batch_size=1)
+        reasons = {reason for batch in found for _, reason in batch.rejected}
+        assert reasons == {"ends early, after 3 whole recordings"}
+
+
+def test_compressed_tars_are_read_too():
+    members = {f"{i}.wav": clip(i) for i in range(8)}
+    with serving({"0.tar": tar_of(members), "1.tar": tar_of(members, "w:gz")}) as server:
+        plain = StreamSource("test", (f"{server.url}/0.tar",), patience=HASTE)
+        packed = replace(plain, urls=(f"{server.url}/1.tar",))
+        first, second = batches(plain, range(3)), batches(packed, range(3))
+        for a, b in zip(first, second, strict=True):
+            assert names(a) == names(b)
+            assert not b.rejected
+
+
+def test_commands_and_files_stream_as_servers_do(tmp_path, server, undisturbed):
+    for name, content in server.files.items():
+        (tmp_path / name).write_bytes(content)
+    for pattern in (f"pipe:cat {tmp_path}/{{0..8}}.tar", f"file://{tmp_path}/{{0..8}}.tar"):
+        source = open_source(pattern)
+        assert isinstance(source, StreamSource)
+        assert len(source.urls) == 9
+        for a, b in zip(batches(source), undisturbed, strict=True):
+            assert names(a) == names(b)
+            assert torch.equal(a.input_values, b.input_values)
+
+
+def test_a_command_that_fails_is_an_error_and_no_short_tar(tmp_path):
+    (tmp_path / "0.tar").write_bytes(tar_of({f"{i}.wav": clip(i) for i in range(9)}))
+    source = StreamSource("test", (f"pipe:head -c 20000 {tmp_path}/0.tar; exit 7",), patience=HASTE)
+    with pytest.raises(UnreachableError, match=r"\(the command ended with exit code 7\)"):
+        batches(source, range(12), batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("gone.tar", r"gone.tar cannot be fetched: 404 Not Found\.$"),
+        ("page.tar", "page.tar is no tar with audio in it: it is damaged after 0 whole recordings"),
+        ("empty.tar", r"empty.tar is no tar with audio in it: it is damaged after 0 whole recordings \(empty file"),
+        ("images.tar", r"images.tar holds no audio \(found: .jpg, none; expected .wav"),
+        ("busy.tar", "busy.tar cannot be fetched: 503 Service Unavailable"),
+    ],
+)
+def test_what_is_wrong_with_the_first_shard_is_said_at_once(path, reason):
+    files = {"page.tar": b"<html>" * 999, "empty.tar": b"", "images.tar": tar_of({"a.jpg": b"x", "b": b"y"})}
+    with serving({**files, "busy.tar": b""}) as server:
+        server.answers["busy.tar"] = [503] * 99
+        with pytest.raises(DataError, match=reason) as error:
+            open_stream(f"{server.url}/{path}", HASTE)
+        assert "\n" not in str(error.value)
+        assert len(server.asked) == (3 if path == "busy.tar" else 1)
+
+
+def test_a_server_that_is_not_there_is_named():
+    with serving({}) as server:
+        url = server.url
+    with pytest.raises(DataError, match=f"{url}/a.tar cannot be fetched: Connection refused"):
+        open_stream(f"{url}/a.tar", HASTE)
+    with pytest.raises(DataError, match=r"nowhere\.tar is not there"):
+        open_stream("file:///nowhere.tar", HASTE)
+    with pytest.raises(DataError, match="the command ended with exit code 127"):
+        open_stream("pipe:no-such-command-here 2>/dev/null", HASTE)
+
+
+def test_urls_that_mean_nothing_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"gopher://x/a.tar: there is no way to fetch from it; known are .*https.* s3"
+    ):
+        open_source("gopher://x/a.tar")
+    with pytest.raises(ConfigError, match="a brace is not closed"):
+        open_source("https://x/{000..099.tar")
+
+
+def test_what_needs_every_recording_at_hand_refuses_streams(server):
+    with pytest.raises(DataError, match="is a stream, which only pretraining reads; download"):
+        open_recordings(f"{server.url}/0.tar")
+
+
+def test_a_split_holds_out_one_shard(server):
+    source = stream(server)
+    training, held_out = split_any(source, 5, seed=1)
+    assert sorted(training.urls + held_out.urls) == sorted(source.urls)
+    assert len(held_out.urls) == 1
+    assert {split_any(source, 5, seed)[1].urls for seed in range(9)} != {held_out.urls}
+    assert split_any(source, 0, seed=1) == (source, None)
+    assert split_any(stream(server, 1), 5, seed=1)[1] is None
+
+
+def test_validation_crops_are_the_first_usable_ones_and_fixed():
+    members = {f"{i}.wav": clip(i) for i in range(5)} | {"1.wav": b"no audio" * 99}
+    with serving({"0.tar": tar_of(members)}) as server:
+        source, rejected = stream(server, 1), []
+        crops = fixed_crops(source, 3, 0, RATE, 0.2, rejected=rejected)
+        again = fixed_crops(source, 99, 0, RATE, 0.2)
+    assert [len(crop) for crop in crops] == [1600] * 3
+    assert [path.rpartition("/")[2] for path, _ in rejected] == ["1.wav"]
+    assert len(again) == 4
+    for first, second in zip(crops, again, strict=False):
+        np.testing.assert_array_equal(first, second)
