@@ -8,8 +8,8 @@ is shown with the least and the most. "webdataset" is WebDataset(tars) with a so
 stacked and given to a DataLoader; "soundfile" is a bare loop over the FLAC files without batches.
 
 "per core" counts clips a second of processor time, for rows without workers: on a machine that others use too, it is
-the figure to compare. The last column is the memory traffic that the job cannot do without (16-bit samples read, float32
-written; for FLAC the latter alone) as a share of what copying memory achieves on this machine in processor time.
+the figure to compare. The last column is the memory traffic that the job cannot do without (16-bit samples read,
+float32 written; for FLAC the latter alone) as a share of what copying memory achieves here in processor time.
 """
 
 from __future__ import annotations
