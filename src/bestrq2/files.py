@@ -9,8 +9,16 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from bestrq2.errors import BestRQ2Error, ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_locked: set[Path] = set()
 
 
 def cache_folder(cache: Path | None = None) -> Path:
@@ -72,6 +80,11 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or what a user may write to it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def check_writable(path: Path) -> None:
     """Say before the work that its output could not be written.
 
@@ -99,7 +112,7 @@ def disk_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise BestRQ2Error(
                 f"{place}: the disk is full; what was written before is whole: free space and run the command again"
             ) from error
@@ -108,3 +121,60 @@ def disk_errors(place: Path) -> Iterator[None]:
                 f"{error.filename or place}: cannot be written ({error.strerror}); name another output"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def folder_lock(path: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same lock away from a folder until the block ends.
+
+    The lock is on `path/.lock`. It belongs to this process alone, not to processes forked from it, and the kernel lets
+    go of it however this process ends. Where there are no such locks (Windows) nothing is locked.
+
+    Args:
+        path: an existing folder.
+
+    Raises:
+        ConfigError: another process has the lock; it is named.
+    """
+    if fcntl is None:
+        yield
+        return
+    name = path.resolve() / ".lock"
+    # A process may take its own lock again, and would lose it by closing the file once.
+    if name in _locked:
+        raise ConfigError(f"{path}: another process is writing to it (pid {os.getpid()}); wait or name another folder")
+    file = _locked_file(name)
+    _locked.add(name)
+    try:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+    finally:
+        _locked.discard(name)
+        name.unlink(missing_ok=True)
+        file.close()
+
+
+def _locked_file(name: Path) -> TextIO:
+    """A file of that name, made where there is none, locked for this process."""
+    while True:
+        file = name.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise ConfigError(
+                f"{name.parent}: another process is writing to it (pid {holder}); wait or name another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            return file  # a file system without locks
+        # The holder before may have deleted the file after we opened it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), name.stat()):
+                return file
+        file.close()

@@ -1,0 +1,1 @@
+"""Any source into tars of short, checked, mono 16-bit clips: decoded once, read many times."""

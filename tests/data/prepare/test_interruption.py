@@ -1,0 +1,244 @@
+"""Kills, Ctrl-C, full disks, dying workers: finished shards stay, and the same command ends with the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from bestrq2 import cli
+from bestrq2.data.prepare import cutting, packing, run
+from bestrq2.data.prepare.run import prepare
+from bestrq2.data.shards import writer
+from bestrq2.data.shards.building import build_index
+from bestrq2.errors import BestRQ2Error
+from example_sounds import scene
+
+SECOND = {"segment_seconds": 1.0, "shard_size": 0.15}
+
+
+def start(*arguments, **options) -> multiprocessing.Process:
+    """A prepare in a process of its own."""
+    process = multiprocessing.get_context("fork").Process(target=partial(prepare, *arguments, **options))
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_no_byte(mixed, prepared_mixed, prepared_folder, tmp_path, workers):
+    prepare(str(mixed), tmp_path / "out", num_workers=workers, **SECOND)
+    assert prepared_folder(tmp_path / "out").contents == prepared_mixed.contents
+
+
+def test_a_prepare_killed_at_any_instant_goes_on_to_the_same_bytes(mixed, prepared_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cutting.Options, "segments_per_span", 2)
+    prepare(str(mixed), tmp_path / "whole", num_workers=1, **SECOND)
+    read_span = cutting.read_span
+
+    def slowly(*arguments):
+        time.sleep(0.03)
+        return read_span(*arguments)
+
+    monkeypatch.setattr(cutting, "read_span", slowly)  # no instant of the run shall be missed
+    output = tmp_path / "out"
+    delays = np.random.default_rng(0).uniform(0.15, 0.5, 20)
+    finished: dict[str, tuple[int, int]] = {}
+    kills = 0
+    for delay in delays:
+        process = start(str(mixed), output, num_workers=2, **SECOND)
+        process.join(delay)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        for tar in output.glob("*.tar"):
+            build_index(tar)  # whole
+            stamp = (tar.stat().st_ino, tar.stat().st_mtime_ns)
+            assert finished.setdefault(tar.name, stamp) == stamp  # never written again
+        if (output / "summary.json").exists():
+            break
+    assert kills >= 3
+    monkeypatch.setattr(cutting, "read_span", read_span)
+    prepare(str(mixed), output, num_workers=2, **SECOND)
+    found = prepared_folder(output)
+    assert found.contents == prepared_folder(tmp_path / "whole").contents
+    assert all(tar.stat().st_mtime_ns == finished[tar.name][1] for tar in found.tars if tar.name in finished)
+
+
+@pytest.mark.parametrize("after", ["index", "tar"])
+def test_a_kill_around_the_end_of_a_shard_loses_nothing(
+    mixed, prepared_mixed, prepared_folder, tmp_path, monkeypatch, after
+):
+    written: list[Path] = []
+
+    def killed(function, *arguments):
+        function(*arguments)
+        written.append(arguments)
+        if len(written) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        if after == "index":
+            patch.setattr(writer, "write_index", partial(killed, writer.write_index))
+        else:
+            close = writer.ShardWriter.close
+            patch.setattr(packing.ShardWriter, "close", lambda *arguments: killed(close, *arguments))
+        process = start(str(mixed), tmp_path / "out", num_workers=1, **SECOND)
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list((tmp_path / "out").glob("*.tar"))) == (2 if after == "index" else 3)
+    prepare(str(mixed), tmp_path / "out", num_workers=1, **SECOND)
+    assert prepared_folder(tmp_path / "out").contents == prepared_mixed.contents
+
+
+def test_ctrl_c_leaves_whole_shards_and_says_how_to_go_on(
+    mixed, prepared_mixed, prepared_folder, tmp_path, monkeypatch
+):
+    take, capture = packing.Packing.take, []
+
+    def interrupted(self, span):
+        take(self, span)
+        if span.task.recording == 4:
+            capture.append(self.shards)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing.Packing, "take", interrupted)
+    arguments = [str(mixed), str(tmp_path / "out"), "--segment_seconds", "1", "--shard_size", "0.15"]
+    assert cli.run(["prepare", *arguments]) == 130
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [
+        name for i in range(capture[0]) for name in (f"shard-{i:06d}.tar", f"shard-{i:06d}.tar.index.parquet")
+    ]
+    monkeypatch.undo()
+    assert cli.run(["prepare", *arguments]) == 0
+    assert prepared_folder(tmp_path / "out").contents == prepared_mixed.contents
+
+
+def test_ctrl_c_in_a_terminal_ends_all_processes_with_one_line(tmp_path):
+    """The signal reaches the whole group, as a terminal sends it."""
+    output = tmp_path / "out"
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "long.flac", np.tile(scene(480_000, 1), 20), 44_100)
+    for number in range(400):
+        (tmp_path / "in" / f"m{number}.flac").symlink_to("long.flac")
+    command = [
+        sys.executable,
+        "-c",
+        "from bestrq2.cli import main; main()",
+        "prepare",
+        *map(str, (tmp_path / "in", output)),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not list(output.glob(".shard*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert out == ""
+    remedy = "run the same command again to continue"
+    assert [line for line in err.splitlines() if line and not line.startswith("prepare: ")] == [
+        f"bestrq2 prepare: interrupted: 0 finished shards stay in {output}; {remedy}"
+    ]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no worker is left
+    assert [path.name for path in output.iterdir()] in ([], ["rejected.csv"])
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(
+    mixed, prepared_mixed, prepared_folder, tmp_path, monkeypatch, capsys
+):
+    add = writer.ShardWriter.add
+
+    def full(self, key, *arguments):
+        if int(key[:8]) >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, key, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.ShardWriter, "add", full)
+        arguments = ["prepare", str(mixed), str(tmp_path / "out"), "--segment_seconds", "1", "--shard_size", "0.15"]
+        assert cli.run(arguments) == 1
+    assert "the disk is full; what was written before is whole" in capsys.readouterr().err
+    tars = list((tmp_path / "out").glob("*.tar"))
+    assert tars
+    assert all(len(build_index(tar)) for tar in tars)
+    assert cli.run(arguments) == 0
+    assert prepared_folder(tmp_path / "out").contents == prepared_mixed.contents
+
+
+def test_a_worker_that_dies_is_one_sentence_that_names_the_recording(mixed, tmp_path, monkeypatch):
+    read_span = cutting.read_span
+
+    def killed(decoder, *arguments):
+        if decoder.rate == 8000:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+        return read_span(decoder, *arguments)
+
+    monkeypatch.setattr(cutting, "read_span", killed)
+    message = f"a worker process died (SIGKILL) while it read {mixed / 'e-narrow.wav'}; if memory ran out use fewer"
+    with pytest.raises(BestRQ2Error, match=re.escape(message)) as caught:
+        prepare(str(mixed), tmp_path / "out", num_workers=2, **SECOND)
+    assert type(caught.value) is BestRQ2Error  # exit code 1
+
+
+def test_an_error_of_our_own_in_a_worker_comes_with_its_place(mixed, tmp_path, monkeypatch):
+    def wrong(*_):
+        raise ZeroDivisionError("wrong")
+
+    monkeypatch.setattr(cutting, "content_digest", wrong)
+    with pytest.raises(ZeroDivisionError) as caught:
+        prepare(str(mixed), tmp_path / "out", num_workers=1, **SECOND)
+    assert "content_digest" in "".join(caught.value.__notes__)
+
+
+def test_only_one_run_writes_to_a_folder(mixed, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_pack", lambda *_: time.sleep(60))
+        process = start(str(mixed), output, num_workers=1, **SECOND)
+    while not (output / ".lock").exists() or not (output / ".lock").read_text():
+        time.sleep(0.01)
+    assert cli.run(["prepare", str(mixed), str(output)]) == 2
+    sentence = f"another process is writing to it (pid {process.pid}); wait or name another folder"
+    assert sentence in capsys.readouterr().err
+    process.kill()
+    process.join()
+    prepare(str(mixed), output, num_workers=1, **SECOND)
+    assert not (output / ".lock").exists()
+
+
+def test_a_long_recording_is_continued_within(tmp_path, prepared_folder, monkeypatch):
+    """A shard ends in the middle of a recording, in the middle of a span, and at the end of one."""
+    rate = 1000
+    soundfile.write(tmp_path / "long.wav", scene(2500 * rate, 1), rate)
+    settings = {"sampling_rate": rate, "segment_seconds": 50.0, "shard_size": 0.45, "num_workers": 2}
+    prepare(str(tmp_path / "long.wav"), tmp_path / "whole", **settings)
+    whole = prepared_folder(tmp_path / "whole")
+    assert len(whole.tars) == 10  # of five clips; twelve clips are a span
+    close = packing.Packing._close
+    for stop in (1, 3, 8):
+
+        def stopped(self, stop=stop):
+            close(self)
+            if self.shards == stop:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(packing.Packing, "_close", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(str(tmp_path / "long.wav"), tmp_path / "out", **settings)
+    prepare(str(tmp_path / "long.wav"), tmp_path / "out", **settings)
+    assert prepared_folder(tmp_path / "out").contents == whole.contents
