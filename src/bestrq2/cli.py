@@ -26,6 +26,21 @@ def _pretrain(argv: Sequence[str]) -> None:
     print(f"{folder}: done. Embed audio with: bestrq2 embed {folder} FOLDER --output embeddings.parquet")
 
 
+def _prepare(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
+    from bestrq2.data.prepare import check, run
+
+    parser = flags.make_parser("prepare", "Decode, resample and check any source once, and pack it into tars.")
+    parser.add_function_arguments(run.prepare, as_group=False, as_positional=True)
+    parser.add_argument("--check", action="store_true", help="check what lies in OUTPUT instead: every shard and clip")
+    values = _values(flags.parse_flags(parser, argv))
+    if values.pop("check"):
+        check.check_prepared(values["output"], values["num_workers"])
+    else:
+        run.prepare(**values)
+    print(values["output"])
+
+
 def _embed(argv: Sequence[str]) -> None:
     from bestrq2 import flags
     from bestrq2.inference.corpus import embed_corpus
@@ -90,6 +105,7 @@ def _values(parsed: object) -> dict[str, Any]:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "demo": (_demo, "pretrain tiny encoders on synthetic audio, probe them, write a report (minutes, no GPU)"),
     "pretrain": (_pretrain, "pretrain an encoder on a folder of recordings"),
+    "prepare": (_prepare, "decode, check and pack any source into tars that are read fast"),
     "soundworld": (_soundworld, "write the synthetic corpus and its labelled tasks"),
     "embed": (_embed, "embed every recording of a corpus into a Parquet file"),
     "probe": (_probe, "linear probe and k-NN on labelled audio, beside the baselines"),

@@ -38,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]):
     assert cli.run([]) == 0
     overview = capsys.readouterr().out
-    for command in ("demo", "pretrain", "soundworld", "embed", "probe", "info"):
+    for command in ("demo", "pretrain", "prepare", "soundworld", "embed", "probe", "info"):
         assert re.search(rf"^  {command} ", overview, re.MULTILINE)
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out == f"bestrq2 {bestrq2.__version__}\n"
