@@ -16,8 +16,8 @@ from machine import matrix_product_peak, seconds_per_call
 import bestrq2
 from bestrq2.inference.cost import cost
 from bestrq2.model.masking import draw_hidden_mask
-from bestrq2.train.config import OptimizerConfig
 from bestrq2.train.optimizer import make_optimizer
+from bestrq2.train.settings import OptimizerConfig
 
 
 def clips_per_second(recipe: str, batch: int, device: torch.device, bf16: bool) -> tuple[float, float]:

@@ -6,6 +6,7 @@ All else is imported inside the commands, so that `--help` is quick and Ctrl-C i
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,16 +14,19 @@ from typing import Any
 from bestrq2._version import __version__
 from bestrq2.errors import BestRQ2Error, ConfigError
 
-# Wrong input, and what a shell expects of a program that Ctrl-C ended.
-EXIT_WRONG_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
+# Wrong input; a failing machine; a program that a signal ended has 128 and its number, as shells and schedulers expect.
+EXIT_WRONG_INPUT, EXIT_FAILURE, EXIT_SIGNAL = 2, 1, 128
 
 
 def _pretrain(argv: Sequence[str]) -> None:
     from bestrq2.train.config import parse_arguments
     from bestrq2.train.pretraining import run_pretraining
+    from bestrq2.train.processes import first_process
 
     config, resume = parse_arguments(argv)
     folder = run_pretraining(config, resume=resume)
+    if not first_process():
+        return
     print(f"{folder}: done. Embed audio with: bestrq2 embed {folder} FOLDER --output embeddings.parquet")
 
 
@@ -39,6 +43,15 @@ def _prepare(argv: Sequence[str]) -> None:
     else:
         run.prepare(**values)
     print(values["output"])
+
+
+def _replay(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
+    from bestrq2.train.replay import replay
+
+    parser = flags.make_parser("replay", "Do a step again that a run saved because it was not finite, and say why.")
+    parser.add_function_arguments(replay, as_group=False, as_positional=True)
+    print(replay(**_values(flags.parse_flags(parser, argv))))
 
 
 def _embed(argv: Sequence[str]) -> None:
@@ -106,6 +119,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "demo": (_demo, "pretrain tiny encoders on synthetic audio, probe them, write a report (minutes, no GPU)"),
     "pretrain": (_pretrain, "pretrain an encoder on a folder of recordings"),
     "prepare": (_prepare, "decode, check and pack any source into tars that are read fast"),
+    "replay": (_replay, "do a failed training step again and say where it stopped being finite"),
     "soundworld": (_soundworld, "write the synthetic corpus and its labelled tasks"),
     "embed": (_embed, "embed every recording of a corpus into a Parquet file"),
     "probe": (_probe, "linear probe and k-NN on labelled audio, beside the baselines"),
@@ -149,7 +163,7 @@ def run(argv: Sequence[str]) -> int:
         return EXIT_FAILURE if type(error) is BestRQ2Error else EXIT_WRONG_INPUT
     except KeyboardInterrupt as error:
         print(f"\nbestrq2 {name}: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_SIGNAL + int(getattr(error, "signal", signal.SIGINT))
     return 0
 
 

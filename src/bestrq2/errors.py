@@ -22,3 +22,15 @@ class CheckpointError(BestRQ2Error):
 
 class DataError(BestRQ2Error):
     """A source of data is missing, empty, or holds nothing usable."""
+
+
+class StoppedBySignal(KeyboardInterrupt):
+    """Work ended early, with whole files, because a signal asked for it; not an error, but no full success either.
+
+    Attributes:
+        signal: number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+import torch
+from safetensors.torch import load_file
 
 from bestrq2.train.pretraining import pretrain
 
@@ -66,3 +69,20 @@ def flags(steps: int = 6) -> list[str]:
     groups = {"model": MODEL, "loader": LOADER, "trainer": {**TRAINER, "max_steps": steps}}
     pairs = [(f"--{group}.{key}", str(value)) for group, values in groups.items() for key, value in values.items()]
     return ["--recipe", "demo", *(word for pair in pairs for word in pair)]
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The exported tensors."""
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two runs exported the same numbers, bit by bit."""
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

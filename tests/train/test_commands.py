@@ -22,7 +22,7 @@ from small_run import flags, recording, write_recordings
 
 import bestrq2
 from bestrq2 import cli
-from bestrq2.train import callbacks
+from bestrq2.train import checkpoints
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
@@ -178,17 +178,17 @@ def test_an_output_below_a_file(tmp_path: Path, recordings: Path, capsys: pytest
     assert "cannot be written" in refused(capsys, "pretrain", "--data", str(recordings), "--output", output, *flags())
 
 
-def test_a_full_disk_leaves_whole_files(
+def test_a_disk_that_is_full_at_the_end_leaves_whole_files_and_can_be_resumed(
     tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    original = callbacks.whole_file
+    original = checkpoints.whole_file
 
     def full(path: Path):
-        if path.name == "last.ckpt" and path.exists():
+        if path.name == "step-00000006.ckpt":
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(path)
 
-    monkeypatch.setattr(callbacks, "whole_file", full)
+    monkeypatch.setattr(checkpoints, "whole_file", full)
     run = tmp_path / "run"
     line = refused(capsys, "pretrain", "--data", str(recordings), "--output", str(run), *flags(), code=1)
     assert "the disk is full" in line

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,18 +14,23 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batches import AudioBatch
 from bestrq2.data.rejections import RejectionLog
+from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
-from bestrq2.files import disk_errors, whole_file, write_folder
+from bestrq2.files import disk_errors, write_folder
 from bestrq2.inference.embedder import Embedder
 from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.train.checkpoints import RunCheckpointIO
 from bestrq2.train.module import PretrainingModule, add_diagnostics, padding_mask, summarise
+from bestrq2.train.processes import gathered
 from bestrq2.train.run_folder import RunFolder
+from bestrq2.train.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,26 @@ class MovingAverage(EMAWeightAveraging):
         return average.module if average is not None and int(average.n_averaged) > 0 else None
 
 
+def whole_state(trainer: pl.Trainer, module: PretrainingModule) -> dict[str, Tensor] | None:
+    """The weights of a model that is cut into shards, put together on the first process; None where it is whole."""
+    if not isinstance(module.model, FSDPModule):
+        return None
+    state = trainer.strategy.lightning_module_state_dict()
+    return {name.removeprefix("model."): value for name, value in state.items()}
+
+
+@contextmanager
+def usable_parts(model: BestRQ2ForPreTraining) -> Iterator[None]:
+    """In this block parts of a model may be called by themselves, also where it is cut into shards."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+    try:
+        yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+
 def model_in_use(trainer: pl.Trainer, module: PretrainingModule) -> BestRQ2ForPreTraining:
     """The model that is validated, probed and exported: averaged weights where there are any."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -88,16 +110,25 @@ class Evaluation(pl.Callback):
         settings, last = module.config.trainer, step == module.config.trainer.max_steps
         every = settings.val_every_n_steps
         values: dict[str, Tensor | float] = {}
-        if self.batches and every and (step % every == 0 or last):
-            values |= self.validate(trainer, module)
-        if self.probe is not None and (step % module.config.probe.every_n_steps == 0 or last):
-            model = model_in_use(trainer, module).base_model
-            values |= self.probe.run(Embedder(model, module.device, name="encoder"))
+        with usable_parts(module.model):
+            if self.batches and every and (step % every == 0 or last):
+                values |= self.validate(trainer, module)
+            if self.probe is not None and (step % module.config.probe.every_n_steps == 0 or last):
+                values |= self._probe(trainer, module)
         module.model.train()
         if values:
             module.publish(values, step)
             if "validation/loss" in values:
-                module.validation = (float(values["validation/loss"]), step)
+                # The same number everywhere: it decides whether all save together.
+                module.validation = (trainer.strategy.broadcast(float(values["validation/loss"])), step)
+
+    def _probe(self, trainer: pl.Trainer, module: PretrainingModule) -> dict[str, float]:
+        """Scores of the online probe; replicas leave the work to the first process."""
+        assert self.probe is not None
+        if not trainer.is_global_zero and not isinstance(module.model, FSDPModule):
+            return {}
+        model = model_in_use(trainer, module).base_model
+        return self.probe.run(Embedder(model, module.device, name="encoder"))
 
     @torch.no_grad()
     def validate(self, trainer: pl.Trainer, module: PretrainingModule) -> dict[str, Tensor]:
@@ -113,18 +144,26 @@ class Evaluation(pl.Callback):
 
 
 class RunKeeper(pl.Callback):
-    """Writes checkpoints, the model folder and the list of rejected files, and stops cleanly on Ctrl-C.
+    """Writes checkpoints, the model folder and the list of rejected files, and stops where it is asked to.
 
     Args:
         folder: of the run.
         rejections: where rejected recordings are listed.
+        io: how states are saved.
+        stop: who asks to stop.
+        start: steps done before.
     """
 
-    def __init__(self, folder: RunFolder, rejections: RejectionLog) -> None:
+    def __init__(
+        self, folder: RunFolder, rejections: RejectionLog, io: RunCheckpointIO, stop: StopRequest, start: int
+    ) -> None:
         self.folder = folder
         self.rejections = rejections
-        self.interrupted = False
+        self.io = io
+        self.stop = stop
+        self.start = start
         self.best = float("inf")
+        self._rejected: list[tuple[str, str]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation loss so far."""
@@ -134,51 +173,59 @@ class RunKeeper(pl.Callback):
         """Take up the best validation loss so far."""
         self.best = state_dict["best"]
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """In this block the first Ctrl-C (or SIGTERM) ends training after the step, the second at once."""
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check, before anything is restored, that all processes see the same run.
 
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-            logger.warning("stopping after this step; press Ctrl-C again to stop at once")
+        Raises:
+            ConfigError: if they do not.
+        """
+        starts = gathered(self.start)
+        if len(set(starts)) > 1:
+            raise ConfigError(
+                f"{self.folder.root}: the processes find checkpoints of different steps there ({sorted(set(starts))}); "
+                "put the run on storage that all machines share"
+            )
 
-        if threading.current_thread() is not threading.main_thread():
-            yield  # whoever runs the thread stops it
-            return
-        handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen for signals."""
+        self.stop.take_over()
+        self.stop.connect()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """List rejected files; checkpoint when it is time or the run is to stop."""
-        if batch.rejected and trainer.is_global_zero and self.rejections.add(batch.rejected):
-            logger.info("%d recordings rejected so far, listed in %s", len(self.rejections), self.rejections.path)
+        self._rejected += batch.rejected
         step = finished_step(module, batch)
         if step is None:
             return
         settings = module.config.trainer
-        due = step % settings.checkpoint_every_n_steps == 0 or step == settings.max_steps
+        stopping = self.stop.agreed()
+        due = step % settings.checkpoint_every_n_steps == 0 or step == settings.max_steps or stopping
+        if due or trainer.world_size == 1:
+            self._list_rejected(trainer)
         loss, validated = module.validation
-        if validated == step and loss < self.best:
+        best = validated == step and loss < self.best
+        if best:
             self.best = loss
-            self._save(trainer, "best.ckpt")
-        if due or self.interrupted:
+        if due:
             # The model first: whoever finds the checkpoint of a step finds its model too.
             self._export(trainer, module)
-            self._save(trainer, "last.ckpt")
-        if self.interrupted:
+        if due or best:
+            trainer.save_checkpoint(self.io.store.path(step))
+            if trainer.is_global_zero and self.io.failure is None:
+                if best:
+                    self.io.store.mark_best(step)
+                self.io.store.prune(step)
+        if stopping:
             trainer.should_stop = True
 
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
-        with disk_errors(self.folder.root), whole_file(self.folder.checkpoints / name) as temporary:
-            trainer.save_checkpoint(temporary)
+    def _list_rejected(self, trainer: pl.Trainer) -> None:
+        rejected = [entry for entries in gathered(self._rejected) for entry in entries]
+        self._rejected = []
+        if trainer.is_global_zero and rejected and self.rejections.add(rejected):
+            logger.info("%d recordings rejected so far, listed in %s", len(self.rejections), self.rejections.path)
 
     def _export(self, trainer: pl.Trainer, module: PretrainingModule) -> None:
+        state = whole_state(trainer, module)
         if not trainer.is_global_zero:
             return
         model = model_in_use(trainer, module)
@@ -187,10 +234,17 @@ class RunKeeper(pl.Callback):
         def fill(folder: Path) -> None:
             try:
                 with quiet_hub():
-                    model.save_pretrained(folder)
+                    model.save_pretrained(folder, state_dict=state)
                     extractor.save_pretrained(folder)
             except SafetensorError as error:  # hides the number of the system's error
                 raise OSError(errno.ENOSPC, str(error)) from error
 
-        with disk_errors(self.folder.root):
-            write_folder(self.folder.model, fill)
+        try:
+            with disk_errors(self.folder.root):
+                write_folder(self.folder.model, fill)
+        except BestRQ2Error as error:
+            logger.warning("the model could not be written (%s); training goes on", error)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """No more steps follow."""
+        self.stop.close()

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from bestrq2.train.config import OptimizerConfig
+from bestrq2.train.settings import OptimizerConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, object]]:

@@ -6,39 +6,53 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.loggers import Logger
 
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batches import AudioBatch, Crop, CropKey, collate
 from bestrq2.data.feeding import count_recordings, fixed_crops, make_feed, split_any
 from bestrq2.data.labelled import load_labelled
 from bestrq2.data.opening import open_source
+from bestrq2.data.prepare.summary import prepared_statistics
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.remote import StreamSource
 from bestrq2.data.sources import Source
-from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
-from bestrq2.files import disk_errors
+from bestrq2.files import disk_errors, folder_lock
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-from bestrq2.model.transformer import Transformer
 from bestrq2.report.of_run import write_run_report
 from bestrq2.train.callbacks import Evaluation, MovingAverage, RunKeeper
-from bestrq2.train.config import PretrainConfig, changed_settings, resolve
-from bestrq2.train.metrics import MetricsFile
-from bestrq2.train.module import MaskDrawer, PretrainingModule
-from bestrq2.train.optimizer import ema_decay, warmup_steps
+from bestrq2.train.checkpoints import RunCheckpointIO
+from bestrq2.train.config import resolve
+from bestrq2.train.failures import FailureKeeper
+from bestrq2.train.loggers import make_loggers
+from bestrq2.train.module import MaskDrawer, PretrainingModule, ShardedPretrainingModule, checkpoint_activations
+from bestrq2.train.optimizer import ema_decay, learning_rate_factor, warmup_steps
+from bestrq2.train.processes import (
+    ChildEndFilter,
+    cluster_environment,
+    connected,
+    first_process,
+    launched_shape,
+    lost_peers_named,
+    make_strategy,
+    started_by_lightning,
+    watch_parent,
+)
 from bestrq2.train.progress import Progress
 from bestrq2.train.run_folder import RunFolder
+from bestrq2.train.settings import PretrainConfig, changed_settings
 from bestrq2.train.shard_counts import ShardCounts, with_known_counts
 from bestrq2.train.statistics import band_statistics
+from bestrq2.train.stopping import StopRequest
+from bestrq2.train.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +74,8 @@ def pretrain(
     optimizer: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
     probe: dict[str, Any] | None = None,
+    watch: dict[str, Any] | None = None,
+    logging: dict[str, Any] | None = None,
 ) -> Path:
     """Pretrain an encoder on unlabelled audio.
 
@@ -74,6 +90,8 @@ def pretrain(
         optimizer: see `OptimizerConfig`.
         trainer: see `TrainerConfig`.
         probe: see `OnlineProbeConfig`.
+        watch: see `WatchConfig`.
+        logging: see `LoggingConfig`.
 
     Returns:
         The run folder.
@@ -86,6 +104,7 @@ def pretrain(
     settings: dict[str, Any] = {
         "recipe": recipe, "data": source.name if source else str(data), "output": str(output), "seed": seed,
         "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer, "probe": probe,
+        "watch": watch, "logging": logging,
     }  # fmt: skip
     return run_pretraining(resolve(settings), resume=resume, source=source)
 
@@ -93,20 +112,31 @@ def pretrain(
 def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source | StreamSource | None = None) -> Path:
     """Pretrain as configured; see `pretrain`."""
     source = open_source(config.data) if source is None else source
-    folder = RunFolder(config.output)
-    folder.create(resume)
-    start = _resume_point(folder, config) if resume else 0
-    with disk_errors(folder.root), quiet_lightning():
+    folder, first = RunFolder(config.output), first_process()
+    if started_by_lightning():
+        watch_parent()
+    if first:
+        folder.create(resume)
+    stop = StopRequest()
+    with (
+        disk_errors(folder.root),
+        quiet_lightning(),
+        folder_lock(folder.root) if first else nullcontext(),
+        stop.listening(),
+        lost_peers_named(folder.root),
+    ):
+        start, checkpoint = _resume_point(folder, config, count_recordings(source)) if resume else (0, None)
         if start == config.trainer.max_steps and folder.report.exists():
             logger.info("%s: all %d steps are done already", folder.root, start)
             return folder.root
-        folder.write_config(config.to_dict())
         source = with_known_counts(source, folder.root / _SHARD_COUNTS)
         training, held_out = split_any(source, config.loader.validation_clips, config.seed)
-        counts = {"recordings": count_recordings(source), "held_out": count_recordings(held_out)}
-        folder.write_environment(counts)
-        run = _Run(config, folder, training, held_out, start)
-        run.fit()
+        if first:
+            folder.remove_leftovers()
+            folder.write_config(config.to_dict())
+            counts = {"recordings": count_recordings(source), "held_out": count_recordings(held_out)}
+            folder.write_environment(counts)
+        _Run(config, folder, training, held_out, start, checkpoint, stop).fit()
     return folder.root
 
 
@@ -120,9 +150,12 @@ class _Run:
         training: Source | StreamSource,
         held_out: Source | StreamSource | None,
         start: int,
+        checkpoint: Path | None,
+        stop: StopRequest,
     ) -> None:
-        self.config, self.folder, self.start = config, folder, start
+        self.config, self.folder, self.start, self.checkpoint, self.stop = config, folder, start, checkpoint, stop
         self.rejections = RejectionLog(folder.rejected)
+        self.io = RunCheckpointIO(folder.store(config.trainer))
         model = config.model
         shortest = model.min_training_samples
         self.feed = make_feed(training, model.sampling_rate, model.max_seconds, config.seed, shortest)
@@ -130,24 +163,33 @@ class _Run:
         with quiet_hub():
             pretraining_model = BestRQ2ForPreTraining(model)
         if config.trainer.gradient_checkpointing:
-            for part in pretraining_model.modules():
-                if isinstance(part, Transformer):
-                    part.gradient_checkpointing = True
-        self.module = PretrainingModule(pretraining_model, config)
+            checkpoint_activations(pretraining_model)
+        kind = ShardedPretrainingModule if config.trainer.strategy == "fsdp" else PretrainingModule
+        self.module = kind(pretraining_model, config)
         if model.uses_dataset_statistics and not start:
-            self._estimate_statistics()
-        self.keeper = RunKeeper(folder, self.rejections)
+            self._set_statistics(training)
+        self.keeper = RunKeeper(folder, self.rejections, self.io, stop, start)
         self.shown = self._fixed_crops(held_out or training, config.loader.validation_clips or _SHOWN)
         self.trainer = self._trainer(self.shown if held_out else [])
 
-    def _estimate_statistics(self) -> None:
+    def _set_statistics(self, training: Source | StreamSource) -> None:
+        """Take the statistics of a prepared corpus; estimate those of any other."""
+        encoder = self.module.model.base_model
+        if isinstance(training, Source) and (known := prepared_statistics(training, self.config.model)):
+            logger.info("%s: mean and deviation per mel band are those of its summary", training.name)
+            encoder.set_statistics(*known)
+            return
         clips = self.config.loader.statistics_clips
         batch_size = min(_VALIDATION_BATCH, clips)
         steps = -(-clips // batch_size)
         batches = self.feed.loader(batch_size, num_workers=self.config.loader.num_workers, max_steps=steps)
-        mean, deviation, rejected = band_statistics(self.module.model.base_model, batches)
-        self.rejections.add(rejected)
-        self.module.model.base_model.set_statistics(mean, deviation)
+        mean, deviation, rejected = band_statistics(encoder, batches)
+        self._reject(rejected)
+        encoder.set_statistics(mean, deviation)
+
+    def _reject(self, rejected: list[tuple[str, str]]) -> None:
+        if first_process():
+            self.rejections.add(rejected)
 
     def _fixed_crops(self, source: Source | StreamSource, count: int) -> list[np.ndarray]:
         model = self.config.model
@@ -161,7 +203,7 @@ class _Run:
             model.min_training_samples,
             rejected,
         )
-        self.rejections.add(rejected)
+        self._reject(rejected)
         if not crops:
             logger.warning("not one of the recordings held out can be used: no validation")
         return crops
@@ -172,39 +214,33 @@ class _Run:
         if settings.ema:
             steps = warmup_steps(settings.max_steps, config.optimizer)
             callbacks.append(MovingAverage(ema_decay(settings.max_steps, config.optimizer), steps))
-        callbacks += [Evaluation(self._validation_batches(held_out), self._online_probe()), self.keeper, Progress()]
-        callbacks.append(ShardCounts(self.folder.root / _SHARD_COUNTS))
-        launched = "SLURM_NTASKS" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+        evaluation, progress = Evaluation(self._validation_batches(held_out), self._online_probe()), Progress()
+        failures = FailureKeeper(self.folder.root, config.watch.max_skipped_in_a_row)
+        watch = Watch(config, self.folder.warnings, progress.clock)
+        callbacks += [failures, evaluation, watch, self.keeper, progress, ShardCounts(self.folder.root / _SHARD_COUNTS)]
         try:
+            devices, num_nodes = launched_shape(settings)
             return pl.Trainer(
                 accelerator=settings.accelerator,
-                devices=settings.devices,
+                devices=devices,
+                num_nodes=num_nodes,
+                strategy=make_strategy(settings, devices, num_nodes),
                 precision=settings.precision,  # type: ignore[arg-type]
                 max_steps=settings.max_steps,
                 max_epochs=-1,
                 accumulate_grad_batches=settings.accumulate_grad_batches,
                 gradient_clip_val=settings.gradient_clip_val,
                 callbacks=callbacks,
-                logger=self._loggers(),
+                logger=make_loggers(config, self.folder, self.start),
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
                 default_root_dir=self.folder.root,
-                plugins=None if launched else [LightningEnvironment()],
+                plugins=[cluster_environment(), self.io],
             )
         except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
             raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-
-    def _loggers(self) -> list[Logger]:
-        loggers: list[Logger] = [MetricsFile(self.folder.metrics, self.start)]
-        try:
-            from lightning.pytorch.loggers import TensorBoardLogger
-
-            loggers.append(TensorBoardLogger(self.folder.root, name="tensorboard", version=""))
-        except ModuleNotFoundError:
-            logger.info("no TensorBoard events: pip install 'bestrq2[tensorboard]' adds them")
-        return loggers
 
     @staticmethod
     def _validation_batches(crops: list[np.ndarray]) -> list[AudioBatch]:
@@ -223,14 +259,20 @@ class _Run:
         Raises:
             KeyboardInterrupt: if stopped.
         """
-        resume_from = self.folder.last_checkpoint if self.start else None
         if self.start < self.config.trainer.max_steps:
-            with self.keeper.listening():
-                self.trainer.fit(self.module, self._loader(), ckpt_path=resume_from, weights_only=True)
+            self.trainer.fit(self.module, self._loader(), ckpt_path=self.checkpoint, weights_only=True)
         if self.trainer.is_global_zero and self.folder.model.is_dir():
             write_run_report(self.folder.root, self.shown)
-        if self.keeper.interrupted:
-            raise KeyboardInterrupt(f"stopped after step {self.trainer.global_step} of {self.folder.root}")
+        if connected():
+            self.trainer.strategy.barrier()
+        if self.io.failure:
+            raise BestRQ2Error(
+                f"{self.folder.root}: the disk is full: the last state could not be saved ({self.io.failure}); what "
+                "was written before is whole: free space and run the command again with --resume"
+            )
+        # Lightning would take another exit code of a process it started for a crash.
+        if self.stop.stopping and not started_by_lightning():
+            raise self.stop.error(f"after step {self.trainer.global_step} of {self.folder.root}")
 
     def _loader(self) -> Any:
         config = self.config
@@ -252,41 +294,54 @@ class _Run:
         )
 
 
-def _resume_point(folder: RunFolder, config: PretrainConfig) -> int:
-    """Steps done in the run that lies here; 0 where there is none.
+def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int | None) -> tuple[int, Path | None]:
+    """Steps done in the run that lies here, and its newest sound state; (0, None) where there is none.
 
     Raises:
-        ConfigError: if the settings differ in what makes it another run.
-        CheckpointError: if the checkpoint is damaged.
+        ConfigError: if settings or data differ in what makes it another run.
+        CheckpointError: if every state is damaged.
     """
     if not folder.config.exists():
-        return 0
-    changes = changed_settings(folder.read_config(), config.to_dict())
+        return 0, None
+    old = folder.read_config()
+    step, path = folder.store(config.trainer).newest()
+    changes = changed_settings(old, config.to_dict())
+    before = folder.read_environment().get("recordings")
+    if before is not None and recordings is not None and before != recordings:
+        changes.append(f"data held {before} recordings and now holds {recordings}")
     if changes:
         raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")
-    if not folder.last_checkpoint.exists():
-        return 0
-    try:
-        checkpoint = torch.load(folder.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return int(checkpoint["global_step"])
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder.last_checkpoint}: damaged ({type(error).__name__}); delete it to start the run anew"
-        ) from error
+    planned = old["trainer"]["max_steps"]
+    if path is not None and config.trainer.max_steps > planned:
+        rates = [
+            config.optimizer.lr * learning_rate_factor(step, steps, config.optimizer)
+            for steps in (planned, config.trainer.max_steps)
+        ]
+        logger.info(
+            "%s: extended from %d to %d steps; the learning rate follows the curve of the longer run from step %d on "
+            "(%.3g instead of %.3g)", folder.root, planned, config.trainer.max_steps, step, rates[1], rates[0],
+        )  # fmt: skip
+    return step, path
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's notices (devices, tips, workers) from hiding ours."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    levels = {name: logging.getLogger(name).level for name in names}
+    launcher, reword = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script"), ChildEndFilter()
+    levels = {name: logging.getLogger(name).level for name in (*names, launcher.name, "bestrq2")}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
+    launcher.setLevel(logging.INFO)
+    launcher.addFilter(reword)
+    if not first_process():
+        logging.getLogger("bestrq2").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             warnings.filterwarnings("ignore", message=r".*(srun|LeafSpec|isinstance\(treespec|lr_scheduler\.step).*")
             yield
     finally:
+        launcher.removeFilter(reword)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

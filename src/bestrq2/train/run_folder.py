@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ import yaml
 from bestrq2._version import __version__
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.files import write_text
+from bestrq2.train.checkpoints import CheckpointStore
+from bestrq2.train.settings import TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,9 @@ class RunFolder:
         """Where training states lie."""
         return self.root / "checkpoints"
 
-    @property
-    def last_checkpoint(self) -> Path:
-        """The newest training state."""
-        return self.checkpoints / "last.ckpt"
+    def store(self, trainer: TrainerConfig) -> CheckpointStore:
+        """The training states, kept as the settings say."""
+        return CheckpointStore(self.checkpoints, trainer.keep_last, trainer.keep_every_n_steps)
 
     @property
     def metrics(self) -> Path:
@@ -55,6 +57,11 @@ class RunFolder:
     def rejected(self) -> Path:
         """Recordings that could not be used."""
         return self.root / "rejected.csv"
+
+    @property
+    def warnings(self) -> Path:
+        """What was warned of in the course of training."""
+        return self.root / "warnings.txt"
 
     @property
     def environment(self) -> Path:
@@ -79,11 +86,13 @@ class RunFolder:
         """
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"{self.root}: this is a file; give --output a folder")
-        if self.last_checkpoint.exists() and not resume:
+        if CheckpointStore(self.checkpoints).steps() and not resume:
             raise ConfigError(
                 f"{self.root}: holds a run already; add --resume to continue it, or name another --output"
             )
-        if self.root.is_dir() and not self.config.exists() and any(self.root.iterdir()):
+        # A run that was killed at its very start leaves nothing but an empty folder of checkpoints and hidden files.
+        foreign = [path for path in self.root.glob("[!.]*") if path != self.checkpoints]
+        if self.root.is_dir() and not self.config.exists() and foreign:
             raise ConfigError(f"{self.root}: is not empty and holds no run; name a new folder with --output")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -105,6 +114,23 @@ class RunFolder:
         if not isinstance(loaded, dict):
             raise CheckpointError(f"{self.config}: holds no settings")
         return loaded
+
+    def read_environment(self) -> dict[str, Any]:
+        """What the run ran on when it was last started; empty where that is not known."""
+        try:
+            loaded = json.loads(self.environment.read_text())
+        except (OSError, ValueError):
+            return {}
+        return loaded if isinstance(loaded, dict) else {}
+
+    def remove_leftovers(self) -> None:
+        """Delete what a killed process was writing."""
+        for folder in (self.root, self.checkpoints):
+            for leftover in folder.glob(".*.tmp"):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write the resolved settings."""

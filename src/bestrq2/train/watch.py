@@ -1,0 +1,212 @@
+"""Warnings with advice: what a person who looks at the curves would see. They change nothing of what is trained."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from bestrq2.files import write_text
+from bestrq2.train.callbacks import finished_step
+from bestrq2.train.optimizer import warmup_steps
+from bestrq2.train.settings import PretrainConfig
+from bestrq2.train.waiting import DataClock
+
+logger = logging.getLogger(__name__)
+
+# The share of time spent waiting is judged over at least so many steps and seconds.
+_WINDOW_STEPS, _WINDOW_SECONDS = 50, 30.0
+# A mean loss that is lower by less than this, in nats, has not fallen.
+_IMPROVEMENT = 0.01
+# How often each kind of warning is given: when it starts, and once more if it went away and came back.
+_TIMES = 2
+
+
+class WarningList:
+    """Gives each kind of warning when it begins to hold, at most twice, into the log and `warnings.txt`.
+
+    Args:
+        path: the file; made with the first warning, one line each.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.given: dict[str, int] = {}
+        self.holding: set[str] = set()
+
+    def judge(self, kind: str, step: int, text: str | None) -> None:
+        """Take note of how things are.
+
+        Args:
+            kind: of warning.
+            step: steps done.
+            text: the warning in one line; None where there is nothing to warn of.
+        """
+        if text is None:
+            self.holding.discard(kind)
+            return
+        if kind in self.holding:
+            return
+        self.holding.add(kind)
+        self.given[kind] = self.given.get(kind, 0) + 1
+        if self.given[kind] > _TIMES:
+            return
+        logger.warning("step %d: %s", step, text)
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                file.write(f"step {step}: {text}\n".encode())
+        except OSError as error:
+            logger.info("%s: cannot be written (%s)", self.path, error.strerror)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps, which a resumed run makes again."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if int(line.removeprefix("step ").partition(":")[0]) <= step]
+        if len(kept) < len(lines):
+            write_text(self.path, "".join(kept))
+
+
+class Watch(pl.Callback):
+    """Warns when the codes collapse, the data comes too slowly, the loss stalls, or steps are skipped.
+
+    Args:
+        config: of the run; thresholds in `WatchConfig`.
+        path: `warnings.txt` of the run.
+        clock: how long training waited for data.
+    """
+
+    def __init__(self, config: PretrainConfig, path: Path, clock: DataClock) -> None:
+        self.config = config
+        self.clock = clock
+        self.warnings = WarningList(path)
+        self._codes: dict[str, str | None] = {}
+        self._skipped = 0.0
+        # Excess loss in this stretch of steps: sum, count, where it began; and the mean of the stretch before.
+        self._stretch = [0.0, 0.0, float(warmup_steps(config.trainer.max_steps, config.optimizer))]
+        self._mean_before = math.nan
+        self._window: tuple[int, float, float] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was warned of, but for waiting, which is another matter on another day."""
+        given = {kind: times for kind, times in self.warnings.given.items() if kind != "waiting"}
+        holding = sorted(self.warnings.holding - {"waiting"})
+        codes = {stage: text for stage, text in self._codes.items() if text is not None}
+        stall = {"stretch": self._stretch, "mean_before": self._mean_before}
+        return {"given": given, "holding": holding, "codes": codes, "skipped": self._skipped, **stall}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on as if there had been no interruption."""
+        self.warnings.given, self.warnings.holding = dict(state_dict["given"]), set(state_dict["holding"])
+        self._codes, self._skipped = dict(state_dict["codes"]), state_dict["skipped"]
+        self._stretch, self._mean_before = list(state_dict["stretch"]), state_dict["mean_before"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop the warnings of steps that will be made again."""
+        if trainer.is_global_zero:
+            self.warnings.forget_after(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at what this step logged."""
+        step = finished_step(module, batch)
+        if step is None or not trainer.is_global_zero:
+            return
+        settings = self.config.trainer
+        if step % settings.log_every_n_steps == 0 or step == settings.max_steps:
+            self.look_at_skipped(module.latest, step)
+            self.look_at_loss(module.latest, step)
+            self.look_at_codes(module.latest, "train", step)
+        if module.validation[1] == step:
+            self.look_at_codes(module.latest, "validation", step)
+        self.look_at_waiting(step)
+
+    def look_at_codes(self, latest: Mapping[str, float], stage: str, step: int) -> None:
+        """Warn where few codes are in use.
+
+        Args:
+            latest: newest logged values by name.
+            stage: "train" or "validation", whose values are new.
+            step: steps done.
+        """
+        watch, model = self.config.watch, self.config.model
+        perplexity, coverage, top_share = (
+            latest.get(f"{stage}/{name}", math.nan) for name in ("code_perplexity", "code_coverage", "top_code_share")
+        )
+        if not math.isfinite(latest.get(f"{stage}/loss", math.nan)):
+            return
+        fault = None
+        if perplexity < watch.min_code_perplexity:
+            fault = f"perplexity {perplexity:.1f} of {model.codebook_size}"
+        elif coverage < watch.min_code_coverage and self._targets(stage) >= model.codebook_size:
+            fault = f"{100 * coverage:.2g} % of {model.codebook_size} codes in use"
+        elif top_share > watch.max_top_code_share:
+            fault = f"the commonest code is {100 * top_share:.0f} % of all"
+        self._codes[stage] = fault and (
+            f"the {stage} targets collapse ({fault}): the model can win by naming a few codes; set "
+            "model.quantizer_normalization layernorm or model.input_normalization dataset, and listen to the data"
+        )
+        self.warnings.judge("codes", step, next((text for text in self._codes.values() if text), None))
+
+    def _targets(self, stage: str) -> float:
+        """About how many hidden patches the logged values are taken over."""
+        model, loader = self.config.model, self.config.loader
+        clips = loader.validation_clips
+        if stage == "train":
+            clips = loader.batch_size * self.config.trainer.log_every_n_steps
+        columns = model.columns(round(model.max_seconds * model.sampling_rate))
+        return clips * columns * model.patch_rows * model.mask_ratio[0]
+
+    def look_at_loss(self, latest: Mapping[str, float], step: int) -> None:
+        """Warn where the loss stays above the entropy of the codes and does not fall from one stretch to the next."""
+        excess = latest.get("train/excess_loss", math.nan)
+        if not math.isfinite(excess) or step <= self._stretch[2]:
+            return
+        self._stretch[0] += excess
+        self._stretch[1] += 1
+        if step - self._stretch[2] < self.config.watch.stall_steps:
+            return
+        mean, before = self._stretch[0] / self._stretch[1], self._mean_before
+        text = None
+        if mean > 0 and mean > before - _IMPROVEMENT:
+            text = (
+                f"the loss has not fallen in {step - int(self._stretch[2])} steps and is {mean:.3f} nats above what "
+                "knowing the frequency of each code gives: try another optimizer.lr, a lower model.mask_ratio, or more "
+                "and other data"
+            )
+        self.warnings.judge("stall", step, text)
+        self._stretch, self._mean_before = [0.0, 0.0, float(step)], mean
+
+    def look_at_skipped(self, latest: Mapping[str, float], step: int) -> None:
+        """Warn where steps were skipped; a float16 run skips some by design, to find the scale of its loss."""
+        skipped = latest.get("train/skipped_steps", 0.0)
+        text = None
+        if skipped > self._skipped and not self.config.trainer.precision.startswith("16"):
+            text = (
+                f"skipped steps so far: {skipped:.0f}, as loss or gradient was not finite: try a lower optimizer.lr, "
+                "trainer.gradient_clip_val 1.0 or trainer.precision 32-true"
+            )
+        self._skipped = skipped
+        self.warnings.judge("skipped", step, text)
+
+    def look_at_waiting(self, step: int) -> None:
+        """Warn where a good part of the time since the last look was spent waiting for data."""
+        now = (step, self.clock.elapsed, self.clock.waited)
+        if self._window is None:  # the first batch waits for the workers to start
+            self._window = now
+            return
+        steps, seconds, waited = (new - old for new, old in zip(now, self._window, strict=True))
+        if steps < _WINDOW_STEPS or seconds < _WINDOW_SECONDS:
+            return
+        self._window = now
+        text = None
+        if waited / seconds > self.config.watch.max_waiting_share:
+            text = (
+                f"{100 * waited / seconds:.0f} % of the time is spent waiting for data: set loader.num_workers higher "
+                f"than {self.config.loader.num_workers}, or pack the data into shards with bestrq2 prepare"
+            )
+        self.warnings.judge("waiting", step, text)

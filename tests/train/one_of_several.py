@@ -1,0 +1,50 @@
+"""One process of a small run of several, started by the tests: python one_of_several.py OUTPUT SOURCE SETTINGS.
+
+SETTINGS is JSON: {"trainer": {...}, "stop": [rank, step] or null, "resume": bool}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from small_run import small_pretrain
+
+from bestrq2.errors import BestRQ2Error, StoppedBySignal
+from bestrq2.train import callbacks
+
+
+def stop_at(patch: pytest.MonkeyPatch, rank: int, step: int) -> None:
+    """Let one process be told to stop in that step."""
+    original = callbacks.Evaluation.on_train_batch_end
+
+    def stopping(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_rank == rank and callbacks.finished_step(module, batch) == step:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, trainer, module, outputs, batch, batch_idx)
+
+    patch.setattr(callbacks.Evaluation, "on_train_batch_end", stopping)
+
+
+def main() -> None:
+    output, source, settings = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    print(f"process {os.getpid()}", flush=True)
+    if settings.get("stop"):
+        stop_at(pytest.MonkeyPatch(), *settings["stop"])
+    try:
+        small_pretrain(
+            source, output, trainer=settings["trainer"], model={"drop_path_rate": 0.0}, resume=settings["resume"]
+        )
+    except StoppedBySignal as error:
+        print(f"stopped: {error}", file=sys.stderr)
+    except BestRQ2Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

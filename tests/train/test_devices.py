@@ -1,0 +1,190 @@
+"""Several processes learn what one does, stop together, and do not wait for the dead. On the CPU, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from one_of_several import stop_at
+from small_run import metrics, small_pretrain, weights, write_recordings
+
+from bestrq2.errors import ConfigError, StoppedBySignal
+from bestrq2.train.checkpoints import CheckpointStore
+from bestrq2.train.processes import launched_shape
+from bestrq2.train.settings import TrainerConfig
+
+STEPS = {"max_steps": 20, "log_every_n_steps": 1, "val_every_n_steps": 5, "checkpoint_every_n_steps": 10}
+SCRIPT = Path(__file__).with_name("one_of_several.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(
+    launcher: str, output: Path, source: Path, stop: list[int] | None = None, resume: bool = False, **trainer: Any
+) -> list[subprocess.Popen]:
+    """Start a run of two processes: one command by Lightning or torchrun, two as SLURM's srun would start them."""
+    devices = 2 if launcher == "lightning" else 1
+    settings = {"trainer": {**STEPS, "devices": devices, **trainer}, "stop": stop, "resume": resume}
+    words = [str(SCRIPT), str(output), str(source), json.dumps(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
+    commands = [[*TORCHRUN, *words] if launcher == "torchrun" else [sys.executable, *words]]
+    environments = [environment]
+    if launcher == "slurm":
+        job = {
+            "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "pretrain", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }  # fmt: skip
+        environments = [{**environment, **job, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)} for r in range(2)]
+        commands *= 2
+    return [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command, env in zip(commands, environments, strict=True)
+    ]
+
+
+def finish(processes: list[subprocess.Popen]) -> str:
+    """Wait; what they said."""
+    said = "".join(process.communicate(timeout=180)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    return said
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """Weights and every logged number agree to 1e-5."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.allclose(first[key], second[key], atol=1e-5, rtol=1e-5), key
+    rows = list(zip(metrics(one), metrics(other), strict=True))
+    assert len(rows) == STEPS["max_steps"]
+    for row, twin in rows:
+        assert row.keys() == twin.keys()
+        for name, value in row.items():
+            assert (value == "") == (twin[name] == "")
+            if value:
+                assert float(value) == pytest.approx(float(twin[name]), rel=1e-5, abs=1e-5), (row["step"], name)
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings of unequal length, so that processes hide unequally many patches; one is broken."""
+    folder = write_recordings(tmp_path_factory.mktemp("sounds") / "audio", 14)
+    (folder / "broken.wav").write_text("not audio")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, sounds: Path) -> Path:
+    """The same run in one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    return small_pretrain(sounds, run, trainer=STEPS, model={"drop_path_rate": 0.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun", "slurm"])
+def test_two_processes_learn_what_one_does_with_all_their_clips(
+    launcher: str, tmp_path: Path, sounds: Path, alone: Path
+):
+    finish(start(launcher, tmp_path / "run", sounds))
+    assert_close(alone, tmp_path / "run")
+    assert "broken.wav" in (tmp_path / "run" / "rejected.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_goes_from_two_processes_to_one_and_back(
+    tmp_path: Path, sounds: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    # Only the second process hears of it; both stop, one step later.
+    assert "stopped after step 8" in finish(start("torchrun", run, sounds, stop=[1, 7]))
+    with monkeypatch.context() as patch:
+        stop_at(patch, rank=0, step=13)
+        with pytest.raises(StoppedBySignal, match="stopped after step 13"):
+            small_pretrain(sounds, run, trainer=STEPS, model={"drop_path_rate": 0.0}, resume=True)
+    finish(start("lightning", run, sounds, resume=True))
+    assert_close(alone, run)
+
+
+@pytest.mark.slow
+def test_a_model_cut_into_shards_learns_the_same_and_its_state_is_whole(tmp_path: Path, sounds: Path, alone: Path):
+    run = tmp_path / "run"
+    finish(start("torchrun", run, sounds, stop=[0, 11], strategy="fsdp"))
+    assert CheckpointStore(run / "checkpoints").steps() == [10, 12]
+    finish(start("torchrun", run, sounds, resume=True, strategy="fsdp"))
+    assert_close(alone, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+@pytest.mark.parametrize("victim", ["first", "second"])
+def test_killing_one_process_ends_the_job_with_a_clear_message(
+    launcher: str, victim: str, tmp_path: Path, sounds: Path
+):
+    run = tmp_path / "run"
+    (process,) = start(launcher, run, sounds, max_steps=100_000)
+    pids = []
+    assert process.stdout is not None
+    while len(pids) < 2:
+        if found := re.search(r"process (\d+)", process.stdout.readline()):
+            pids.append(int(found[1]))
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # Lightning's first process is the command itself; torchrun's are told apart by their environment.
+    ranks = {int(rank_of(pid)): pid for pid in pids}
+    os.kill(ranks[{"first": 0, "second": 1}[victim]], signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "lost another one, which ended or was killed" in said or "SIGKILL" in said
+    for pid in pids:
+        while running(pid):
+            assert time.monotonic() < deadline + 60
+            time.sleep(0.1)
+
+
+def rank_of(pid: int) -> str:
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    values = dict(entry.split(b"=", 1) for entry in environment if b"=" in entry)
+    return values.get(b"RANK", values.get(b"LOCAL_RANK", b"0")).decode()
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_launcher_s_own_number_of_processes_counts(monkeypatch: pytest.MonkeyPatch):
+    assert launched_shape(TrainerConfig(devices=4, num_nodes=3)) == (4, 3)
+    for name, value in {"RANK": 5, "GROUP_RANK": 1, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4, "WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert launched_shape(TrainerConfig()) == (4, 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="start equally many everywhere"):
+        launched_shape(TrainerConfig())
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path, sounds: Path):
+    with pytest.raises(ConfigError, match=r"trainer\.devices must be at least 1, or -1 for all GPUs, got 0"):
+        small_pretrain(sounds, tmp_path / "run", trainer={"devices": 0})
+    with pytest.raises(ConfigError, match=r"trainer\.ema does not work with trainer\.strategy fsdp"):
+        small_pretrain(sounds, tmp_path / "run", trainer={"strategy": "fsdp", "ema": True})
