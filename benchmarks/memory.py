@@ -1,0 +1,117 @@
+"""What a training step needs in memory: counted on the network itself, and measured where this machine can.
+
+python benchmarks/memory.py --measure best-rq-2-tiny best-rq-2-small best-rq-2-base
+
+The state is weights, gradients and the two moments of AdamW, 16 bytes a trainable parameter. Activations are what
+autograd keeps for the backward pass of one clip of full length, caught by hooks on a real forward pass (bfloat16 under
+autocast where --bf16 is given); parameters themselves are not counted twice. `--measure` trains two steps and reads the
+peak: the allocator's on a GPU, the growth of the resident set of this process on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+
+import torch
+
+import bestrq2
+from bestrq2.model.masking import draw_hidden_mask
+from bestrq2.model.transformer import Transformer
+from bestrq2.train.optimizer import make_optimizer
+from bestrq2.train.settings import OptimizerConfig
+
+STATE_BYTES = 16
+RECIPES = ["best-rq-2-tiny", "best-rq-2-small", "best-rq-2-base", "best-rq-2-large"]
+
+
+def build(recipe: str, checkpointing: bool, device: torch.device) -> bestrq2.BestRQ2ForPreTraining:
+    """The model of a recipe, ready to train."""
+    config = bestrq2.BestRQ2Config(**bestrq2.recipe(recipe)["model"])
+    model = bestrq2.BestRQ2ForPreTraining(config).to(device).train()
+    for part in model.modules():
+        if isinstance(part, Transformer):
+            part.gradient_checkpointing = checkpointing
+    return model
+
+
+def forward(model: bestrq2.BestRQ2ForPreTraining, batch: int, bf16: bool, device: torch.device) -> torch.Tensor:
+    """Loss of a batch of full-length clips at the mean mask ratio."""
+    config = model.config
+    middle = sum(config.mask_ratio) / 2
+    config.mask_ratio = (middle, middle)
+    audio = 0.1 * torch.randn(batch, config.max_samples, device=device)
+    mask = draw_hidden_mask(config, [config.columns(config.max_samples)] * batch, 0, 0, range(batch))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        return model(audio, hidden_mask=mask).loss
+
+
+def kept_bytes(model: bestrq2.BestRQ2ForPreTraining, batch: int, bf16: bool, device: torch.device) -> int:
+    """Bytes of the storages that autograd keeps, parameters and buffers left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # so that no other storage gets the same address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = forward(model, batch, bf16, device)
+    del loss
+    return sum(kept.values())
+
+
+def peak_bytes(recipe: str, batch: int, checkpointing: bool, bf16: bool, device: torch.device) -> int:
+    """Peak of two real steps beyond what an empty process takes."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model = build(recipe, checkpointing, device)
+    optimizer = make_optimizer(model, OptimizerConfig(), "32-true")
+    for _ in range(2):
+        forward(model, batch, bf16, device).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--measure", nargs="*", default=[])
+    parser.add_argument("--batch", type=int, default=16, help="of the measurement")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device, gib = torch.device(arguments.device), 2**30
+    if arguments.peak_of:  # a process of its own for each measurement
+        recipe, checkpointing = arguments.peak_of.split(",")
+        print(peak_bytes(recipe, arguments.batch, checkpointing == "True", arguments.bf16, device))
+        return
+    names = f"{'recipe':<18} {'checkpointing':>13} {'state GiB':>10} {'MiB/clip':>9} {'clips in 80 GB':>15}"
+    print(f"{names} measured / computed at batch {arguments.batch}")
+    for recipe in arguments.recipes:
+        for checkpointing in (False, True):
+            model = build(recipe, checkpointing, device)
+            state = STATE_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
+            one, two = (kept_bytes(model, batch, arguments.bf16, device) for batch in (2, 4))
+            clip = (two - one) / 2
+            row = f"{recipe:<18} {checkpointing!s:>13} {state / gib:>10.2f} {clip / 2**20:>9.1f} "
+            row += f"{int((80e9 * 0.9 - state) / clip):>15}"
+            if recipe in arguments.measure:
+                command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", f"{recipe},{checkpointing}"]
+                measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+                computed = state + arguments.batch * clip
+                row += f" {measured / gib:.2f} / {computed / gib:.2f} GiB = {measured / computed:.2f}"
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
