@@ -24,7 +24,7 @@ from bestrq2.errors import AudioError
 logger = logging.getLogger(__name__)
 
 # Neighbouring samples of a shard that are shuffled together: the memory a lane takes.
-WINDOW = 256
+WINDOW = 64
 MOST_LANES = (4, 8)
 # Samples in a row that may be unusable, and shards in a row that may fail, before the run is stopped.
 MAX_TRIES, MAX_FAILURES = 1000, 3
