@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ class WarningList:
         if not self.path.exists():
             return
         lines = self.path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if int(line.removeprefix("step ").partition(":")[0]) <= step]
+        # A full disk may have cut a line short: what does not say its step is dropped, too.
+        steps = [re.match(r"step (\d+): .*\n", line) for line in lines]
+        kept = [line for line, match in zip(lines, steps, strict=True) if match and int(match[1]) <= step]
         if len(kept) < len(lines):
             write_text(self.path, "".join(kept))
 
