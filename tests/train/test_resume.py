@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -200,17 +201,17 @@ def test_preemption_of_the_command_saves_and_tells_by_its_exit_code(
 
     output = tmp_path / "run"
     words = ["pretrain", "--data", str(recordings), "--output", str(output), *flags(steps=100_000)]
-    command = [sys.executable, "-c", "from bestrq2.cli import main; main()", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", "from bestrq2.cli import main; main()", *words, "--loader.num_workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 90
     while process.poll() is None and not (output / "checkpoints" / "last.ckpt").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as schedulers do: the workers that read data hear it, too
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert f"{number.name}: stopping after this step" in errors
+    assert errors.count(f"{number.name}: stopping after this step") == 1
     step, path = CheckpointStore(output / "checkpoints").newest()
     assert path is not None
     assert f"stopped after step {step} of" in errors.strip().splitlines()[-1]
@@ -321,6 +322,23 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_that_can_be_resumed_from(
         with pytest.raises(BestRQ2Error, match=r"the disk is full: the last state could not be saved .* --resume"):
             small_pretrain(recordings, tmp_path / "run")
     assert same_runs(whole, small_pretrain(recordings, tmp_path / "run", resume=True))
+
+
+def test_a_loader_process_that_dies_is_one_sentence_and_the_run_can_be_resumed(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def kill_workers() -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+
+    changes = {"loader": {"num_workers": 1}, "trainer": {"max_steps": 40}}
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, kill_workers)
+        with pytest.raises(BestRQ2Error, match=r"a process that reads data ended unexpectedly .* --resume"):
+            small_pretrain(recordings, tmp_path / "run", **changes)
+    whole = small_pretrain(recordings, tmp_path / "whole", **changes)
+    assert same_runs(whole, small_pretrain(recordings, tmp_path / "run", **changes, resume=True))
 
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch):

@@ -293,9 +293,13 @@ def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBa
 
 
 def _start_worker(_: int) -> None:
-    """One thread a worker, and Ctrl-C is left to the main process, which ends the workers."""
+    """One thread a worker, and signals are left to the main process, which ends the workers.
+
+    Schedulers signal all processes of a job at once; a worker that died of it would take the last step away.
+    """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def worker_settings(num_workers: int, prefetch_factor: int = 4) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from bestrq2.train.processes import (
     connected,
     first_process,
     launched_shape,
-    lost_peers_named,
+    lost_processes_named,
     make_strategy,
     started_by_lightning,
     watch_parent,
@@ -123,7 +123,7 @@ def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source
         quiet_lightning(),
         folder_lock(folder.root) if first else nullcontext(),
         stop.listening(),
-        lost_peers_named(folder.root),
+        lost_processes_named(folder.root),
     ):
         start, checkpoint = _resume_point(folder, config, count_recordings(source)) if resume else (0, None)
         if start == config.trainer.max_steps and folder.report.exists():

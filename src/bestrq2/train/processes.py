@@ -164,16 +164,21 @@ def watch_parent() -> None:
 
 
 @contextmanager
-def lost_peers_named(place: Any) -> Iterator[None]:
-    """Turn what the communication library says when another process died into one sentence.
+def lost_processes_named(place: Any) -> Iterator[None]:
+    """Turn what torch says when another process of the run or a loader's worker died into one sentence.
 
     Raises:
-        BestRQ2Error: which asks to look at the other process's words, and how to go on.
+        BestRQ2Error: which process it was, and how to go on.
     """
     try:
         yield
     except RuntimeError as error:
         text = str(error).lower()
+        if "dataloader worker" in text:
+            raise BestRQ2Error(
+                f"{place}: a process that reads data ended unexpectedly ({str(error).splitlines()[0]}); if memory ran "
+                "out set loader.num_workers lower, then continue with --resume"
+            ) from error
         if not connected() or not any(word in text for word in _LOST):
             raise
         reason = re.sub(r"\[[^\]]*\.(?:cc|cpp|h):\d+\]\s*", "", " ".join(str(error).split())).split(". ")[0]
