@@ -41,7 +41,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_code_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     monkeypatch.chdir(workplace)
     commands = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-    assert [line.split()[1] for line in commands] == ["pretrain", "embed", "info", "probe"]
+    assert [line.split()[1] for line in commands] == ["pretrain", "prepare", "pretrain", "embed", "info", "probe"]
     for line in commands:
         assert cli.run(shlex.split(line)[1:]) == 0, line
     assert len(pq.read_table("embeddings.parquet")) == 8
@@ -55,7 +55,8 @@ def test_code_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd
 
 
 def test_the_table_of_recipes_is_complete():
-    text = README.read_text(encoding="utf-8")
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     for name in recipes():
-        base = name.removesuffix("-small").removesuffix("-tiny")
-        assert f"`{base}`" in text
+        base, _, size = name.rpartition("-")
+        whole = any(f"`{name}`" in row for row in rows)
+        assert whole or any(f"`{base}-" in row and f"`-{size}`" in row for row in rows), name

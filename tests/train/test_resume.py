@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from small_run import metrics, recording, same_weights, small_pretrain, write_recordings
 
 import bestrq2
+from bestrq2 import cli
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, StoppedBySignal
 from bestrq2.train import callbacks, checkpoints
 from bestrq2.train.checkpoints import CheckpointStore
@@ -118,9 +120,31 @@ def killer():
     server.stderr.close()
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings of several formats and rates, and what is none, packed by `bestrq2 prepare`."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for number in range(12):
+        clip, rate, kind = (
+            recording(number, 1 + number % 4),
+            (16_000, 44_100, 8_000)[number % 3],
+            ("wav", "flac", "mp3"),
+        )
+        stereo = np.stack([clip, 0.5 * clip], axis=1)
+        soundfile.write(folder / f"{number:02d}.{kind[number % 3]}", stereo if number % 2 else clip, rate)
+    (folder / "broken.flac").write_bytes((folder / "01.flac").read_bytes()[:5000])
+    (folder / "text.mp3").write_text("no audio")
+    output = tmp_path_factory.mktemp("prepared") / "shards"
+    assert cli.run(["prepare", str(folder), str(output), "--shard_size", "0.4", "--num_workers", "1"]) == 0
+    assert len(list(output.glob("*.tar"))) > 1
+    return output
+
+
 @pytest.mark.slow
-def test_a_run_killed_at_random_instants_ends_as_if_nothing_had_happened(tmp_path: Path, recordings: Path, killer):
-    code, seconds = killer(600, tmp_path / "whole", recordings)
+def test_a_run_on_shards_killed_at_random_instants_ends_as_if_nothing_had_happened(
+    tmp_path: Path, shards: Path, killer
+):
+    code, seconds = killer(600, tmp_path / "whole", shards)
     assert code == 0
     rng = np.random.default_rng(0)
     kills, runs = 0, 0
@@ -130,7 +154,7 @@ def test_a_run_killed_at_random_instants_ends_as_if_nothing_had_happened(tmp_pat
         while code == -9:
             # Now and then longer than the whole run, so that it also gets on to its end.
             wait = float(rng.uniform(0.05, 1.2)) * seconds
-            code, _ = killer(wait, run, recordings, workers=runs % 2)
+            code, _ = killer(wait, run, shards, workers=runs % 2)
             kills += code == -9
         assert code == 0
         assert same_runs(tmp_path / "whole", run), f"run {runs}, after {kills} kills"

@@ -50,7 +50,16 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
             for waveform, name in zip(waveforms[:_EXAMPLES], names[:_EXAMPLES], strict=True)
         ],
         clips=embedded_clips(embedder, waveforms, names) if waveforms else [],
-        notes=["The recordings shown were cropped by the validation's fixed seed. Made by: bestrq2 pretrain"],
+        notes=[
+            *_warnings(run / "warnings.txt"),
+            "The recordings shown were cropped by the validation's fixed seed. Made by: bestrq2 pretrain",
+        ],
     )
     write_report(run / "report.html", contents)
     return run / "report.html"
+
+
+def _warnings(path: Path) -> list[str]:
+    """What the run warned of, one line each."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [f"Warning at {line}" for line in lines]
