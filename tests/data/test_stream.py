@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
+import lzma
+import tarfile
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,12 +23,13 @@ from bestrq2.data.feeding import fixed_crops, make_feed, split_any
 from bestrq2.data.lanes import Lane, Lanes, UnreachableError
 from bestrq2.data.opening import open_recordings, open_source
 from bestrq2.data.remote import StreamSource, open_stream
-from bestrq2.data.transfer import Patience
+from bestrq2.data.transfer import Patience, Shard
 from bestrq2.errors import ConfigError, DataError
 
 HASTE = Patience(waits=(0.0, 0.0), timeout=10.0)
 # Bytes of a clip in a tar: header and content, in blocks of 512.
 MEMBER = 512 + -(-len(clip(0)) // 512) * 512
+PADDING = -len(clip(0)) % 512
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +254,63 @@ def test_a_tar_that_ends_between_two_members_is_noticed():
             found = batches(stream(server, 1), range(4), batch_size=1)
         reasons = {reason for batch in found for _, reason in batch.rejected}
         assert reasons == {"ends early, after 3 whole recordings"}
+
+
+def quiet_start(number):
+    """A clip behind 0.56 s of digital silence, more than a block of the tar."""
+    waveform = np.concatenate([np.zeros(round(0.56 * RATE)), soundfile.read(io.BytesIO(clip(number)))[0]])
+    file = io.BytesIO()
+    soundfile.write(file, waveform, RATE, format="WAV")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (b"\xff" * 300, "is damaged after 2 whole recordings (no header at byte {start:,})"),
+        (bytes(512), "goes on behind its end mark, after 2 recordings: damaged, or several tars joined by cat"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_damaged_header_is_not_taken_for_the_end(broken, reason, mode):
+    content = bytearray(tar_of({f"{i}.wav": quiet_start(i) for i in range(8)}))
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        start = tar.getmembers()[2].offset
+    content[start : start + len(broken)] = broken
+    packed = {"w": bytes, "w:gz": gzip.compress, "w:xz": lzma.compress}[mode](bytes(content))
+    with serving({"0.tar": packed}) as server:
+        found = batches(stream(server, 1), range(8), batch_size=1)
+        resumed = batches(stream(server, 1), range(3, 8), batch_size=1)
+        server.breaks["0.tar"] = [len(packed) // 5, len(packed) // 4]
+        broke_off = batches(stream(server, 1), range(8), batch_size=1)
+    assert_same(found[3:], resumed)
+    assert_same(found, broke_off)
+    for run in (found, resumed, broke_off):
+        assert {count for batch in run for count in batch.shard_counts.values()} == {2}
+        assert {why for batch in run for _, why in batch.rejected} == {reason.format(start=start)}
+
+
+def test_tars_joined_by_cat_are_listed_as_damaged():
+    first, second = (tar_of({f"{i}.wav": clip(i) for i in numbers}) for numbers in ((0, 1), (2, 3)))
+    with serving({"0.tar": first + second}) as server:
+        found = batches(stream(server, 1), range(3), batch_size=1)
+    assert {why for batch in found for _, why in batch.rejected} == {
+        "goes on behind its end mark, after 2 recordings: damaged, or several tars joined by cat"
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(513, 4 * MEMBER + 1024), st.integers(0, 3 * MEMBER))
+def test_a_truncated_tar_counts_the_same_however_it_was_read(length, broken_at):
+    content = tar_of({f"{i}.wav": clip(i) for i in range(4)})[:length]
+    with serving({"0.tar": content}) as server:
+        undisturbed, disturbed = (Shard(f"{server.url}/0.tar", HASTE) for _ in range(2))
+        assert [len(undisturbed.window(number, 1)[1]) for number in range(5)][-1] == 0
+        server.breaks["0.tar"] = [min(broken_at, length - 1)]
+        assert disturbed.window(9, 4)[1] == []
+    assert (undisturbed.whole, undisturbed.damage) == (disturbed.whole, disturbed.damage)
+    assert undisturbed.whole == sum(MEMBER * (i + 1) - PADDING <= length for i in range(4))
+    assert (undisturbed.damage is None) == (length >= 4 * MEMBER + 512)
 
 
 def test_compressed_tars_are_read_too():

@@ -131,16 +131,15 @@ class Lane:
             if count is not None and number >= self._start + count:
                 self._leave(count)
                 continue
-            first = (number - self._start) // WINDOW * WINDOW
-            samples = self._shard.window(first, WINDOW)
+            first, samples = self._shard.window(number - self._start, WINDOW)
             if samples:
                 self._window = self._shuffled(first, samples)
-            if number >= self._start + first + len(samples):
+            else:
                 self._finish()
         return self._window
 
     def _shuffled(self, first: int, samples: list[Sample]) -> _Window:
-        rng = generator("stream", self.seed, self._epoch, self._shard_number, first // WINDOW)
+        rng = generator("stream", self.seed, self._epoch, self._shard_number, first)
         return _Window(self._start + first, [samples[place] for place in rng.permutation(len(samples))])
 
     def _leave(self, count: int) -> None:
@@ -197,7 +196,9 @@ class CropMaker:
         Raises:
             AudioError: it cannot be used.
         """
-        with open_audio(AudioBytes(*sample)) as decoder:
+        if sample.problem:
+            raise UnreadableAudioError(f"{sample.name}: {sample.problem}")
+        with open_audio(AudioBytes(sample.name, sample.content)) as decoder:
             waveform = random_crop(decoder, rng, self.sampling_rate, self.max_seconds)
             check_length(waveform, self.min_samples, self.sampling_rate)
             return waveform

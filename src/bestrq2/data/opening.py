@@ -68,6 +68,16 @@ def open_recordings(spec: str | Path) -> Source:
     return source
 
 
+def local_folder(spec: str) -> Path | None:
+    """The folder on this machine that a word or path stands for, or None."""
+    if spec.startswith(HUB_PREFIX):
+        spec = spec.removeprefix(HUB_PREFIX).partition("?")[0]
+    elif spec.partition(":")[0] == "soundworld" or is_remote(spec):
+        return None
+    folder = Path(spec).expanduser()
+    return folder if spec and folder.is_dir() else None
+
+
 def _named(spec: str) -> Source | StreamSource | None:
     """The source of a word that is no path; None for a path."""
     if spec == "soundworld" or spec.startswith("soundworld:"):

@@ -63,7 +63,7 @@ def open_stream(spec: str, patience: Patience | None = None) -> StreamSource:
         check_url(url)
     source = StreamSource(spec, urls, patience=patience or Patience())
     shard = Shard(urls[0], source.patience)
-    first = shard.window(0, 1)
+    _, first = shard.window(0, 1)
     shard.close()
     if shard.failure is not None:
         raise DataError(f"{shard.url} cannot be fetched: {shard.failure}.")

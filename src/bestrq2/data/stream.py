@@ -76,11 +76,12 @@ def stream_crops(
     rejected = [] if rejected is None else rejected
     for url in source.urls:
         shard, number = Shard(url, source.patience), 0
-        while len(crops) < count and (samples := shard.window(number, 1)):
+        while len(crops) < count and (samples := shard.window(number, 1)[1]):
+            (sample,) = samples
             try:
-                crops.append(make(samples[0], generator("stream", "fixed", seed, number)))
+                crops.append(make(sample, generator("stream", "fixed", seed, number)))
             except AudioError as error:
-                rejected.append((samples[0].name, str(error).removeprefix(f"{samples[0].name}: ")))
+                rejected.append((sample.name, str(error).removeprefix(f"{sample.name}: ")))
             number += 1
         shard.close()
         if shard.failure is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
@@ -24,8 +24,12 @@ logger = logging.getLogger(__name__)
 PASSING_ANSWERS = {408, 425, 429}
 # What a shell says of a command that it cannot run or does not know.
 NOT_RUN = {126, 127}
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00\x00\x80")
-END_OF_ARCHIVE = bytes(512)
+# Long names and pax records take less; a header that claims more is damaged, and would be read into memory.
+HEADER_LIMIT = 1 << 20
+EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+REST_BLOCK = 1 << 16
+# What `tarfile` and the decompressors raise where the bytes make no sense.
+DAMAGE = (tarfile.TarError, EOFError, ValueError, TypeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,7 @@ class TransferError(BestRQ2Error):
 
     def __init__(self, reason: str, lasting: bool = False) -> None:
         super().__init__(reason)
-        # webdataset rewrites the arguments of errors that pass through it
-        self.reason, self.lasting = reason, lasting
-
-    def __str__(self) -> str:
-        return self.reason
+        self.lasting = lasting
 
 
 class Sample(NamedTuple):
@@ -64,10 +64,12 @@ class Sample(NamedTuple):
     Attributes:
         name: of the shard and of the member in it.
         content: its bytes.
+        problem: why there are none; "" where they are there.
     """
 
     name: str
     content: bytes
+    problem: str = ""
 
 
 def check_url(url: str) -> None:
@@ -97,7 +99,6 @@ class Transfer:
     def __init__(self, url: str, timeout: float) -> None:
         self.expected: int | None = None
         self.received = 0
-        self.head = self.tail = b""
         try:
             self.stream = self._open(url, timeout)
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -132,14 +133,7 @@ class Transfer:
         self.received += len(content)
         if not content and self.expected is not None and self.received < self.expected:
             raise TransferError(f"the connection broke after {self.received:,} of {self.expected:,} bytes")
-        self.head = self.head or content[:6]
-        self.tail = (self.tail + content)[-512:]
         return content
-
-    @property
-    def ended_early(self) -> bool:
-        """Whether a tar, read to its end, stopped before the mark of its end."""
-        return not self.head.startswith(COMPRESSED) and self.tail != END_OF_ARCHIVE
 
     def close(self) -> None:
         """Drop the connection; a command that still wrote is not to blame for it."""
@@ -164,6 +158,37 @@ def _explained(error: Exception, code: int | None = None) -> TransferError:
     )
 
 
+class _EndsEarlyError(tarfile.ReadError):
+    """There is no end mark."""
+
+
+class _GoesOnError(tarfile.ReadError):
+    """There is more behind the end mark."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header in a tar; one that is damaged is an error, where `tarfile` alone takes it for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in EXTENSIONS and info.size > HEADER_LIMIT:
+            raise tarfile.ReadError(f"a header of {info.size:,} bytes")
+        return info
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        start = tarfile_.offset  # type: ignore[attr-defined]
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            if start == 0:
+                raise
+            raise _EndsEarlyError(str(error)) from error
+        except (tarfile.InvalidHeaderError, tarfile.SubsequentHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"no header at byte {start:,}") from error
+
+
 class Shard:
     """The audio of one remote tar, read forwards; members without an audio suffix, and hidden ones, are passed over.
 
@@ -174,7 +199,7 @@ class Shard:
         patience: with the network.
 
     Attributes:
-        whole: audio members that have gone by, to their last byte.
+        whole: audio members that were read, to their last byte.
         ended: there is no more to come; then `whole` is their number.
         failure: why it could not be read to its end; None where it was.
         damage: what is wrong with the tar itself, like an early end; None where nothing is.
@@ -189,58 +214,90 @@ class Shard:
         self.damage: str | None = None
         self.others: set[str] = set()
         self._transfer: Transfer | None = None
-        self._members: Iterator[dict[str, Any]] = iter(())
-        self._begun = self._first = 0
+        self._members: Iterator[Sample] = iter(())
 
-    def window(self, first: int, size: int) -> list[Sample]:
-        """Audio members number `first` to `first + size - 1` (fewer at the end), none of which came before."""
+    def window(self, number: int, clips: int) -> tuple[int, list[Sample]]:
+        """The window that holds an audio member: the number of its first member, and its members.
+
+        Windows follow one another from the first member on, each of so many clips, fewer at the end. There are no
+        members if the shard ended before.
+
+        Args:
+            number: of the member; not before the window given last.
+            clips: members in a window; the same in every call.
+        """
+        while True:
+            first = self.whole
+            samples = self._next_window(clips)
+            if not samples or number < first + len(samples):
+                return first, samples
+
+    def _next_window(self, clips: int) -> list[Sample]:
         samples: list[Sample] = []
-        tries = 0
-        while len(samples) < size and not self.ended:
-            self._first, before = first + len(samples), self.whole
+        tries, reached = 0, self.whole
+        while len(samples) < clips and not self.ended:
             try:
                 samples.append(self._next())
-                self._note_whole()
+                self.whole += 1
             except StopIteration:
-                self._note_whole()
                 self.ended = True
-                if self._transfer is not None and self._transfer.ended_early:
-                    self.damage = f"ends early, after {self.whole} whole recordings"
-            except (tarfile.TarError, EOFError) as error:
-                plain = str(error).partition(" @ ")[0]  # webdataset adds the object that it read from
-                self.ended, self.damage = True, f"is damaged after {self.whole} whole recordings ({plain})"
             except TransferError as error:
                 self.close()
-                tries = 0 if self.whole > before else tries
+                tries, reached = (0 if self.whole > reached else tries), self.whole
                 self._wait(error, tries)
                 tries += 1
+            except DAMAGE as error:
+                self.ended, self.damage = True, self._described(error)
         if self.ended:
             self.close()
         return samples
 
+    def _described(self, error: Exception) -> str:
+        if isinstance(error, _EndsEarlyError):
+            return f"ends early, after {self.whole} whole recordings"
+        if isinstance(error, _GoesOnError):
+            return f"goes on behind its end mark, after {self.whole} recordings: damaged, or several tars joined by cat"
+        return f"is damaged after {self.whole} whole recordings ({error})"
+
     def _next(self) -> Sample:
         if self._transfer is None:
-            from webdataset.tariterators import tar_file_iterator
-
             self._transfer = Transfer(self.url, self.patience.timeout)
-            self._begun = 0
-            self._members = tar_file_iterator(self._transfer, skip_meta=None, select_files=self._wanted)
-        member = next(self._members)
-        return Sample(f"{self.url}/{member['fname']}", member["data"])
+            self._members = self._read(self._transfer, self.whole)
+        return next(self._members)
 
-    def _note_whole(self) -> None:
-        self.whole = max(self.whole, self._begun)
+    def _read(self, transfer: Transfer, known: int) -> Iterator[Sample]:
+        """All audio members but the first `known` ones."""
+        tar = tarfile.open(fileobj=transfer, mode="r|*", tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
+        stream: Any = tar.fileobj
+        passed = 0
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]
+            if member.isreg() and self._is_audio(member.name):
+                passed += 1
+                if passed > known:
+                    yield self._sample(stream, member)
+        # A damaged header of zeros looks like the end mark, and so does that of the first of two tars joined.
+        while block := stream.read(REST_BLOCK):
+            if block.count(0) != len(block):
+                raise _GoesOnError
 
-    def _wanted(self, name: str) -> bool:
-        """Called for every member before its content is fetched."""
-        self._note_whole()
+    def _sample(self, stream: Any, member: tarfile.TarInfo) -> Sample:
+        name = f"{self.url}/{member.name}"
+        if member.issparse():
+            return Sample(name, b"", "is stored as a sparse file; pack it without holes")
+        stream.seek(member.offset_data)
+        content = stream.read(member.size)
+        if len(content) < member.size:
+            raise tarfile.ReadError("unexpected end of data")
+        return Sample(name, content)
+
+    def _is_audio(self, name: str) -> bool:
         path = PurePosixPath(name)
         suffix = path.suffix.lower()
-        if suffix not in AUDIO_SUFFIXES or path.name.startswith("."):
-            self.others.add(suffix or "none")
-            return False
-        self._begun += 1
-        return self._begun > self._first
+        if suffix in AUDIO_SUFFIXES and not path.name.startswith("."):
+            return True
+        self.others.add(suffix or "none")
+        return False
 
     def _wait(self, error: TransferError, tries: int) -> None:
         if error.lasting or tries >= len(self.patience.waits):

@@ -22,7 +22,7 @@ from bestrq2.data.prepare import cutting, packing, run
 from bestrq2.data.prepare.run import prepare
 from bestrq2.data.shards import writer
 from bestrq2.data.shards.building import build_index
-from bestrq2.errors import BestRQ2Error
+from bestrq2.errors import BestRQ2Error, DataError
 from example_sounds import scene
 
 SECOND = {"segment_seconds": 1.0, "shard_size": 0.15}
@@ -194,14 +194,35 @@ def test_a_worker_that_dies_is_one_sentence_that_names_the_recording(mixed, tmp_
     assert type(caught.value) is BestRQ2Error  # exit code 1
 
 
-def test_an_error_of_our_own_in_a_worker_comes_with_its_place(mixed, tmp_path, monkeypatch):
-    def wrong(*_):
-        raise ZeroDivisionError("wrong")
+def test_an_error_nobody_thought_of_costs_its_recording_only(mixed, tmp_path, monkeypatch, prepared_folder):
+    digest = cutting.content_digest
+
+    def wrong(samples):
+        if not len(samples) % 8001:
+            raise ZeroDivisionError("no such length")
+        return digest(samples)
 
     monkeypatch.setattr(cutting, "content_digest", wrong)
-    with pytest.raises(ZeroDivisionError) as caught:
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", scene((16_000, 16_002, 17_000)[number], number), 16_000)
+    (tmp_path / "list.txt").write_text("0.wav\n1.wav\n2.wav\n")
+    prepare(str(tmp_path / "list.txt"), tmp_path / "out", num_workers=1)
+    found = prepared_folder(tmp_path / "out")
+    assert [Path(entry["path"]).name for entry in found.json.values()] == ["0.wav", "2.wav"]
+    ((name, reason),) = found.rejected
+    assert name == "1.wav"
+    assert re.fullmatch(
+        r"cannot be used \(ZeroDivisionError: no such length, in test_interruption\.py line \d+\)\.", reason
+    )
+
+
+def test_a_source_that_is_gone_ends_the_run_with_its_sentence(mixed, tmp_path, monkeypatch):
+    def gone(*_):
+        raise DataError("the file of all recordings cannot be opened.")
+
+    monkeypatch.setattr(cutting, "read_span", gone)
+    with pytest.raises(DataError, match="the file of all recordings cannot be opened"):
         prepare(str(mixed), tmp_path / "out", num_workers=1, **SECOND)
-    assert "content_digest" in "".join(caught.value.__notes__)
 
 
 def test_only_one_run_writes_to_a_folder(mixed, tmp_path, monkeypatch, capsys):

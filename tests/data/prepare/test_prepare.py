@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import webdataset
 import bestrq2
 from bestrq2.data.audio import read_audio
 from bestrq2.data.prepare import run
+from bestrq2.data.prepare.check import check_prepared
 from bestrq2.data.prepare.run import prepare
 from bestrq2.data.prepare.summary import prepared_statistics
 from bestrq2.data.sources import ArraySource
@@ -236,3 +238,45 @@ def test_damage_in_the_middle_costs_only_the_segments_it_is_in(tmp_path, prepare
     out = prepared_folder(tmp_path / "out")
     assert [entry["start"] for entry in out.json.values()] == [0.0, 1.0, 2.0, 4.0]
     assert out.rejected == [("a.wav", "from 3 s: holds NaN or infinite samples.")]
+
+
+def write_tar(path: Path, metadata: list[str]) -> Path:
+    """A tar of scenes with JSON beside them that somebody else wrote."""
+    with tarfile.open(path, "w") as tar:
+        for number, text in enumerate(metadata):
+            wav = io.BytesIO()
+            soundfile.write(wav, scene(RATE, number), RATE, format="WAV", subtype="PCM_16")
+            for suffix, content in (("wav", wav.getvalue()), ("json", text.encode())):
+                member = tarfile.TarInfo(f"{number:02d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_metadata_of_others_never_ends_the_job(tmp_path, prepared_folder):
+    huge = "1" + "0" * 400
+    tar = write_tar(
+        tmp_path / "foreign.tar",
+        [
+            '{"start": "00:01", "path": 17, "original_sampling_rate": "44.1k", "note": "kept"}',
+            '{"start": null, "path": ["a", "b"], "original_sampling_rate": null, "duration": Infinity}',
+            '{"start": NaN, "path": "", "snr": Infinity, "tags": [1, NaN], "kept": {"b": [1, null], "a": 2}}',
+            f'{{"start": {huge}, "path": "of/origin.wav", "original_sampling_rate": true}}',
+            '{"start": 2, "path": "half \\ud800.wav", "original_sampling_rate": 8000}',
+            "[1, 2]",
+        ],
+    )
+    assert prepare(str(tar), tmp_path / "out", num_workers=1)["clips"] == 6
+    assert check_prepared(tmp_path / "out", 1)["clips"] == 6
+    entries = list(prepared_folder(tmp_path / "out").json.values())
+    own = [f"{tar}/{number:02d}.wav" for number in range(6)]
+    assert [entry["path"] for entry in entries] == [*own[:3], "of/origin.wav", "half \\ud800.wav", own[5]]
+    assert [entry["start"] for entry in entries] == [0.0, 0.0, 0.0, 0.0, 2.0, 0.0]
+    assert [entry["original_sampling_rate"] for entry in entries] == [RATE, RATE, RATE, RATE, 8000, RATE]
+    assert [entry.get("note") for entry in entries] == ["kept", *[None] * 5]
+    assert entries[2]["kept"] == {"b": [1, None], "a": 2}
+    assert not {"snr", "tags"} & set(entries[2])
+    with tarfile.open(next((tmp_path / "out").glob("*.tar"))) as made:
+        for member in made:
+            if member.name.endswith(".json"):
+                json.loads(made.extractfile(member).read(), parse_constant=pytest.fail)

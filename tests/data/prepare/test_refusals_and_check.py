@@ -83,6 +83,21 @@ def test_outputs_that_cannot_be(source, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["b.wav", "c", "d", "notes.txt"]
 
 
+def test_an_output_within_its_source_is_refused_before_anything_is_written(source, made, tmp_path, capsys, monkeypatch):
+    shutil.copytree(source, tmp_path / "audio")
+    (tmp_path / "tars").mkdir()
+    shutil.copyfile(made / "shard-000000.tar", tmp_path / "tars" / "0.tar")
+    (tmp_path / "link").symlink_to(tmp_path / "audio")
+    monkeypatch.chdir(tmp_path / "audio")
+    for folder, output in (("audio", "audio/shards"), ("tars", "tars/a/b"), ("tars", "tars"), ("audio", "link/out")):
+        message = refused(capsys, tmp_path / folder, tmp_path / output)
+        assert message.startswith(f"{tmp_path / output}: lies in the source {tmp_path / folder}, ")
+    assert refused(capsys, ".", "out").startswith("out: lies in the source ., ")
+    assert len(list((tmp_path / "audio").iterdir())) == 6
+    assert [path.name for path in (tmp_path / "tars").iterdir()] == ["0.tar"]
+    assert prepare("../audio", Path("../audio-shards"), num_workers=1)["clips"] == 6
+
+
 def test_a_source_without_anything_to_use(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.wav").write_bytes(b"no audio" * 100)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
+import sys
+import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -19,7 +23,7 @@ from bestrq2.data.band_sums import BandSums
 from bestrq2.data.decoder import Decoder, UnreadableAudioError, to_float32
 from bestrq2.data.prepare.options import FORMATS, SPAN_SECONDS, Options
 from bestrq2.data.sources import Source
-from bestrq2.errors import AudioError
+from bestrq2.errors import AudioError, BestRQ2Error
 from bestrq2.model.log_mel import LogMel
 
 Kind = Literal["broken", "silent", "too short", "duplicate"]
@@ -106,7 +110,10 @@ class Span:
 
 def printable(name: str) -> str:
     """A name with the bytes that are no UTF-8, as in odd file names, written out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a letter of UTF-16, which no file name can hold, but JSON can
+        return name.encode("utf-8", "backslashreplace").decode()
 
 
 def cut_span(source: Source, options: Options, task: Task) -> Span:
@@ -118,7 +125,11 @@ def cut_span(source: Source, options: Options, task: Task) -> Span:
         task: which span.
 
     Returns:
-        The clips, and in place of unusable ones the reasons; a recording that cannot be read gives a reason only.
+        The clips, and in place of unusable ones the reasons; a recording that cannot be read, or that raises whatever
+        nobody thought of, gives a reason only.
+
+    Raises:
+        BestRQ2Error: the source as a whole cannot be read any more.
     """
     name = source.describe(task.recording)
     frames, spans = task.frames, task.spans
@@ -130,7 +141,9 @@ def cut_span(source: Source, options: Options, task: Task) -> Span:
             decoder.frames = frames  # spares the decoder going through the file again
             cutter = _Cutter(source, options, task, decoder, spans)
             return Span(task, printable(name), list(cutter.pieces()), frames, spans)
-    except (AudioError, OSError) as error:
+    except Exception as error:
+        if isinstance(error, BestRQ2Error) and not isinstance(error, AudioError):
+            raise
         first = task.number * options.segments_per_span
         reason = _reason(error, name)
         if task.number:
@@ -148,7 +161,11 @@ def _count_spans(frames: int, rate: int, options: Options) -> int:
 def _reason(error: Exception, name: str) -> str:
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})."
-    return printable(str(error).removeprefix(f"{name}: "))
+    if isinstance(error, AudioError):
+        return printable(str(error).removeprefix(f"{name}: "))
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(place.filename)} line {place.lineno}"
+    return f"cannot be used ({type(error).__name__}: {printable(str(error))}, in {where})."
 
 
 class _Cutter:
@@ -227,17 +244,32 @@ class _Cutter:
 
     def _metadata(self, segment: int, samples: int, digest: bytes) -> dict[str, Any]:
         """What is known of a clip; where the source is itself cut from recordings, its origin is the first of all."""
-        known = self.source.metadata(self.task.recording)
+        known = json_ready(self.source.metadata(self.task.recording))
+        path, start, original = (known.get(key) for key in ("path", "start", "original_sampling_rate"))
         rate = self.options.sampling_rate
         return {
             **known,
-            "path": printable(known.get("path") or self.source.describe(self.task.recording)),
-            "start": known.get("start", 0.0) + self._start(segment),
+            "path": printable(path if isinstance(path, str) and path else self.source.describe(self.task.recording)),
+            "start": (start if _is_number(start) else 0.0) + self._start(segment),
             "duration": samples / rate,
             "sampling_rate": rate,
-            "original_sampling_rate": known.get("original_sampling_rate", self.decoder.rate),
+            "original_sampling_rate": original if _is_number(original) else self.decoder.rate,
             "content_hash": digest.hex(),
         }
+
+
+def json_ready(values: dict[str, Any]) -> dict[str, Any]:
+    """Those of some values that JSON can hold, as they come back from it; NaN and infinity are none of them."""
+    ready = {}
+    for name, value in values.items():
+        with suppress(TypeError, ValueError, RecursionError):
+            ready[str(name)] = json.loads(json.dumps(value, allow_nan=False))
+    return ready
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def to_int16(waveform: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bestrq2.data.opening import open_recordings
+from bestrq2.data.opening import local_folder, open_recordings
 from bestrq2.data.prepare.cutting import Span, Task, cut_span
 from bestrq2.data.prepare.folder import REJECTED, finished_shards, finished_summary, identity, shard_path
 from bestrq2.data.prepare.options import Options
@@ -62,6 +62,7 @@ def prepare(
     output = Path(output)
     options = Options(sampling_rate, format, segment_seconds, min_seconds, shard_size)
     count = worker_count(num_workers)
+    _check_apart(source, output)
     opened = open_recordings(source)
     if len(opened) == 0:
         raise DataError(f"{source} holds no recordings.")
@@ -95,6 +96,17 @@ def worker_count(num_workers: int | None) -> int:
     if num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}; it must be 1 or more.")
     return num_workers
+
+
+def _check_apart(source: str, output: Path) -> None:
+    """Pass if the source does not take in the output.
+
+    Raises:
+        ConfigError: the output lies in the source's folder, which would hold the tars as well from then on.
+    """
+    folder = local_folder(source)
+    if folder is not None and output.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{output}: lies in the source {folder}, which would take it in; name a folder outside of it")
 
 
 def make_folder(output: Path) -> None:
