@@ -178,7 +178,7 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
-        start = tarfile_.offset  # type: ignore[attr-defined]
+        start = tarfile_.offset
         try:
             return super().fromtarfile(tarfile_)
         except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
@@ -265,21 +265,22 @@ class Shard:
             self._members = self._read(self._transfer, self.whole)
         return next(self._members)
 
-    def _read(self, transfer: Transfer, known: int) -> Iterator[Sample]:
+    def _read(self, transfer: Any, known: int) -> Iterator[Sample]:
         """All audio members but the first `known` ones."""
-        tar = tarfile.open(fileobj=transfer, mode="r|*", tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
-        stream: Any = tar.fileobj
-        passed = 0
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]
-            if member.isreg() and self._is_audio(member.name):
-                passed += 1
-                if passed > known:
-                    yield self._sample(stream, member)
-        # A damaged header of zeros looks like the end mark, and so does that of the first of two tars joined.
-        while block := stream.read(REST_BLOCK):
-            if block.count(0) != len(block):
-                raise _GoesOnError
+        text: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+        with tarfile.open(fileobj=transfer, mode="r|*", tarinfo=_Header, **text) as tar:
+            stream: Any = tar.fileobj
+            passed = 0
+            while (member := tar.next()) is not None:
+                tar.members = []
+                if member.isreg() and self._is_audio(member.name):
+                    passed += 1
+                    if passed > known:
+                        yield self._sample(stream, member)
+            # A damaged header of zeros looks like the end mark, and so does that of the first of two tars joined.
+            while block := stream.read(REST_BLOCK):
+                if block.count(0) != len(block):
+                    raise _GoesOnError
 
     def _sample(self, stream: Any, member: tarfile.TarInfo) -> Sample:
         name = f"{self.url}/{member.name}"
