@@ -7,6 +7,7 @@ import io
 import logging
 import lzma
 import tarfile
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 
@@ -18,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_server import RATE, clip, serving, shards, tar_of
 
-from bestrq2.data import lanes
+from bestrq2.data import lanes, transfer
 from bestrq2.data.feeding import fixed_crops, make_feed, split_any
-from bestrq2.data.lanes import Lane, Lanes, UnreachableError
+from bestrq2.data.lanes import CropMaker, Lane, LaneCrops, Lanes, UnreachableError
 from bestrq2.data.opening import open_recordings, open_source
 from bestrq2.data.remote import StreamSource, open_stream
 from bestrq2.data.transfer import Patience, Shard
@@ -170,6 +171,77 @@ def window_names(members):
     """The order in which the only lane of the only shard gives its first window."""
     with serving({"0.tar": tar_of(members)}) as server:
         return [sample.name.rpartition("/")[2] for sample in Lane(stream(server, 1), 3, 0, 1).window(0).samples]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_windows_that_end_by_their_bytes_give_the_same_batches_to_all(server, monkeypatch, undisturbed):
+    monkeypatch.setattr(lanes, "WINDOW_BYTES", 3 * len(clip(0)) - 1)
+    whole = batches(stream(server))
+    assert [batch.recordings for batch in whole] != [batch.recordings for batch in undisturbed]
+    assert_same(batches(stream(server), workers=2), whole)
+    assert_same(batches(stream(server), range(5, 9)), whole[5:])
+    for rank in range(2):
+        for full, share in zip(whole, batches(stream(server), rank=rank, world=2), strict=True):
+            assert share.recordings == full.recordings[rank::2]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=30), st.integers(1, 12_000), st.data())
+def test_a_window_takes_no_more_memory_than_its_bytes_and_one_clip(sizes, limit, data):
+    with serving({"0.tar": tar_of({f"{i}.wav": b"x" * size for i, size in enumerate(sizes)})}) as server:
+        windows, number = [], 0
+        shard = Shard(f"{server.url}/0.tar", HASTE)
+        while (window := shard.window(number, 8, limit))[1]:
+            windows.append(window)
+            number += len(window[1])
+        anywhere = data.draw(st.integers(0, len(sizes) - 1))
+        resumed = Shard(f"{server.url}/0.tar", HASTE).window(anywhere, 8, limit)
+    assert number == len(sizes)
+    for first, samples in windows:
+        assert len(samples) <= 8
+        assert sum(len(sample.content) for sample in samples[:-1]) < limit
+        assert first > anywhere or first + len(samples) <= anywhere or (first, samples) == resumed
+
+
+def test_a_recording_too_large_for_memory_is_rejected_without_being_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "MEMBER_LIMIT", 1 << 20)
+    large = tarfile.TarInfo("large.wav")
+    large.size = 32 << 20
+    with open(tmp_path / "0.tar", "wb") as file:
+        file.write(large.tobuf())
+        file.seek(large.size, io.SEEK_CUR)
+        file.write(tar_of({f"{i}.wav": clip(i) for i in range(3)}))
+    source = StreamSource("test", (f"file://{tmp_path}/0.tar",), patience=HASTE)
+    batches(source, range(1), batch_size=1)
+    tracemalloc.start()
+    found = batches(source, range(4), batch_size=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+    assert {name for batch in found for name in names(batch)} == {"0.wav", "1.wav", "2.wav"}
+    rejected = [entry for batch in found for entry in batch.rejected]
+    assert rejected == [
+        (f"{source.urls[0]}/large.wav", "holds 33,554,432 bytes, 1,048,576 is the most; cut it into parts")
+    ]
+
+
+def test_windows_that_are_bad_throughout_are_fetched_once():
+    members = {f"{i:02d}.wav": b"no audio" * 99 if i < 8 else clip(i) for i in range(12)}
+    with serving({"0.tar": tar_of(members)}) as server:
+        batches(stream(server, 1), range(12), batch_size=1)
+        assert len(server.asked) == 1
+
+
+def test_what_is_wrong_with_a_shard_read_ahead_is_listed():
+    bad = tar_of({f"{i}.wav": b"no audio" * 99 for i in range(4)})
+    with serving({"0.tar": bad[: 4 * 1536], "1.tar": tar_of({"4.wav": clip(4)})}) as server:
+        source = stream(server, 2)
+        seed = next(seed for seed in range(99) if "0.tar" in Lane(source, seed, 0, 1).window(0).samples[0].name)
+        crops = LaneCrops(Lane(source, seed, 0, 1), CropMaker(RATE, 0.2, 1))
+        _, name, rejected = crops(0)
+    assert name == f"{source.urls[1]}/4.wav"
+    assert len(rejected) == 4
+    assert crops.lane.problems == [(source.urls[0], "ends early, after 4 whole recordings")]
 
 
 def test_the_next_window_stands_in_for_one_that_is_bad_throughout():

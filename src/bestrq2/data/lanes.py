@@ -7,7 +7,9 @@ need, and none needs to know what another one did.
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,8 +25,8 @@ from bestrq2.errors import AudioError
 
 logger = logging.getLogger(__name__)
 
-# Neighbouring samples of a shard that are shuffled together: the memory a lane takes.
-WINDOW = 64
+# Neighbouring samples of a shard that are shuffled together, and the bytes that end a window before: a lane's memory.
+WINDOW, WINDOW_BYTES = 64, 16 << 20
 MOST_LANES = (4, 8)
 # Samples in a row that may be unusable, and shards in a row that may fail, before the run is stopped.
 MAX_TRIES, MAX_FAILURES = 1000, 3
@@ -77,7 +79,17 @@ class _Window:
     bad: dict[int, str] = field(default_factory=dict)
 
     def __contains__(self, number: int) -> bool:
-        return self.first <= number < self.first + len(self.samples)
+        return self.first <= number < self.end
+
+    @property
+    def end(self) -> int:
+        """Number of the item behind the last."""
+        return self.first + len(self.samples)
+
+    def empty_if_bad(self) -> None:
+        """Let go of the audio if none of it can be used."""
+        if len(self.bad) == len(self.samples):
+            self.samples = [Sample(sample.name, b"") for sample in self.samples]
 
 
 class Lane:
@@ -131,7 +143,7 @@ class Lane:
             if count is not None and number >= self._start + count:
                 self._leave(count)
                 continue
-            first, samples = self._shard.window(number - self._start, WINDOW)
+            first, samples = self._shard.window(number - self._start, WINDOW, WINDOW_BYTES)
             if samples:
                 self._window = self._shuffled(first, samples)
             else:
@@ -207,7 +219,8 @@ class CropMaker:
 class LaneCrops:
     """Crops of the items of one lane; an unusable sample is replaced by the next usable one of its window.
 
-    If a whole window is unusable, the window that follows stands in for it.
+    If a whole window is unusable, the window that follows stands in for it. So the windows read ahead are kept until
+    the items have passed them.
 
     Args:
         lane: where the samples come from.
@@ -216,7 +229,7 @@ class LaneCrops:
 
     def __init__(self, lane: Lane, make: CropMaker) -> None:
         self.lane, self.make = lane, make
-        self._ahead: Lane | None = None
+        self._kept: deque[_Window] = deque()
 
     def __call__(self, number: int) -> tuple[np.ndarray, str, list[tuple[str, str]]]:
         """The crop float32 [samples] of item `number`, the name of its sample, and what was rejected on the way.
@@ -241,15 +254,16 @@ class LaneCrops:
         raise AssertionError("the row of windows has no end")
 
     def _windows(self, number: int) -> Iterator[_Window]:
-        window = self.lane.window(number)
-        yield window
-        # A second reader goes ahead, because the items that follow are in this window still.
-        if self._ahead is None:
-            self._ahead = Lane(self.lane.source, self.lane.seed, self.lane.lane, self.lane.lanes)
-            self._ahead.learned = self.lane.learned
-        while True:
-            window = self._ahead.window(window.first + len(window.samples))
-            yield window
+        """The window of item `number` and those that follow it."""
+        if self._kept and number < self._kept[0].first:
+            self._kept.clear()
+        while self._kept and number >= self._kept[0].end:
+            self._kept.popleft()
+        for ahead in itertools.count():
+            if ahead == len(self._kept):
+                self._kept.append(self.lane.window(self._kept[-1].end if self._kept else number))
+            yield self._kept[ahead]
+            self._kept[ahead].empty_if_bad()
 
     def _crop(self, window: _Window, place: int, item: tuple[int, int]) -> np.ndarray | str:
         """A crop, or the reason why there is none."""

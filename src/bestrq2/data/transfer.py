@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import math
 import tarfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ NOT_RUN = {126, 127}
 HEADER_LIMIT = 1 << 20
 EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 REST_BLOCK = 1 << 16
+# Bytes of the longest recording that is taken into memory.
+MEMBER_LIMIT = 1 << 30
 # What `tarfile` and the decompressors raise where the bytes make no sense.
 DAMAGE = (tarfile.TarError, EOFError, ValueError, TypeError, OverflowError)
 
@@ -216,29 +219,31 @@ class Shard:
         self._transfer: Transfer | None = None
         self._members: Iterator[Sample] = iter(())
 
-    def window(self, number: int, clips: int) -> tuple[int, list[Sample]]:
+    def window(self, number: int, clips: int, size: float = math.inf) -> tuple[int, list[Sample]]:
         """The window that holds an audio member: the number of its first member, and its members.
 
-        Windows follow one another from the first member on, each of so many clips, fewer at the end. There are no
-        members if the shard ended before.
+        Windows follow one another from the first member on; each ends with the member that makes it so many clips or
+        bytes, whichever comes first. There are no members if the shard ended before.
 
         Args:
             number: of the member; not before the window given last.
             clips: members in a window; the same in every call.
+            size: bytes in a window; the same in every call.
         """
         while True:
             first = self.whole
-            samples = self._next_window(clips)
+            samples = self._next_window(clips, size)
             if not samples or number < first + len(samples):
                 return first, samples
 
-    def _next_window(self, clips: int) -> list[Sample]:
+    def _next_window(self, clips: int, size: float) -> list[Sample]:
         samples: list[Sample] = []
-        tries, reached = 0, self.whole
-        while len(samples) < clips and not self.ended:
+        held, tries, reached = 0, 0, self.whole
+        while len(samples) < clips and held < size and not self.ended:
             try:
                 samples.append(self._next())
                 self.whole += 1
+                held += len(samples[-1].content)
             except StopIteration:
                 self.ended = True
             except TransferError as error:
@@ -272,7 +277,7 @@ class Shard:
             stream: Any = tar.fileobj
             passed = 0
             while (member := tar.next()) is not None:
-                tar.members = []
+                tar.members = []  # type: ignore[attr-defined]
                 if member.isreg() and self._is_audio(member.name):
                     passed += 1
                     if passed > known:
@@ -286,6 +291,8 @@ class Shard:
         name = f"{self.url}/{member.name}"
         if member.issparse():
             return Sample(name, b"", "is stored as a sparse file; pack it without holes")
+        if member.size > MEMBER_LIMIT:
+            return Sample(name, b"", f"holds {member.size:,} bytes, {MEMBER_LIMIT:,} is the most; cut it into parts")
         stream.seek(member.offset_data)
         content = stream.read(member.size)
         if len(content) < member.size:
