@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
 
 from bestrq2.data.audio import AUDIO_SUFFIXES, audio_info
@@ -66,6 +67,30 @@ def open_recordings(spec: str | Path) -> Source:
             f"{spec} is a stream, which only pretraining reads; download the tars and name the local files."
         )
     return source
+
+
+def absolute_spec(spec: str) -> str:
+    """The same source, spelled so that the working folder does not matter; links are left as they are."""
+    if spec.startswith(HUB_PREFIX):
+        bare, mark, query = spec.removeprefix(HUB_PREFIX).partition("?")
+        local = bool(bare) and Path(bare).expanduser().exists()
+        return f"{HUB_PREFIX}{_absolute(bare)}{mark}{query}" if local else spec
+    if spec.partition(":")[0] == "soundworld" or is_remote(spec):
+        return spec
+    bare, options = _options(spec)
+    return _absolute(bare) + (spec[len(bare) :] if options else "")
+
+
+def _absolute(path: str) -> str:
+    """An absolute path; ".." is worked out where that leads to the same place."""
+    expanded = Path(path).expanduser()
+    if expanded.is_absolute() or expanded.exists() or not set("{*?[") & set(path):
+        plain = Path(os.path.normpath(expanded.absolute()))
+        same = plain.exists() and expanded.exists() and plain.samefile(expanded)
+        return str(plain if same else expanded.absolute())
+    # The working folder is no part of the pattern.
+    folder = re.sub(r"([\\{}])", r"\\\1", glob.escape(os.getcwd()))
+    return f"{folder}/{expanded}"
 
 
 def local_folder(spec: str) -> Path | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
 import io
 import logging
 import os
@@ -12,6 +14,16 @@ from pathlib import Path
 from bestrq2.files import is_full
 
 logger = logging.getLogger(__name__)
+
+HEADER = b"path,reason\n"
+"""The first line of the list."""
+
+
+def rejection_line(path: str, reason: str) -> bytes:
+    """A line of the list, with its line feed."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow([path.replace("\n", " "), " ".join(reason.split())])
+    return line.getvalue().encode("utf-8", "surrogateescape")
 
 
 class RejectionLog:
@@ -26,7 +38,7 @@ class RejectionLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._paths: set[str] = set()
+        self._listed: set[bytes] = set()
         self._waiting = b""
         self._warned = False
         if self.path.exists():
@@ -34,19 +46,25 @@ class RejectionLog:
 
     def __len__(self) -> int:
         """Recordings rejected so far."""
-        return len(self._paths)
+        return len(self._listed)
 
     def _load(self) -> None:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
-        rows = list(csv.reader(io.StringIO(whole.decode("utf-8", "surrogateescape"))))
-        self._paths = {self._key(row[0], row[-1]) for row in rows[1:] if row}
+        rows = csv.reader(io.StringIO(whole.decode("utf-8", "surrogateescape")))
+        next(rows, None)
+        self._listed = {self._digest(row[0], row[-1]) for row in rows if row}
 
     def _key(self, path: str, reason: str) -> str:
         """What is listed once only: a path."""
         return path
+
+    def _digest(self, path: str, reason: str) -> bytes:
+        """A hash of the key, so that millions of them take little memory."""
+        key = self._key(path, reason).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(key, digest_size=12).digest()
 
     def add(self, rejected: Sequence[tuple[str, str]]) -> int:
         """Write the entries whose path is not listed yet.
@@ -57,22 +75,34 @@ class RejectionLog:
         Returns:
             How many were new.
         """
-        lines = io.StringIO()
-        writer = csv.writer(lines, lineterminator="\n")
-        before = len(self._paths)
+        lines = []
         for path, reason in rejected:
-            if (key := self._key(path, reason)) not in self._paths:
-                self._paths.add(key)
-                writer.writerow([path.replace("\n", " "), " ".join(reason.split())])
-        self._waiting += lines.getvalue().encode("utf-8", "surrogateescape")
+            if (digest := self._digest(path, reason)) not in self._listed:
+                self._listed.add(digest)
+                lines.append(rejection_line(path, reason))
+        self._waiting += b"".join(lines)
         if self._waiting:
             self._write()
-        return len(self._paths) - before
+        return len(lines)
+
+    def finish(self) -> None:
+        """Return once all entries are on the disk.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if self._waiting:
+            self._write()
+        if self._waiting:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        if self.path.exists():
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
 
     def _write(self) -> None:
         """Append what waits, wholly or not at all."""
         size = self.path.stat().st_size if self.path.exists() else 0
-        content = self._waiting if size else b"path,reason\n" + self._waiting
+        content = self._waiting if size else HEADER + self._waiting
         try:
             with self.path.open("ab", buffering=0) as file:
                 if file.write(content) == len(content):

@@ -18,6 +18,7 @@ import pytest
 import soundfile
 
 from bestrq2 import cli
+from bestrq2.data import rejections
 from bestrq2.data.prepare import cutting, packing, run
 from bestrq2.data.prepare.run import prepare
 from bestrq2.data.shards import writer
@@ -175,6 +176,28 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(
     tars = list((tmp_path / "out").glob("*.tar"))
     assert tars
     assert all(len(build_index(tar)) for tar in tars)
+    assert cli.run(arguments) == 0
+    assert prepared_folder(tmp_path / "out").contents == prepared_mixed.contents
+
+
+def test_a_corpus_is_finished_only_with_its_whole_list_of_rejections(
+    mixed, prepared_mixed, prepared_folder, tmp_path, monkeypatch, capsys
+):
+    """The disk has room for the last shard, but not for the last entries of the list."""
+    write = rejections.RejectionLog._write
+
+    def full(self):
+        if self.path.exists():
+            self._warned = True
+        else:
+            write(self)
+
+    arguments = ["prepare", str(mixed), str(tmp_path / "out"), "--segment_seconds", "1", "--shard_size", "0.15"]
+    with monkeypatch.context() as patch:
+        patch.setattr(rejections.RejectionLog, "_write", full)
+        assert cli.run(arguments) == 1
+    assert "the disk is full; what was written before is whole" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "summary.json").exists()
     assert cli.run(arguments) == 0
     assert prepared_folder(tmp_path / "out").contents == prepared_mixed.contents
 

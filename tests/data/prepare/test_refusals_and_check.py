@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 
 from bestrq2 import cli
+from bestrq2.data.opening import open_source
 from bestrq2.data.prepare import run
 from bestrq2.data.prepare.check import check_prepared
 from bestrq2.data.prepare.progress import Progress
@@ -138,6 +140,109 @@ def test_shards_that_went_missing_or_are_not_ours(source, made, damaged, capsys)
     assert "shard-000002.tar: cannot be continued from" in refused(capsys, source, damaged, *options)
     (damaged / "shard-000001.tar").unlink()
     assert "shard-000001.tar: is missing, later shards are there" in refused(capsys, source, damaged, *options)
+
+
+def options_of(made: Path) -> list[str]:
+    """The options that `made` was made with."""
+    return ["--shard_size", "0.01", "--format", json.loads((made / "summary.json").read_text())["format"]]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_refused_run_touches_nothing_and_names_a_new_folder_for_tars_of_others(source, made, damaged, capsys):
+    (damaged / "summary.json").unlink()
+    for name in (".notes.tmp", ".shard-000000.tar.123.tmp", ".cache"):
+        (damaged / name).write_text("mine")
+    before = contents(damaged)
+    assert "holds a corpus made from something else" in refused(capsys, source, damaged, "--sampling_rate", "8000")
+    assert contents(damaged) == before
+    for index in damaged.glob("*.index.parquet"):
+        index.unlink()
+    before = contents(damaged)
+    message = refused(capsys, source, damaged, *options_of(made))
+    shard = damaged / "shard-000000.tar"
+    assert message == f"{shard}: was not made by bestrq2 prepare; name a new or empty folder"
+    open_source(damaged)  # writes an index, without our ledger
+    assert message == refused(capsys, source, damaged, *options_of(made))
+    assert contents(damaged).items() >= before.items()
+
+
+def test_only_temporaries_of_its_own_are_removed(source, made, damaged):
+    (damaged / "summary.json").unlink()
+    names = (".notes.tmp", ".cache", ".shard-000007.tar.123.tmp", ".shard-000007.tar.index.parquet.123.tmp")
+    for name in names:
+        (damaged / name).write_text("half")
+    assert cli.run(["prepare", str(source), str(damaged), *options_of(made)]) == 0
+    assert {name for name in names if (damaged / name).exists()} == {".notes.tmp", ".cache"}
+
+
+def test_a_list_that_is_not_of_prepare_is_left_alone(source, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rejected.csv").write_text("applicant,why\n")
+    message = refused(capsys, source, tmp_path / "out")
+    assert message == f"{tmp_path / 'out'}: holds other files (rejected.csv); name a new or empty folder"
+    assert (tmp_path / "out" / "rejected.csv").read_text() == "applicant,why\n"
+
+
+def test_a_finished_corpus_that_lost_a_shard_is_not_called_complete(source, made, damaged, capsys):
+    shard = damaged / "shard-000002.tar"
+    content = shard.read_bytes()
+    shard.unlink()
+    message = refused(capsys, source, damaged, *options_of(made))
+    assert message == (
+        f"{shard}: is missing from a finished corpus; bring it back, or delete summary.json and the shards after it "
+        "and run the same command again"
+    )
+    shard.write_bytes(content[:-512])
+    message = refused(capsys, source, damaged, *options_of(made))
+    assert message.startswith(f"{damaged}: its shards have ")
+    assert message.endswith("; find the damaged one with --check")
+    shard.unlink()
+    for path in [damaged / "summary.json", *sorted(damaged.glob("shard-*.tar"))[2:]]:
+        path.unlink()
+    assert cli.run(["prepare", str(source), str(damaged), *options_of(made)]) == 0
+    assert (damaged / "summary.json").read_bytes() == (made / "summary.json").read_bytes()
+
+
+@pytest.mark.parametrize("lost", ["clips", "dropped", "hours_in", "shards", "sampling_rate", "log_mel"])
+def test_a_summary_that_lost_a_value_is_one_sentence(source, made, damaged, capsys, lost):
+    summary = json.loads((damaged / "summary.json").read_text())
+    summary.pop(lost)
+    (damaged / "summary.json").write_text(json.dumps(summary))
+    sentence = f"{damaged / 'summary.json'}: has lost {lost!r}; move it away and run the command it was made by again"
+    assert refused(capsys, source, damaged, *options_of(made)) == sentence
+    assert refused(capsys, "anything", damaged, "--check") == sentence
+
+
+def test_how_the_source_is_spelled_changes_nothing(source, made, tmp_path, monkeypatch, caplog):
+    """From another working folder, relative, through a parent: the same corpus; metadata holds absolute paths."""
+    caplog.set_level("INFO")
+    (tmp_path / "[x] {a,b}" / "in").mkdir(parents=True)
+    folder = tmp_path / "[x] {a,b}"
+    for number in range(2):
+        soundfile.write(folder / "in" / f"{number}.wav", scene(RATE, number), RATE)
+    (folder / "list.txt").write_text("in/1.wav\nin/0.wav\n")
+    spellings = {
+        "folder": [(".", "in"), (".", "./in/"), ("in", "."), ("in", "../in"), ("/", str(folder / "in"))],
+        "list": [(".", "list.txt"), ("in", "../list.txt")],
+        "file": [(".", "in/0.wav"), ("in", "0.wav")],
+        "pattern": [(".", "in/*.wav"), (".", "in/{0,1}.wav"), ("in", "?.wav")],
+    }
+    for kind, of_kind in spellings.items():
+        for start, spec in of_kind:
+            monkeypatch.chdir(folder / start)
+            output = tmp_path / f"{kind} {len(spec) if kind == 'pattern' else ''}"
+            prepare(spec, output, num_workers=1)
+            for clip in prepared_json(output):
+                assert Path(clip["path"]).parent == folder / "in"
+    assert sum("is complete already" in record.getMessage() for record in caplog.records) == 6
+
+
+def prepared_json(folder: Path) -> list[dict[str, object]]:
+    with tarfile.open(folder / "shard-000000.tar") as tar:
+        return [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
 
 
 def test_a_finished_corpus_is_not_made_again(source, made, monkeypatch):

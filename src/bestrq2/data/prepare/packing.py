@@ -7,7 +7,7 @@ from typing import Any
 
 from bestrq2.data.band_sums import BandSums
 from bestrq2.data.prepare.cutting import Clip, Drop, Span, printable
-from bestrq2.data.prepare.folder import REJECTED, shard_path
+from bestrq2.data.prepare.folder import REJECTED, ledgers, shard_path
 from bestrq2.data.prepare.ledger import Ledger
 from bestrq2.data.prepare.options import Options
 from bestrq2.data.rejections import RejectionLog
@@ -22,6 +22,14 @@ class _SegmentRejections(RejectionLog):
         return f"{path}\n{reason}"
 
 
+_SEGMENTS = 1 << 32
+
+
+def _place(recording: int, segment: int) -> int:
+    """A clip's number in the source and within its recording, as one."""
+    return recording * _SEGMENTS + segment
+
+
 class Packing:
     """A corpus while it is packed; used as a context, at whose end a shard that is not finished is thrown away.
 
@@ -30,7 +38,7 @@ class Packing:
         source: what is packed.
         options: how.
         identity: of source and options.
-        finished: ledgers of the shards that are there already.
+        finished: number of shards that are there already.
 
     Attributes:
         position: (recording, segment) that comes next.
@@ -38,18 +46,18 @@ class Packing:
         totals: counts over all that was taken, without the lists.
     """
 
-    def __init__(
-        self, folder: Path, source: Source, options: Options, identity: dict[str, Any], finished: list[Ledger]
-    ) -> None:
+    def __init__(self, folder: Path, source: Source, options: Options, identity: dict[str, Any], finished: int) -> None:
         self.folder, self.source, self.options = folder, source, options
-        self.shards = len(finished)
+        self.shards = finished
         self.totals, self._ledger = (Ledger(identity, BandSums(options.num_mel_bands)) for _ in range(2))
         self._writer: ShardWriter | None = None
-        self._seen: dict[bytes, tuple[int, int]] = {}
+        # Of each content the first clip, its two numbers in one: tuples would take three times the memory.
+        self._seen: dict[bytes, int] = {}
         (folder / REJECTED).unlink(missing_ok=True)  # what stood there is in the ledgers, or comes again
         self._rejections = _SegmentRejections(folder / REJECTED)
-        for ledger in finished:
-            self._seen.update((member.content, (member.recording, member.segment)) for member in ledger.members)
+        for ledger in ledgers(folder, finished):
+            for member in ledger.members:
+                self._seen[member.content] = _place(member.recording, member.segment)
             self._rejections.add(ledger.rejected)
             self.totals.merge(ledger)
         self.position = self.totals.position
@@ -86,9 +94,11 @@ class Packing:
 
     def _duplicate(self, recording: int, clip: Clip) -> Drop | None:
         """The reason not to keep a clip that is there already; None if it is new."""
-        same = self._seen.setdefault(clip.digest, (recording, clip.segment))
-        if same == (recording, clip.segment):
+        place = _place(recording, clip.segment)
+        first = self._seen.setdefault(clip.digest, place)
+        if first == place:
             return None
+        same = divmod(first, _SEGMENTS)
         own = f"from {self._start(clip.segment):g} s: " if clip.segment else ""
         where = f" from {self._start(same[1]):g} s on" if same[1] else ""
         reason = f"{own}has the same content as {printable(self.source.describe(same[0]))}{where}."
@@ -121,5 +131,10 @@ class Packing:
         self._ledger = Ledger(self._ledger.identity, BandSums(self.options.num_mel_bands))
 
     def finish(self) -> None:
-        """Finish the last shard."""
+        """Finish the last shard and the list of what was dropped.
+
+        Raises:
+            OSError: the disk is full.
+        """
         self._close()
+        self._rejections.finish()

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bestrq2.data.opening import local_folder, open_recordings
+from bestrq2.data.opening import absolute_spec, local_folder, open_recordings
 from bestrq2.data.prepare.cutting import Span, Task, cut_span
-from bestrq2.data.prepare.folder import REJECTED, finished_shards, finished_summary, identity, shard_path
+from bestrq2.data.prepare.folder import REJECTED, count_finished, finished_summary, identity, shard_path
 from bestrq2.data.prepare.options import Options
 from bestrq2.data.prepare.packing import Packing
 from bestrq2.data.prepare.progress import Progress
@@ -63,7 +63,7 @@ def prepare(
     options = Options(sampling_rate, format, segment_seconds, min_seconds, shard_size)
     count = worker_count(num_workers)
     _check_apart(source, output)
-    opened = open_recordings(source)
+    opened = open_recordings(absolute_spec(source))
     if len(opened) == 0:
         raise DataError(f"{source} holds no recordings.")
     made_from = identity(opened, options)
@@ -74,7 +74,7 @@ def prepare(
             if summary is not None:
                 logger.info("%s: is complete already", output)
                 return summary
-            with Packing(output, opened, options, made_from, finished_shards(output, made_from)) as packing:
+            with Packing(output, opened, options, made_from, count_finished(output, made_from)) as packing:
                 try:
                     _pack(packing, opened, options, count)
                 except KeyboardInterrupt as error:

@@ -19,6 +19,20 @@ from bestrq2.files import write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 
 SUMMARY = "summary.json"
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "recordings": int,
+    "clips": int,
+    "dropped": dict,
+    "clipped": int,
+    "hours_in": (int, float),
+    "hours_kept": (int, float),
+    "shards": int,
+    "bytes": int,
+    "format": str,
+    "sampling_rate": int,
+    "log_mel": dict,
+}
+_STATISTICS = {"front_end", "mean_db", "standard_deviation_db"}
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -40,9 +54,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror}); {folder} is no finished output of bestrq2 prepare"
         ) from error
     except ValueError as error:
-        raise ConfigError(f"{path}: is damaged (no JSON); delete it and run bestrq2 prepare again") from error
+        raise ConfigError(f"{path}: is damaged (no JSON); move it away and run bestrq2 prepare again") from error
     if not isinstance(summary, dict) or not isinstance(summary.get("made_from"), dict):
         raise ConfigError(f"{path}: was not written by bestrq2 prepare; name another folder")
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(summary.get(name), kind)]
+    if not wrong and not _STATISTICS.issubset(summary["log_mel"]):
+        wrong = ["log_mel"]
+    if wrong:
+        raise ConfigError(
+            f"{path}: has lost {', '.join(map(repr, wrong))}; move it away and run the command it was made by again"
+        )
     return summary
 
 
