@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
 import os
 import pickle
 import struct
@@ -20,7 +21,9 @@ from tars import clip, encoded, pack, shard
 from bestrq2.data.audio import check_usable, read_span
 from bestrq2.data.batches import BatchSchedule, Crop, CropDataset, CropKey, collate, make_loader
 from bestrq2.data.decoding import UnreadableAudioError, put_float32, to_float32
+from bestrq2.data.feeding import fixed_crops
 from bestrq2.data.opening import open_source
+from bestrq2.data.shards.maps import TarMaps
 from bestrq2.data.shards.shard_source import open_shards
 from bestrq2.errors import AudioError, DataError
 
@@ -81,12 +84,16 @@ def test_crops_are_the_same_whatever_holds_the_clip(corpora, rate, seconds):
             np.testing.assert_array_equal(to_float32(crop(corpora[name], index, index, seconds, rate)), wanted)
 
 
-def test_pcm_at_the_wanted_rate_comes_as_a_view_of_the_crop_alone(corpora):
+def test_pcm_at_the_wanted_rate_comes_as_int16_of_the_crop_alone(corpora, monkeypatch):
+    sizes = []
+    original = TarMaps.copied
+    monkeypatch.setattr(
+        TarMaps, "copied", lambda maps, tar, start, size: sizes.append(size) or original(maps, tar, start, size)
+    )
     found = crop(corpora["wav"], 0)
     assert found.dtype == np.int16
     assert found.shape == (RATE,)
-    assert not found.flags.owndata
-    assert not found.flags.writeable
+    assert sizes == [2 * RATE]
     assert crop(corpora["wav"], 0, rate=8_000).dtype == np.float32
 
 
@@ -108,7 +115,7 @@ def test_workers_and_pickles_give_the_same_batches(corpora):
             assert torch.equal(first.input_values, second.input_values)
 
 
-def test_few_maps_are_open_at_once_and_views_outlive_them(tmp_path):
+def test_few_maps_are_open_at_once_and_crops_outlive_them(tmp_path):
     source = open_shards([shard(tmp_path / f"{n}.tar", [n, n + 10], seconds=0.5) for n in range(6)], "x")
     source.maps.most_open = 2
     crops = [crop(source, index) for index in range(12)]
@@ -250,6 +257,54 @@ def test_a_tar_cut_short_while_in_use_is_a_rejected_clip_and_no_crash(tmp_path):
             crop(source, index)
     with pytest.raises(UnreadableAudioError, match="changed since"):
         source.metadata(0)
+
+
+def batch_of_a_vanishing_tar(tar):
+    data = CropDataset(open_source(tar), RATE, 1.0, seed=0)
+    items = [data[CropKey(0, index, 0, index)] for index in range(2)]
+    os.truncate(tar, 0)
+    values = collate(items).input_values.numpy()
+    for row, item in zip(values, items, strict=True):
+        np.testing.assert_array_equal(row, to_float32(item.waveform))
+        assert row.std() > 0.05
+
+
+def test_a_tar_that_vanishes_between_an_item_and_its_batch_ends_no_process(tmp_path):
+    process = multiprocessing.get_context("fork").Process(
+        target=batch_of_a_vanishing_tar, args=(shard(tmp_path / "x.tar", range(2)),)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def cut_and_read(tar):
+    with open_source(tar).opened(1) as decoder:
+        os.truncate(tar, 4096)
+        decoder.read(100_000, RATE)
+
+
+def read_of_a_vanishing_tar(tar):
+    with pytest.raises(AudioError, match=r"x\.tar/0001\.\w+: its tar changed since"):
+        cut_and_read(tar)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_a_tar_that_vanishes_while_a_decoder_is_open_ends_no_process(tmp_path, kind):
+    process = multiprocessing.get_context("fork").Process(
+        target=read_of_a_vanishing_tar, args=(shard(tmp_path / "x.tar", range(3), seconds=10, kind=kind),)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_validation_crops_of_pcm_shards_are_float32_and_those_of_the_same_files(corpora):
+    found, wanted = (fixed_crops(corpora[name], 6, 3, RATE, 1.0) for name in ("wav", "folder"))
+    assert len(found) == len(wanted) == 6
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == theirs.dtype == np.float32
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_tar_replaced_while_in_use_is_read_as_it_was_or_rejected(tmp_path):

@@ -21,8 +21,9 @@ CHANGED = "its tar changed since it was indexed; start again to index it anew."
 class TarMaps:
     """The contents of tars as they were indexed; each process opens its own.
 
-    A tar that is replaced stays readable as it was; one that is cut short in place is found out before each access.
-    Only if it shrinks in the microseconds between that and the access itself does the system end the process (SIGBUS).
+    A tar that is replaced stays readable as it was. One that is cut short in place is found out before each access, and
+    what is read is copied at once, so nothing refers to the map afterwards. What is left: the system ends the process
+    (SIGBUS) if the tar shrinks, or its disk or server fails, within the microseconds of the copying itself.
 
     Args:
         tars: their paths.
@@ -45,8 +46,24 @@ class TarMaps:
         """Maps open now."""
         return len(self._open)
 
+    def copied(self, tar: int, start: int, size: int) -> np.ndarray:
+        """A part of a tar, in memory of its own.
+
+        Args:
+            tar: its number.
+            start: of the part, in bytes from the tar's beginning.
+            size: bytes, all within the tar.
+
+        Returns:
+            uint8 [size].
+
+        Raises:
+            UnreadableAudioError: the tar cannot be opened, or is another one than was indexed.
+        """
+        return np.frombuffer(self[tar], np.uint8, size, start).copy()
+
     def __getitem__(self, tar: int) -> mmap.mmap:
-        """The content of a tar, to be read at once: keep no view of it over the next access.
+        """The content of a tar, just found to be as long as it was; it may shrink at any later time, see `copied`.
 
         Raises:
             UnreadableAudioError: it cannot be opened, or is another one than was indexed.

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from bestrq2.data.audio import errors_named, open_audio, random_crop
-from bestrq2.data.decoding import ArrayDecoder, AudioBytes, Decoder, UnreadableAudioError
+from bestrq2.data.decoder import AudioBytes, Decoder, MemoryFile, UnreadableAudioError, to_float32
 from bestrq2.data.shards.building import IndexRows, load_index
 from bestrq2.data.shards.index import ShardIndex, Stamp, joined
 from bestrq2.data.shards.maps import TarMaps
@@ -25,12 +25,83 @@ from bestrq2.errors import AudioError, DataError
 logger = logging.getLogger(__name__)
 
 
-class PcmDecoder(ArrayDecoder):
-    """16-bit PCM in memory, read as it is."""
+@dataclass
+class PcmDecoder:
+    """16-bit mono PCM in a tar, seen as a decoder; only what is asked for is read.
+
+    Attributes:
+        maps: contents of the tars.
+        tar: the number of its tar.
+        start: of the first sample, in bytes from the tar's beginning.
+        frames: number of samples.
+        rate: Hz.
+    """
+
+    maps: TarMaps
+    tar: int
+    start: int
+    frames: int | None
+    rate: int
+    channels: int = 1
+
+    def measure(self) -> int:
+        """Length in samples."""
+        assert self.frames is not None
+        return self.frames
+
+    def samples(self, start: int, count: int | None) -> np.ndarray:
+        """int16 [samples] from `start`, as they lie in the tar.
+
+        Raises:
+            UnreadableAudioError: the tar is not the one that was indexed any more.
+        """
+        end = self.measure() if count is None else min(self.measure(), start + count)
+        return self.maps.copied(self.tar, self.start + 2 * start, 2 * max(0, end - start)).view("<i2")
 
     def read(self, start: int, count: int | None) -> np.ndarray:
-        """Mono int16 [samples] from `start`, a view."""
-        return self.waveform[start : None if count is None else start + count]
+        """Mono float32 [samples] from `start`; see `samples`."""
+        return to_float32(self.samples(start, count))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class Int16Decoder(PcmDecoder):
+    """16-bit PCM, read as it is."""
+
+    def read(self, start: int, count: int | None) -> np.ndarray:
+        """Mono int16 [samples] from `start`."""
+        return self.samples(start, count)
+
+
+@dataclass(frozen=True)
+class TarMember(AudioBytes):
+    """An audio file within the map of a tar, read in place.
+
+    Attributes:
+        maps: contents of the tars.
+        tar: the number of its tar.
+    """
+
+    maps: TarMaps
+    tar: int
+
+    def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
+        """The member as an open file, which ends where the tar turns out to have become shorter."""
+        return cast(BinaryIO, _MemberFile(self))
+
+
+class _MemberFile(MemoryFile):
+    def __init__(self, member: TarMember) -> None:
+        super().__init__(member)
+        self._member = member
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            self._member.maps[self._member.tar]
+        except AudioError:
+            return 0  # libsndfile knows no errors of files; `ShardSource.opened` finds out
+        return super().readinto(buffer)
 
 
 @dataclass(frozen=True)
@@ -62,35 +133,43 @@ class ShardSource(Source):
         tar = self.tars[self._tar(index)]
         return f"{tar}/{self.index.member(index)}" if self.index.audio_offset[index] else tar
 
-    def _content(self, index: int) -> memoryview:
-        """The bytes of a clip's audio file.
+    def _check(self, index: int) -> None:
+        """Pass if a clip can be used as far as the index knows.
 
         Raises:
-            UnreadableAudioError: it cannot be used; the sentence does not name the clip yet.
+            UnreadableAudioError: it cannot; the sentence does not name the clip yet.
         """
         problem = self.index.problem[index]
         if problem:
             raise UnreadableAudioError(f"{self.index.problems[problem]}.")
-        start = int(self.index.audio_offset[index])
-        return memoryview(self.maps[self._tar(index)])[start : start + int(self.index.audio_length[index])]
 
-    def _pcm(self, index: int) -> np.ndarray:
-        """The samples of a clip of plain PCM: int16 [samples], a view."""
-        content = self._content(index)
-        start = int(self.index.pcm_offset[index] - self.index.audio_offset[index])
-        return np.frombuffer(content, "<i2", int(self.index.frames[index]), start)
+    def _pcm(self, index: int, decoder: type[PcmDecoder]) -> PcmDecoder:
+        """A decoder of that kind for a clip of plain PCM."""
+        self._check(index)
+        frames, rate = int(self.index.frames[index]), int(self.index.sampling_rate[index])
+        return decoder(self.maps, self._tar(index), int(self.index.pcm_offset[index]), frames, rate)
+
+    def _member(self, index: int) -> TarMember:
+        """The audio file of a clip."""
+        self._check(index)
+        start, tar = int(self.index.audio_offset[index]), self._tar(index)
+        content = memoryview(self.maps[tar])[start : start + int(self.index.audio_length[index])]
+        return TarMember(self.describe(index), content, self.maps, tar)
 
     @contextmanager
     def opened(self, index: int) -> Iterator[Decoder]:
         """A decoder for one clip; see `Source.opened`."""
-        rate = int(self.index.sampling_rate[index])
-        name = self.describe(index)
-        with errors_named(name):
-            if rate:
-                yield ArrayDecoder(self._pcm(index), rate)
-            else:
-                with open_audio(AudioBytes(name, self._content(index))) as decoder:
+        with errors_named(self.describe(index)):
+            if self.index.sampling_rate[index]:
+                yield self._pcm(index, PcmDecoder)
+                return
+            member = self._member(index)
+            try:
+                with open_audio(member) as decoder:
                     yield decoder
+            except AudioError:
+                self.maps[member.tar]  # raises if the tar is to blame
+                raise
 
     def metadata(self, index: int) -> dict[str, Any]:
         """The clip's JSON member; empty where there is none, or where it is no JSON object.
@@ -102,19 +181,19 @@ class ShardSource(Source):
         if not length:
             return {}
         with errors_named(self.describe(index)):
-            content = self.maps[self._tar(index)][start : start + length]
+            content = self.maps.copied(self._tar(index), start, length)
         try:
-            found = json.loads(content.decode("utf-8", "surrogatepass"))
+            found = json.loads(content.tobytes().decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, an int16 view of the tar."""
+        """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, int16."""
         if self.index.sampling_rate[index] != sampling_rate:
             return super().read(index, sampling_rate, rng, max_seconds)
         try:
-            return random_crop(PcmDecoder(self._pcm(index), sampling_rate), rng, sampling_rate, max_seconds)
+            return random_crop(self._pcm(index, Int16Decoder), rng, sampling_rate, max_seconds)
         except AudioError as error:
             raise type(error)(f"{self.describe(index)}: {error}") from error
 
