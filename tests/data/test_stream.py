@@ -6,10 +6,12 @@ import gzip
 import io
 import logging
 import lzma
+import os
 import tarfile
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from multiprocessing.connection import wait
 
 import numpy as np
 import pytest
@@ -413,6 +415,35 @@ def test_a_command_that_fails_is_an_error_and_no_short_tar(tmp_path):
     source = StreamSource("test", (f"pipe:head -c 20000 {tmp_path}/0.tar; exit 7",), patience=HASTE)
     with pytest.raises(UnreachableError, match=r"\(the command ended with exit code 7\)"):
         batches(source, range(12), batch_size=1)
+
+
+@pytest.fixture
+def alive(tmp_path):
+    """A pipe that commands open as descriptor 9; it can be read without waiting once all of them are gone."""
+    os.mkfifo(tmp_path / "alive")
+    handle = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    yield handle
+    os.close(handle)
+
+
+@pytest.mark.parametrize("stall", ["sleep 600", "sleep 600 | cat", "exec >&-; sleep 600"])
+def test_a_command_that_stalls_is_ended_and_run_again(tmp_path, alive, stall):
+    (tmp_path / "0.tar").write_bytes(tar_of({f"{i}.wav": clip(i) for i in range(9)}))
+    command = f"echo >> {tmp_path}/runs; exec 9>{tmp_path}/alive; head -c {3 * MEMBER} {tmp_path}/0.tar; {stall}"
+    shard = Shard(f"pipe:{command}", Patience(waits=(0.0,), timeout=0.5))
+    assert len(shard.window(0, 4)[1]) == 3
+    assert str(shard.failure) == "no answer in time"
+    assert (tmp_path / "runs").read_text() == "\n" * 2
+    assert wait([alive], 5)
+
+
+def test_closing_ends_a_command_that_stalls_or_writes(tmp_path, alive):
+    (tmp_path / "0.tar").write_bytes(tar_of({f"{i}.wav": clip(i) for i in range(9)}))
+    for then in ("sleep 600", "cat /dev/zero"):
+        shard = Shard(f"pipe:exec 9>{tmp_path}/alive; cat {tmp_path}/0.tar; {then}", HASTE)
+        assert len(shard.window(0, 2)[1]) == 2
+        shard.close()
+        assert wait([alive], 5)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from subprocess import CalledProcessError
 from typing import Any, NamedTuple, Self
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 from bestrq2.data.audio import AUDIO_SUFFIXES
+from bestrq2.data.commands import Command
 from bestrq2.errors import BestRQ2Error, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class Transfer:
 
     Args:
         url: http and https are fetched here, s3 by the program `aws`, all others by webdataset's `gopen`.
-        timeout: seconds.
+        timeout: seconds without a byte.
 
     Raises:
         TransferError: it cannot be opened.
@@ -116,40 +118,41 @@ class Transfer:
             return response
         from webdataset.gopen import Pipe, gopen
 
-        if scheme == "s3":
-            return Pipe(["aws", "s3", "cp", "--only-show-errors", url, "-"], mode="rb")
-        return gopen(url, "rb")
+        if scheme == "pipe":
+            stream = Pipe(url.removeprefix("pipe:"), mode="rb", shell=True, ignore_status=[141], start_new_session=True)
+        elif scheme == "s3":
+            stream = Pipe(["aws", "s3", "cp", "--only-show-errors", url, "-"], mode="rb", start_new_session=True)
+        else:
+            stream = gopen(url, "rb")
+        return Command(stream, timeout) if isinstance(stream, Pipe) else stream
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most as many as asked for; none at the end.
 
         Raises:
-            TransferError: the connection broke, or the command failed.
+            TransferError: the connection broke, or the command stalled or failed.
         """
         try:
-            # The pipe under webdataset's `Pipe`: its own `read` loses the last bytes of a command that failed.
-            content: bytes = getattr(self.stream, "stream", self.stream).read(size)
-            if not content and hasattr(self.stream, "wait_for_child"):
-                self.stream.wait_for_child()
-        except (OSError, http.client.HTTPException) as error:
-            raise _explained(error, getattr(getattr(self.stream, "proc", None), "returncode", None)) from error
+            content: bytes = self.stream.read(size)
+        except (OSError, http.client.HTTPException, CalledProcessError) as error:
+            raise _explained(error) from error
         self.received += len(content)
         if not content and self.expected is not None and self.received < self.expected:
             raise TransferError(f"the connection broke after {self.received:,} of {self.expected:,} bytes")
         return content
 
     def close(self) -> None:
-        """Drop the connection; a command that still wrote is not to blame for it."""
+        """Drop the connection, and end the command."""
         with suppress(OSError):
             self.stream.close()
 
 
-def _explained(error: Exception, code: int | None = None) -> TransferError:
+def _explained(error: Exception) -> TransferError:
     if isinstance(error, HTTPError):
         lasting = 400 <= error.code < 500 and error.code not in PASSING_ANSWERS
         return TransferError(f"{error.code} {error.reason}", lasting)
-    if code is not None:
-        return TransferError(f"the command ended with exit code {code}", code in NOT_RUN)
+    if isinstance(error, CalledProcessError):
+        return TransferError(f"the command ended with exit code {error.returncode}", error.returncode in NOT_RUN)
     if isinstance(error, URLError):
         error = error.reason if isinstance(error.reason, Exception) else error
     if isinstance(error, TimeoutError):
