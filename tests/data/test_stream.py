@@ -486,6 +486,26 @@ def test_urls_that_mean_nothing_are_refused():
         open_source("https://x/{000..099.tar")
 
 
+def test_urls_may_hold_any_letter():
+    with serving({"caf%C3%A9%20a%2Bb.tar": tar_of({"0.wav": clip(0)})}) as server:
+        source = open_stream(f"{server.url}/café a%2Bb.tar", HASTE)
+        assert batches(source, range(1), batch_size=1)[0].recordings == [f"{server.url}/café a%2Bb.tar/0.wav"]
+    assert server.asked == ["caf%C3%A9%20a%2Bb.tar"] * 2
+
+
+def test_s3_without_its_program_is_refused_before_anything_is_tried(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match=r"s3://b/0.tar: s3:// needs the program 'aws' .*install it"):
+        open_source("s3://b/{0..3}.tar")
+
+
+@pytest.mark.parametrize("url", ["https://host/a.tar", "s3://bucket/a.flac", "pipe:cat a.tar"])
+def test_a_list_of_urls_is_refused_with_the_way_to_give_them(tmp_path, url):
+    (tmp_path / "list.txt").write_text(f"a.wav\n{url}\n")
+    with pytest.raises(DataError, match=rf"lists hold local paths, and {url} is none; give remote tars as a pattern"):
+        open_source(tmp_path / "list.txt")
+
+
 def test_what_needs_every_recording_at_hand_refuses_streams(server):
     with pytest.raises(DataError, match="is a stream, which only pretraining reads; download"):
         open_recordings(f"{server.url}/0.tar")

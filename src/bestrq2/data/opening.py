@@ -148,6 +148,11 @@ def _open_path(path: Path) -> Source:
     if path.suffix.lower() in LIST_SUFFIXES:
         columns = ("path", "audio", "audio_filepath") if path.suffix.lower() == ".jsonl" else ("path",)
         rows = read_rows(path, [columns], optional=("label",))
+        if (remote := next((row["path"] for row in rows if is_remote(row["path"])), None)) is not None:
+            raise DataError(
+                f"{path}: lists hold local paths, and {remote} is none; give remote tars as a pattern of URLs, such as "
+                '"https://host/shard-{000..099}.tar".'
+            )
         if any(_is_tar(row["path"]) for row in rows):
             return _of_one_kind([str(resolved(path, row["path"])) for row in rows], name)
         labels = [row["label"] for row in rows] if any(row["label"] for row in rows) else None

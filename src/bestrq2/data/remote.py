@@ -50,7 +50,7 @@ def open_stream(spec: str, patience: Patience | None = None) -> StreamSource:
         patience: with the network.
 
     Raises:
-        ConfigError: a kind of URL that cannot be fetched.
+        ConfigError: a kind of URL that cannot be fetched here.
         DataError: the first shard cannot be reached, is no tar, or holds no audio.
     """
     from braceexpand import braceexpand

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import logging
 import math
+import shutil
+import string
 import tarfile
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from pathlib import PurePosixPath
 from subprocess import CalledProcessError
 from typing import Any, NamedTuple, Self
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlparse
+from urllib.parse import quote, urlparse, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from bestrq2.data.audio import AUDIO_SUFFIXES
@@ -81,13 +83,16 @@ def check_url(url: str) -> None:
     """Pass if there is a way to fetch from this kind of URL.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it needs a program that is not installed.
     """
     from webdataset.gopen import gopen_schemes
 
     known = sorted({"s3", "file", *gopen_schemes} - {"__default__"})
-    if urlparse(url).scheme not in known:
+    scheme = urlparse(url).scheme
+    if scheme not in known:
         raise ConfigError(f"{url}: there is no way to fetch from it; known are {', '.join(known)}")
+    if scheme == "s3" and shutil.which("aws") is None:
+        raise ConfigError(f"{url}: s3:// needs the program 'aws' (the AWS CLI), which is not on the PATH; install it.")
 
 
 class Transfer:
@@ -112,7 +117,7 @@ class Transfer:
     def _open(self, url: str, timeout: float) -> Any:
         scheme = urlparse(url).scheme
         if scheme in ("http", "https"):
-            response = urlopen(Request(url, headers={"User-Agent": "bestrq2"}), timeout=timeout)
+            response = urlopen(Request(_encoded(url), headers={"User-Agent": "bestrq2"}), timeout=timeout)
             length = response.headers.get("Content-Length")
             self.expected = int(length) if length else None
             return response
@@ -147,6 +152,15 @@ class Transfer:
             self.stream.close()
 
 
+def _encoded(url: str) -> str:
+    """A URL in ASCII; what is encoded already stays as it is."""
+    parts = urlsplit(url)
+    if not parts.netloc.isascii():
+        host, colon, port = parts.netloc.partition(":")
+        parts = parts._replace(netloc=host.encode("idna").decode() + colon + port)
+    return quote(urlunsplit(parts), safe=string.punctuation)
+
+
 def _explained(error: Exception) -> TransferError:
     if isinstance(error, HTTPError):
         lasting = 400 <= error.code < 500 and error.code not in PASSING_ANSWERS
@@ -160,7 +174,8 @@ def _explained(error: Exception) -> TransferError:
     if isinstance(error, FileNotFoundError):
         return TransferError(f"{error.filename} is not there", lasting=True)
     return TransferError(
-        getattr(error, "strerror", None) or str(error) or type(error).__name__, type(error) is ValueError
+        getattr(error, "strerror", None) or str(error) or type(error).__name__,
+        isinstance(error, ValueError | http.client.InvalidURL),
     )
 
 
