@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recordings import noise, write
 
 from bestrq2.data.batches import AllRejectedError, BatchSchedule, CropDataset, CropKey, make_loader
-from bestrq2.data.mixture import MixtureOrder, MixtureSource, apportioned
+from bestrq2.data.mixture import MixtureOrder, MixtureSource, apportioned, open_mixture
 from bestrq2.data.opening import open_source
 from bestrq2.data.order import EpochOrder
 from bestrq2.data.sources import ArraySource, SubsetSource, split_source
@@ -188,6 +188,15 @@ def test_a_yaml_file_declares_a_mixture(corpus, monkeypatch):
     assert [len(part) for part in source.components] == [3, 1, 3]
     assert source.name == str(path)
     assert len(source.read(3, RATE, np.random.default_rng(0), 0.1)) == 1600
+
+
+def test_rows_to_exclude_start_at_the_folder_of_the_yaml_file_however_they_are_given(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    for text in ("data: a.h5?exclude=lists/ex.csv", "data: a.h5\n    exclude: lists/ex.csv"):
+        opened = []
+        with pytest.raises(DataError, match="holds no recordings"):
+            open_mixture(declared(tmp_path, f"sources:\n  - {text}\n"), opened.append)
+        assert opened == [f"{tmp_path}/a.h5?exclude={tmp_path}/lists/ex.csv"]
 
 
 @pytest.mark.parametrize(

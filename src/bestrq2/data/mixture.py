@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 
 from bestrq2.data.decoding import Decoder
-from bestrq2.data.options import check_keys, with_options
+from bestrq2.data.hdf5 import HDF5_SUFFIXES
+from bestrq2.data.options import check_keys, split_options, with_options
 from bestrq2.data.order import Order
 from bestrq2.data.remote import is_remote
 from bestrq2.data.seeding import generator
@@ -232,9 +233,13 @@ def _component(path: Path, where: str, entry: dict[str, Any]) -> tuple[str, floa
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise ConfigError(f"{where}: {key} is {value!r}; it must be a text.")
     texts = {key: str(value) for key, value in options.items()}
+    spec = _resolved(path, data)
+    if Path(spec.partition("?")[0]).suffix.lower() in HDF5_SUFFIXES and not Path(spec).exists() and not _is_word(spec):
+        spec, given = split_options(spec)
+        texts |= given
     if "exclude" in texts:
         texts["exclude"] = str(path.parent / Path(texts["exclude"]).expanduser())
-    return with_options(_resolved(path, data), texts), float(weight)
+    return with_options(spec, texts), float(weight)
 
 
 OPTIONS = frozenset({"exclude", "split", "config", "revision", "column"})
