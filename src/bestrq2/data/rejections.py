@@ -26,6 +26,23 @@ def rejection_line(path: str, reason: str) -> bytes:
     return line.getvalue().encode("utf-8", "surrogateescape")
 
 
+class ListedKeys:
+    """Which keys are listed already, as hashes: millions of long ones take little memory."""
+
+    def __init__(self) -> None:
+        self._digests: set[bytes] = set()
+
+    def __len__(self) -> int:
+        """Number of different keys."""
+        return len(self._digests)
+
+    def add(self, key: str) -> bool:
+        """List a key; whether it was new."""
+        before = len(self._digests)
+        self._digests.add(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).digest())
+        return len(self._digests) > before
+
+
 class RejectionLog:
     """`rejected.csv` of a run: columns path and reason, each path once.
 
@@ -38,7 +55,7 @@ class RejectionLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._listed: set[bytes] = set()
+        self._listed = ListedKeys()
         self._waiting = b""
         self._warned = False
         if self.path.exists():
@@ -55,16 +72,12 @@ class RejectionLog:
             os.truncate(self.path, len(whole))
         rows = csv.reader(io.StringIO(whole.decode("utf-8", "surrogateescape")))
         next(rows, None)
-        self._listed = {self._digest(row[0], row[-1]) for row in rows if row}
+        for row in filter(None, rows):
+            self._listed.add(self._key(row[0], row[-1]))
 
     def _key(self, path: str, reason: str) -> str:
         """What is listed once only: a path."""
         return path
-
-    def _digest(self, path: str, reason: str) -> bytes:
-        """A hash of the key, so that millions of them take little memory."""
-        key = self._key(path, reason).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(key, digest_size=12).digest()
 
     def add(self, rejected: Sequence[tuple[str, str]]) -> int:
         """Write the entries whose path is not listed yet.
@@ -75,15 +88,11 @@ class RejectionLog:
         Returns:
             How many were new.
         """
-        lines = []
-        for path, reason in rejected:
-            if (digest := self._digest(path, reason)) not in self._listed:
-                self._listed.add(digest)
-                lines.append(rejection_line(path, reason))
-        self._waiting += b"".join(lines)
+        new = [of for of in rejected if self._listed.add(self._key(*of))]
+        self._waiting += b"".join(rejection_line(*of) for of in new)
         if self._waiting:
             self._write()
-        return len(lines)
+        return len(new)
 
     def finish(self) -> None:
         """Return once all entries are on the disk.

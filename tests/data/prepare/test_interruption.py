@@ -20,9 +20,12 @@ import soundfile
 from bestrq2 import cli
 from bestrq2.data import rejections
 from bestrq2.data.prepare import cutting, packing, run
+from bestrq2.data.prepare.check import check_prepared
+from bestrq2.data.prepare.ledger import LEDGER
 from bestrq2.data.prepare.run import prepare
 from bestrq2.data.shards import writer
-from bestrq2.data.shards.building import build_index
+from bestrq2.data.shards.building import IndexRows, build_index, index_path
+from bestrq2.data.shards.index import Stamp, read_index, write_index
 from bestrq2.errors import BestRQ2Error, DataError
 from example_sounds import scene
 
@@ -262,6 +265,42 @@ def test_only_one_run_writes_to_a_folder(mixed, tmp_path, monkeypatch, capsys):
     process.join()
     prepare(str(mixed), output, num_workers=1, **SECOND)
     assert not (output / ".lock").exists()
+
+
+def test_a_shard_is_closed_before_its_ledger_grows_too_long(
+    mixed, prepared_mixed, prepared_folder, tmp_path, monkeypatch
+):
+    """Many tiny clips, or many drops: the index could not be read again beyond some 100 MB."""
+    monkeypatch.setattr(packing, "_LEDGER_BYTES", 300)
+    prepare(str(mixed), tmp_path / "whole", num_workers=2, segment_seconds=1.0)
+    whole = prepared_folder(tmp_path / "whole")
+    assert whole.audio == prepared_mixed.audio
+    assert whole.rejected == prepared_mixed.rejected
+    assert len(whole.tars) > 4
+    sizes = [len(read_index(index_path(tar)).extra[LEDGER]) for tar in whole.tars]
+    assert max(sizes) < min(sizes) + 1500
+    check_prepared(tmp_path / "whole", 1)
+    close = packing.Packing._close
+    for stop in range(1, len(whole.tars), 2):
+
+        def stopped(self, stop=stop):
+            close(self)
+            if self.shards == stop:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(packing.Packing, "_close", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(str(mixed), tmp_path / "out", num_workers=1, segment_seconds=1.0)
+    prepare(str(mixed), tmp_path / "out", num_workers=1, segment_seconds=1.0)
+    assert prepared_folder(tmp_path / "out").contents == whole.contents
+
+
+@pytest.mark.slow
+def test_an_index_with_a_ledger_of_a_million_entries_is_read(tmp_path):
+    index = IndexRows().index(Stamp(1, 2), {LEDGER: "entry" * 16_000_000})
+    write_index(index, tmp_path / "i.parquet")
+    assert read_index(tmp_path / "i.parquet").extra == index.extra
 
 
 def test_a_long_recording_is_continued_within(tmp_path, prepared_folder, monkeypatch):

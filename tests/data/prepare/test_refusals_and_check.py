@@ -17,7 +17,7 @@ from bestrq2.data.prepare import run
 from bestrq2.data.prepare.check import check_prepared
 from bestrq2.data.prepare.progress import Progress
 from bestrq2.data.prepare.run import prepare
-from bestrq2.errors import ConfigError
+from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import folder_lock
 from example_sounds import RATE, scene
 
@@ -314,6 +314,63 @@ def test_the_check_compares_with_the_summary(damaged, made, capsys):
     assert "is damaged" in refused(capsys, "anything", damaged, "--check")
     (damaged / "summary.json").unlink()
     assert "is no finished output of bestrq2 prepare" in refused(capsys, "anything", damaged, "--check")
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ({"recordings": 12}, "the summary says 12 recordings, the shards hold 13"),
+        ({"dropped": {"broken": 2, "silent": 3, "too short": 1, "duplicate": 3}}, "the summary says 3 silent ones"),
+        ({"hours_in": 1.0}, "the summary says 57,600,000 samples read, the shards hold "),
+        ({"clipped": 1}, "the summary says 1 clipped clips, the shards hold 2"),
+        ({"log_mel": "mean_db"}, "the summary has another mean_db of the spectrogram than the shards"),
+        ({"log_mel": "standard_deviation_db"}, "the summary has another standard_deviation_db of the spectrogram"),
+    ],
+)
+def test_the_check_compares_every_count_and_statistic(prepared_mixed, tmp_path, capsys, value, sentence):
+    shutil.copytree(prepared_mixed.folder, tmp_path / "copy")
+    summary = prepared_mixed.summary
+    if isinstance(name := value.get("log_mel"), str):
+        summary["log_mel"][name][5] += 0.01
+    else:
+        summary |= value
+    (tmp_path / "copy" / "summary.json").write_text(json.dumps(summary))
+    message = refused(capsys, "anything", tmp_path / "copy", "--check", "--num_workers", "1")
+    assert message.startswith(sentence)
+    assert "move summary.json to another place and prepare again" in message
+
+
+def test_the_check_compares_the_list_of_rejections(prepared_mixed, tmp_path, capsys):
+    shutil.copytree(prepared_mixed.folder, tmp_path / "copy")
+    listing = tmp_path / "copy" / "rejected.csv"
+    lines = listing.read_bytes().splitlines(keepends=True)
+
+    def found() -> str:
+        return refused(capsys, "anything", tmp_path / "copy", "--check", "--num_workers", "1")
+
+    listing.write_bytes(b"".join(lines[:4] + lines[5:]))
+    assert "g-broken.wav (is not audio" in (message := found())
+    assert " is not in its place there; " in message
+    listing.write_bytes(b"".join([*lines, b"other.wav,is silent.\n"]))
+    assert found().startswith(f"{listing}: has 1 entries that nothing was dropped for; ")
+    listing.unlink()
+    assert "f-again.flac (has the same content as " in found()
+    listing.write_bytes(b"".join(lines))
+    assert check_prepared(tmp_path / "copy", 1) == prepared_mixed.summary
+
+
+def test_what_is_dropped_after_the_last_shard_passes_the_check(tmp_path, source):
+    """Its list is in no shard, since there is no clip to keep it with."""
+    shutil.copytree(source, tmp_path / "in")
+    for name in ("x.wav", "y.wav"):
+        soundfile.write(tmp_path / "in" / name, np.zeros(RATE), RATE)
+    made = prepare(str(tmp_path / "in"), tmp_path / "out", shard_size=0.01, num_workers=1)
+    assert made["dropped"]["silent"] == 2
+    assert check_prepared(tmp_path / "out", 1) == made
+    with (tmp_path / "out" / "rejected.csv").open("a") as file:
+        file.write("z.wav,is silent.\n")
+    with pytest.raises(DataError, match="has 3 entries that nothing was dropped for"):
+        check_prepared(tmp_path / "out", 1)
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):

@@ -8,21 +8,26 @@ import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import soundfile
 
+from bestrq2.data.band_sums import BandSums
 from bestrq2.data.prepare.cutting import content_digest
-from bestrq2.data.prepare.folder import follows, shard_path
-from bestrq2.data.prepare.ledger import LEDGER, Ledger, Member, metadata_digest
+from bestrq2.data.prepare.folder import REJECTED, follows, shard_path
+from bestrq2.data.prepare.ledger import LEDGER, Ledger, Member, metadata_digest, rejected_key
 from bestrq2.data.prepare.progress import Progress
 from bestrq2.data.prepare.run import worker_count
-from bestrq2.data.prepare.summary import in_words, read_summary
+from bestrq2.data.prepare.summary import SUMMARY, in_words, read_summary
 from bestrq2.data.prepare.workers import WorkerPool
+from bestrq2.data.rejections import ListedKeys, rejection_line
 from bestrq2.data.shards.building import build_index, index_path
 from bestrq2.data.shards.index import ShardIndex, read_index
 from bestrq2.errors import DataError
+
+# Sums of the same numbers in the same order; more would be another corpus.
+_TOLERANCE_DB = 1e-3
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +60,7 @@ def check_prepared(output: Path, num_workers: int | None = None) -> dict[str, An
     output = Path(output)
     summary = read_summary(output)
     problems: list[str] = []
-    totals, before = _Found(), None
+    totals, before = _Totals(output, summary), None
     work = partial(_check_shard, output, summary["sampling_rate"], summary["format"])
     with (
         WorkerPool[int, _Found](
@@ -69,33 +74,128 @@ def check_prepared(output: Path, num_workers: int | None = None) -> dict[str, An
                 if not follows(found.ledger, before) or found.ledger.identity != summary["made_from"]:
                     problems.append(f"{shard_path(output, number)}: is not the shard of that number")
                 before = found.ledger
-            totals.clips += found.clips
-            totals.samples += found.samples
-            totals.size += found.size
+            if not problems:
+                totals.add(found)
             progress.show(number + 1, totals.samples / summary["sampling_rate"] / 3600)
     further = shard_path(output, summary["shards"])
     if further.exists():
         problems.append(f"{further}: is more than the {summary['shards']} shards of the summary")
+    remedy = f"delete the damaged shards, all later ones and {SUMMARY}, and prepare again"
     if not problems:
-        problems = _differences(summary, totals)
+        problems = totals.problems()
+        remedy = f"move {SUMMARY} to another place and prepare again, which makes it and {REJECTED} anew"
     if problems:
         more = f" (the first of {len(problems)} problems)" if len(problems) > 1 else ""
-        raise DataError(
-            f"{problems[0]}{more}; delete the damaged shards, all later ones and summary.json, and prepare again"
-        )
+        raise DataError(f"{problems[0]}{more}; {remedy}")
     logger.info("%s: whole; %s", output, in_words(summary))
     return summary
 
 
-def _differences(summary: dict[str, Any], totals: _Found) -> list[str]:
-    kept = round(summary["hours_kept"] * 3600 * summary["sampling_rate"])
-    wanted = {"clips": summary["clips"], "samples": kept, "bytes": summary["bytes"]}
-    counted = {"clips": totals.clips, "samples": totals.samples, "bytes": totals.size}
-    return [
-        f"the summary says {value:,} {name}, the shards hold {counted[name]:,}"
-        for name, value in wanted.items()
-        if counted[name] != value
-    ]
+class _Totals:
+    """What all shards hold, and what their ledgers say, against the summary and the list of rejections."""
+
+    def __init__(self, folder: Path, summary: dict[str, Any]) -> None:
+        self.summary = summary
+        self.clips = self.samples = self.size = 0
+        self.ledger: Ledger | None = None
+        self.rejections = _Rejections(folder / REJECTED)
+
+    def add(self, found: _Found) -> None:
+        """Take in the next shard, which has no problem."""
+        self.clips += found.clips
+        self.samples += found.samples
+        self.size += found.size
+        if found.ledger is not None:
+            if self.ledger is None:
+                self.ledger = Ledger(found.ledger.identity, BandSums(len(found.ledger.sums.total)))
+            self.ledger.merge(found.ledger)
+            self.rejections.compare(found.ledger.rejected)
+
+    def problems(self) -> list[str]:
+        """Where the summary or the list of rejections say something else."""
+        if self.ledger is None:
+            return [f"the summary says {self.summary['clips']:,} clips, and there is no shard"]
+        return [*self._differences(self.ledger), *self._other_statistics(self.ledger), *self._other_list(self.ledger)]
+
+    def _ends(self, ledger: Ledger) -> bool:
+        """Whether the ledgers reach to the end of the source; what is dropped after the last shard is in none."""
+        return ledger.position == (self.summary["recordings"], 0)
+
+    def _differences(self, ledger: Ledger) -> list[str]:
+        summary, hour = self.summary, 3600 * self.summary["sampling_rate"]
+        exact = {
+            "clips": (summary["clips"], self.clips),
+            "samples": (round(summary["hours_kept"] * hour), self.samples),
+            "bytes": (summary["bytes"], self.size),
+            "clipped clips": (summary["clipped"], ledger.clipped),
+            "recordings": (summary["recordings"], summary["made_from"].get("recordings", 0)),
+        }
+        reaching = {
+            **{f"{kind} ones": (summary["dropped"].get(kind, 0), count) for kind, count in ledger.dropped.items()},
+            "samples read": (round(summary["hours_in"] * hour), ledger.samples_in),
+        }
+        if self._ends(ledger):
+            exact, reaching = exact | reaching, {}
+        return [
+            f"the summary says {wanted:,} {name}, the shards hold {found:,}"
+            for name, (wanted, found) in (exact | reaching).items()
+            if wanted < found or (wanted > found and name in exact)
+        ]
+
+    def _other_statistics(self, ledger: Ledger) -> list[str]:
+        statistics = zip(("mean_db", "standard_deviation_db"), ledger.sums.statistics(), strict=True)
+        problems = []
+        for name, values in statistics:
+            try:
+                written = np.array(self.summary["log_mel"][name], np.float64)
+            except (ValueError, TypeError):
+                written = np.zeros(0)
+            if written.shape != values.shape or not np.allclose(written, values.numpy(), rtol=0, atol=_TOLERANCE_DB):
+                problems.append(f"the summary has another {name} of the spectrogram than the shards")
+        return problems
+
+    def _other_list(self, ledger: Ledger) -> list[str]:
+        if self.rejections.problem is None:
+            later = sum(self.summary["dropped"].values()) - sum(ledger.dropped.values())
+            if (rest := self.rejections.rest()) > (0 if self._ends(ledger) else later):
+                return [f"{self.rejections.path}: has {rest} entries that nothing was dropped for"]
+        return [self.rejections.problem] if self.rejections.problem else []
+
+
+class _Rejections:
+    """`rejected.csv`, read along with the ledgers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem: str | None = None
+        self._keys = ListedKeys()
+        self._at = 0
+
+    def compare(self, rejected: list[tuple[str, str]]) -> None:
+        """Compare the entries that come next."""
+        new = [of for of in rejected if self._keys.add(rejected_key(*of))]
+        if self.problem is not None or not new:
+            return
+        with self._rest() as file:
+            for name, reason in new:
+                line = rejection_line(name, reason)
+                if file.read(len(line)) != line:
+                    self.problem = f"{self.path}: {name} ({reason.rstrip('.')}) is not in its place there"
+                    return
+                self._at += len(line)
+
+    def rest(self) -> int:
+        """Entries that were not compared."""
+        with self._rest() as file:
+            return sum(1 for _ in file)
+
+    def _rest(self) -> IO[bytes]:
+        if not self.path.exists():
+            return io.BytesIO()
+        file = self.path.open("rb")
+        self._at = self._at or len(file.readline())
+        file.seek(self._at)
+        return file
 
 
 def _check_shard(folder: Path, rate: int, suffix: str, number: int) -> _Found:

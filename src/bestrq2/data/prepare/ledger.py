@@ -49,6 +49,11 @@ def metadata_digest(metadata: Any) -> bytes:
     return hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=_JSON_DIGEST_BYTES).digest()
 
 
+def rejected_key(name: str, reason: str) -> str:
+    """What the list of rejections holds once: a recording may be there several times, for several segments of it."""
+    return f"{name}\n{reason}"
+
+
 @dataclass
 class Ledger:
     """Counts over a stretch of a source, from after the last clip of a shard to the last one of the next.
@@ -64,6 +69,7 @@ class Ledger:
         samples_in: decoded samples at the new rate.
         samples_kept: samples of clips.
         clipped: clips with samples beyond full scale.
+        size: about how many bytes its lists take when written.
     """
 
     identity: dict[str, Any]
@@ -76,6 +82,7 @@ class Ledger:
     samples_in: int = 0
     samples_kept: int = 0
     clipped: int = 0
+    size: int = 0
 
     def keep(self, recording: int, clip: Clip) -> None:
         """Count a clip."""
@@ -85,6 +92,7 @@ class Ledger:
         self.samples_in += clip.samples
         self.samples_kept += clip.samples
         self.clipped += clip.clipped
+        self.size += _MEMBER.itemsize * 4 // 3
 
     def drop(self, name: str, drop: Drop) -> None:
         """Count what was dropped."""
@@ -92,6 +100,7 @@ class Ledger:
         if drop.kind:
             self.dropped[drop.kind] += 1
             self.rejected.append((name, drop.reason))
+            self.size += len(json.dumps([name, drop.reason]))
 
     def merge(self, later: Ledger) -> None:
         """Add the counts and sums of the stretch that follows; its lists are left out."""

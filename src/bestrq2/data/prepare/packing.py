@@ -8,7 +8,7 @@ from typing import Any
 from bestrq2.data.band_sums import BandSums
 from bestrq2.data.prepare.cutting import Clip, Drop, Span, printable
 from bestrq2.data.prepare.folder import REJECTED, ledgers, shard_path
-from bestrq2.data.prepare.ledger import Ledger
+from bestrq2.data.prepare.ledger import Ledger, rejected_key
 from bestrq2.data.prepare.options import Options
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.shards.writer import ShardWriter
@@ -19,10 +19,12 @@ class _SegmentRejections(RejectionLog):
     """The list of what was dropped; a recording may be there several times, for several segments of it."""
 
     def _key(self, path: str, reason: str) -> str:
-        return f"{path}\n{reason}"
+        return rejected_key(path, reason)
 
 
 _SEGMENTS = 1 << 32
+# A shard whose ledger is that long (bytes) is closed, whatever the size of its tar: Parquet cannot hold any length.
+_LEDGER_BYTES = 8_000_000
 
 
 def _place(recording: int, segment: int) -> int:
@@ -112,13 +114,15 @@ class Packing:
             self._writer = ShardWriter(shard_path(self.folder, self.shards))
         self._writer.add(f"{recording:08d}-{clip.segment:05d}", clip.audio, self.options.format, clip.metadata)
         self._ledger.keep(recording, clip)
-        if self._writer.size >= self.options.shard_size * 1e6:
+        if self._writer.size >= self.options.shard_size * 1e6 or self._ledger.size >= _LEDGER_BYTES:
             self._close()
 
     def _drop(self, name: str, drop: Drop) -> None:
         self._ledger.drop(name, drop)
         if drop.kind:
             self._rejections.add([(name, drop.reason)])
+        if self._writer is not None and self._ledger.size >= _LEDGER_BYTES:
+            self._close()
 
     def _close(self) -> None:
         """Finish the shard, with the ledger of all since the one before."""

@@ -20,6 +20,8 @@ from bestrq2.errors import DataError
 from bestrq2.files import whole_file
 
 VERSION = "1"
+# By default the metadata may have 100 MB, and Arrow keeps it twice.
+_ANY_LENGTH = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def read_index(path: Path) -> ShardIndex:
         DataError: missing, damaged, or written by another version.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, thrift_string_size_limit=_ANY_LENGTH, thrift_container_size_limit=_ANY_LENGTH)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if metadata.get("bestrq2.shard_index") != VERSION:
             raise DataError(f"{path}: is no shard index of version {VERSION}; remove it, and it is made anew.")
