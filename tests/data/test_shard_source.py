@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import multiprocessing
 import os
 import pickle
+import resource
 import struct
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,14 +18,16 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recordings import noise, write_with_ffmpeg
+from recordings import noise, write, write_with_ffmpeg
 from tars import clip, encoded, pack, shard
 
 from bestrq2.data.audio import check_usable, read_span
-from bestrq2.data.batches import BatchSchedule, Crop, CropDataset, CropKey, collate, make_loader
+from bestrq2.data.batches import AllRejectedError, BatchSchedule, Crop, CropDataset, CropKey, collate, make_loader
 from bestrq2.data.decoding import UnreadableAudioError, put_float32, to_float32
 from bestrq2.data.feeding import fixed_crops
 from bestrq2.data.opening import open_source
+from bestrq2.data.shards import maps
+from bestrq2.data.shards.building import load_index
 from bestrq2.data.shards.maps import TarMaps
 from bestrq2.data.shards.shard_source import open_shards
 from bestrq2.errors import AudioError, DataError
@@ -115,13 +120,72 @@ def test_workers_and_pickles_give_the_same_batches(corpora):
             assert torch.equal(first.input_values, second.input_values)
 
 
-def test_few_maps_are_open_at_once_and_crops_outlive_them(tmp_path):
-    source = open_shards([shard(tmp_path / f"{n}.tar", [n, n + 10], seconds=0.5) for n in range(6)], "x")
-    source.maps.most_open = 2
-    crops = [crop(source, index) for index in range(12)]
-    assert len(source.maps) == 2
-    for index, found in enumerate(crops):
+def six_tars(root):
+    root.mkdir()
+    return open_shards([shard(root / f"{n}.tar", [n, n + 10], seconds=0.5) for n in range(6)], "x")
+
+
+def test_few_maps_are_open_at_once_in_all_sources_and_crops_outlive_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(maps, "OPEN", maps.OpenMaps(3))
+    sources = [six_tars(tmp_path / name) for name in "ab"]
+    crops = [crop(source, index) for index in range(12) for source in sources]
+    assert sum(len(source.maps) for source in sources) == len(maps.OPEN.maps) == 3
+    for place, found in enumerate(crops):
+        index = place // 2
         np.testing.assert_allclose(found / 32768, noise(0.5, RATE, index // 2 + index % 2 * 10), atol=1 / 32768)
+    del sources[1]
+    gc.collect()
+    assert len(maps.OPEN.maps) == len(sources[0].maps)
+
+
+def test_a_quarter_of_the_files_a_process_may_open_is_for_tars(monkeypatch):
+    for limit, wanted in ((1024, 256), (40, 10), (2, 1), (1 << 20, 512), (resource.RLIM_INFINITY, 512)):
+        monkeypatch.setattr(maps.resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert maps.most_open() == wanted
+
+
+@contextmanager
+def no_more_files():
+    """A process that has as many files open as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    taken = []
+    try:
+        while True:
+            try:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                break
+        yield
+    finally:
+        for handle in taken:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["x.tar", "a.flac", "b.mp3", "c.m4a"])
+def test_too_many_open_files_are_no_fault_of_the_recording(tmp_path, name):
+    if name == "x.tar":
+        shard(tmp_path / name, [0])
+    else:
+        write(tmp_path / name, noise(2, RATE), RATE)
+    data = CropDataset(open_source(tmp_path / name), RATE, 1.0, seed=0)
+    key = CropKey(0, 0, 0, 0)
+    data[key]
+    maps.OPEN.maps.clear()
+    with no_more_files(), pytest.raises(AllRejectedError, match=r"cannot be opened \(Too many open files\)"):
+        data[key]
+    assert len(data[key].waveform) == RATE
+
+
+def test_a_tar_that_finds_no_room_for_its_map_takes_that_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(maps, "OPEN", maps.OpenMaps(5))
+    source = six_tars(tmp_path / "a")
+    for index in range(0, 8, 2):
+        crop(source, index)
+    with no_more_files():
+        assert len(crop(source, 10)) == RATE // 2
+    assert maps.OPEN.most == 2
 
 
 def test_clips_of_every_kind_and_rate_lie_in_one_tar(tmp_path):
@@ -257,6 +321,35 @@ def test_a_tar_cut_short_while_in_use_is_a_rejected_clip_and_no_crash(tmp_path):
             crop(source, index)
     with pytest.raises(UnreadableAudioError, match="changed since"):
         source.metadata(0)
+
+
+def test_a_tar_that_was_only_touched_while_in_use_is_read_on(tmp_path, monkeypatch):
+    tar = shard(tmp_path / "x.tar", range(4))
+    source = open_source(tar)
+    before = [crop(source, index) for index in range(4)]
+    scans = []
+    monkeypatch.setattr(maps, "load_index", lambda path: scans.append(path) or load_index(path))
+    for time in (1_000, 4_000_000_000):
+        os.utime(tar, (0, time))
+        for index in range(4):
+            maps.OPEN.maps.clear()
+            np.testing.assert_array_equal(crop(source, index), before[index])
+    assert len(scans) == 2
+
+
+def test_a_tar_with_another_content_of_the_same_size_is_found_out_with_one_look(tmp_path, monkeypatch):
+    tar = shard(tmp_path / "x.tar", range(4))
+    source = open_source(tar)
+    size = tar.stat().st_size
+    shard(tar, range(5, 9))
+    os.utime(tar, (0, 1_000))
+    assert tar.stat().st_size == size
+    scans = []
+    monkeypatch.setattr(maps, "load_index", lambda path: scans.append(path) or load_index(path))
+    for index in range(4):
+        with pytest.raises(UnreadableAudioError, match="changed since"):
+            crop(source, index)
+    assert len(scans) == 1
 
 
 def batch_of_a_vanishing_tar(tar):

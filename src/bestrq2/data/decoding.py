@@ -9,6 +9,7 @@ memory than the span. Positions and counts are in frames (samples per channel) a
 
 from __future__ import annotations
 
+import errno
 import re
 import stat
 from pathlib import Path
@@ -39,6 +40,8 @@ __all__ = [
     "Decoder",
     "SoundFileDecoder",
     "UnreadableAudioError",
+    "cannot_open",
+    "is_passing",
     "mixed_down",
     "open_decoder",
     "put_float32",
@@ -50,6 +53,20 @@ BLOCK_FRAMES = 1 << 18
 # into a pipe leave behind (0x7FFFF000, 0x80000000, 0xFFFFFFFF).
 PROMISE = re.compile(r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
 PIPED_BYTES = 0x7FFF0000
+# Too many open files, no memory, and disks or servers that fail for a while: no fault of the audio.
+NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
+PASSING = (*NO_MORE_FILES, errno.ENOMEM, errno.EIO, errno.ESTALE)
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether the same may work a moment later."""
+    return error.errno in PASSING
+
+
+def cannot_open(what: object, error: OSError) -> AudioError:
+    """The sentence that something cannot be opened; an UnreadableAudioError unless another try may do better."""
+    kind = AudioError if is_passing(error) else UnreadableAudioError
+    return kind(f"{what} cannot be opened ({error.strerror or error}).")
 
 
 def open_decoder(audio: AudioPlace) -> Decoder:
@@ -57,6 +74,7 @@ def open_decoder(audio: AudioPlace) -> Decoder:
 
     Raises:
         UnreadableAudioError: missing, empty, truncated, not a regular file, or not audio.
+        AudioError: it cannot be opened now, for instance because too many files are open.
     """
     size = len(audio.content) if isinstance(audio, AudioBytes) else _regular_size(audio)
     if size == 0:
@@ -65,20 +83,20 @@ def open_decoder(audio: AudioPlace) -> Decoder:
         declared = declared_bytes(audio)
         mpeg = is_mpeg_audio(audio)
     except OSError as error:
-        raise UnreadableAudioError(f"{audio}: cannot be opened ({error.strerror}).") from error
+        raise cannot_open(f"{audio}:", error) from error
     if declared is not None and declared > size:
         raise truncated(audio, f"its headers promise {declared:,} bytes, {size:,} are there")
     # libsndfile's MPEG decoder writes to the terminal when it meets what is not MPEG.
     if mpeg or str(audio).lower().endswith((".mp3", ".mp2")):
-        return AvDecoder(audio, verified=declared is not None)
+        return FFmpegDecoder(audio, verified=declared is not None)
     try:
         file = soundfile.SoundFile(audio.open() if isinstance(audio, AudioBytes) else str(audio))
     except (soundfile.SoundFileError, TypeError, ValueError):
-        return AvDecoder(audio, verified=declared is not None)
+        return FFmpegDecoder(audio, verified=declared is not None)
     # A stream written into a pipe has no length for libsndfile.
     if file.format == "MP3" or (size > 1024 and not 0 < file.frames < 1 << 62):
         file.close()
-        return AvDecoder(audio, verified=declared is not None)
+        return FFmpegDecoder(audio, verified=declared is not None)
     return SoundFileDecoder(audio, file)
 
 
@@ -87,12 +105,28 @@ def _regular_size(path: Path) -> int:
         status = path.stat()
     except FileNotFoundError:
         raise UnreadableAudioError(f"{path}: the file does not exist.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise cannot_open(f"{path}:", error) from error
+    except ValueError as error:
         raise UnreadableAudioError(f"{path}: cannot be opened ({error}).") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise UnreadableAudioError(f"{path}: is {kind}, expected an audio file.")
     return status.st_size
+
+
+class FFmpegDecoder(AvDecoder):
+    """What FFmpeg reads, where a file that it may not open for now is not taken for one that is no audio."""
+
+    def _open(self) -> Any:
+        try:
+            return super()._open()
+        except UnreadableAudioError as error:
+            # Of damaged files FFmpeg says too that they could not be read, or that memory does not suffice.
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in NO_MORE_FILES:
+                raise cannot_open(f"{self.audio}:", cause) from cause
+            raise
 
 
 def _mean_of_channels(block: np.ndarray) -> np.ndarray:

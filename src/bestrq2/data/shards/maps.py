@@ -2,20 +2,79 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from bestrq2.data.decoding import UnreadableAudioError
-from bestrq2.data.shards.building import stamp_of
+from bestrq2.data.decoding import UnreadableAudioError, cannot_open, is_passing
+from bestrq2.data.shards.building import load_index, stamp_of
 from bestrq2.data.shards.index import Stamp
+from bestrq2.data.shards.members import BadShardError
+from bestrq2.errors import AudioError, DataError
 
-# Half of the files that a process may have open by default.
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+# A quarter of the files that a process may have open, and no more than these.
 MOST_OPEN = 512
 CHANGED = "its tar changed since it was indexed; start again to index it anew."
+
+
+def most_open() -> int:
+    """Tars that a process keeps open at once, however many sources it has."""
+    if resource is None:
+        return MOST_OPEN // 4
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_OPEN if limit == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, limit // 4))
+
+
+class OpenMaps:
+    """All maps that this process has open, those used last at the end.
+
+    Attributes:
+        most: how many may be open.
+        maps: by their `TarMaps`, as it names itself, and the number of the tar in it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.maps: OrderedDict[tuple[object, int], mmap.mmap] = OrderedDict()
+
+    def get(self, key: tuple[object, int]) -> mmap.mmap | None:
+        """A map that is open, from now on the one used last."""
+        mapped = self.maps.get(key)
+        if mapped is not None:
+            self.maps.move_to_end(key)
+        return mapped
+
+    def add(self, key: tuple[object, int], mapped: mmap.mmap) -> None:
+        """Keep a map, and drop those used longest ago while there are too many."""
+        while len(self.maps) >= self.most:
+            # Not closed: a view of it may still be in use, and closes it when it goes.
+            self.maps.popitem(last=False)
+        self.maps[key] = mapped
+
+    def shrink(self) -> bool:
+        """Drop all, and do with half as many from here on; False where there was none to drop."""
+        if not self.maps:
+            return False
+        self.most = max(1, len(self.maps) // 2)
+        self.maps.clear()
+        return True
+
+    def forget(self, owner: object) -> None:
+        """Drop the maps of one `TarMaps`."""
+        for key in [key for key in self.maps if key[0] is owner]:
+            del self.maps[key]
+
+
+OPEN = OpenMaps(most_open())
 
 
 class TarMaps:
@@ -27,24 +86,31 @@ class TarMaps:
 
     Args:
         tars: their paths.
-        sizes: int64 [tars], bytes of each when it was indexed.
-        times: int64 [tars], time of its change in ns.
-        most_open: maps to keep open, those used last.
+        stamps: of each, when it was indexed.
+        checksums: of each one's index.
     """
 
-    def __init__(self, tars: Sequence[str], sizes: np.ndarray, times: np.ndarray, most_open: int = MOST_OPEN) -> None:
+    def __init__(self, tars: Sequence[str], stamps: Sequence[Stamp], checksums: Sequence[str]) -> None:
         self.tars = tars
-        self.sizes = sizes
-        self.times = times
-        self.most_open = most_open
-        self._open: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self.stamps = list(stamps)
+        self.checksums = checksums
+        self._changed: dict[int, Stamp] = {}
+        self._name_itself()
+
+    def _name_itself(self) -> None:
+        self._owner = object()
+        weakref.finalize(self, OPEN.forget, self._owner)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_owner"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._name_itself()
 
     def __len__(self) -> int:
         """Maps open now."""
-        return len(self._open)
+        return sum(owner is self._owner for owner, _ in OPEN.maps)
 
     def copied(self, tar: int, start: int, size: int) -> np.ndarray:
         """A part of a tar, in memory of its own.
@@ -58,7 +124,8 @@ class TarMaps:
             uint8 [size].
 
         Raises:
-            UnreadableAudioError: the tar cannot be opened, or is another one than was indexed.
+            UnreadableAudioError: the tar is not there, or is another one than was indexed.
+            AudioError: it cannot be opened now.
         """
         return np.frombuffer(self[tar], np.uint8, size, start).copy()
 
@@ -66,19 +133,15 @@ class TarMaps:
         """The content of a tar, just found to be as long as it was; it may shrink at any later time, see `copied`.
 
         Raises:
-            UnreadableAudioError: it cannot be opened, or is another one than was indexed.
+            UnreadableAudioError: it is not there, or is another one than was indexed.
+            AudioError: it cannot be opened now, for instance because too many files are open.
         """
-        mapped = self._open.get(tar)
+        mapped = OPEN.get((self._owner, tar))
         if mapped is None:
             mapped = self._opened(tar)
-            while len(self._open) >= self.most_open:
-                # Not closed: a view of it may still be in use, and closes it when it goes.
-                self._open.popitem(last=False)
-            self._open[tar] = mapped
-        else:
-            self._open.move_to_end(tar)
-        if mapped.size() < self.sizes[tar]:
-            del self._open[tar]
+            OPEN.add((self._owner, tar), mapped)
+        if mapped.size() < self.stamps[tar].size:
+            del OPEN.maps[self._owner, tar]
             raise UnreadableAudioError(CHANGED)
         return mapped
 
@@ -86,15 +149,39 @@ class TarMaps:
         try:
             return self._map(tar)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) or not self._open:
-                raise UnreadableAudioError(f"its tar cannot be opened ({error.strerror}).") from error
-            # The process has as many files or maps as it may: do with fewer from here on.
-            self.most_open = max(1, len(self._open) // 2)
-            self._open.clear()
+            if not is_passing(error):
+                raise cannot_open("its tar", error) from error
+            # The process may have as many files or maps as it can.
+            if not OPEN.shrink():
+                raise cannot_open("its tar", error) from error
+        try:
             return self._map(tar)
+        except OSError as error:
+            raise cannot_open("its tar", error) from error
 
     def _map(self, tar: int) -> mmap.mmap:
         with open(self.tars[tar], "rb", buffering=0) as file:
-            if stamp_of(file.fileno()) != Stamp(int(self.sizes[tar]), int(self.times[tar])):
-                raise UnreadableAudioError(CHANGED)
+            stamp = stamp_of(file.fileno())
+            if stamp != self.stamps[tar]:
+                self._check_touched(tar, stamp)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _check_touched(self, tar: int, stamp: Stamp) -> None:
+        """Pass if a tar has another time of change only: its headers, read once more, say what they said.
+
+        Raises:
+            UnreadableAudioError: it changed.
+            AudioError: its headers cannot be read now.
+        """
+        if stamp.size != self.stamps[tar].size or self._changed.get(tar) == stamp:
+            raise UnreadableAudioError(CHANGED)
+        try:
+            index = load_index(Path(self.tars[tar]))
+        except BadShardError as error:
+            raise UnreadableAudioError(CHANGED) from error
+        except DataError as error:
+            raise AudioError(f"its tar cannot be read now ({error})") from error
+        if (index.stamp, index.checksum()) != (stamp, self.checksums[tar]):
+            self._changed[tar] = stamp
+            raise UnreadableAudioError(CHANGED)
+        self.stamps[tar] = stamp

@@ -231,11 +231,7 @@ def open_shards(paths: Sequence[Path], name: str) -> ShardSource:
         tars,
         np.cumsum([0, *map(len, indices)], dtype=np.int64),
         whole,
-        TarMaps(
-            tars,
-            np.array([index.stamp.size for index in indices], np.int64),
-            np.array([index.stamp.mtime_ns for index in indices], np.int64),
-        ),
+        TarMaps(tars, [index.stamp for index in indices], [index.checksum() for index in indices]),
     )
     if bad:
         logger.warning("%s: %d of %d tars are left out; first: %s", name, len(bad), len(indices), bad[0])
