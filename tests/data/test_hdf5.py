@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from recordings import noise
 
+from bestrq2.data import hdf5
 from bestrq2.data.batches import BatchSchedule, CropDataset, make_loader
 from bestrq2.data.hdf5 import HDF5Source
 from bestrq2.data.opening import open_source
@@ -56,6 +57,21 @@ def path(tmp_path):
 
 def crop(source, index, seed=0, seconds=10.0, rate=RATE):
     return source.read(index, rate, np.random.default_rng(seed), seconds)
+
+
+@pytest.mark.parametrize("kind", ["S20", "vlen"])
+def test_names_read_in_blocks_are_those_of_each_clip(tmp_path, monkeypatch, kind):
+    names = [f"clip {number:02d} é" for number in range(6)]
+    values = np.char.encode(names, "utf-8") if kind == "S20" else np.array(names, h5py.string_dtype())
+    path = write(tmp_path / "audioset.h5", audio_name=values)
+    (tmp_path / "silent.csv").write_text("Index\n1\n2\n5\n")
+    for spec in (str(path), f"{path}?exclude={tmp_path / 'silent.csv'}"):
+        source = open_source(spec)
+        for block in (1, 2, 4, 100):
+            monkeypatch.setattr(hdf5, "_BLOCK", block)
+            found = list(source.names())
+            assert found == [source.describe(index) for index in range(len(source))]
+    assert found == [f"{path}/{names[number]}" for number in (0, 3, 4)]
 
 
 def test_clips_end_with_their_last_sample_that_is_not_zero(path):
@@ -233,6 +249,23 @@ def test_a_damaged_row_is_rejected_and_others_are_read(tmp_path):
     with pytest.raises(AudioError, match=r"packed\.h5/Y2\.wav: row 2 cannot be read"):
         crop(source, 2)
     assert len(crop(source, 3)) == 12_345
+
+
+def test_a_clip_whose_name_is_damaged_is_called_by_its_row(tmp_path):
+    path = tmp_path / "packed.h5"
+    with h5py.File(path, "w") as file:
+        file["waveform"] = waveforms()
+        names = np.array([f"Y{n}.wav" for n in range(6)], "S20")
+        file.create_dataset("audio_name", data=names, chunks=(2,), compression="gzip", fletcher32=True)
+        file.attrs["sample_rate"] = RATE
+        chunk = file["audio_name"].id.get_chunk_info(1)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    path.write_bytes(content)
+    source = open_source(path)
+    assert [source.describe(n).rpartition("/")[2] for n in (1, 2, 3, 4)] == ["Y1.wav", "row 2", "row 3", "Y4.wav"]
+    assert source.metadata(3) == {"name": "row 3"}
+    np.testing.assert_array_equal(crop(source, 3), waveforms()[3, :12_345])
 
 
 def test_a_missing_package_is_named(path, monkeypatch):

@@ -369,6 +369,36 @@ def test_where_the_folder_cannot_be_written_the_cache_keeps_the_index_or_else_th
     assert len(load_index(tar)) == 3
 
 
+def as_nobody(tar, queue):
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        queue.put(len(load_index(tar)))
+    except BaseException as error:
+        queue.put(repr(error))
+
+
+def test_in_a_cache_folder_of_somebody_else_the_memory_keeps_the_index(tmp_path):
+    tar = shard(tmp_path / "x.tar", range(3))
+    (tmp_path / "cache").mkdir(mode=0)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=as_nobody, args=(tar, queue))
+    tmp_path.chmod(0o555)
+    process.start()
+    found = queue.get(timeout=60)
+    process.join()
+    tmp_path.chmod(0o755)
+    assert found == 3
+
+
+def test_a_cache_folder_that_no_system_can_have_is_done_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("BESTRQ2_CACHE", str(tmp_path / ("x" * 300)))
+    assert len(load_index(shard(tmp_path / "x.tar", range(3)))) == 3
+
+
 def load(tar, queue):
     queue.put(load_index(tar).checksum())
 

@@ -20,6 +20,8 @@ HDF5_SUFFIXES = frozenset({".h5", ".hdf5"})
 WAVEFORM_TYPES = ("int8", "uint8", "int16", "int32", "float16", "float32", "float64")
 # Read at a time, from a row's end backwards, to find its last sample that is not padding.
 _TAIL = 1 << 14
+# Names read at a time: one by one, millions of them take minutes.
+_BLOCK = 1 << 14
 
 
 class HDF5Source(Source):
@@ -113,11 +115,15 @@ class HDF5Source(Source):
         return len(self.rows)
 
     def describe(self, index: int) -> str:
-        """The file and the clip's name in it."""
+        """The file and the clip's name in it; the number of its row where the name cannot be read."""
         return f"{self.path}/{self._clip_name(index)}"
 
     def _clip_name(self, index: int) -> str:
-        name = self._opened_file()["audio_name"][self.rows[index]]
+        row = int(self.rows[index])
+        try:
+            name = self._opened_file()["audio_name"][row]
+        except OSError:  # damaged there
+            return f"row {row}"
         return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
     def metadata(self, index: int) -> dict[str, Any]:
@@ -193,6 +199,10 @@ class _Row:
 
     def close(self) -> None:
         """Nothing to release: the file stays open for other clips."""
+
+
+def _text(name: Any) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
 def _cause(error: OSError) -> str:

@@ -225,9 +225,7 @@ def _places(tar: Path) -> list[Path]:
 
 
 def _stored(place: Path) -> ShardIndex | None:
-    """A stored index; None where there is none, or none that makes sense."""
-    if not place.exists():
-        return None
+    """A stored index; None where there is none, none that may be read, or none that makes sense."""
     try:
         index = read_index(place)
     except DataError:
