@@ -437,6 +437,19 @@ def test_a_command_that_stalls_is_ended_and_run_again(tmp_path, alive, stall):
     assert wait([alive], 5)
 
 
+@pytest.mark.parametrize(("url", "program"), [("s3://b/0.tar", "aws"), ("gs://b/0.tar", "gsutil")])
+def test_programs_for_buckets_are_ended_too(tmp_path, alive, monkeypatch, url, program):
+    (tmp_path / "0.tar").write_bytes(tar_of({f"{i}.wav": clip(i) for i in range(9)}))
+    script = f"#!/bin/sh\nexec 9>{tmp_path}/alive\nhead -c {3 * MEMBER} {tmp_path}/0.tar\nexec sleep 600\n"
+    (tmp_path / program).write_text(script)
+    (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    shard = Shard(url, Patience(waits=(), timeout=0.5))
+    assert len(shard.window(0, 4)[1]) == 3
+    assert str(shard.failure) == "no answer in time"
+    assert wait([alive], 5)
+
+
 def test_closing_ends_a_command_that_stalls_or_writes(tmp_path, alive):
     (tmp_path / "0.tar").write_bytes(tar_of({f"{i}.wav": clip(i) for i in range(9)}))
     for then in ("sleep 600", "cat /dev/zero"):
@@ -519,6 +532,13 @@ def test_a_split_holds_out_one_shard(server):
     assert {split_any(source, 5, seed)[1].urls for seed in range(9)} != {held_out.urls}
     assert split_any(source, 0, seed=1) == (source, None)
     assert split_any(stream(server, 1), 5, seed=1)[1] is None
+
+
+def test_damage_of_the_shard_for_validation_is_listed():
+    with serving({"0.tar": tar_of({f"{i}.wav": clip(i) for i in range(4)})[: 2 * MEMBER]}) as server:
+        source, rejected = stream(server, 1), []
+        assert len(fixed_crops(source, 9, 0, RATE, 0.2, rejected=rejected)) == 2
+    assert rejected == [(source.urls[0], "ends early, after 2 whole recordings")]
 
 
 def test_validation_crops_are_the_first_usable_ones_and_fixed():

@@ -86,6 +86,8 @@ def stream_crops(
         shard.close()
         if shard.failure is not None:
             raise UnreachableError(f"{url} cannot be fetched: {shard.failure}.")
+        if shard.damage is not None:
+            rejected.append((url, shard.damage))
         if len(crops) == count:
             break
     return crops
