@@ -133,6 +133,13 @@ def test_a_parquet_file_is_a_dataset(corpus, tmp_path):
         open_source(f"hub:{bare}?column=id")
 
 
+@pytest.mark.parametrize("block", [1, 2, 5, 100])
+def test_names_read_in_blocks_are_those_of_each_recording(corpus, monkeypatch, block):
+    monkeypatch.setattr(hub, "_BLOCK", block)
+    source = open_source(f"hub:{corpus}")
+    assert list(source.names()) == [source.describe(index) for index in range(5)]
+
+
 def test_a_folder_of_files_is_a_dataset_without_torchcodec(tmp_path):
     for kind in ("cat", "dog"):
         (tmp_path / "pets" / kind).mkdir(parents=True)

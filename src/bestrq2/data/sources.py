@@ -38,6 +38,10 @@ class Source(ABC):
     def describe(self, index: int) -> str:
         """What a person calls this recording: its path, or for instance "soundworld clip 17"."""
 
+    def names(self) -> Iterator[str]:
+        """What `describe` says of each recording, in order; sources that keep names together read many at once."""
+        return map(self.describe, range(len(self)))
+
     @abstractmethod
     def opened(self, index: int) -> AbstractContextManager[Decoder]:
         """A decoder for one recording, closed at the end of the block.

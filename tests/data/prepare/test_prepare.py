@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ import webdataset
 
 import bestrq2
 from bestrq2.data.audio import read_audio
-from bestrq2.data.prepare import run
+from bestrq2.data.prepare import folder, run
 from bestrq2.data.prepare.check import check_prepared
+from bestrq2.data.prepare.progress import Progress
 from bestrq2.data.prepare.run import prepare
 from bestrq2.data.prepare.summary import prepared_statistics
 from bestrq2.data.sources import ArraySource
+from bestrq2.errors import DataError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from example_sounds import RATE, scene
 
@@ -280,3 +283,29 @@ def test_metadata_of_others_never_ends_the_job(tmp_path, prepared_folder):
         for member in made:
             if member.name.endswith(".json"):
                 json.loads(made.extractfile(member).read(), parse_constant=pytest.fail)
+
+
+class OneByOne(ArraySource):
+    """Counts how often it is asked for a name."""
+
+    asked = 0
+
+    def describe(self, index: int) -> str:
+        OneByOne.asked += 1
+        return super().describe(index)
+
+    def names(self):
+        return map(super().describe, range(len(self)))
+
+
+def test_names_are_read_once_and_together(tmp_path, monkeypatch, capsys):
+    source = OneByOne([scene(RATE, number) for number in range(3)], RATE, name="generated")
+    monkeypatch.setattr(run, "open_recordings", lambda _: source)
+    monkeypatch.setattr(folder, "_NAMES_SHOWN", 1)
+    monkeypatch.setattr(folder, "Progress", partial(Progress, lines_every_seconds=0))
+    monkeypatch.setattr(run, "_pack", lambda *_: None)
+    with pytest.raises(DataError, match="not one of 3 recordings"):
+        prepare("generated", tmp_path / "out", num_workers=1)
+    assert OneByOne.asked == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" files,")[0] for line in lines] == [f"prepare reads names: {done}/3" for done in range(3)]

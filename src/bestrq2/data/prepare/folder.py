@@ -10,8 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bestrq2.data.prepare.cutting import printable
 from bestrq2.data.prepare.ledger import LEDGER, Ledger
 from bestrq2.data.prepare.options import Options
+from bestrq2.data.prepare.progress import Progress
 from bestrq2.data.prepare.summary import SUMMARY, read_summary
 from bestrq2.data.rejections import HEADER
 from bestrq2.data.shards.building import index_path
@@ -21,6 +23,7 @@ from bestrq2.errors import ConfigError, DataError
 
 REJECTED = "rejected.csv"
 _OURS = re.compile(r"shard-\d{6,}\.tar(\.index\.parquet)?|rejected\.csv|summary\.json|\..*")
+_NAMES_SHOWN = 1000  # at a time
 _TEMPORARY = re.compile(r"\.(shard-\d{6,}\.tar(\.index\.parquet)?|summary\.json)\.\d+\.tmp")
 _SHARD = re.compile(r"shard-(\d{6,})\.tar")
 
@@ -33,10 +36,17 @@ def shard_path(folder: Path, number: int) -> Path:
 def identity(source: Source, options: Options) -> dict[str, Any]:
     """What a prepared corpus is made from, ready for JSON: the source with a hash of all its names, and the options."""
     digest = hashlib.blake2b(digest_size=16)
-    for index in range(len(source)):
-        digest.update(os.fsencode(source.describe(index)) + b"\n")
-    name = os.fsencode(source.name).decode("utf-8", "backslashreplace")
-    return {"source": name, "recordings": len(source), "names": digest.hexdigest(), **options.as_dict()}
+    with Progress("prepare reads names", len(source), "files") as progress:
+        for number, name in enumerate(source.names()):
+            digest.update(os.fsencode(name) + b"\n")
+            if not number % _NAMES_SHOWN:
+                progress.show(number)
+    return {
+        "source": printable(source.name),
+        "recordings": len(source),
+        "names": digest.hexdigest(),
+        **options.as_dict(),
+    }
 
 
 def finished_summary(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:

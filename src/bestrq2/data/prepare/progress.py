@@ -34,12 +34,12 @@ class Progress:
             )  # fmt: skip
         return self
 
-    def show(self, done: float, hours: float) -> None:
+    def show(self, done: float, hours: float | None = None) -> None:
         """Show where the work is.
 
         Args:
             done: how many are done; a part of one counts as that part.
-            hours: of audio so far.
+            hours: of audio so far, where audio is read.
         """
         now = time.monotonic()
         if self._bar is not None:
@@ -49,10 +49,11 @@ class Progress:
             self._line_at = now
             print(f"{self.label}: {self._status(done, hours, now)}", file=sys.stderr, flush=True)
 
-    def _status(self, done: float, hours: float, now: float) -> str:
+    def _status(self, done: float, hours: float | None, now: float) -> str:
         speed = (done - self.first) / max(1e-9, now - self._started)
         left = tqdm.format_interval((self.total - done) / speed) if speed else "?"
-        return f"{int(done)}/{self.total} {self.unit}, {speed:.3g} {self.unit}/s, {hours:.2f} h of audio, {left} left"
+        audio = "" if hours is None else f" {hours:.2f} h of audio,"
+        return f"{int(done)}/{self.total} {self.unit}, {speed:.3g} {self.unit}/s,{audio} {left} left"
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
