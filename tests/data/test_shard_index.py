@@ -193,6 +193,29 @@ def test_what_is_wrong_with_a_tar_is_named(tmp_path, content, reason):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("rest", "reason"),
+    [
+        (b"", "truncated: after 3 members it ends at byte 3,072 without an end mark"),
+        (header("d.wav")[:300], "truncated: after 3 members it ends at byte 3,372 without an end mark"),
+        (header("d.wav", size=b"00000010000\0") + bytes(512), "truncated: its member 'd.wav' reaches to byte 7,680"),
+        (b"junk" * 128 + bytes(1024), "damaged at byte 3,072: no header there"),
+    ],
+)
+def test_of_a_tar_that_breaks_off_the_clips_before_are_indexed_and_one_entry_names_the_damage(tmp_path, rest, reason):
+    tar = tmp_path / "x.tar"
+    tar.write_bytes(b"".join(header(name) + bytes(512) for name in ("a.wav", "b.wav", "c.json")) + rest)
+    for _ in range(2):
+        index = load_index(tar)
+        assert names(index)[:2] == ["a.wav", "b.wav"]
+        assert index.problem.tolist() == [0, 0, 1]
+        assert index.damages().tolist() == [2]
+        assert reason in index.problems[1]
+        assert index.problems[1].endswith("; copy or download it again; only its 2 clips before that are used")
+    with pytest.raises(BadShardError, match=reason):
+        build_index(tar)
+
+
 def test_a_header_that_claims_gigabytes_is_not_read_into_memory(tmp_path):
     block = bytearray(header("././@LongLink", size=b"77777777777\0"))
     block[156:157] = b"L"
@@ -294,8 +317,8 @@ def test_an_index_is_a_table_that_other_tools_read(tmp_path):
 
 def count_builds(monkeypatch):
     built = []
-    original = building.build_index
-    monkeypatch.setattr(building, "build_index", lambda tar: built.append(tar) or original(tar))
+    original = building.scan
+    monkeypatch.setattr(building, "scan", lambda tar: built.append(tar) or original(tar))
     return built
 
 

@@ -275,19 +275,19 @@ def test_equal_keys_in_different_tars_are_different_clips(tmp_path):
     assert all(len(crop(source, i)) == RATE for i in range(4))
 
 
-def half(tar):
-    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+def cut_tar(tar, share=0.5):
+    tar.write_bytes(tar.read_bytes()[: int(share * tar.stat().st_size)])
     return tar
 
 
 def test_a_bad_tar_among_good_ones_is_one_rejected_clip(tmp_path, caplog):
     tars = [shard(tmp_path / f"{n}.tar", [2 * n, 2 * n + 1]) for n in range(4)]
-    half(tars[1])
+    cut_tar(tars[1], 0.2)
     tars[2].write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         source = open_source(tmp_path)
     assert caplog.messages[0].startswith(
-        f"{tmp_path}: 2 of 4 tars are left out; first: {tars[1]}: the tar is truncated"
+        f"{tmp_path}: 2 of 4 tars are left out, whole or in part; first: {tars[1]}: the tar is truncated"
     )
     assert described(source, tmp_path) == [
         *("0.tar/0000.wav", "0.tar/0001.wav", "1.tar", "2.tar", "3.tar/0006.wav", "3.tar/0007.wav")
@@ -298,8 +298,28 @@ def test_a_bad_tar_among_good_ones_is_one_rejected_clip(tmp_path, caplog):
     assert source.metadata(2) == {}
 
 
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_of_a_truncated_tar_the_whole_clips_are_used_as_from_a_stream_and_the_damage_is_one_rejected_entry(
+    tmp_path, caplog, kind
+):
+    tar = cut_tar(shard(tmp_path / "x.tar", range(10), kind=kind), 0.55)
+    assert len(fixed_crops(open_source(tar.as_uri()), 64, 0, RATE, 1.0)) == 5
+    for _ in range(2):
+        caplog.clear()
+        source = open_source(tar)
+        assert described(source, tmp_path) == [*(f"x.tar/{n:04d}.{kind.lower()}" for n in range(5)), "x.tar"]
+        (warning,) = caplog.messages
+        assert f"1 of 1 tars are left out, whole or in part; first: {tar}: the tar is truncated: its member" in warning
+        rejected = {entry for batch in batches(source, steps=6) for entry in batch.rejected}
+        ((path, reason),) = rejected
+        assert path == str(tar)
+        assert f"the file ends at {tar.stat().st_size:,}; copy or download it again; only its 5 clips" in reason
+        assert source.metadata(5) == {}
+        assert source.metadata(4) == {"seed": 4}
+
+
 def test_if_all_tars_are_bad_one_sentence_says_so(tmp_path):
-    tars = [half(shard(tmp_path / f"{n}.tar", [n])) for n in range(3)]
+    tars = [cut_tar(shard(tmp_path / f"{n}.tar", [n])) for n in range(3)]
     with pytest.raises(
         DataError, match=r"0\.tar: the tar is truncated: .* \(and none of the other 2 tars can be used"
     ) as e:

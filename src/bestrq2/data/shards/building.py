@@ -15,7 +15,7 @@ import numpy as np
 
 from bestrq2.data.audio import AUDIO_SUFFIXES
 from bestrq2.data.shards.index import ShardIndex, Stamp, read_index, write_index
-from bestrq2.data.shards.members import BadShardError, members
+from bestrq2.data.shards.members import BadShardError, BrokenOffError, Member, members
 from bestrq2.data.shards.pcm import HEAD_BYTES, PcmLayout, pcm_layout
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
@@ -79,6 +79,10 @@ class IndexRows:
         self._keys += key.encode("utf-8", "surrogateescape")
         self._ends.append(len(self._keys))
 
+    def add_damage(self, problem: str) -> None:
+        """An entry for a tar that cannot be used, or no further: like a clip, at a place where none can be."""
+        self.add("", "", NOWHERE, problem=problem)
+
     def index(self, stamp: Stamp, extra: dict[str, str]) -> ShardIndex:
         """The index of all clips."""
         numbers = np.array(self._numbers, np.int64).reshape(-1, 9).T
@@ -140,9 +144,25 @@ def build_index(tar: Path) -> ShardIndex:
         BadShardError: empty, truncated, damaged, without audio, or not a tar.
         DataError: missing, or it cannot be opened.
     """
+    index, damage = scan(tar)
+    if damage is not None:
+        raise damage
+    return index
+
+
+def scan(tar: Path) -> tuple[ShardIndex, BrokenOffError | None]:
+    """Index a tar as far as it is whole, and say what is wrong behind that; see `build_index`.
+
+    Of a tar that breaks off, the clips before that are in the index, and behind them an entry without a name and place
+    whose problem is the damage.
+
+    Raises:
+        BadShardError: empty, without any whole clip, or not a tar.
+        DataError: missing, or it cannot be opened.
+    """
     with opened_tar(tar) as handle:
         stamp = stamp_of(handle)
-        found, metadata = _found(tar, handle)
+        found, metadata, damage = _found(tar, handle)
         rows = IndexRows()
         seen: set[str] = set()
         for key, suffix, offset, size, problem in found:
@@ -157,17 +177,27 @@ def build_index(tar: Path) -> ShardIndex:
             folder, slash, base = key.rpartition("/")
             general = folder + slash + base.partition(".")[0]
             rows.add(key, suffix, (offset, size), metadata.get(key, metadata.get(general, NOWHERE)), layout, problem)
+        if damage is not None:
+            rows.add_damage(f"{problem_of(damage, tar)}; only its {len(found):,} clips before that are used")
         if stamp_of(handle) != stamp:
             raise BadShardError(f"{tar}: the tar changes while it is read; wait until it is whole.")
-    return rows.index(stamp, {})
+    return rows.index(stamp, {}), damage
 
 
-def _found(tar: Path, handle: int) -> tuple[list[tuple[str, str, int, int, str]], dict[str, tuple[int, int]]]:
-    """Clips of a tar as (key, suffix, offset, size, problem), and where the JSON of each key lies."""
+def problem_of(error: BadShardError, tar: Path) -> str:
+    """What is wrong with a tar, without its name and without a full stop."""
+    return str(error).removeprefix(f"{tar}: ").removesuffix(".")
+
+
+def _found(
+    tar: Path, handle: int
+) -> tuple[list[tuple[str, str, int, int, str]], dict[str, tuple[int, int]], BrokenOffError | None]:
+    """Clips of a tar as (key, suffix, offset, size, problem), where the JSON of each key lies, and its damage."""
     clips: list[tuple[str, str, int, int, str]] = []
     metadata: dict[str, tuple[int, int]] = {}
     others = 0
-    for name, offset, size, problem in members(tar, handle):
+    damages: list[BrokenOffError] = []
+    for name, offset, size, problem in _until_damage(members(tar, handle), damages):
         key, dot, suffix = name.removeprefix("./").rpartition(".")
         base = key.rpartition("/")[2]
         if not dot or "/" in suffix or not base or (base[0] == "." and not base.startswith("..")):
@@ -178,10 +208,21 @@ def _found(tar: Path, handle: int) -> tuple[list[tuple[str, str, int, int, str]]
             clips.append((key, suffix, offset, size, problem))
         else:
             others += 1
+    damage = damages[0] if damages else None
+    if damage is not None and not clips:
+        raise damage
     if not clips:
         what = f"{others + len(metadata)} members and none with an audio suffix" if others or metadata else "no members"
         raise BadShardError(f"{tar}: the tar holds {what}; expected .wav, .flac, .mp3 and the like.")
-    return clips, metadata
+    return clips, metadata, damage
+
+
+def _until_damage(found: Iterator[Member], damages: list[BrokenOffError]) -> Iterator[Member]:
+    """The members before a damage, which is added to the list."""
+    try:
+        yield from found
+    except BrokenOffError as error:
+        damages.append(error)
 
 
 def load_index(tar: Path) -> ShardIndex:
@@ -189,9 +230,10 @@ def load_index(tar: Path) -> ShardIndex:
 
     A stored index belongs to the tar if size and time of change are the same, or if a new one turns out equal. It lies
     beside the tar, or where that folder cannot be written in the user's cache ($BESTRQ2_CACHE, ~/.cache/bestrq2).
+    A tar that breaks off is in it as far as it is whole, see `scan`.
 
     Raises:
-        BadShardError: empty, truncated, damaged, without audio, or not a tar.
+        BadShardError: empty, without any whole clip, or not a tar.
         DataError: missing, or it cannot be opened.
     """
     with opened_tar(tar) as handle:
@@ -201,7 +243,7 @@ def load_index(tar: Path) -> ShardIndex:
     for index in stored:
         if index.stamp == stamp:
             return index
-    index = build_index(tar)
+    index, _ = scan(tar)
     equal = next((old for old in stored if old.checksum() == index.checksum()), None)
     if equal is not None:
         index = replace(index, extra=equal.extra)

@@ -83,6 +83,10 @@ class ShardIndex:
         key = self.key(clip)
         return f"{key}.{self.suffixes[self.suffix[clip]]}" if key else f"member at byte {self.audio_offset[clip]}"
 
+    def damages(self) -> np.ndarray:
+        """int64: the entries that stand for a tar, or its rest, that cannot be used; their problem says why."""
+        return np.flatnonzero((self.audio_offset == 0) & (self.problem > 0))
+
     def checksum(self) -> str:
         """Digest of all columns: of all that reading relies on in the headers of the tar and of its WAVs."""
         digest = hashlib.blake2b(self.keys, digest_size=16)

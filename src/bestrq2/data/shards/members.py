@@ -29,6 +29,10 @@ class BadShardError(DataError):
     """A tar that cannot be used as it is: empty, truncated, damaged, or no tar."""
 
 
+class BrokenOffError(BadShardError):
+    """A tar that is truncated or damaged, but only from some byte on."""
+
+
 class Member(NamedTuple):
     """One file in a tar.
 
@@ -56,7 +60,8 @@ def members(tar: Path, handle: int) -> Iterator[Member]:
         handle: descriptor of the open file.
 
     Raises:
-        BadShardError: empty, truncated, damaged, compressed, or not a tar.
+        BrokenOffError: truncated or damaged behind the members that were found before.
+        BadShardError: empty, compressed, or not a tar.
     """
     size = os.fstat(handle).st_size
     if size == 0:
@@ -70,7 +75,7 @@ def members(tar: Path, handle: int) -> Iterator[Member]:
             raise _damaged(tar, start)
         if end > size:
             detail = f"its member {info.name!r} reaches to byte {end:,}, the file ends at {size:,}"
-            raise BadShardError(f"{tar}: the tar is truncated: {detail}; copy or download it again.")
+            raise BrokenOffError(f"{tar}: the tar is truncated: {detail}; copy or download it again.")
         count, start = count + 1, headers.offset
         if info.issparse():
             yield Member(info.name, info.offset_data, 0, "is stored as a sparse file; pack it without holes")
@@ -123,7 +128,7 @@ def _next(tar: Path, headers: _Headers, size: int, count: int) -> tarfile.TarInf
     except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
         if start == 0:
             raise BadShardError(f"{tar}: is not a tar ({size:,} bytes); copy or download it again.") from error
-        raise BadShardError(
+        raise BrokenOffError(
             f"{tar}: the tar is truncated: after {count:,} members it ends at byte {size:,} without an end mark; "
             "copy or download it again."
         ) from error
@@ -137,14 +142,14 @@ def _next(tar: Path, headers: _Headers, size: int, count: int) -> tarfile.TarInf
                 raise BadShardError(f"{tar}: is compressed by {packed}; unpack it to a plain tar.") from error
             raise BadShardError(f"{tar}: is not a tar; give tars as `tar -cf` writes them.") from error
         if headers.fileobj.position >= size:
-            raise BadShardError(
+            raise BrokenOffError(
                 f"{tar}: the tar is truncated: it ends at byte {size:,} in a header; copy or download it again."
             ) from error
         raise _damaged(tar, start) from error
 
 
-def _damaged(tar: Path, start: int) -> BadShardError:
-    return BadShardError(f"{tar}: the tar is damaged at byte {start:,}: no header there; copy or download it again.")
+def _damaged(tar: Path, start: int) -> BrokenOffError:
+    return BrokenOffError(f"{tar}: the tar is damaged at byte {start:,}: no header there; copy or download it again.")
 
 
 def _check_rest(tar: Path, handle: int, end: int, size: int) -> None:

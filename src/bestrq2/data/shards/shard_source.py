@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from bestrq2.data.audio import errors_named, open_audio, random_crop
 from bestrq2.data.decoder import AudioBytes, Decoder, MemoryFile, UnreadableAudioError, to_float32
-from bestrq2.data.shards.building import IndexRows, load_index
+from bestrq2.data.shards.building import IndexRows, load_index, problem_of
 from bestrq2.data.shards.index import ShardIndex, Stamp, joined
 from bestrq2.data.shards.maps import TarMaps
 from bestrq2.data.shards.members import BadShardError
@@ -201,8 +201,9 @@ class ShardSource(Source):
 def open_shards(paths: Sequence[Path], name: str) -> ShardSource:
     """The clips of tars, in the order of the tars and within them; tars without an index are indexed first.
 
-    A tar that is truncated, damaged or empty does not stop a job if others are good: it stands in the source as one
-    clip, which is rejected with the reason like a bad file. Second clips of the same key in a tar, and others that
+    A bad tar does not stop a job if others are good. Of one that breaks off, truncated or damaged, the whole clips
+    before that are used; an empty one, or what is no tar, gives none. Either has one more entry in the source, behind
+    its clips, which is rejected with the reason like a bad file. Second clips of the same key in a tar, and others that
     cannot be used, are rejected in the same way.
 
     Args:
@@ -219,7 +220,9 @@ def open_shards(paths: Sequence[Path], name: str) -> ShardSource:
             indices.append(load_index(path))
         except BadShardError as error:
             bad.append(str(error))
-            indices.append(_bad_shard(str(error).removeprefix(f"{path}: ").removesuffix(".")))
+            rows = IndexRows()
+            rows.add_damage(problem_of(error, path))
+            indices.append(rows.index(Stamp(0, 0), {}))
     if not indices:
         raise DataError(f"{name}: no tars there; give at least one.")
     if len(bad) == len(indices):
@@ -233,18 +236,15 @@ def open_shards(paths: Sequence[Path], name: str) -> ShardSource:
         whole,
         TarMaps(tars, [index.stamp for index in indices], [index.checksum() for index in indices]),
     )
-    if bad:
-        logger.warning("%s: %d of %d tars are left out; first: %s", name, len(bad), len(indices), bad[0])
+    damages = whole.damages()
+    if len(damages):
+        first = f"{source.describe(int(damages[0]))}: {whole.problems[whole.problem[damages[0]]]}"
+        logger.warning(
+            "%s: %d of %d tars are left out, whole or in part; first: %s", name, len(damages), len(indices), first
+        )
     clips = np.flatnonzero(whole.problem)
     clips = clips[whole.audio_offset[clips] > 0]
     if len(clips):
         first = f"{source.describe(int(clips[0]))}: {whole.problems[whole.problem[clips[0]]]}"
         logger.warning("%s: %d of %d clips are left out; first: %s", name, len(clips), len(whole), first)
     return source
-
-
-def _bad_shard(problem: str) -> ShardIndex:
-    """The index of a tar that cannot be used: one clip, at a place where none can be."""
-    rows = IndexRows()
-    rows.add("", "", (0, 0), problem=problem)
-    return rows.index(Stamp(0, 0), {})
