@@ -281,7 +281,8 @@ def to_int16(waveform: np.ndarray) -> tuple[np.ndarray, bool]:
     Returns:
         int16 [samples], full scale 32768, and whether there were samples beyond full scale, which are cut off.
     """
-    scaled = np.rint(to_float32(waveform) * np.float32(32768))
+    # What is far beyond full scale would leave float32 too.
+    scaled = np.rint(np.clip(to_float32(waveform), -2, 2) * np.float32(32768))
     clipped = bool(scaled.max() > 32768 or scaled.min() < -32768)
     return np.clip(scaled, -32768, 32767).astype(np.int16), clipped
 

@@ -77,8 +77,8 @@ class Waveforms(Sequence[np.ndarray]):
 
 
 def to_int16(wave: np.ndarray) -> np.ndarray:
-    """Quantise a wave in [-1, 1] to int16 by rounding."""
-    return np.clip(np.round(wave * 32768.0), -32768, 32767).astype(np.int16)
+    """Quantise a wave to int16 by rounding; what is beyond [-1, 1] is cut off."""
+    return np.minimum(np.round(np.clip(wave, -1.0, 1.0) * 32768.0), 32767).astype(np.int16)
 
 
 def _ignore_interrupt() -> None:
