@@ -264,6 +264,7 @@ def test_a_clip_whose_name_is_damaged_is_called_by_its_row(tmp_path):
     path.write_bytes(content)
     source = open_source(path)
     assert [source.describe(n).rpartition("/")[2] for n in (1, 2, 3, 4)] == ["Y1.wav", "row 2", "row 3", "Y4.wav"]
+    assert list(source.names()) == [source.describe(n) for n in range(6)]
     assert source.metadata(3) == {"name": "row 3"}
     np.testing.assert_array_equal(crop(source, 3), waveforms()[3, :12_345])
 
