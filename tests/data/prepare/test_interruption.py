@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import multiprocessing
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +21,17 @@ import soundfile
 
 from bestrq2 import cli
 from bestrq2.data import rejections
+from bestrq2.data.band_sums import BandSums
 from bestrq2.data.prepare import cutting, packing, run
 from bestrq2.data.prepare.check import check_prepared
-from bestrq2.data.prepare.ledger import LEDGER
+from bestrq2.data.prepare.folder import shard_path
+from bestrq2.data.prepare.ledger import LEDGER, Ledger, Member
+from bestrq2.data.prepare.options import Options
 from bestrq2.data.prepare.run import prepare
 from bestrq2.data.shards import writer
 from bestrq2.data.shards.building import IndexRows, build_index, index_path
 from bestrq2.data.shards.index import Stamp, read_index, write_index
+from bestrq2.data.sources import ArraySource
 from bestrq2.errors import BestRQ2Error, DataError
 from example_sounds import scene
 
@@ -294,6 +300,30 @@ def test_a_shard_is_closed_before_its_ledger_grows_too_long(
                 prepare(str(mixed), tmp_path / "out", num_workers=1, segment_seconds=1.0)
     prepare(str(mixed), tmp_path / "out", num_workers=1, segment_seconds=1.0)
     assert prepared_folder(tmp_path / "out").contents == whole.contents
+
+
+def test_resuming_takes_little_memory_a_clip(tmp_path):
+    """Ledgers are read one by one, and of each clip and each drop no more than a hash stays."""
+    options = Options(16_000, "wav", 30.0, 0.5, 500.0)
+    shards, clips = 8, 1500
+    for number in range(shards):
+        ledger = Ledger({"source": "many"}, BandSums(options.num_mel_bands), ((number + 1) * clips, 0), clips)
+        for recording in range(number * clips, (number + 1) * clips):
+            digest = hashlib.blake2b(str(recording).encode(), digest_size=16).digest()
+            ledger.members.append(Member(recording, 0, digest, digest[:8]))
+            ledger.rejected.append((f"/a/long/folder/of/recordings/{recording:012d}.wav", "is silent all the way."))
+        shard_path(tmp_path, number).touch()
+        write_index(IndexRows().index(Stamp(0, 0), ledger.to_extra()), index_path(shard_path(tmp_path, number)))
+    source = ArraySource([scene(16_000, 1)], 16_000)
+    tracemalloc.start()
+    with packing.Packing(tmp_path, source, options, {"source": "many"}, shards) as resumed:
+        kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert resumed.totals.clips == shards * clips
+    assert resumed.position == (shards * clips, 0)
+    assert kept < 350 * shards * clips  # bytes; a clip and a drop each
+    assert most - kept < 1600 * clips  # a single ledger at a time
+    assert len((tmp_path / "rejected.csv").read_text().splitlines()) == 1 + shards * clips
 
 
 @pytest.mark.slow
