@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bestrq2._version import __version__
-from bestrq2.errors import BestRQ2Error, ConfigError
+from bestrq2.errors import BestRQ2Error, ConfigError, StoppedBySignal
 
 # Wrong input; a failing machine; a program that a signal ended has 128 and its number, as shells and schedulers expect.
 EXIT_WRONG_INPUT, EXIT_FAILURE, EXIT_SIGNAL = 2, 1, 128
@@ -23,8 +23,14 @@ def _pretrain(argv: Sequence[str]) -> None:
     from bestrq2.train.pretraining import run_pretraining
     from bestrq2.train.processes import first_process
 
-    config, resume = parse_arguments(argv)
-    folder = run_pretraining(config, resume=resume)
+    try:
+        config, resume = parse_arguments(argv)
+        folder = run_pretraining(config, resume=resume)
+    except BestRQ2Error as error:
+        # What is wrong with the input is the same for all processes: one says it.
+        if not first_process() and type(error) is not BestRQ2Error:
+            sys.exit(EXIT_WRONG_INPUT)
+        raise
     if not first_process():
         return
     print(f"{folder}: done. Embed audio with: bestrq2 embed {folder} FOLDER --output embeddings.parquet")
@@ -167,8 +173,13 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _terminate(number: int, frame: object) -> None:
+    raise StoppedBySignal("terminated", number)
+
+
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script; SIGTERM ends a command as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _terminate)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     sys.exit(run(sys.argv[1:]))

@@ -274,3 +274,18 @@ def test_ctrl_c_from_a_shell_prints_one_line_and_no_trace(after: str, tmp_path: 
     assert "Traceback" not in errors
     assert errors.strip().splitlines()[-1].startswith("bestrq2 pretrain: interrupted")
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_of_several_processes_one_says_what_is_wrong_with_the_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    words = ["pretrain", "--data", str(tmp_path / "nowhere"), "--output", str(tmp_path / "run")]
+    for name, value in {"RANK": 1, "GROUP_RANK": 0, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SystemExit) as exit:
+        cli.run(words)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    assert "nowhere does not exist" in refused(capsys, *words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -112,7 +113,7 @@ def _load(bare: str, split: str, config: str | None, revision: str | None) -> An
     if not name or (not local.exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1)):
         raise DataError(f"{bare} does not exist; write hub:USER/DATASET, or hub: and a local folder or Parquet file.")
     try:
-        with _audio_left_encoded():
+        with _audio_left_encoded(), _client_quiet():
             if (local / "state.json").exists() or (local / "dataset_dict.json").exists():
                 saved = datasets.load_from_disk(str(local))
                 return _of_saved(bare, saved, split)
@@ -146,19 +147,12 @@ def _explained(bare: str, error: Exception) -> ConfigError | DataError:
             return ConfigError(f"{bare}: {_sentence(error)}")
         return DataError(f"{bare} is not on the Hub, or private; check the name, or log in by `hf auth login`.")
     if isinstance(error, ConnectionError) or "check your connection" in str(error):
-        return DataError(
-            f"{bare}: the Hub cannot be reached; check the network, or give a local copy ({_short(error)})."
-        )
+        return DataError(f"{bare}: the Hub cannot be reached; check the network, or give a local copy.")
     if isinstance(error, ValueError) and ("split" in str(error) or "onfig" in str(error)):
         return ConfigError(f"{bare}: {_sentence(error)}")
     if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         return DataError(f"{bare} cannot be read ({_sentence(error.__cause__)}).")
     return DataError(f"{bare} cannot be loaded ({_sentence(error)}).")
-
-
-def _short(error: Exception) -> str:
-    """What is in the last brackets of a message, as in "Couldn't reach 'x' on the Hub (ConnectTimeout)"."""
-    return str(error).rpartition("(")[2].rstrip(")") if str(error).endswith(")") else type(error).__name__
 
 
 def _sentence(error: BaseException) -> str:
@@ -180,6 +174,20 @@ def _audio_column(bare: str, features: Any, wanted: str | None) -> str:
             f"{bare} has no column of audio; found {columns}; if one holds encoded files, add ?column=NAME."
         )
     raise ConfigError(f"{bare} has several columns of audio ({', '.join(found)}); add ?column=NAME")
+
+
+@contextmanager
+def _client_quiet() -> Iterator[None]:
+    """Keep the Hub's client from telling of every try; how it ends is said in one sentence."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from torch.distributed.fsdp import FSDPModule
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batches import AudioBatch
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.errors import BestRQ2Error, ConfigError
+from bestrq2.errors import ConfigError
 from bestrq2.evaluate.online import OnlineProbe
-from bestrq2.files import disk_errors, write_folder
+from bestrq2.files import write_folder
 from bestrq2.inference.embedder import Embedder
 from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
 from bestrq2.model.masking import draw_hidden_mask
@@ -240,10 +240,9 @@ class RunKeeper(pl.Callback):
                 raise OSError(errno.ENOSPC, str(error)) from error
 
         try:
-            with disk_errors(self.folder.root):
-                write_folder(self.folder.model, fill)
-        except BestRQ2Error as error:
-            logger.warning("the model could not be written (%s); training goes on", error)
+            write_folder(self.folder.model, fill)
+        except OSError as error:
+            logger.warning("%s: cannot be written (%s); training goes on", self.folder.model, error.strerror or error)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """No more steps follow."""

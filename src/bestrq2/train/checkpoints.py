@@ -65,7 +65,7 @@ class CheckpointStore:
                 return step, self.path(step)
             damaged.append(reason)
         if damaged:
-            others = f" (and {len(damaged) - 1} older ones)" if len(damaged) > 1 else ""
+            others = ", and so are all older ones" if len(damaged) > 1 else ""
             raise CheckpointError(f"{damaged[0]}{others}; delete {self.folder} to start the run anew")
         return 0, None
 

@@ -73,5 +73,5 @@ class StopRequest:
             self._agreement = None
 
     def error(self, place: Any) -> StoppedBySignal:
-        """What to raise when the run has stopped."""
-        return StoppedBySignal(f"stopped {place}", self.signal or signal.SIGTERM)
+        """What to raise when the run has stopped with its state saved."""
+        return StoppedBySignal(f"stopped {place}, and saved; add --resume to continue", self.signal or signal.SIGTERM)
