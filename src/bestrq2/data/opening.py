@@ -26,7 +26,8 @@ def open_source(spec: str | Path) -> Source | StreamSource:
 
     Args:
         spec: one of
-            - a folder (searched recursively for files with an audio suffix, or for tars), an audio file, or a
+            - a folder (searched recursively for files with an audio suffix, or for tars; hidden ones, with a leading
+              dot, are left out), an audio file, or a
               WebDataset tar;
             - a list of files or of tars (.txt with one path a line, .csv or .tsv with a column "path", .jsonl with a
               key "path", "audio" or "audio_filepath"; relative paths start at the list's folder);
@@ -61,11 +62,12 @@ def open_recordings(spec: str | Path) -> Source:
     Raises:
         DataError: as `open_source`, and if it is a stream.
     """
-    source = open_source(spec)
-    if isinstance(source, StreamSource):
+    if isinstance(spec, str) and is_remote(spec):
         raise DataError(
             f"{spec} is a stream, which only pretraining reads; download the tars and name the local files."
         )
+    source = open_source(spec)
+    assert not isinstance(source, StreamSource)
     return source
 
 
@@ -138,7 +140,10 @@ def _open_path(path: Path) -> Source:
         if not path.exists():
             if set("{*?[") & set(str(path)):
                 return _of_one_kind(_expanded(path), name)
-            raise DataError(f"{path} does not exist; give a folder, an audio file, a list of paths, or 'soundworld'.")
+            raise DataError(
+                f"{path} does not exist; give a folder of audio or of tars, an audio file, a tar, a list, a mixture "
+                "(.yaml), an HDF5 file, hub:NAME, a URL of tars, or soundworld."
+            )
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}).") from error
     if path.suffix.lower() in MIXTURE_SUFFIXES:
