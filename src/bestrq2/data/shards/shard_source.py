@@ -126,7 +126,7 @@ class ShardSource(Source):
         return len(self.index)
 
     def _tar(self, clip: int) -> int:
-        return int(np.searchsorted(self.starts, clip, side="right")) - 1
+        return int(self.starts.searchsorted(clip, side="right")) - 1
 
     def describe(self, index: int) -> str:
         """The tar's path and the member's name, such as "train/000001.tar/clip17.wav"; of an unusable tar its path."""
