@@ -204,7 +204,9 @@ def test_no_network_is_one_sentence(monkeypatch):
         raise ConnectionError("Couldn't reach 'a/b' on the Hub (ConnectTimeout)")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"^hub:a/b: the Hub cannot be reached; check the network, or give a local copy\.$"):
+    with pytest.raises(
+        DataError, match=r"^hub:a/b: the Hub cannot be reached; check the network, or give a local copy\.$"
+    ):
         open_source("hub:a/b")
 
 

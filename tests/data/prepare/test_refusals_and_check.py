@@ -296,6 +296,11 @@ def test_the_check_finds_every_damage(made, damaged, capsys):
     shutil.copyfile(damaged / "shard-000000.tar", tar)
     shutil.copyfile(damaged / "shard-000000.tar.index.parquet", damaged / "shard-000001.tar.index.parquet")
     assert found().startswith(f"{tar}: is not the shard of that number; ")
+    index = damaged / "shard-000001.tar.index.parquet"
+    index.unlink()
+    assert found().startswith(f"{index}: is missing; ")
+    index.write_bytes(b"PAR1")
+    assert found().startswith(f"{index}: is damaged; ")
     tar.unlink()
     (damaged / "shard-000003.tar").unlink()
     message = found()
@@ -309,7 +314,8 @@ def test_the_check_compares_with_the_summary(damaged, made, capsys):
     message = refused(capsys, "anything", damaged, "--check")
     assert message.startswith("the summary says 7 clips, the shards hold 6")
     (damaged / "summary.json").write_text(json.dumps({**summary, "shards": 3}))
-    assert "is more than the 3 shards of the summary" in refused(capsys, "anything", damaged, "--check")
+    message = refused(capsys, "anything", damaged, "--check")
+    assert "is none of the 3 shards of the summary (the first of 3 such files); move it away" in message
     (damaged / "summary.json").write_text("{")
     assert "is damaged" in refused(capsys, "anything", damaged, "--check")
     (damaged / "summary.json").unlink()

@@ -59,6 +59,7 @@ def check_prepared(output: Path, num_workers: int | None = None) -> dict[str, An
     """
     output = Path(output)
     summary = read_summary(output)
+    _check_for_strangers(output, summary["shards"])
     problems: list[str] = []
     totals, before = _Totals(output, summary), None
     work = partial(_check_shard, output, summary["sampling_rate"], summary["format"])
@@ -77,9 +78,6 @@ def check_prepared(output: Path, num_workers: int | None = None) -> dict[str, An
             if not problems:
                 totals.add(found)
             progress.show(number + 1, totals.samples / summary["sampling_rate"] / 3600)
-    further = shard_path(output, summary["shards"])
-    if further.exists():
-        problems.append(f"{further}: is more than the {summary['shards']} shards of the summary")
     remedy = f"delete the damaged shards, all later ones and {SUMMARY}, and prepare again"
     if not problems:
         problems = totals.problems()
@@ -89,6 +87,14 @@ def check_prepared(output: Path, num_workers: int | None = None) -> dict[str, An
         raise DataError(f"{problems[0]}{more}; {remedy}")
     logger.info("%s: whole; %s", output, in_words(summary))
     return summary
+
+
+def _check_for_strangers(output: Path, shards: int) -> None:
+    """Pass if the folder holds no other tars, which pretraining would read as well."""
+    strangers = sorted({*output.glob("*.tar")} - {shard_path(output, number) for number in range(shards)})
+    if strangers:
+        more = f" (the first of {len(strangers)} such files)" if len(strangers) > 1 else ""
+        raise DataError(f"{strangers[0]}: is none of the {shards} shards of the summary{more}; move it away")
 
 
 class _Totals:
@@ -203,12 +209,18 @@ def _check_shard(folder: Path, rate: int, suffix: str, number: int) -> _Found:
     tar, found = shard_path(folder, number), _Found()
     try:
         found.size = tar.stat().st_size
-        actual, index = build_index(tar), read_index(index_path(tar))
-        ledger = Ledger.from_extra(index.extra)
+        actual = build_index(tar)
     except OSError as error:
         return _Found([f"{tar}: cannot be read ({error.strerror})"])
     except DataError as error:
-        return _Found([str(error).rstrip(".")])
+        return _Found([str(error).rstrip(".").partition(";")[0]])  # without its remedy: there is a better one here
+    if not index_path(tar).exists():
+        return _Found([f"{index_path(tar)}: is missing"])
+    try:
+        index = read_index(index_path(tar))
+        ledger = Ledger.from_extra(index.extra)
+    except DataError:
+        return _Found([f"{index_path(tar)}: is damaged"])
     except (KeyError, ValueError):
         return _Found([f"{index_path(tar)}: has lost what bestrq2 prepare keeps in it ({LEDGER})"])
     found.ledger = ledger
