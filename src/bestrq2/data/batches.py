@@ -141,6 +141,24 @@ class CropDataset(Dataset[Crop]):
         name, reason = rejected[0]
         raise AllRejectedError(f"{self.source.name}: {which} were rejected; first: {name}: {reason}")
 
+    def __getitems__(self, keys: Sequence[CropKey]) -> list[Crop]:
+        """The items of one batch, each put into its row while it is still in the processor's caches.
+
+        The waveforms are float32 views into one array [items, longest crop], which `collate` takes over.
+
+        Raises:
+            AllRejectedError: as for single items.
+        """
+        # numpy asks for huge pages where torch does not: fresh small ones cost more than filling them.
+        rows = np.empty((len(keys), max(1, round(self.max_seconds * self.sampling_rate))), np.float32)
+        crops = []
+        for row, key in zip(rows, keys, strict=True):
+            crop = self[key]
+            length = len(crop.waveform)
+            put_float32(crop.waveform, row[:length])
+            crops.append(replace(crop, waveform=row[:length]))
+        return crops
+
     def _candidates(self, key: CropKey) -> Iterator[int]:
         yield key.recording
         yield from self.order.replacements(key.epoch, key.recording)
@@ -279,17 +297,30 @@ def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBa
     """
     lengths = torch.tensor([len(item.waveform) for item in items], dtype=torch.int64)
     places = torch.tensor([item.key.place for item in items], dtype=torch.int64)
-    # numpy asks for huge pages where torch does not: fresh small ones cost more than filling them.
-    input_values = np.empty((len(items), int(lengths.max())), np.float32)
-    for row, item in zip(input_values, items, strict=True):
-        length = len(item.waveform)
-        put_float32(item.waveform, row[:length])
+    longest = int(lengths.max())
+    rows = _shared_rows([item.waveform for item in items])
+    if rows is None:
+        rows = np.empty((len(items), longest), np.float32)
+        for row, item in zip(rows, items, strict=True):
+            put_float32(item.waveform, row[: len(item.waveform)])
+    input_values = np.ascontiguousarray(rows[:, :longest])
+    for row, length in zip(input_values, lengths.tolist(), strict=True):
         row[length:] = 0
     step = items[0].key.step
     mask = None if draw_mask is None else draw_mask(lengths, step, places)
     rejected = [entry for item in items for entry in item.rejected]
     recordings = [item.recording for item in items]
     return AudioBatch(torch.from_numpy(input_values), lengths, step, places, rejected, mask, recordings)
+
+
+def _shared_rows(waveforms: Sequence[np.ndarray]) -> np.ndarray | None:
+    """The array whose rows begin with these waveforms, as `CropDataset` makes a batch; None if there is none."""
+    rows = waveforms[0].base
+    if rows is None or rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != len(waveforms):
+        return None
+    begin, stride = rows.ctypes.data, rows.strides[0]
+    places = (waveform.ctypes.data - begin for waveform in waveforms)
+    return rows if all(place == number * stride for number, place in enumerate(places)) else None
 
 
 def _start_worker(_: int) -> None:
