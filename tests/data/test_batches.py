@@ -14,19 +14,12 @@ from hypothesis import strategies as st
 from recordings import cut, noise, write
 
 from bestrq2.data.audio import read_audio
-from bestrq2.data.batches import (
-    AllRejectedError,
-    BatchSchedule,
-    Crop,
-    CropDataset,
-    CropKey,
-    collate,
-    make_loader,
-)
+from bestrq2.data.batches import AllRejectedError, Crop, CropDataset, collate, make_loader
 from bestrq2.data.feeding import fixed_crops
 from bestrq2.data.opening import open_source
 from bestrq2.data.order import EpochOrder, epoch_order
 from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.schedule import BatchSchedule, CropKey
 from bestrq2.data.sources import ArraySource, FileSource
 from bestrq2.errors import ConfigError, DataError
 

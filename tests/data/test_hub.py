@@ -20,8 +20,9 @@ import soundfile
 from recordings import noise, write
 
 from bestrq2.data import hub
-from bestrq2.data.batches import BatchSchedule, CropDataset, make_loader
+from bestrq2.data.batches import CropDataset, make_loader
 from bestrq2.data.opening import open_source
+from bestrq2.data.schedule import BatchSchedule
 from bestrq2.errors import AudioError, ConfigError, DataError
 
 datasets = pytest.importorskip("datasets")

@@ -22,10 +22,11 @@ from recordings import noise, write, write_with_ffmpeg
 from tars import clip, encoded, pack, shard
 
 from bestrq2.data.audio import check_usable, read_span
-from bestrq2.data.batches import AllRejectedError, BatchSchedule, Crop, CropDataset, CropKey, collate, make_loader
+from bestrq2.data.batches import AllRejectedError, Crop, CropDataset, collate, make_loader
 from bestrq2.data.decoding import UnreadableAudioError, put_float32, to_float32
 from bestrq2.data.feeding import fixed_crops
 from bestrq2.data.opening import open_source
+from bestrq2.data.schedule import BatchSchedule, CropKey
 from bestrq2.data.shards import maps
 from bestrq2.data.shards.building import load_index
 from bestrq2.data.shards.maps import TarMaps

@@ -12,15 +12,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from bestrq2.data.decoding import UnreadableAudioError, put_float32
-from bestrq2.data.order import Order
+from bestrq2.data.schedule import BatchSchedule, CropKey
 from bestrq2.data.seeding import generator
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, ConfigError, DataError
@@ -31,22 +31,6 @@ CROP = 0xC409
 
 DrawMask = Callable[[Tensor, int, Tensor], Tensor]
 """From lengths int64 [B] in samples, step, and places int64 [B] in the global batch to hidden_mask bool [B, N]."""
-
-
-class CropKey(NamedTuple):
-    """Names one item of one batch.
-
-    Attributes:
-        epoch: passes over the source before this one.
-        recording: its number in the source.
-        step: the batch.
-        place: position in the global batch.
-    """
-
-    epoch: int
-    recording: int
-    step: int
-    place: int
 
 
 @dataclass(frozen=True)
@@ -177,78 +161,6 @@ class CropDataset(Dataset[Crop]):
             if isinstance(error, UnreadableAudioError):
                 self._unreadable[index] = reason
             return reason
-
-
-def check_share(batch_size: int, start_step: int, rank: int, world_size: int) -> None:
-    """Pass if the processes can share batches of this size; see `BatchSchedule`.
-
-    Raises:
-        ConfigError: sizes that are not positive, a rank out of range, or a batch that cannot be shared equally.
-    """
-    if batch_size < 1 or start_step < 0:
-        raise ConfigError(
-            f"A schedule of batches of {batch_size} from step {start_step} on is impossible; give a batch size of "
-            "at least 1 and a step of at least 0."
-        )
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank {rank} of {world_size} processes does not exist; expected 0 to {world_size - 1}.")
-    if batch_size % world_size:
-        raise ConfigError(
-            f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
-            f"use {batch_size + world_size - batch_size % world_size}."
-        )
-
-
-class BatchSchedule(Sampler[list[CropKey]]):
-    """The keys of every batch, for one of several processes.
-
-    Place q of step s is item number s * batch_size + q of the order; a batch may reach over the end of an epoch.
-
-    Args:
-        order: which recording comes when; the dataset's.
-        batch_size: of the global batch, over all processes.
-        start_step: first step; a resumed run gives the number of steps done.
-        max_steps: step before which to stop; None for never.
-        rank: number of this process; it gets the places that leave this remainder when divided by `world_size`.
-        world_size: number of processes.
-
-    Raises:
-        ConfigError: sizes that are not positive, a rank out of range, or a batch that cannot be shared equally.
-    """
-
-    def __init__(
-        self,
-        order: Order,
-        batch_size: int,
-        start_step: int = 0,
-        max_steps: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        check_share(batch_size, start_step, rank, world_size)
-        self.order = order
-        self.batch_size = batch_size
-        self.start_step = start_step
-        self.max_steps = max_steps
-        self.rank = rank
-        self.world_size = world_size
-
-    def __len__(self) -> int:
-        """Steps left.
-
-        Raises:
-            TypeError: the schedule is endless.
-        """
-        if self.max_steps is None:
-            raise TypeError("an endless schedule has no length")
-        return max(0, self.max_steps - self.start_step)
-
-    def __iter__(self) -> Iterator[list[CropKey]]:
-        step = self.start_step
-        while self.max_steps is None or step < self.max_steps:
-            places = range(self.rank, self.batch_size, self.world_size)
-            yield [CropKey(*self.order(step * self.batch_size + place), step, place) for place in places]
-            step += 1
 
 
 @dataclass

@@ -12,12 +12,10 @@ from torch.utils.data import DataLoader
 
 from bestrq2.data.batches import (
     AudioBatch,
-    BatchSchedule,
     CropDataset,
     DrawMask,
     check_length,
     check_seed,
-    check_share,
     make_loader,
     rejection,
     worker_settings,
@@ -25,6 +23,7 @@ from bestrq2.data.batches import (
 from bestrq2.data.decoding import to_float32
 from bestrq2.data.lanes import CropMaker
 from bestrq2.data.remote import StreamSource
+from bestrq2.data.schedule import BatchSchedule, check_share
 from bestrq2.data.seeding import generator
 from bestrq2.data.sources import Source, split_source
 from bestrq2.data.stream import StreamDataset, stream_crops

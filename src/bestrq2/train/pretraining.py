@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from bestrq2.convert.weights import quiet_hub
-from bestrq2.data.batches import AudioBatch, Crop, CropKey, collate
+from bestrq2.data.batches import AudioBatch, Crop, collate
 from bestrq2.data.feeding import count_recordings, fixed_crops, make_feed, split_any
 from bestrq2.data.labelled import load_labelled
 from bestrq2.data.opening import open_source
 from bestrq2.data.prepare.summary import prepared_statistics
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.remote import StreamSource
+from bestrq2.data.schedule import CropKey
 from bestrq2.data.sources import Source
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
