@@ -126,7 +126,9 @@ def test_what_is_wrong_with_a_list_is_named(tmp_path, name, content, reason):
 
 
 def test_missing_and_empty_sources_are_named(tmp_path):
-    with pytest.raises(DataError, match="nowhere does not exist; give a folder of audio or of tars, an audio file, a tar, a list"):
+    with pytest.raises(
+        DataError, match="nowhere does not exist; give a folder of audio or of tars, an audio file, a tar, a list"
+    ):
         open_source(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is empty: no files in it or below"):
         open_source(tmp_path)
