@@ -112,6 +112,12 @@ class CropDataset(Dataset[Crop]):
         Raises:
             AllRejectedError: every recording, or 1000 in a row, is unusable.
         """
+        crop = self._crop(key)
+        # A view into a file that may change is good for this moment only.
+        return crop if crop.waveform.flags.owndata else replace(crop, waveform=crop.waveform.copy())
+
+    def _crop(self, key: CropKey) -> Crop:
+        """The item of a key; its waveform may be a view that is good until the next one is read."""
         key = CropKey(*key)
         tries = min(len(self.source), MAX_TRIES)
         rejected: list[tuple[str, str]] = []
@@ -137,7 +143,7 @@ class CropDataset(Dataset[Crop]):
         rows = np.empty((len(keys), max(1, round(self.max_seconds * self.sampling_rate))), np.float32)
         crops = []
         for row, key in zip(rows, keys, strict=True):
-            crop = self[key]
+            crop = self._crop(key)
             length = len(crop.waveform)
             put_float32(crop.waveform, row[:length])
             crops.append(replace(crop, waveform=row[:length]))

@@ -76,7 +76,7 @@ class Source(ABC):
 
         Returns:
             [samples], mono, at `sampling_rate`, neither silent nor holding NaN: float32, or int16 (full scale 32768)
-            where the recording is kept like that.
+            where the recording is kept like that. An int16 array may be a view into a file: use or copy it at once.
 
         Raises:
             AudioError: nothing usable there. An UnreadableAudioError holds for every other crop of it too.

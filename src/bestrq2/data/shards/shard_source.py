@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,29 +49,34 @@ class PcmDecoder:
         assert self.frames is not None
         return self.frames
 
-    def samples(self, start: int, count: int | None) -> np.ndarray:
-        """int16 [samples] from `start`, as they lie in the tar.
+    def samples(self, start: int, count: int | None, part: Callable[[int, int, int], np.ndarray]) -> np.ndarray:
+        """int16 [samples] from `start`.
+
+        Args:
+            start: first sample.
+            count: samples; None for all that follow.
+            part: `TarMaps.view` or `TarMaps.copied`.
 
         Raises:
             UnreadableAudioError: the tar is not the one that was indexed any more.
         """
         end = self.measure() if count is None else min(self.measure(), start + count)
-        return self.maps.copied(self.tar, self.start + 2 * start, 2 * max(0, end - start)).view("<i2")
+        return part(self.tar, self.start + 2 * start, 2 * max(0, end - start)).view("<i2")
 
     def read(self, start: int, count: int | None) -> np.ndarray:
         """Mono float32 [samples] from `start`; see `samples`."""
-        return to_float32(self.samples(start, count))
+        return to_float32(self.samples(start, count, self.maps.copied))
 
     def close(self) -> None:
         """Nothing to release."""
 
 
 class Int16Decoder(PcmDecoder):
-    """16-bit PCM, read as it is."""
+    """16-bit PCM, seen where it lies."""
 
     def read(self, start: int, count: int | None) -> np.ndarray:
-        """Mono int16 [samples] from `start`."""
-        return self.samples(start, count)
+        """Mono int16 [samples] from `start`, in the map: to be used at once."""
+        return self.samples(start, count, self.maps.view)
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ class ShardSource(Source):
         return found if isinstance(found, dict) else {}
 
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, int16."""
+        """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, int16 in its tar's map."""
         if self.index.sampling_rate[index] != sampling_rate:
             return super().read(index, sampling_rate, rng, max_seconds)
         try:
