@@ -7,8 +7,10 @@ made from its key alone.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -241,14 +243,32 @@ def _shared_rows(waveforms: Sequence[np.ndarray]) -> np.ndarray | None:
     return rows if all(place == number * stride for number, place in enumerate(places)) else None
 
 
+# How long a worker outlives SIGTERM: the step in hand may still want its batches.
+_GRACE_SECONDS = 20.0
+
+
+def _leave_later(number: int, frame: object) -> None:
+    leaving = threading.Timer(_GRACE_SECONDS, os._exit, (0,))
+    leaving.daemon = True
+    leaving.start()
+
+
 def _start_worker(_: int) -> None:
     """One thread a worker, and signals are left to the main process, which ends the workers.
 
     Schedulers signal all processes of a job at once; a worker that died of it would take the last step away.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_later)
+
+
+def end_workers(loader: Any) -> None:
+    """End the worker processes of a loader now; the traceback of an error would keep them to the end of the program."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def worker_settings(num_workers: int, prefetch_factor: int = 4) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bestrq2.convert.weights import quiet_hub
-from bestrq2.data.batches import AudioBatch, Crop, collate
+from bestrq2.data.batches import AudioBatch, Crop, collate, end_workers
 from bestrq2.data.feeding import count_recordings, fixed_crops, make_feed, split_any
 from bestrq2.data.labelled import load_labelled
 from bestrq2.data.opening import open_source
@@ -261,7 +261,11 @@ class _Run:
             KeyboardInterrupt: if stopped.
         """
         if self.start < self.config.trainer.max_steps:
-            self.trainer.fit(self.module, self._loader(), ckpt_path=self.checkpoint, weights_only=True)
+            loader = self._loader()
+            try:
+                self.trainer.fit(self.module, loader, ckpt_path=self.checkpoint, weights_only=True)
+            finally:
+                end_workers(loader)
         if self.trainer.is_global_zero and self.folder.model.is_dir():
             write_run_report(self.folder.root, self.shown)
         if connected():
