@@ -7,7 +7,8 @@ import json
 import pytest
 
 from bestrq2 import BestRQ2Config
-from bestrq2.model.configuration_bestrq2 import CHOICES, field_names
+from bestrq2.model.configuration_bestrq2 import field_names
+from bestrq2.model.validation import CHOICES
 
 REFUSED = [
     ({"hidden_size": 100}, r"hidden_size \(100\) must be a multiple of num_attention_heads \(12\)"),

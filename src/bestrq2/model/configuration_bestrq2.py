@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,15 +12,7 @@ try:
 except ImportError:  # its name before transformers 5
     from transformers import PretrainedConfig as PreTrainedConfig
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "input_normalization": ("none", "dataset", "clip"),
-    "quantizer_normalization": ("none", "layernorm", "dataset"),
-    "position_embedding": ("sincos", "rope_2d", "rope_time", "learned"),
-    "norm": ("layernorm", "rmsnorm"),
-    "activation": ("gelu", "swiglu"),
-    "objective": ("two_step", "one_stage"),
-    "mask_shape": ("uniform", "block"),
-}
+from .validation import check
 
 # Keys that transformers itself reads from or writes to a config.json.
 _HUB_KEYS = frozenset(
@@ -69,6 +60,7 @@ class BestRQ2Config(PreTrainedConfig):
         input_normalization: of the log-mel spectrogram: "none" (dB as they are, the paper), "dataset" (per band, with
             the statistics stored in the model), "clip" (one mean and deviation per clip).
         patch_size: (mel bands, frames) of one patch.
+        encoder_type: "vit", or "conformer" (convolutions over the spectrogram, then Conformer blocks; one-stage only).
         hidden_size: width of the encoder.
         num_hidden_layers: blocks of the encoder.
         num_attention_heads: heads of the encoder.
@@ -79,9 +71,12 @@ class BestRQ2Config(PreTrainedConfig):
         use_bias: whether the linear maps inside the blocks, the patch embedding, and the predictor have biases.
         qk_norm: whether queries and keys are normalised per head before the dot product.
         position_embedding: "sincos" (2-D sine-cosine, added), "rope_2d" (rotary, frequency and time), "rope_time"
-            (rotary, time only), "learned" (added).
+            (rotary, time only), "learned" (added), "relative" (Transformer-XL; the Conformer's, and only its).
         max_columns: for "learned" positions, the largest number of patch columns.
         drop_path_rate: stochastic depth of the last encoder block; it rises linearly from 0 at the first.
+        conformer_channels: channels of the two convolutions (kernel 3, stride 2) in front of a Conformer.
+        conformer_kernel_size: frames that the depthwise convolution of a Conformer block sees; odd.
+        conformer_dropout: dropout inside a Conformer.
         objective: "two_step" (encoder sees visible patches, a predictor names the codes) or "one_stage" (mask tokens in
             the encoder's input, the head sits on the encoder).
         predictor_hidden_size: width of the predictor.
@@ -96,8 +91,15 @@ class BestRQ2Config(PreTrainedConfig):
         quantizer_normalization: of what the quantizer sees: "none" (the encoder's own input), "layernorm" (each patch
             of it to mean 0 and deviation 1), "dataset" (log-mel per band with the stored statistics).
         mask_ratio: (lowest, highest) share of patches hidden, drawn once per step.
-        mask_shape: "uniform" (patch by patch) or "block" (rectangles of `mask_block_size`).
+        mask_shape: "uniform" (patch by patch), "block" (rectangles of `mask_block_size`) or "span" (every column starts
+            a span of `mask_block_size[1]` whole columns with probability `mask_span_probability`; no `mask_ratio`).
         mask_block_size: (rows, columns) of a block, in patches.
+        mask_span_probability: that a column starts a span.
+        mask_fill: of one-stage models, what hidden patches are replaced by: "token" (a learned token) or "noise"
+            (Gaussian noise of `mask_noise_std` in place of their normalised values, before anything reads them).
+        mask_noise_std: standard deviation of that noise.
+        masks_per_clip: masks trained on for every clip of a step; they share one spectrogram and its targets, and
+            their visible parts overlap as little as possible (two masks of ratio 0.5 are each other's complement).
         initializer_range: standard deviation of the truncated normal initialisation.
 
     Raises:
@@ -118,6 +120,7 @@ class BestRQ2Config(PreTrainedConfig):
         max_seconds: float = 10.0,
         input_normalization: str = "none",
         patch_size: Sequence[int] = (16, 16),
+        encoder_type: str = "vit",
         hidden_size: int = 768,
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
@@ -130,6 +133,9 @@ class BestRQ2Config(PreTrainedConfig):
         position_embedding: str = "sincos",
         max_columns: int = 16,
         drop_path_rate: float = 0.1,
+        conformer_channels: Sequence[int] = (128, 32),
+        conformer_kernel_size: int = 31,
+        conformer_dropout: float = 0.1,
         objective: str = "two_step",
         predictor_hidden_size: int = 768,
         predictor_num_layers: int = 4,
@@ -144,6 +150,10 @@ class BestRQ2Config(PreTrainedConfig):
         mask_ratio: Sequence[float] = (0.4, 0.6),
         mask_shape: str = "uniform",
         mask_block_size: Sequence[int] = (2, 2),
+        mask_span_probability: float = 0.15,
+        mask_fill: str = "token",
+        mask_noise_std: float = 0.1,
+        masks_per_clip: int = 1,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -158,6 +168,7 @@ class BestRQ2Config(PreTrainedConfig):
         self.max_seconds = max_seconds
         self.input_normalization = input_normalization
         self.patch_size = _pair(patch_size, "patch_size")
+        self.encoder_type = encoder_type
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
@@ -170,6 +181,9 @@ class BestRQ2Config(PreTrainedConfig):
         self.position_embedding = position_embedding
         self.max_columns = max_columns
         self.drop_path_rate = drop_path_rate
+        self.conformer_channels = _pair(conformer_channels, "conformer_channels")
+        self.conformer_kernel_size = conformer_kernel_size
+        self.conformer_dropout = conformer_dropout
         self.objective = objective
         self.predictor_hidden_size = predictor_hidden_size
         self.predictor_num_layers = predictor_num_layers
@@ -184,8 +198,12 @@ class BestRQ2Config(PreTrainedConfig):
         self.mask_ratio = _pair(mask_ratio, "mask_ratio")
         self.mask_shape = mask_shape
         self.mask_block_size = _pair(mask_block_size, "mask_block_size")
+        self.mask_span_probability = mask_span_probability
+        self.mask_fill = mask_fill
+        self.mask_noise_std = mask_noise_std
+        self.masks_per_clip = masks_per_clip
         self.initializer_range = initializer_range
-        _check(self)
+        check(self)
         super().__init__(**kwargs)
 
     @classmethod
@@ -252,132 +270,3 @@ def _pair(value: Any, name: str) -> list[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError(f"{name} must be a pair of numbers, got {value!r}")
     return list(value)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check(config: BestRQ2Config) -> None:
-    for name, allowed in CHOICES.items():
-        value = getattr(config, name)
-        _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    _check_types(config)
-    _check_spectrogram(config)
-    _check_transformer(config, "", config.position_embedding)
-    if config.objective == "two_step":
-        _check_transformer(config, "predictor_", config.position_embedding)
-    low, high = config.mask_ratio
-    _require(0.0 < low <= high < 1.0, f"mask_ratio must satisfy 0 < lowest <= highest < 1, got {config.mask_ratio}")
-    columns = config.columns(config.max_samples)
-    _require(
-        config.position_embedding != "learned" or columns <= config.max_columns,
-        f"max_columns ({config.max_columns}) must not be below the {columns} patch columns of a clip of max_seconds "
-        f"({config.max_seconds:g} s)",
-    )
-    rows, columns = config.mask_block_size
-    limits = (config.patch_rows, config.columns(config.max_samples))
-    _require(
-        config.mask_shape != "block" or (rows <= limits[0] and columns <= limits[1]),
-        f"mask_block_size {config.mask_block_size} does not fit the {limits[0]} x {limits[1]} patches of a clip of "
-        f"{config.max_seconds:g} s",
-    )
-
-
-_POSITIVE_INTEGERS = [
-    "sampling_rate",
-    "n_fft",
-    "win_length",
-    "hop_length",
-    "num_mel_bands",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_columns",
-    "predictor_hidden_size",
-    "predictor_num_layers",
-    "predictor_num_attention_heads",
-    "predictor_intermediate_size",
-    "codebook_size",
-    "codebook_dim",
-    "num_codebooks",
-]
-_NUMBERS = ["mel_min_hz", "mel_max_hz", "max_seconds", "norm_eps", "drop_path_rate", "initializer_range"]
-_FLAGS = ["use_bias", "qk_norm", "predictor_context_positions"]
-
-
-def _values(config: BestRQ2Config, names: Sequence[str]) -> dict[str, Any]:
-    """Values of fields by name, those of pairs as `name[0]` and `name[1]`."""
-    found: dict[str, Any] = {}
-    for name in names:
-        value = getattr(config, name)
-        found |= {f"{name}[{i}]": part for i, part in enumerate(value)} if isinstance(value, list) else {name: value}
-    return found
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_types(config: BestRQ2Config) -> None:
-    """Numbers that are numbers, and in the range that each has by itself."""
-    for name, value in _values(config, [*_POSITIVE_INTEGERS, "patch_size", "mask_block_size"]).items():
-        _require(_is_whole(value) and value > 0, f"{name} must be a whole number above 0, got {value!r}")
-    for name, value in _values(config, [*_NUMBERS, "mask_ratio"]).items():
-        finite = (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
-        _require(finite, f"{name} must be a number, got {value!r}")
-    for name, value in _values(config, _FLAGS).items():
-        _require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
-    for name, value in _values(config, ["max_seconds", "norm_eps", "initializer_range"]).items():
-        _require(value > 0, f"{name} must be above 0, got {value!r}")
-    _require(config.codebook_size > 1, f"codebook_size must be above 1, got {config.codebook_size!r}")
-    _require(0 <= config.drop_path_rate < 1, f"drop_path_rate must lie in [0, 1), got {config.drop_path_rate!r}")
-    seed = config.quantizer_seed
-    _require(_is_whole(seed) and seed >= 0, f"quantizer_seed must be a whole number of at least 0, got {seed!r}")
-
-
-def _check_spectrogram(config: BestRQ2Config) -> None:
-    _require(config.n_fft % 2 == 0, f"n_fft must be even, got {config.n_fft}")
-    _require(
-        config.win_length <= config.n_fft, f"win_length ({config.win_length}) must not exceed n_fft ({config.n_fft})"
-    )
-    nyquist = config.sampling_rate / 2
-    _require(
-        0 <= config.mel_min_hz < config.mel_max_hz <= nyquist,
-        f"mel_min_hz ({config.mel_min_hz:g}) and mel_max_hz ({config.mel_max_hz:g}) must satisfy "
-        f"0 <= mel_min_hz < mel_max_hz <= sampling_rate / 2 = {nyquist:g}",
-    )
-    _require(
-        config.num_mel_bands % config.patch_size[0] == 0,
-        f"num_mel_bands ({config.num_mel_bands}) must be a multiple of the patch height ({config.patch_size[0]})",
-    )
-    shortest = config.frame_hop_samples - config.hop_length
-    _require(
-        config.max_samples >= shortest,
-        f"max_seconds ({config.max_seconds:g}) is shorter than one patch ({shortest / config.sampling_rate:g} s)",
-    )
-    patches = config.patch_rows * config.columns(config.max_samples)
-    _require(patches >= 2, f"a clip of max_seconds ({config.max_seconds:g}) has {patches} patch; at least 2 are needed")
-
-
-def _check_transformer(config: BestRQ2Config, prefix: str, positions: str) -> None:
-    width = getattr(config, f"{prefix}hidden_size")
-    heads = getattr(config, f"{prefix}num_attention_heads")
-    _require(
-        width % heads == 0, f"{prefix}hidden_size ({width}) must be a multiple of {prefix}num_attention_heads ({heads})"
-    )
-    divisor = {"sincos": 4, "learned": 1}.get(positions)
-    if divisor is not None:
-        _require(
-            width % divisor == 0,
-            f"{prefix}hidden_size ({width}) must be a multiple of {divisor} for {positions} positions",
-        )
-        return
-    divisor = 4 if positions == "rope_2d" else 2
-    _require(
-        width // heads % divisor == 0,
-        f"the width of a head ({prefix}hidden_size / {prefix}num_attention_heads = {width // heads}) must be a "
-        f"multiple of {divisor} for {positions} positions",
-    )
