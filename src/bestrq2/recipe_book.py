@@ -1,4 +1,4 @@
-"""Recipes: YAML files in `recipes/`, each stating only what differs from the one it extends.
+"""Recipes: YAML files in `recipes/` and of users, each stating only what differs from the ones it extends.
 
 The code does not live in `recipes/`, because importing a module of that name would put it in the place of the function
 `bestrq2.recipes`.
@@ -7,7 +7,9 @@ The code does not live in `recipes/`, because importing a module of that name wo
 from __future__ import annotations
 
 import copy
+import os
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,40 +18,87 @@ from bestrq2.errors import ConfigError
 from bestrq2.flags import nearest
 
 _FOLDER = resources.files("bestrq2") / "recipes"
+_SUFFIXES = (".yaml", ".yml")
 
 
 def recipes() -> list[str]:
     """Names of the recipes that come with the package, sorted."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in _FOLDER.iterdir()
-        if entry.name.endswith(".yaml") and not entry.name.startswith("_")
-    )
+    return [name for name in _shipped() if not name.startswith("_")]
 
 
-def recipe(name: str) -> dict[str, Any]:
+def _shipped() -> list[str]:
+    """Names of recipes and of the fragments (`_tiny`, ...) that they are put together from."""
+    names = (entry.name for entry in _FOLDER.iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def is_recipe_file(name: str) -> bool:
+    """Whether this is the path of a YAML file rather than the name of a recipe that comes with the package."""
+    return name.endswith(_SUFFIXES)
+
+
+def recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
     """The resolved settings of a recipe.
 
     Args:
-        name: one of `recipes()`.
+        name: one of `recipes()`, or a YAML file. Its entry `extends` names what it starts from: a recipe, a file
+            (relative to its own folder), or a list of them, the first of which wins.
 
     Returns:
         `description` and the groups `model`, `loader`, `optimizer`, `trainer`; what a group does not name has the
         default of its class.
 
     Raises:
-        ConfigError: if there is no such recipe.
+        ConfigError: if there is no such recipe, a file is no recipe, or recipes extend each other in a circle.
     """
-    if name not in recipes():
-        raise ConfigError(f"there is no recipe '{name}'{nearest(name, recipes())}; recipes are {', '.join(recipes())}")
-    return _read(name)
+    wanted = os.fspath(name)
+    if not is_recipe_file(wanted) and wanted not in recipes():
+        raise ConfigError(_unknown(wanted))
+    return _read(wanted, ())
 
 
-def _read(name: str) -> dict[str, Any]:
-    settings = yaml.safe_load(_FOLDER.joinpath(f"{name}.yaml").read_text())
+def _unknown(name: str) -> str:
+    return (
+        f"there is no recipe '{name}'{nearest(name, recipes())}; recipes are {', '.join(recipes())}, or a file "
+        "ending in .yaml"
+    )
+
+
+def _read(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of one recipe with those of its bases; `chain` are the recipes whose bases led here."""
+    if name in chain:
+        raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*chain, name))}; break it somewhere")
+    chain = (*chain, name)
+    settings = _load(name, chain)
     extended = settings.pop("extends", None)
-    for base in [extended] if isinstance(extended, str) else reversed(extended or []):
-        settings = merge(_read(base), settings)
+    bases = [extended] if isinstance(extended, str) else extended or []
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{' -> '.join(chain)}: extends must be a recipe, a file or a list of them, got {extended!r}")
+    for base in reversed(bases):
+        beside = is_recipe_file(base) and is_recipe_file(name)
+        path = os.path.normpath(Path(name).parent / Path(base).expanduser()) if beside else base
+        settings = merge(_read(path, chain), settings)
+    return settings
+
+
+def _load(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
+    """What one file says."""
+    where = " -> ".join(chain)
+    if is_recipe_file(name):
+        try:
+            text = Path(name).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: this recipe cannot be read ({getattr(error, 'strerror', error)})") from error
+    elif name in _shipped():
+        text = _FOLDER.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"{where}: {_unknown(name)}")
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: this recipe is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{where}: a recipe must hold groups of settings such as 'model:', got {settings!r}")
     return settings
 
 

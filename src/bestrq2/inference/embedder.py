@@ -19,7 +19,7 @@ from bestrq2.errors import AudioError, CheckpointError, ConfigError
 from bestrq2.inference.embeddings import Embeddings
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
-from bestrq2.recipe_book import recipe, recipes
+from bestrq2.recipe_book import is_recipe_file, recipe, recipes
 
 Audio: TypeAlias = "np.ndarray | Tensor | str | os.PathLike[str]"
 
@@ -201,8 +201,8 @@ def load(source: str | os.PathLike[str], device: str | torch.device | None = Non
 
     Args:
         source: a run folder of `bestrq2 pretrain`, an exported model folder, a reference checkpoint (`.ckpt` or
-            `.safetensors` with its configuration beside it as `.json` or `.yaml` of the same name), the name of a
-            recipe (random weights from seed 0), or a hub id.
+            `.safetensors` with its configuration beside it as `.json` or `.yaml` of the same name), a recipe or a YAML
+            file that extends one (random weights from seed 0), or a hub id.
         device: such as "cpu" or "cuda:0"; None for CUDA where there is one, else the CPU.
 
     Raises:
@@ -217,6 +217,9 @@ def load_encoder(source: str | os.PathLike[str]) -> BestRQ2Model:
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path
         return load_model_folder(folder, BestRQ2Model)
+    name = str(source)
+    if name in recipes() or (path.is_file() and is_recipe_file(name)):
+        return random_encoder(_recipe_config(name))
     if path.is_file():
         beside = [path.with_suffix(suffix) for suffix in (".json", ".yaml", ".yml")]
         config = next((candidate for candidate in beside if candidate.is_file()), None)
@@ -226,14 +229,19 @@ def load_encoder(source: str | os.PathLike[str]) -> BestRQ2Model:
                 "another one use bestrq2.load_reference(checkpoint, config)"
             )
         return load_reference(path, config).base_model
-    name = str(source)
-    if name in recipes():
-        return random_encoder(BestRQ2Config(**recipe(name)["model"]))
     if name.count("/") == 1 and not name.startswith((".", "/")):
         return load_model_folder(name, BestRQ2Model)
     raise CheckpointError(
         f"{name}: no such run folder, model folder, checkpoint file or recipe; recipes are {', '.join(recipes())}"
     )
+
+
+def _recipe_config(name: str) -> BestRQ2Config:
+    """The architecture of a recipe or recipe file."""
+    try:
+        return BestRQ2Config(**(recipe(name).get("model") or {}))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"recipe {name}: model: {error}") from error
 
 
 def random_encoder(config: BestRQ2Config, seed: int = RANDOM_SEED) -> BestRQ2Model:

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from bestrq2.errors import ConfigError
 from bestrq2.flags import make_parser, parse_flags, parse_settings
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
-from bestrq2.recipe_book import recipe, recipes
+from bestrq2.recipe_book import is_recipe_file, recipe, recipes
 from bestrq2.train.settings import DEFAULT_RECIPE, GROUPS, PretrainConfig, check_settings
 
 _DATA = (
@@ -26,19 +26,26 @@ _DATA = (
 def pretrain_parser(name: str = DEFAULT_RECIPE) -> ArgumentParser:
     """A parser of everything a run can be told, with the values of a recipe as defaults."""
     parser = make_parser("pretrain", "Pretrain an encoder on unlabelled audio.")
-    parser.add_argument("--recipe", default=name, help=f"one of {', '.join(recipes())}")
+    parser.add_argument("--recipe", default=name, help=f"one of {', '.join(recipes())}, or a YAML file on top of one")
     parser.add_argument("--data", type=str | None, help=_DATA)
     parser.add_argument("--output", type=str | None, help="run folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order, crops and masks")
     _add_model_arguments(parser)
     for group, kind in GROUPS.items():
         parser.add_class_arguments(kind, group)
+    parser.set_defaults(_defaults(parser, name))
+    return parser
+
+
+def _defaults(parser: ArgumentParser, name: str) -> dict[str, Any]:
+    """The settings of a recipe by dotted name, their names and types checked."""
     settings = recipe(name)
     settings.pop("description", None)
-    parser.set_defaults(
-        {f"{group}.{key}": value for group, values in settings.items() for key, value in values.items()}
-    )
-    return parser
+    try:
+        parse_settings(parser, settings)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {name}: {error}") from error
+    return {f"{group}.{key}": value for group, values in settings.items() for key, value in (values or {}).items()}
 
 
 def _add_model_arguments(parser: ArgumentParser) -> None:
@@ -73,7 +80,7 @@ def resolve(settings: dict[str, Any]) -> PretrainConfig:
     Raises:
         ConfigError: as `parse_arguments`.
     """
-    return build_config(parse_settings(pretrain_parser(settings.get("recipe") or DEFAULT_RECIPE), settings))
+    return build_config(parse_settings(pretrain_parser(_base_of(settings)), settings))
 
 
 def _recipe_of(argv: Sequence[str]) -> str:
@@ -91,9 +98,20 @@ def _recipe_of(argv: Sequence[str]) -> str:
             loaded = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-        if isinstance(loaded, dict) and loaded.get("recipe"):
-            return str(loaded["recipe"])
+        if isinstance(loaded, dict):
+            return _base_of(loaded)
     return found.get("--recipe", DEFAULT_RECIPE)
+
+
+def _base_of(settings: dict[str, Any]) -> str:
+    """The recipe that settings start from.
+
+    The config.yaml of a run states every setting: it needs no recipe, and so outlives a recipe file that has gone.
+    """
+    name = str(settings.get("recipe") or DEFAULT_RECIPE)
+    model = settings.get("model") or {}
+    gone = is_recipe_file(name) and not Path(name).expanduser().is_file()
+    return DEFAULT_RECIPE if gone and set(field_names()) <= set(model) and set(GROUPS) <= set(settings) else name
 
 
 def build_config(parsed: Namespace) -> PretrainConfig:
