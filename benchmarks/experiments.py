@@ -1,0 +1,94 @@
+"""Train and benchmark many arms over several seeds: the experiments of docs/results.md.
+
+    python benchmarks/experiments.py examples/ablations/targets-*.yaml --seeds 0 1 2 --output runs
+    python benchmarks/experiments.py best-rq-2-tiny best-rq-vit-tiny --seeds 0 1 2 --gflops 40000 --output runs
+
+An arm is a recipe or a recipe file. Every run is one single-threaded process job, `--jobs` at a time; finished runs are
+left as they are, unfinished ones are resumed. With `--gflops` every arm gets the steps that cost that much training
+compute (bestrq2.inference.cost), else `--steps` or its own. `--budget FILE` lays a recipe file over every arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from bestrq2.recipe_book import merge, recipe
+
+
+def settings_of(arm: str, budget: str | None, gflops: float | None, steps: int | None) -> dict[str, Any]:
+    """Groups of settings of one arm, with its number of steps."""
+    from bestrq2.inference.cost import cost
+    from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+
+    settings = recipe(arm)
+    if budget:
+        settings = merge(settings, recipe(budget))
+    settings.pop("description", None)
+    if gflops is not None:
+        each = cost(BestRQ2Config(**settings["model"])).training_gflops * settings["loader"]["batch_size"]
+        steps = max(1, round(gflops / each))
+    if steps is not None:
+        settings = merge(settings, {"trainer": {"max_steps": steps, "checkpoint_every_n_steps": steps}})
+    return settings
+
+
+def train(arm: str, seed: int, folder: Path, data: str, settings: dict[str, Any], probe: bool) -> tuple[str, float]:
+    """One run from start to benchmark; returns its folder's name and the seconds it took."""
+    import torch
+
+    torch.set_num_threads(1)
+    logging.disable(logging.INFO)
+    import bestrq2
+
+    began = time.monotonic()
+    if not (folder / "report.html").is_file():
+        with (folder.parent / f"{folder.name}.log").open("w") as log:
+            sys.stderr = log
+            bestrq2.pretrain(recipe=arm, data=data, output=folder, seed=seed, resume=True, **settings)
+            sys.stderr = sys.__stderr__
+    if probe and not (folder / "soundworld-1.json").is_file():
+        bestrq2.probe(folder, "soundworld-1")
+    return folder.name, time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", nargs="+")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--data", default="soundworld:4000")
+    parser.add_argument("--budget", default=None)
+    parser.add_argument("--gflops", type=float, default=None)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--no-probe", action="store_true", help="train only")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    # The first arms of all seeds come first, so that an experiment cut short has whole rows.
+    jobs = [
+        (arm, seed, options.output / f"{Path(arm).stem if arm.endswith('.yaml') else arm}-seed{seed}", options.data,
+         settings_of(arm, options.budget, options.gflops, options.steps), not options.no_probe)
+        for arm in options.arms for seed in options.seeds
+    ]  # fmt: skip
+    failed = 0
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(train, *job): job for job in jobs}
+        for number, future in enumerate(as_completed(futures), 1):
+            try:
+                name, seconds = future.result()
+                print(f"{number}/{len(jobs)} {name}: {seconds:.0f} s", flush=True)
+            except Exception as error:
+                failed += 1
+                print(f"{number}/{len(jobs)} {futures[future][2].name} FAILED: {error}", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
