@@ -1,0 +1,231 @@
+"""The Conformer of the original BEST-RQ (arXiv 2202.01855): strided convolutions, then Conformer blocks.
+
+Blocks follow arXiv 2005.08100 with relative positions after Transformer-XL (arXiv 1901.02860). Where the original
+normalises over the batch this one normalises each token, so no clip depends on the others in its batch.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .configuration_bestrq2 import BestRQ2Config
+from .patches import unpatchify
+
+
+@torch.no_grad()
+def init_convolution(convolution: nn.Conv1d | nn.Conv2d) -> None:
+    """Truncated normal of variance 1 / fan-in and zero bias, so that kernels of any size keep the signal's scale."""
+    nn.init.trunc_normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+
+
+class StridedConvolution(nn.Module):
+    """Convolution that halves time and frequency, LayerNorm of each time step, LeakyReLU, dropout."""
+
+    def __init__(self, config: BestRQ2Config, inputs: int, channels: int, bands: int) -> None:
+        super().__init__()
+        self.bands = (bands + 1) // 2
+        self.conv = nn.Conv2d(inputs, channels, kernel_size=3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(channels * self.bands, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.conformer_dropout)
+        init_convolution(self.conv)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, inputs, T, bands] to [B, channels, ceil(T / 2), ceil(bands / 2)]."""
+        steps = self.norm(self.conv(image).transpose(1, 2).flatten(2))
+        steps = self.dropout(F.leaky_relu(steps))
+        return steps.unflatten(2, (-1, self.bands)).transpose(1, 2)
+
+
+class ConvolutionalEmbedding(nn.Module):
+    """Tokens from two strided convolutions over the spectrogram, one for each strip of four frames.
+
+    Token i reads the frames 4i - 3 to 4i + 3 and none behind its own strip, so padding behind a clip's end never
+    reaches a valid token.
+    """
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        self.patch_size = (config.patch_size[0], config.patch_size[1])
+        outer, inner = config.conformer_channels
+        first = StridedConvolution(config, 1, outer, config.num_mel_bands)
+        second = StridedConvolution(config, outer, inner, first.bands)
+        self.convolutions = nn.Sequential(first, second)
+        self.proj = nn.Linear(inner * second.bands, config.hidden_size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, N, bands * 4], the strips of whole clips in order, to [B, N, D]."""
+        image = unpatchify(patches, self.patch_size, rows=1).transpose(1, 2)[:, None]
+        return self.proj(self.convolutions(image).transpose(1, 2).flatten(2))
+
+
+@lru_cache(maxsize=64)
+def relative_positions(count: int, width: int, device: torch.device) -> Tensor:
+    """Sine-cosine codes of the offsets count - 1 down to -(count - 1), float32 [2 * count - 1, width].
+
+    An offset is the query's place minus the key's. Sines (even) and cosines (odd) alternate, with temperature 10000.
+    """
+    # Made while evaluating, an inference tensor would be of no use to a later training step.
+    with torch.inference_mode(False):
+        offsets = torch.arange(count - 1, -count, -1, dtype=torch.float64, device="cpu")
+        frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+        angles = offsets[:, None] * frequencies
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device=device, dtype=torch.float32)
+
+
+def relative_shift(scores: Tensor) -> Tensor:
+    """Scores by offset, [..., N, 2N - 1] with the order of `relative_positions`, to scores by key, [..., N, N].
+
+    Query i finds key j in column N - 1 - i + j: each row starts one column before the row above it, so in the
+    flattened scores the wanted rows start 2N - 2 values apart.
+    """
+    count = scores.shape[-2]
+    if count == 1:
+        return scores
+    return scores.flatten(-2)[..., count - 1 : -1].unflatten(-1, (count, 2 * count - 2))[..., :count]
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head self-attention that also scores how far a key lies from the query."""
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.heads = config.num_attention_heads
+        width = config.hidden_size
+        self.qkv = nn.Linear(width, 3 * width)
+        self.position = nn.Linear(width, width, bias=False)
+        # u and v of the paper: what every query adds before it meets keys, and before it meets positions.
+        self.content_bias = nn.Parameter(torch.empty(self.heads, width // self.heads))
+        self.position_bias = nn.Parameter(torch.empty(self.heads, width // self.heads))
+        self.proj = nn.Linear(width, width)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set both biases to zero."""
+        nn.init.zeros_(self.content_bias)
+        nn.init.zeros_(self.position_bias)
+
+    def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+        """[B, N, D] to [B, N, D]; `positions` [2N - 1, D] are `relative_positions`, `valid` bool [B, N] the keys."""
+        queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        offsets = self.position(positions.to(tokens.dtype)).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
+        to_keys = queries + self.content_bias[:, None].to(queries.dtype)
+        to_offsets = queries + self.position_bias[:, None].to(queries.dtype)
+        bias = relative_shift(to_offsets @ offsets) * queries.shape[-1] ** -0.5
+        if valid is not None:
+            bias = bias.masked_fill(~valid[:, None, None, :], float("-inf"))
+        dropout = self.config.conformer_dropout if self.training else 0.0
+        eager = self.config._attn_implementation == "eager"
+        attend = eager_biased_attention if eager else F.scaled_dot_product_attention
+        mixed = attend(to_keys, keys, values, attn_mask=bias, dropout_p=dropout)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def eager_biased_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor, dropout_p: float
+) -> Tensor:
+    """Attention by its definition, [B, heads, N, d] each; `attn_mask` [B, heads, N, N] is added to the scores."""
+    scores = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5 + attn_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+    return F.dropout(weights, dropout_p) @ values
+
+
+class HalfFeedForward(nn.Module):
+    """Feed-forward branch with SiLU; a block adds half of it before and half of it after the rest."""
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.conformer_dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        inner = self.dropout(F.silu(self.fc1(self.norm(tokens))))
+        return 0.5 * self.dropout(self.fc2(inner))
+
+
+class ConvolutionModule(nn.Module):
+    """Gated pointwise map, depthwise convolution over time, and a pointwise map back."""
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        width, kernel = config.hidden_size, config.conformer_kernel_size
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.pointwise1 = nn.Linear(width, 2 * width)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.depthwise_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.pointwise2 = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.conformer_dropout)
+        init_convolution(self.depthwise)
+
+    def forward(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        """[B, N, D] to [B, N, D]; tokens outside `valid`, bool [B, N], count as the silence behind a clip's end."""
+        gated = F.glu(self.pointwise1(self.norm(tokens)), dim=-1)
+        if valid is not None:
+            gated = gated.masked_fill(~valid[..., None], 0.0)
+        mixed = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
+        return self.dropout(self.pointwise2(F.silu(self.depthwise_norm(mixed))))
+
+
+class ConformerBlock(nn.Module):
+    """Attention and convolution between two half feed-forward branches, all pre-norm, and a norm at the end."""
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        self.mlp1 = HalfFeedForward(config)
+        self.attn_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.attn = RelativeAttention(config)
+        self.conv = ConvolutionModule(config)
+        self.mlp2 = HalfFeedForward(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+
+    def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+        """[B, N, D] to [B, N, D]; `positions` [2N - 1, D] are `relative_positions`, `valid` is bool [B, N] or None."""
+        tokens = tokens + self.mlp1(tokens)
+        tokens = tokens + self.attn(self.attn_norm(tokens), positions, valid)
+        tokens = tokens + self.conv(tokens, valid)
+        tokens = tokens + self.mlp2(tokens)
+        return self.norm(tokens)
+
+
+class Conformer(nn.Module):
+    """A stack of Conformer blocks, used like `Transformer`, over tokens that are always the whole grid in order."""
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable` of transformers
+        self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
+
+    def added_positions(self, columns: int, device: torch.device) -> None:
+        """Nothing is added to the tokens: attention reads relative positions."""
+        return None
+
+    def forward(self, tokens: Tensor, columns: int, places: Tensor | None, valid: Tensor | None) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            tokens: [B, N, D].
+            columns: columns of the grid, N.
+            places: ignored. The convolutions need every token beside its neighbours, so tokens are the whole grid.
+            valid: bool [B, N], tokens inside their clip; None for all.
+
+        Returns:
+            [B, N, D]. What stands at invalid tokens means nothing.
+        """
+        positions = relative_positions(tokens.shape[1], tokens.shape[2], tokens.device)
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                tokens = checkpoint(block, tokens, positions, valid, use_reentrant=False)
+            else:
+                tokens = block(tokens, positions, valid)
+        return tokens
