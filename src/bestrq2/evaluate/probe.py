@@ -59,12 +59,14 @@ class ProbeRows:
         features: float32 [rows, D].
         labels: int64 [rows].
         clip: int64 [rows], place in the split of the clip each row comes from.
+        seconds: float64 [rows], centre of the frame; NaN for clip tasks.
         skipped: clips whose audio was rejected, with the reason.
     """
 
     features: np.ndarray
     labels: np.ndarray
     clip: np.ndarray
+    seconds: np.ndarray
     skipped: tuple[str, ...]
 
 
@@ -131,28 +133,34 @@ def embed_split(
     where = f"{split} split of {task.name}"
     if len(clips.labels) != len(clips):
         raise DataError(f"The {where} has {len(clips)} clips but {len(clips.labels)} labels.")
-    rows, labels, clip, skipped = [], [], [], []
+    rows, labels, clip, seconds, skipped = [], [], [], [], []
     bar = f"{features.name}: {task.name} {split}" if progress else None
     for place, embedded in enumerate(_embed_batches(features, clips, batch, bar)):
         if isinstance(embedded, AudioError):
             skipped.append(_describe(split, place, clips.audio[place], embedded))
             continue
         if task.kind == "clip":
-            vectors, truth = embedded.clip[None], np.asarray(clips.labels[place])[None]
+            vectors, truth, moments = embedded.clip[None], np.asarray(clips.labels[place])[None], np.array([np.nan])
         else:
-            vectors, truth = embedded.frames, event_present(embedded.timestamps, clips.labels[place])
+            vectors, moments = embedded.frames, embedded.timestamps
+            truth = event_present(moments, clips.labels[place])
         if not np.isfinite(vectors).all():
             raise DataError(f"{features.name} gives embeddings that are not finite for clip {place} of the {where}.")
         rows.append(vectors)
         labels.append(truth)
         clip.append(np.full(len(vectors), place))
+        seconds.append(moments)
     if not any(len(vectors) for vectors in rows):
         reason = f" (first: {skipped[0]})" if skipped else ""
         raise DataError(f"The {where} has no usable clip out of {len(clips)}{reason}.")
     if skipped:
         logger.warning("skipped %d of %d clips in the %s, the first: %s", len(skipped), len(clips), where, skipped[0])
     return ProbeRows(
-        np.concatenate(rows), np.concatenate(labels).astype(np.int64), np.concatenate(clip), tuple(skipped)
+        np.concatenate(rows),
+        np.concatenate(labels).astype(np.int64),
+        np.concatenate(clip),
+        np.concatenate(seconds),
+        tuple(skipped),
     )
 
 
@@ -220,15 +228,46 @@ def _score(name: str, task: LabelledTask, method: str, train: ProbeRows, test: P
         # X-ARES takes embeddings as they are; but a common offset, as in decibels, would make every cosine nearly 1
         standardise = Standardiser.fit(rows)
         answers = knn_predict(standardise(rows), labels, standardise(test.features), balanced=frames)
+    return score_answers(
+        name, task, method, labels, test.labels, answers, test.clip, train.skipped + test.skipped, seed
+    )
+
+
+def score_answers(
+    name: str,
+    task: LabelledTask,
+    method: str,
+    train_labels: np.ndarray,
+    truth: np.ndarray,
+    answers: np.ndarray,
+    clip: np.ndarray,
+    skipped: tuple[str, ...] = (),
+    seed: int = 0,
+) -> ProbeScore:
+    """Score answers by the metric of the kind of task, with interval and chance.
+
+    Args:
+        name: of the features.
+        task: accuracy is scored for kind "clip", balanced accuracy for kind "frame".
+        method: how the answers were found.
+        train_labels: int [training rows], for the chance level.
+        truth: int [rows], a row per test clip, or per moment of a test clip.
+        answers: int [rows].
+        clip: int [rows], the test clip of each row.
+        skipped: clips left out.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: for frame tasks, if the truth is one class only.
+    """
     try:
-        if frames:
+        if task.kind == "frame":
             metric, chance = BALANCED_ACCURACY, 1 / len(task.classes)
-            score, low, high = balanced_accuracy_with_interval(test.labels, answers, test.clip, seed)
+            score, low, high = balanced_accuracy_with_interval(truth, answers, clip, seed)
         else:
-            metric, chance = ACCURACY, chance_accuracy(labels, test.labels)
-            score, low, high = accuracy_with_interval(test.labels, answers)
+            metric, chance = ACCURACY, chance_accuracy(train_labels, truth)
+            score, low, high = accuracy_with_interval(truth, answers)
     except DataError as error:
         raise DataError(f"{task.name} cannot be scored. {error}") from error
-    skipped = (*train.skipped, *test.skipped)
-    n_test = len(np.unique(test.clip))
+    n_test = len(np.unique(clip))
     return ProbeScore(name, task.name, task.domain, method, metric, score, low, high, chance, n_test, skipped)
