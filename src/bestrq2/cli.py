@@ -80,6 +80,19 @@ def _probe(argv: Sequence[str]) -> None:
     print(format_table(probe(**_values(flags.parse_flags(parser, argv)))))
 
 
+def _compare(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
+    from bestrq2.report.comparison import compare
+
+    parser = flags.make_parser("compare", "Compare runs: probes, cost and losses, with intervals over their seeds.")
+    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="run folders; the first is the baseline")
+    parser.add_function_arguments(compare, as_group=False, skip={"runs", "reference", "unfinished"})
+    parser.add_argument("--reference", action="store_true", help="put the reference runs of the package beside them")
+    parser.add_argument("--unfinished", action="store_true", help="compare runs with steps left to do too")
+    comparison = compare(**_values(flags.parse_flags(parser, argv)))
+    print(f"{comparison.text}\n\nfigures and numbers: {comparison.output}")
+
+
 def _info(argv: Sequence[str]) -> None:
     from bestrq2 import flags
     from bestrq2.inference.info import info
@@ -129,6 +142,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "soundworld": (_soundworld, "write the synthetic corpus and its labelled tasks"),
     "embed": (_embed, "embed every recording of a corpus into a Parquet file"),
     "probe": (_probe, "linear probe and k-NN on labelled audio, beside the baselines"),
+    "compare": (_compare, "tables and figures of several runs: probes, cost and losses over their seeds"),
     "info": (_info, "parameters, cost and origin of a model or a recipe"),
 }
 

@@ -1,0 +1,190 @@
+"""Probe scores of arms over their seeds, beside the sanity rows, and who is ahead of whom."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+
+from bestrq2.errors import DataError
+from bestrq2.evaluate.benchmark import METHODS
+from bestrq2.evaluate.benchmark_result import BenchmarkResult
+from bestrq2.report.comparison import results
+from bestrq2.report.comparison.arms import Arm
+from bestrq2.report.comparison.contents import Pair, ProbeRow, Table
+from bestrq2.report.comparison.results import LOG_MEL, RANDOM, SUPERVISED
+from bestrq2.report.comparison.statistics import Estimate, estimate, welch
+
+TITLES = {"linear": "linear probe (%)", "knn": "k-NN (%)"}
+NOT_PROBED = f"not probed: run `bestrq2 probe RUN {results.BENCHMARK}`"
+# Shares by which the log-mel statistics, which need no training, may differ between results.
+SAME = 0.002
+# Model fields that do not shape the encoder that users keep.
+NOT_OF_THE_ENCODER = ("predictor_", "codebook_", "num_codebooks", "quantizer_", "mask", "objective", "drop", "max_col")
+
+
+def probe_rows(arms: Sequence[Arm]) -> dict[str, list[ProbeRow]]:
+    """Rows by method; empty where no run was probed.
+
+    Raises:
+        DataError: the results, or that of the supervised bound, came about in different ways.
+    """
+    probed = [run for arm in arms for run in arm.runs if run.result is not None]
+    results.require_one_benchmark(probed)
+    found = [run.result for run in probed if run.result is not None]
+    if not found:
+        return {}
+    supervised = results.supervised_result()
+    if supervised is not None:
+        results.compare_kinds(str(probed[0].folder), found[0], "the supervised bound of this version", supervised)
+    return {
+        method: [
+            *(_arm_row(arm, method) for arm in arms),
+            ProbeRow("chance", "chance", _single(results.chance(found[0], method))),
+            _baseline_row(LOG_MEL, LOG_MEL, found[:1], method),
+            *_random_rows(arms, method),
+            _baseline_row("supervised upper bound", SUPERVISED, [supervised] if supervised else [], method),
+        ]
+        for method in METHODS
+    }
+
+
+def disagreeing_baselines(arms: Sequence[Arm]) -> list[str]:
+    """A sentence where the log-mel statistics, which nothing random goes into, score unlike in two results."""
+    found = [run.result for arm in arms for run in arm.runs if run.result is not None]
+    for method in METHODS:
+        scores = [results.means(one, method, LOG_MEL)["mean"] for one in found if _has(one, LOG_MEL, method)]
+        if scores and max(scores) - min(scores) > SAME:
+            return [
+                f"Log-mel statistics score {100 * min(scores):.1f} to {100 * max(scores):.1f} % in the runs' results "
+                "though nothing of them is trained: were the runs probed with different versions of the software?"
+            ]
+    return []
+
+
+def pairs(arms: Sequence[Arm], rows: dict[str, list[ProbeRow]]) -> list[Pair]:
+    """Differences between every two arms of at least two probed seeds, the later arm less the earlier one."""
+    found = []
+    for method, of_method in rows.items():
+        values = {row.label: row.scores["mean"].values for row in of_method if row.kind == "arm" and row.scores}
+        labels = [arm.label for arm in arms if len(values.get(arm.label, ())) >= 2]
+        found += [
+            Pair(method, later, earlier, welch(values[later], values[earlier]))
+            for earlier, later in itertools.combinations(labels, 2)
+        ]
+    return found
+
+
+def probe_table(method: str, rows: Sequence[ProbeRow], arms: Sequence[Arm]) -> Table:
+    """Scores in percent with their intervals over seeds."""
+    domains = list(next(row.scores for row in rows if row.scores))
+    header = ("", *(domain or "other" for domain in domains[:-1]), "mean of means")
+    counts = {arm.label: (sum(run.result is not None for run in arm.runs), len(arm.runs)) for arm in arms}
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        if row.missing:
+            lines.append((row.label, row.missing))
+            continue
+        probed, runs = counts.get(row.label, (1, 1)) if row.kind == "arm" else (1, 1)
+        label = row.label if probed == runs else f"{row.label} ({probed} of {runs} seeds probed)"
+        lines.append((label, *(percent(row.scores[domain], row.kind == "arm") for domain in domains)))
+    return Table(TITLES[method], header, tuple(lines))
+
+
+def percent(score: Estimate, of_seeds: bool = True) -> str:
+    """In percent: "62.1 ± 0.8", or "62.1 (1 seed)"."""
+    mean = f"{100 * score.mean:.1f}"
+    if score.half_width is not None:
+        return f"{mean} ± {100 * score.half_width:.1f}"
+    return f"{mean} (1 seed)" if of_seeds else mean
+
+
+def pair_sentences(arms: Sequence[Arm], found: Sequence[Pair], rows: dict[str, list[ProbeRow]]) -> list[str]:
+    """For each method, every arm against the first one."""
+    sentences = []
+    for method in rows:
+        title = TITLES[method].removesuffix(" (%)").replace("linear", "Linear")
+        baseline = arms[0].label
+        for arm in arms[1:]:
+            pair = next((p for p in found if (p.method, p.ahead, p.baseline) == (method, arm.label, baseline)), None)
+            if pair is not None:
+                sentences.append(f"{title}: {_pair_sentence(pair)}.")
+    probed = {arm.label: sum(run.result is not None for run in arm.runs) for arm in arms}
+    few = [label for label, count in probed.items() if count == 1]
+    if rows and len(arms) > 1 and few:
+        sentences.append(
+            f"Who is ahead cannot be said with a single probed seed: {'; '.join(few)}; pretrain with another --seed."
+        )
+    compared = sum(pair.baseline == arms[0].label for pair in found) // max(1, len(rows))
+    if compared >= 5:
+        sentences.append(f"Of {compared} comparisons at 95 % each, one may come out ahead or behind by luck alone.")
+    return sentences
+
+
+def _pair_sentence(pair: Pair) -> str:
+    points, half = round(100 * pair.difference.difference, 1) + 0.0, 100 * pair.difference.half_width
+    if not pair.difference.clear:
+        return f"{pair.ahead} and {pair.baseline} are level ({points:+.1f} ± {half:.1f} points)"
+    where = "ahead of" if points > 0 else "behind"
+    return f"{pair.ahead} is {abs(points):.1f} ± {half:.1f} points {where} {pair.baseline}"
+
+
+def _arm_row(arm: Arm, method: str) -> ProbeRow:
+    found = [run.result for run in arm.runs if run.result is not None]
+    if not found:
+        return ProbeRow(arm.label, "arm", missing=NOT_PROBED)
+    return ProbeRow(arm.label, "arm", _over([results.means(one, method, one.features) for one in found]))
+
+
+def _baseline_row(label: str, features: str, found: Sequence[BenchmarkResult], method: str) -> ProbeRow:
+    scored = [one for one in found if _has(one, features, method)]
+    if not scored:
+        return ProbeRow(label, features, missing="not measured")
+    return ProbeRow(label, features, _single(results.means(scored[0], method, features)))
+
+
+def _random_rows(arms: Sequence[Arm], method: str) -> list[ProbeRow]:
+    """One row for every architecture; draws that differ count as samples."""
+    by_architecture: dict[str, tuple[list[str], list[dict[str, float]]]] = {}
+    for arm in arms:
+        labels, draws = by_architecture.setdefault(_architecture(arm), ([], []))
+        labels.append(arm.label)
+        for run in arm.runs:
+            if run.result is not None and _has(run.result, RANDOM, method):
+                scores = results.means(run.result, method, RANDOM)
+                if scores not in draws:
+                    draws.append(scores)
+    several = len(by_architecture) > 1
+    return [
+        ProbeRow(
+            f"{RANDOM} ({labels[0]})" if several else RANDOM,
+            RANDOM,
+            _over(draws) if draws else {},
+            "" if draws else "not measured",
+            tuple(labels),
+        )
+        for labels, draws in by_architecture.values()
+    ]
+
+
+def _architecture(arm: Arm) -> str:
+    fields = {
+        key: value
+        for key, value in arm.settings.items()
+        if key.startswith("model.") and not key.removeprefix("model.").startswith(NOT_OF_THE_ENCODER)
+    }
+    return json.dumps(fields, sort_keys=True, default=str)
+
+
+def _has(result: BenchmarkResult, features: str, method: str) -> bool:
+    return results.has_features(result, features, method)
+
+
+def _over(scores: Sequence[dict[str, float]]) -> dict[str, Estimate]:
+    if any(list(one) != list(scores[0]) for one in scores):
+        raise DataError(f"scores of different domains cannot be averaged: {[list(one) for one in scores]}")
+    return {domain: estimate([one[domain] for one in scores]) for domain in scores[0]}
+
+
+def _single(scores: dict[str, float]) -> dict[str, Estimate]:
+    return _over([scores])

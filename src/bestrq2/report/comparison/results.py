@@ -1,0 +1,102 @@
+"""Results of the frozen benchmark: found in run folders, read, and checked to be of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bestrq2.errors import DataError
+from bestrq2.evaluate.benchmark import METHODS, SOUNDWORLD_1
+from bestrq2.evaluate.benchmark_result import BenchmarkResult, read_result
+from bestrq2.evaluate.scores import domain_means
+
+if TYPE_CHECKING:
+    from bestrq2.report.comparison.runs import Run
+
+BENCHMARK = SOUNDWORLD_1.name
+LOG_MEL, RANDOM, SUPERVISED = "log-mel statistics", "random encoder", "supervised"
+
+
+def find_result(folder: Path) -> BenchmarkResult | None:
+    """The result in a run folder, of this version of the benchmark where there are several; None without one."""
+    found = sorted(folder.glob("soundworld-*.json"))
+    if not found:
+        return None
+    current = folder / f"{BENCHMARK}.json"
+    return read_result(current if current in found else found[-1])
+
+
+def supervised_result() -> BenchmarkResult | None:
+    """The supervised upper bound that ships with the package; None where it was not measured yet."""
+    path = resources.files("bestrq2") / "references" / "supervised.json"
+    return read_result(Path(str(path))) if path.is_file() else None
+
+
+def has_features(result: BenchmarkResult, features: str, method: str) -> bool:
+    """Whether a result has a row of these features under this method."""
+    return any(score.features == features and score.method == method for score in result.scores)
+
+
+def means(result: BenchmarkResult, method: str, features: str) -> dict[str, float]:
+    """Mean of each domain, and "mean" of them, as shares.
+
+    Raises:
+        DataError: the features were not probed.
+    """
+    return domain_means([score for score in result.scores if score.features == features], method, features)
+
+
+def chance(result: BenchmarkResult, method: str) -> dict[str, float]:
+    """What needs no audio, as `means`."""
+    by_domain: dict[str, list[float]] = {}
+    for score in result.scores:
+        if score.method == method and score.features == result.features:
+            by_domain.setdefault(score.domain, []).append(score.chance)
+    shares = {domain: sum(values) / len(values) for domain, values in by_domain.items()}
+    return {**shares, "mean": sum(shares.values()) / len(shares)}
+
+
+def require_one_benchmark(runs: Iterable[Run]) -> None:
+    """See that all results came about in the same way.
+
+    Raises:
+        DataError: naming the first run that differs from the first probed one, and in what.
+    """
+    probed = [(run.folder, run.result) for run in runs if run.result is not None]
+    for folder, result in probed:
+        for method in METHODS:
+            if not has_features(result, result.features, method):
+                raise DataError(f"{folder}: its result has no {method} scores of {result.features!r}: probe it again")
+    for folder, result in probed[1:]:
+        compare_kinds(str(probed[0][0]), probed[0][1], str(folder), result)
+
+
+def compare_kinds(first: str, one: BenchmarkResult, second: str, other: BenchmarkResult) -> None:
+    """See that two results can stand beside each other; a DataError names both and the first thing that differs."""
+    ours, theirs = _kind(one), _kind(other)
+    for key in dict.fromkeys([*ours, *theirs]):
+        if ours.get(key) != theirs.get(key):
+            raise DataError(
+                f"{first} and {second} were not probed alike: {key} is {ours.get(key)!r} in the one and "
+                f"{theirs.get(key)!r} in the other; probe both with `bestrq2 probe RUN {BENCHMARK}`"
+            )
+
+
+def _kind(result: BenchmarkResult) -> dict[str, Any]:
+    """All that must be equal between comparable results."""
+    tasks: dict[str, Any] = {}
+    for score in result.scores:
+        if score.features in (result.features, SUPERVISED):
+            tasks.setdefault(score.method, []).append(score.task)
+    kind = {"benchmark": result.benchmark} | {key: result.provenance.get(key) for key in ("synthesiser", "soundworld")}
+    kind |= {f"protocol.{key}": value for key, value in _flat(result.protocol).items()}
+    return kind | {f"tasks ({method})": sorted(set(names)) for method, names in sorted(tasks.items())}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,189 @@
+"""Reads what a comparison needs of a run folder, and refuses what cannot be compared."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from bestrq2.errors import DataError
+from bestrq2.evaluate.benchmark_result import BenchmarkResult
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
+from bestrq2.report.comparison.results import find_result
+from bestrq2.report.run_folder import read_curves
+
+Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
+LOSSES = ("validation/loss", "train/loss")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it lies in its folder.
+
+    Attributes:
+        folder: as it was named.
+        recipe: name of the recipe; the stem of the file where it was a path.
+        seed: of the run.
+        settings: {"model.hidden_size": 768, ...}, all of config.yaml; model fields of older runs have their defaults.
+        model: the architecture.
+        steps: the last step logged.
+        max_steps: steps of the whole run.
+        curves: metric → (steps int64 [N] rising, values float64 [N]).
+        timing: (steps int64 [N], seconds of training float64 [N]); None where it was not recorded.
+        result: of the frozen benchmark; None where the run was not probed.
+        reference: name of the reference, of a run that ships with the package.
+    """
+
+    folder: Path
+    recipe: str
+    seed: int
+    settings: dict[str, Any]
+    model: BestRQ2Config
+    steps: int
+    max_steps: int
+    curves: dict[str, Curve]
+    timing: Curve | None
+    result: BenchmarkResult | None
+    reference: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.steps >= self.max_steps
+
+    @property
+    def batch_size(self) -> int:
+        """Clips a step."""
+        return int(self.settings["loader.batch_size"])
+
+    def final(self, metric: str) -> float | None:
+        """The last value of a metric; None where it was not logged."""
+        curve = self.curves.get(metric)
+        return None if curve is None else float(curve[1][-1])
+
+    def seconds(self) -> float | None:
+        """Seconds of training up to the last step; None where they were not recorded."""
+        return None if self.timing is None else float(self.timing[1][-1])
+
+
+def read_run(folder: str | Path, unfinished: bool = False, reference: str | None = None) -> Run:
+    """The run in a folder.
+
+    Args:
+        folder: a run folder.
+        unfinished: whether to read a run that has not done all its steps.
+        reference: name of the reference, of a run that ships with the package.
+
+    Raises:
+        DataError: it is no run folder, its files cannot be understood, it is not finished, or its benchmark result is
+            older than the model.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file() or not (folder / "metrics.csv").is_file():
+        found = "no such folder" if not folder.exists() else "not a run folder"
+        missing = [name for name in ("config.yaml", "metrics.csv") if not (folder / name).is_file()]
+        lacks = f" (it lacks {' and '.join(missing)})" if folder.is_dir() else ""
+        raise DataError(f"{folder}: {found}{lacks}; name folders that `bestrq2 pretrain --output RUN` wrote")
+    settings, model = _read_settings(folder / "config.yaml")
+    curves = read_curves(folder).curves
+    if not any(name in curves for name in LOSSES):
+        _refuse_without_loss(folder / "metrics.csv")
+    steps, max_steps = max(int(steps[-1]) for steps, _ in curves.values()), int(settings["trainer.max_steps"])
+    if steps < max_steps and not unfinished:
+        raise DataError(
+            f"{folder}: is at step {steps:,} of {max_steps:,}: finish it with `bestrq2 pretrain --resume`, or add "
+            "--unfinished to compare it as it is"
+        )
+    run = Run(
+        folder=folder,
+        recipe=Path(str(settings["recipe"])).name.removesuffix(".yaml").removesuffix(".yml"),
+        seed=int(settings["seed"]),
+        settings=settings,
+        model=model,
+        steps=steps,
+        max_steps=max_steps,
+        curves=curves,
+        timing=_read_timing(folder / "timing.csv", steps),
+        result=find_result(folder),
+        reference=reference,
+    )
+    _check_result_belongs(run)
+    return run
+
+
+def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:
+    """All settings under dotted names, and the architecture."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    flat: dict[str, Any] = {}
+    for key, value in loaded.items() if isinstance(loaded, dict) else ():
+        flat |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
+    needed = ("recipe", "data", "seed", "loader.batch_size", "trainer.max_steps")
+    missing = [name for name in needed if flat.get(name) is None]
+    if missing:
+        raise DataError(f"{path}: is no configuration of a run: it lacks {', '.join(missing)}")
+    for name in ("seed", "loader.batch_size", "trainer.max_steps"):
+        if not isinstance(flat[name], int):
+            raise DataError(f"{path}: {name} must be a whole number, found {flat[name]!r}")
+    try:
+        model = BestRQ2Config(**(loaded.get("model") or {}))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: model: {error}; was the run made by a newer version?") from error
+    flat = {key: value for key, value in flat.items() if key != "model" and not key.startswith("model.")}
+    return flat | {f"model.{name}": getattr(model, name) for name in field_names()}, model
+
+
+def _refuse_without_loss(path: Path) -> None:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        columns = next(csv.reader(file), [])
+    if any(name in columns for name in LOSSES):
+        raise DataError(f"{path}: no step was logged yet; there is nothing to compare")
+    raise DataError(
+        f"{path}: has neither of the columns {' and '.join(reversed(LOSSES))}, but {', '.join(columns) or 'none'}; "
+        "was it written by another version, or renamed?"
+    )
+
+
+def _read_timing(path: Path, last_step: int) -> Curve | None:
+    """Seconds of training by step up to the last one; None where there are none."""
+    if not path.is_file():
+        return None
+    seconds: dict[int, float] = {}
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = csv.DictReader(file)
+            if not {"step", "seconds"} <= set(rows.fieldnames or []):
+                raise DataError(f"{path}: must have the columns step and seconds, found {rows.fieldnames or 'none'}")
+            for row in rows:
+                try:
+                    step, value = int(row["step"]), float(row["seconds"])
+                except (TypeError, ValueError):  # cut short by a kill
+                    continue
+                if math.isfinite(value) and step <= last_step:
+                    seconds[step] = value
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    steps = sorted(seconds)
+    if not steps:
+        return None
+    return np.array(steps, dtype=np.int64), np.array([seconds[step] for step in steps])
+
+
+def _check_result_belongs(run: Run) -> None:
+    """See that a result is of this run's model as it is now."""
+    if run.result is None:
+        return
+    again = f"probe it again with `bestrq2 probe {run.folder} {run.result.benchmark}`"
+    step, seed = run.result.provenance.get("step"), run.result.provenance.get("seed")
+    if step is not None and step != run.steps:
+        raise DataError(f"{run.folder}: was probed at step {step:,} and is now at step {run.steps:,}: {again}")
+    if seed is not None and seed != run.seed:
+        raise DataError(f"{run.folder}: has seed {run.seed}, but its probe result is of seed {seed}: {again}")

@@ -1,0 +1,67 @@
+"""Means over seeds and differences between arms, with 95 % intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+        mean: of `values`.
+        half_width: of the 95 % interval by Student's t with n - 1 degrees of freedom; None for a single value.
+        values: one a seed.
+    """
+
+    mean: float
+    half_width: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of one arm less that of another, with half the width of its 95 % interval by Welch's t."""
+
+    difference: float
+    half_width: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether zero lies outside of the interval."""
+        return abs(self.difference) > self.half_width
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and interval of independent values, at least one."""
+    numbers = np.asarray(values, dtype=np.float64)
+    half = None
+    if len(numbers) > 1:
+        half = _quantile(len(numbers) - 1) * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
+    return Estimate(float(numbers.mean()), half, tuple(map(float, numbers)))
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Difference of the means of two independent samples of at least two values each, variances not assumed equal."""
+    one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    difference = float(one.mean() - two.mean())
+    a, b = float(one.var(ddof=1)) / len(one), float(two.var(ddof=1)) / len(two)
+    if a + b == 0:
+        return Difference(difference, 0.0)
+    # Relative variances: the squares of tiny ones would vanish.
+    share = a / (a + b)
+    degrees = 1 / (share**2 / (len(one) - 1) + (1 - share) ** 2 / (len(two) - 1))
+    return Difference(difference, _quantile(degrees) * math.sqrt(a + b))
+
+
+def _quantile(degrees: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + LEVEL) / 2, degrees))
