@@ -14,7 +14,7 @@ from example_runs import result, score, write_run
 
 from bestrq2 import cli
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.evaluate.benchmark import METHODS, SOUNDWORLD_1
+from bestrq2.evaluate.benchmark import SOUNDWORLD_1
 from bestrq2.evaluate.benchmark_result import BenchmarkResult, write_result
 from bestrq2.inference.cost import Cost, cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
@@ -22,6 +22,7 @@ from bestrq2.report.comparison import Comparison, compare, figures, references, 
 from bestrq2.report.comparison import arms as arms_module
 from bestrq2.report.comparison.arms import group, value_text
 from bestrq2.report.comparison.command import assemble
+from bestrq2.report.comparison.contents import Table
 from bestrq2.report.comparison.probes import pairs, probe_rows, probe_table
 from bestrq2.report.comparison.references import health
 from bestrq2.report.comparison.runs import Run, read_run
@@ -130,7 +131,7 @@ def test_labels_stay_short_where_much_differs(tmp_path: Path) -> None:
         "optimizer.warmup_fraction": 0.3,
     }
     arms = group(read(write_run(tmp_path / "a"), write_run(tmp_path / "b", changes=many)))
-    assert [arm.label for arm in arms] == ["best-rq-2-tiny, width 192", "best-rq-2-tiny, width 96"]
+    assert [arm.label for arm in arms] == ["best-rq-2-tiny, width 192, …", "best-rq-2-tiny, width 96, …"]
 
 
 def test_a_setting_that_older_runs_lack_keeps_its_default_in_the_model_only(tmp_path: Path) -> None:
@@ -274,12 +275,14 @@ def test_means_of_an_arm_are_over_its_seeds(tmp_path: Path) -> None:
 
 
 def test_the_supervised_bound_appears_once_it_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = tuple(one for method in METHODS for one in score("supervised", 0.8, method))
+    scores = tuple(score("supervised", 0.8, "linear"))
     world = {"synthesiser": "espeak", "soundworld": "2"}
     bound = BenchmarkResult("soundworld-1", SOUNDWORLD_1.protocol(), world, "supervised", scores)
     monkeypatch.setattr(results, "supervised_result", lambda: bound)
     arms = group(read(write_run(tmp_path / "run")))
-    assert probe_table("linear", probe_rows(arms)["linear"], arms).rows[-1][0::4] == ("supervised upper bound", "80.0")
+    rows = probe_rows(arms)
+    assert probe_table("linear", rows["linear"], arms).rows[-1][0::4] == ("supervised upper bound", "80.0")
+    assert probe_table("knn", rows["knn"], arms).rows[-1] == ("supervised upper bound", "not measured")
 
 
 def test_every_architecture_has_its_random_encoder(tmp_path: Path) -> None:
@@ -331,6 +334,21 @@ def test_sentences_say_who_is_ahead_outside_of_the_intervals(tmp_path: Path) -> 
         ("same", "base-0.0"),
         ("same", "better"),
     ]
+
+
+def test_printed_tables_break_long_labels_and_markdown_does_not() -> None:
+    label = "a recipe, steps 100,000, batch size 32 (unfinished, step 2,480 of 100,000)"
+    rows = (("short", "1.0", "0.5"), (label, "2.0", "1.5 ± 0.5"), ("none", "not probed yet"))
+    table = Table("probe", ("", "a", "mean"), rows)
+    assert table.text().splitlines() == [
+        "probe                                                       a       mean",
+        "------------------------------------------------------------------------",
+        "short                                                     1.0        0.5",
+        "a recipe, steps 100,000, batch size 32 (unfinished, step",
+        "  2,480 of 100,000)                                       2.0  1.5 ± 0.5",
+        "none                                                      not probed yet",
+    ]
+    assert f"| {label} | 2.0 | 1.5 ± 0.5 |" in table.markdown()
 
 
 # --- training ---

@@ -152,9 +152,10 @@ def _labels(parts: Sequence[tuple[Run, ...]]) -> list[str]:
 
 
 def _told_apart(settings: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """For each arm a few settings with their values: all that differ if they are few, else those that tell most."""
-    names = differing(settings)
+    """For each arm settings with their values: all that differ if they are few, else those that tell most, and "…"."""
+    names, more = differing(settings), []
     if len(names) > MOST_NAMED:
+        more = ["…"]
         chosen: list[str] = []
         while len(chosen) < MOST_NAMED:
             best = max(names, key=lambda name: (_distinct(settings, [*chosen, name]), -names.index(name)))
@@ -162,7 +163,8 @@ def _told_apart(settings: Sequence[dict[str, Any]]) -> list[list[str]]:
                 break
             chosen.append(best)
         names = chosen
-    return [[f"{SHORT.get(n, n.split('.')[-1])} {value_text(one.get(n), n)}" for n in names] for one in settings]
+    told = [[f"{SHORT.get(n, n.split('.')[-1])} {value_text(one.get(n), n)}" for n in names] for one in settings]
+    return [[*one, *more] for one in told]
 
 
 def _distinct(settings: Sequence[dict[str, Any]], names: Sequence[str]) -> int:

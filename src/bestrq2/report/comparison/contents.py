@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bestrq2.report.comparison.arms import Arm
 from bestrq2.report.comparison.statistics import Difference, Estimate
+
+LABEL_WIDTH = 56
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,10 @@ class Table:
 
     def text(self) -> str:
         """For terminals: columns aligned, a rule below the header."""
-        rows = [(self.title, *self.header[1:]), *self.rows]
+        rows = []
+        for label, *cells in ((self.title, *self.header[1:]), *self.rows):
+            *above, last = textwrap.wrap(label, LABEL_WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [""]
+            rows += [*((line, "") for line in above), (last, *cells)]
         widths = [
             max((len(row[column]) for row in rows if self._whole(row) or column == 0), default=0)
             for column in range(len(self.header))

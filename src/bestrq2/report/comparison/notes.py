@@ -32,6 +32,8 @@ MOST_ROWS = 40
 def notes(arms: Sequence[Arm]) -> list[str]:
     """Sentences on what makes losses of the arms incomparable, and on values that are missing."""
     found = [*_targets(arms), *_hidden(arms), *_data(arms)]
+    if any("…" in arm.label for arm in arms):
+        found.append("Labels with … name a part of what differs; table.md has all.")
     for arm in arms:
         for run in arm.runs:
             logged = run.curves.get("train/loss")

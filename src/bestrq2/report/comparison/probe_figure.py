@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +23,7 @@ QUIET: dict[str, Any] = {
     "fontsize": 7.5,
     "bbox": {"fc": "white", "ec": "none", "pad": 1},
 }
-LABEL_INCH, LONGEST_LABEL = 0.068, 34
+LABEL_INCH, LONGEST_LABEL = 0.068, 30
 
 
 def draw_probes(
@@ -42,9 +42,10 @@ def draw_probes(
     labels = list(styles)
     rows = next(iter(probes.values()))
     domains = list(next(row.scores for row in rows if row.scores))
-    panel, top, between, bottom = 0.34 + 0.25 * len(labels), 0.32, 0.62, 0.86
+    texts = ["\n".join(textwrap.wrap(label, LONGEST_LABEL)) for label in labels]
+    line = 0.11 + 0.14 * max(1 + text.count("\n") for text in texts)
+    panel, top, between, bottom = 0.34 + line * len(labels), 0.32, 0.62, 0.86
     height = top + len(probes) * panel + (len(probes) - 1) * between + bottom
-    texts = [_wrapped(label) for label in labels]
     left = 0.25 + LABEL_INCH * max(len(line) for text in texts for line in text.splitlines())
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
@@ -57,13 +58,13 @@ def draw_probes(
         wspace=0.1,
         hspace=between / panel,
     )
-    for line, (method, of_method) in zip(axes, probes.items(), strict=True):
-        for one, domain in zip(line, domains, strict=True):
+    for row, (method, of_method) in zip(axes, probes.items(), strict=True):
+        for one, domain in zip(row, domains, strict=True):
             _panel(one, of_method, domain, styles)
-            one.set_yticks(range(len(labels)), texts if one is line[0] else [""] * len(labels))
+            one.set_yticks(range(len(labels)), texts if one is row[0] else [""] * len(labels))
             title = "mean of domains" if domain == "mean" else domain or "other"
             one.set_title(title, loc="left", fontsize=8.5, fontweight="normal")
-        line[0].annotate(
+        row[0].annotate(
             TITLES[method],
             (0.1 / width, 1),
             xycoords=("figure fraction", "axes fraction"),
@@ -140,14 +141,3 @@ def _legend(figure: Any, rows: Sequence[ProbeRow]) -> None:
         handles.append(Line2D([], [], markersize=5, linewidth=0, markerfacecolor="white", **looks))
         names.append("one seed only")
     figure.legend(handles, names, loc="lower center", ncols=min(7, len(names)), fontsize=7.4, handlelength=2.4)
-
-
-def _wrapped(label: str) -> str:
-    """A long label on two lines, broken near its middle."""
-    if len(label) <= LONGEST_LABEL:
-        return label
-    spaces = [place for place, letter in enumerate(label) if letter == " "]
-    if not spaces:
-        return label
-    middle = min(spaces, key=lambda place: math.fabs(place - len(label) / 2))
-    return f"{label[:middle]}\n{label[middle + 1 :]}"

@@ -20,7 +20,16 @@ NOT_PROBED = f"not probed: run `bestrq2 probe RUN {results.BENCHMARK}`"
 # Shares by which the log-mel statistics, which need no training, may differ between results.
 SAME = 0.002
 # Model fields that do not shape the encoder that users keep.
-NOT_OF_THE_ENCODER = ("predictor_", "codebook_", "num_codebooks", "quantizer_", "mask", "objective", "drop", "max_col")
+NOT_OF_THE_ENCODER = (
+    "predictor_",
+    "codebook_",
+    "num_codebooks",
+    "quantizer_",
+    "mask",
+    "objective",
+    "drop_path",
+    "conformer_dropout",
+)
 
 
 def probe_rows(arms: Sequence[Arm]) -> dict[str, list[ProbeRow]]:
@@ -41,7 +50,7 @@ def probe_rows(arms: Sequence[Arm]) -> dict[str, list[ProbeRow]]:
         method: [
             *(_arm_row(arm, method) for arm in arms),
             ProbeRow("chance", "chance", _single(results.chance(found[0], method))),
-            _baseline_row(LOG_MEL, LOG_MEL, found[:1], method),
+            _baseline_row(LOG_MEL, LOG_MEL, found, method),
             *_random_rows(arms, method),
             _baseline_row("supervised upper bound", SUPERVISED, [supervised] if supervised else [], method),
         ]
@@ -144,22 +153,23 @@ def _baseline_row(label: str, features: str, found: Sequence[BenchmarkResult], m
 
 
 def _random_rows(arms: Sequence[Arm], method: str) -> list[ProbeRow]:
-    """One row for every architecture; draws that differ count as samples."""
+    """One row for every architecture.
+
+    All have the weights of one seed; where results differ, as by the input statistics of their runs, it is their mean.
+    """
     by_architecture: dict[str, tuple[list[str], list[dict[str, float]]]] = {}
     for arm in arms:
         labels, draws = by_architecture.setdefault(_architecture(arm), ([], []))
         labels.append(arm.label)
         for run in arm.runs:
             if run.result is not None and _has(run.result, RANDOM, method):
-                scores = results.means(run.result, method, RANDOM)
-                if scores not in draws:
-                    draws.append(scores)
+                draws.append(results.means(run.result, method, RANDOM))
     several = len(by_architecture) > 1
     return [
         ProbeRow(
             f"{RANDOM} ({labels[0]})" if several else RANDOM,
             RANDOM,
-            _over(draws) if draws else {},
+            _single({domain: sum(draw[domain] for draw in draws) / len(draws) for domain in draws[0]}) if draws else {},
             "" if draws else "not measured",
             tuple(labels),
         )

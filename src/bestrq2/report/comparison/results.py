@@ -85,14 +85,9 @@ def compare_kinds(first: str, one: BenchmarkResult, second: str, other: Benchmar
 
 
 def _kind(result: BenchmarkResult) -> dict[str, Any]:
-    """All that must be equal between comparable results."""
-    tasks: dict[str, Any] = {}
-    for score in result.scores:
-        if score.features in (result.features, SUPERVISED):
-            tasks.setdefault(score.method, []).append(score.task)
+    """All that must be equal between comparable results; their tasks are the benchmark's, or they could not be read."""
     kind = {"benchmark": result.benchmark} | {key: result.provenance.get(key) for key in ("synthesiser", "soundworld")}
-    kind |= {f"protocol.{key}": value for key, value in _flat(result.protocol).items()}
-    return kind | {f"tasks ({method})": sorted(set(names)) for method, names in sorted(tasks.items())}
+    return kind | {f"protocol.{key}": value for key, value in _flat(result.protocol).items()}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
