@@ -42,7 +42,7 @@ def recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         name: one of `recipes()`, or a YAML file. Its entry `extends` names what it starts from: a recipe, a file
-            (relative to its own folder), or a list of them, the first of which wins.
+            (relative to its own folder), or a list of them, the last of which wins.
 
     Returns:
         `description` and the groups `model`, `loader`, `optimizer`, `trainer`; what a group does not name has the

@@ -61,6 +61,50 @@ def test_every_recipe_can_be_costed_without_its_weights(name):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("size", ["base", "small", "tiny"])
+def test_encoders_of_all_recipes_of_a_size_agree_within_ten_percent(size):
+    of_size = [name for name in recipes() if name.endswith(f"-{size}")]
+    assert len(of_size) >= 4
+    counts = {name: cost(BestRQ2Config(**recipe(name)["model"])).encoder_parameters for name in of_size}
+    assert max(counts.values()) <= 1.1 * min(counts.values()), counts
+
+
+@pytest.mark.parametrize("size", ["base", "small", "tiny"])
+def test_two_steps_cost_at_inference_exactly_what_one_stage_does(size):
+    two_step, one_stage = (
+        cost(BestRQ2Config(**recipe(f"{name}-{size}")["model"])) for name in ("best-rq-2", "best-rq-vit")
+    )
+    assert two_step.inference_gflops == one_stage.inference_gflops
+    assert two_step.training_gflops < one_stage.training_gflops
+
+
+def test_best_rq_2_1_has_the_parameters_of_the_release():
+    """The 85.48 M of the release count its window and mel filters too, which here are no parameters (nor buffers)."""
+    config = BestRQ2Config(**recipe("best-rq-2.1-base")["model"])
+    front_end = config.n_fft + (config.n_fft // 2 + 1) * config.num_mel_bands
+    parameters = cost(config).encoder_parameters
+    assert (parameters + front_end) / 1e6 == pytest.approx(85.48, abs=0.005)
+    # 12 blocks of attention, SwiGLU and norms; the final norm; the patch projection.
+    block = 4 * 768**2 + 3 * 768 * 2048 + 2 * 768 + 2 * 64
+    assert parameters == 12 * block + 768 + 512 * 768
+
+
+def test_the_conformer_at_its_published_size_and_the_cost_of_its_blocks():
+    config = BestRQ2Config(**recipe("best-rq-conformer")["model"])
+    found, tokens, width = cost(config), 250, 512
+    assert found.tokens_per_second == pytest.approx(25.0)
+    assert found.encoder_parameters == 75_884_544 + 377_888
+    linear = 4 * width * 2048 + 4 * width**2 + 3 * width**2 + 31 * width
+    positions = (2 * tokens - 1) * width**2 + tokens * (2 * tokens - 1) * width
+    blocks = 12 * 2 * (tokens * linear + positions + 2 * tokens**2 * width)
+    convolutions = 2 * (500 * 40 * 9 * 128 + 250 * 20 * 9 * 128 * 32 + tokens * 640 * width)
+    assert found.inference_gflops * 1e9 == pytest.approx(blocks + convolutions, rel=1e-9)
+
+
+def test_every_mask_of_a_clip_costs_as_much(tiny_config):
+    assert cost(tiny_config(masks_per_clip=3)).training_gflops == pytest.approx(3 * cost(tiny_config()).training_gflops)
+
+
 def test_facts_of_a_recipe_name_units_and_say_that_it_is_untrained():
     facts = info("best-rq-2-tiny")
     assert facts["objective"] == "two-step"

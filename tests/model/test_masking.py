@@ -145,3 +145,58 @@ def test_order_by_mask_lists_the_selected_patches_in_grid_order(batch, patches, 
         assert real[row].tolist() == [place < len(expected) for place in range(most)]
         surplus = index[row][~real[row]].tolist()
         assert not any(selected[row, place] for place in surplus)
+
+
+def several(config, columns, masks, seed=0, step=0) -> np.ndarray:
+    """bool [B, masks, rows, columns] of clips with several masks each."""
+    drawn = draw_hidden_mask(config, columns, seed, step, range(len(columns)), masks)
+    return drawn.view(len(columns), masks, ROWS, -1).numpy()
+
+
+def test_two_masks_of_one_half_are_each_others_complement(tiny_config):
+    masks = several(tiny_config(mask_ratio=[0.5, 0.5]), [8, 5], 2)
+    assert np.array_equal(masks[0, 0], ~masks[0, 1])
+    assert np.array_equal(masks[1, 0, :, :5], ~masks[1, 1, :, :5])
+    assert not masks[1, :, :, 5:].any()
+
+
+def test_visible_parts_of_several_masks_overlap_only_once_all_patches_were_visible(tiny_config):
+    masks = several(tiny_config(mask_ratio=[0.75, 0.75]), [8], 6)[0]
+    visible = (~masks).sum(axis=0)
+    assert (masks.sum(axis=(1, 2)) == 48).all()
+    assert (~masks[:4]).sum(axis=0).min() == (~masks[:4]).sum(axis=0).max() == 1
+    assert set(visible.flatten()) == {1, 2}
+
+
+def test_the_first_of_several_masks_is_the_only_one_otherwise(tiny_config):
+    config = tiny_config(mask_ratio=[0.4, 0.6])
+    alone = drawn(config, [8, 3], seed=3, step=9)
+    assert np.array_equal(several(config, [8, 3], 3, seed=3, step=9)[:, 0], alone)
+
+
+def test_masks_per_clip_is_how_many_are_drawn(tiny_config):
+    assert draw_hidden_mask(tiny_config(masks_per_clip=3), [8, 8], 0, 0, [0, 1]).shape == (2, 3, 64)
+    assert draw_hidden_mask(tiny_config(masks_per_clip=3), [8, 8], 0, 0, [0, 1], masks=1).shape == (2, 64)
+
+
+def test_spans_hide_whole_columns_as_often_as_their_probability_says(tiny_config):
+    config = tiny_config(mask_shape="span", mask_block_size=[1, 4], mask_span_probability=0.15)
+    masks = drawn(config, [40] * 400)
+    assert (masks == masks[:, :1]).all()  # whole columns
+    columns = masks[:, 0]
+    assert config.mean_hidden_share == pytest.approx(1 - 0.85**4)
+    # The first columns have fewer places before them from which a span could reach them.
+    for column, reach in ((0, 1), (1, 2), (2, 3), (10, 4), (39, 4)):
+        expected = 1 - 0.85**reach
+        assert columns[:, column].mean() == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5)
+    starts = columns & ~np.pad(columns, ((0, 0), (1, 0)))[:, :-1]
+    lengths = [int(np.argmin(np.append(row[first:], False))) for row, s in zip(columns, starts, strict=True)
+               for first in np.flatnonzero(s) if first < 36]  # fmt: skip
+    assert min(lengths) == 4
+
+
+@pytest.mark.parametrize("probability", [1e-9, 1 - 1e-9])
+def test_spans_hide_one_column_at_least_and_show_one_at_least(tiny_config, probability):
+    masks = drawn(tiny_config(mask_shape="span", mask_block_size=[1, 4], mask_span_probability=probability), [2, 8])
+    hidden = masks[:, 0].sum(axis=1).tolist()
+    assert hidden == ([1, 4] if probability < 0.5 else [1, 7])

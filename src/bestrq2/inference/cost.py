@@ -21,8 +21,8 @@ class Cost:
         tokens_per_second: patches per second of audio.
         frames_per_second: frames per second of audio (one phase).
         inference_gflops: to embed one clip of `max_seconds`, patch embedding and transformer.
-        training_gflops: forward and backward for one such clip at the mean mask ratio, without spectrogram and
-            quantizer.
+        training_gflops: forward and backward for one such clip at the mean share of hidden patches, with all its masks,
+            without spectrogram and quantizer.
     """
 
     encoder_parameters: int
@@ -62,9 +62,9 @@ def _gflops(encoder: BestRQ2Model, tokens: int, columns: int) -> float:
 
 
 def _training_gflops(model: BestRQ2ForPreTraining, patches: int, columns: int) -> float:
-    """Forward, and twice that for the backward pass."""
+    """Forward, and twice that for the backward pass, for every mask."""
     config, encoder = model.config, model.bestrq2
-    hidden = min(max(1, int(sum(config.mask_ratio) / 2 * patches)), patches - 1)
+    hidden = min(max(1, int(config.mean_hidden_share * patches)), patches - 1)
     visible = patches - hidden
     if config.objective == "one_stage":
         forward = _gflops(encoder, patches, columns)
@@ -76,4 +76,4 @@ def _training_gflops(model: BestRQ2ForPreTraining, patches: int, columns: int) -
             tokens = torch.empty(1, patches, config.predictor_hidden_size, device="meta")
             model.predictor(tokens, columns, torch.zeros(1, patches, dtype=torch.int64, device="meta"), None)
         model.head(torch.empty(1, hidden, model.head.in_features, device="meta"))
-    return 3 * (forward + counter.get_total_flops() / 1e9)
+    return 3 * config.masks_per_clip * (forward + counter.get_total_flops() / 1e9)

@@ -65,7 +65,7 @@ class BestRQ2Config(PreTrainedConfig):
         num_hidden_layers: blocks of the encoder.
         num_attention_heads: heads of the encoder.
         intermediate_size: hidden width of the encoder's feed-forward part.
-        activation: "gelu" or "swiglu".
+        activation: "gelu" or "swiglu" (a Conformer always has SiLU).
         norm: "layernorm" or "rmsnorm".
         norm_eps: epsilon of the norms.
         use_bias: whether the linear maps inside the blocks, the patch embedding, and the predictor have biases.
@@ -73,7 +73,8 @@ class BestRQ2Config(PreTrainedConfig):
         position_embedding: "sincos" (2-D sine-cosine, added), "rope_2d" (rotary, frequency and time), "rope_time"
             (rotary, time only), "learned" (added), "relative" (Transformer-XL; the Conformer's, and only its).
         max_columns: for "learned" positions, the largest number of patch columns.
-        drop_path_rate: stochastic depth of the last encoder block; it rises linearly from 0 at the first.
+        drop_path_rate: stochastic depth of the last encoder block; it rises linearly from 0 at the first (a Conformer
+            has dropout instead).
         conformer_channels: channels of the two convolutions (kernel 3, stride 2) in front of a Conformer.
         conformer_kernel_size: frames that the depthwise convolution of a Conformer block sees; odd.
         conformer_dropout: dropout inside a Conformer.
@@ -235,12 +236,20 @@ class BestRQ2Config(PreTrainedConfig):
     @property
     def min_training_samples(self) -> int:
         """Samples of the shortest clip in pretraining: one patch of two must stay visible."""
-        return 1 if self.patch_rows > 1 else 2 * self.frame_hop_samples - self.hop_length
+        one_column = self.patch_rows > 1 and self.mask_shape != "span"
+        return 1 if one_column else 2 * self.frame_hop_samples - self.hop_length
 
     @property
     def uses_dataset_statistics(self) -> bool:
         """Whether mean and deviation per mel band must be estimated before training."""
         return "dataset" in (self.input_normalization, self.quantizer_normalization)
+
+    @property
+    def mean_hidden_share(self) -> float:
+        """Share of the patches that a mask hides on average, but for rounding to whole patches."""
+        if self.mask_shape == "span":
+            return 1.0 - (1.0 - self.mask_span_probability) ** self.mask_block_size[1]
+        return sum(self.mask_ratio) / 2
 
     def columns(self, samples: int) -> int:
         """Patch columns of a clip of that many samples: whole patches only, at least one."""

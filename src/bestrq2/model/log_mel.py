@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from .configuration_bestrq2 import BestRQ2Config
 
 POWER_FLOOR = 1e-10
+# Statistics of ordinary recordings in dB, in use until `set_statistics` is called with measured ones.
+DEFAULT_MEAN, DEFAULT_DEVIATION = -20.0, 20.0
 
 
 @lru_cache(maxsize=16)
@@ -114,3 +116,26 @@ class LogMel(nn.Module):
         index = reflect_index(positions, lengths.to(waveform.device, torch.int64)[:, None])
         frames = 1 + lengths.to(torch.int64).clamp_min(self.min_samples) // self.config.hop_length
         return waveform.gather(1, index), frames
+
+
+class InputStatistics(nn.Module):
+    """Mean and deviation of each mel band in dB, stored with the model."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.empty(config.num_mel_bands))
+        self.register_buffer("deviation", torch.empty(config.num_mel_bands))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Go back to the statistics of ordinary recordings."""
+        self.mean.fill_(DEFAULT_MEAN)
+        self.deviation.fill_(DEFAULT_DEVIATION)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """[B, bands, T] in dB to the same shape with mean 0 and deviation 1 per band over the corpus."""
+        return (log_mel - self.mean.float()[:, None]) / self.deviation.float()[:, None]

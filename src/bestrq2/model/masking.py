@@ -15,22 +15,24 @@ _RATIO_STREAM = 2**32 - 1
 
 
 def draw_hidden_mask(
-    config: BestRQ2Config, columns: Sequence[int], seed: int, step: int, places: Sequence[int]
+    config: BestRQ2Config, columns: Sequence[int], seed: int, step: int, places: Sequence[int], masks: int | None = None
 ) -> Tensor:
     """Draw the hidden patches of every clip of a batch.
 
     The ratio is drawn once per step, so clips of equal length hide equally many patches: floor(ratio * patches), at
-    least one, and at least one stays visible.
+    least one, and at least one stays visible. Spans are drawn without a ratio: clips hide unequally many.
 
     Args:
-        config: gives the rows of the grid, `mask_ratio`, `mask_shape` and `mask_block_size`.
+        config: gives the rows of the grid and all that begins with `mask`.
         columns: patch columns of each clip.
         seed: of the run.
         step: of the optimiser.
         places: place of each clip in the global batch.
+        masks: masks of every clip; `config.masks_per_clip` where None.
 
     Returns:
-        bool [B, rows * max(columns)] on the CPU, True = hidden; False behind the end of a clip.
+        bool [B, rows * max(columns)] on the CPU, or [B, masks, rows * max(columns)] for more than one mask; True =
+        hidden, False behind the end of a clip.
 
     Raises:
         ValueError: if a clip has a single patch: nothing could be hidden and still be predicted.
@@ -38,18 +40,50 @@ def draw_hidden_mask(
     low, high = config.mask_ratio
     ratio = np.random.default_rng([seed, step, _RATIO_STREAM]).uniform(low, high)
     rows, widest = config.patch_rows, max(columns)
-    masks = np.zeros((len(columns), rows, widest), dtype=bool)
-    for mask, clip_columns, place in zip(masks, columns, places, strict=True):
+    number = config.masks_per_clip if masks is None else masks
+    drawn = np.zeros((len(columns), number, rows, widest), dtype=bool)
+    for of_clip, clip_columns, place in zip(drawn, columns, places, strict=True):
         patches = rows * clip_columns
-        if patches < 2:
+        if patches < 2 or (config.mask_shape == "span" and clip_columns < 2):
             raise ValueError("a clip of one patch cannot be masked; drop clips shorter than two patches")
         hidden = min(max(1, int(ratio * patches)), patches - 1)
         rng = np.random.default_rng([seed, step, place])
-        if config.mask_shape == "block":
-            mask[:, :clip_columns] = _blocks(rows, clip_columns, hidden, config.mask_block_size, rng)
-        else:
-            mask[:, :clip_columns].flat[rng.permutation(patches)[:hidden]] = True
-    return torch.from_numpy(masks.reshape(len(columns), -1))
+        order = rng.permutation(patches) if config.mask_shape == "uniform" else None
+        for index, mask in enumerate(of_clip):
+            if config.mask_shape == "block":
+                mask[:, :clip_columns] = _blocks(rows, clip_columns, hidden, config.mask_block_size, rng)
+            elif config.mask_shape == "span":
+                mask[:, :clip_columns] = _spans(clip_columns, config, rng)
+            elif order is not None:
+                mask[:, :clip_columns].flat[_section(order, hidden, index)] = True
+    flat = torch.from_numpy(drawn.reshape(len(columns), number, -1))
+    return flat[:, 0] if number == 1 else flat
+
+
+def _section(order: np.ndarray, hidden: int, index: int) -> np.ndarray:
+    """Hidden patches of the mask numbered `index`: all but the next section of the shuffled patches.
+
+    The visible sections of a clip's masks follow each other in one order, so that they overlap only once every patch
+    has been visible.
+    """
+    visible = len(order) - hidden
+    return np.roll(order, -index * visible)[:hidden]
+
+
+def _spans(columns: int, config: BestRQ2Config, rng: np.random.Generator) -> np.ndarray:
+    """Bool [columns]: spans of whole columns, each column starting one by chance (arXiv 2202.01855, section 3).
+
+    There is one at least, and one column at least stays visible.
+    """
+    length = config.mask_block_size[1]
+    starts = rng.random(columns) < config.mask_span_probability
+    reached = np.convolve(starts, np.ones(length, dtype=int))[:columns] > 0
+    if not reached.any():
+        start = rng.integers(max(1, columns - length + 1))
+        reached[start : start + length] = True
+    if reached.all():
+        reached[rng.integers(columns)] = False
+    return reached
 
 
 def _blocks(rows: int, columns: int, hidden: int, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:

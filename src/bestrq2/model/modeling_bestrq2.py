@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,57 +10,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .configuration_bestrq2 import BestRQ2Config
-from .log_mel import LogMel
+from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention, init_convolution
+from .log_mel import InputStatistics, LogMel
 from .masking import draw_hidden_mask, order_by_mask
 from .outputs import BestRQ2ForPreTrainingOutput, BestRQ2ModelOutput
-from .patches import patch_columns, patch_validity, patchify
+from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
 from .transformer import Transformer, TransformerShape
-
-# Statistics of ordinary recordings in dB, in use until `set_statistics` is called with measured ones.
-DEFAULT_MEAN, DEFAULT_DEVIATION = -20.0, 20.0
-
-
-@dataclass
-class Patches:
-    """A batch of spectrograms as patches.
-
-    Attributes:
-        encoder_input: float32 [B, N, patch values], normalised as the encoder sees them.
-        quantizer_input: float32 [B, N, patch values], as the quantizer sees them.
-        columns: columns of the grid; N = rows * columns.
-        clip_columns: int64 [B], columns that lie inside each clip.
-        valid: bool [B, N], or None where all patches are inside their clip.
-    """
-
-    encoder_input: Tensor
-    quantizer_input: Tensor
-    columns: int
-    clip_columns: Tensor
-    valid: Tensor | None
-
-
-class InputStatistics(nn.Module):
-    """Mean and deviation of each mel band in dB, stored with the model."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, config: BestRQ2Config) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.empty(config.num_mel_bands))
-        self.register_buffer("deviation", torch.empty(config.num_mel_bands))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Go back to the statistics of ordinary recordings."""
-        self.mean.fill_(DEFAULT_MEAN)
-        self.deviation.fill_(DEFAULT_DEVIATION)
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """[B, bands, T] in dB to the same shape with mean 0 and deviation 1 per band over the corpus."""
-        return (log_mel - self.mean.float()[:, None]) / self.deviation.float()[:, None]
 
 
 class BestRQ2PreTrainedModel(PreTrainedModel):
@@ -73,7 +28,7 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ("Block", "ConformerBlock")
     # Rounded, they would name other codes and shift the input.
     _keep_in_fp32_modules_strict = ("quantizer", "statistics")
 
@@ -85,20 +40,22 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
             nn.init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            init_convolution(module)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)
             if isinstance(bias := getattr(module, "bias", None), Tensor):
                 nn.init.zeros_(bias)
         elif isinstance(module, Transformer) and hasattr(module, "positions"):
             nn.init.trunc_normal_(module.positions, std=std)
-        elif isinstance(module, BestRQ2ForPreTraining):
+        elif isinstance(module, BestRQ2ForPreTraining) and hasattr(module, "mask_token"):
             nn.init.trunc_normal_(module.mask_token, std=std)
-        elif isinstance(module, RandomProjectionQuantizer | InputStatistics):
+        elif isinstance(module, RandomProjectionQuantizer | InputStatistics | RelativeAttention):
             module.reset_parameters()
 
 
 class BestRQ2Model(BestRQ2PreTrainedModel):
-    """Waveform to embeddings: log-mel, patches, and the transformer over all of them."""
+    """Waveform to embeddings: log-mel, patches, and the transformer or Conformer over all of them."""
 
     # What a pretraining checkpoint holds beside the encoder.
     _keys_to_ignore_on_load_unexpected = (r"^predictor", r"^quantizer\.", r"^head\.", r"^mask_token$")
@@ -107,8 +64,13 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         super().__init__(config)
         self.log_mel = LogMel(config)
         self.statistics = InputStatistics(config)
-        self.patch_embedding = nn.Linear(config.patch_values, config.hidden_size, bias=config.use_bias)
-        self.encoder = Transformer(config, TransformerShape.of_encoder(config))
+        self.patch_embedding: nn.Module
+        self.encoder: Transformer | Conformer
+        if config.encoder_type == "conformer":
+            self.patch_embedding, self.encoder = ConvolutionalEmbedding(config), Conformer(config)
+        else:
+            self.patch_embedding = nn.Linear(config.patch_values, config.hidden_size, bias=config.use_bias)
+            self.encoder = Transformer(config, TransformerShape.of_encoder(config))
         self.post_init()
 
     def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
@@ -188,7 +150,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         position beside the large token that decibels make, and the residual stream takes its type from here.
         """
         with torch.autocast(values.device.type, enabled=False):
-            return self.patch_embedding(values.to(self.patch_embedding.weight.dtype))
+            return self.patch_embedding(values.to(next(self.patch_embedding.parameters()).dtype))
 
 
 def _lengths(attention_mask: Tensor, input_values: Tensor) -> Tensor:
@@ -219,7 +181,8 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             head_input = config.predictor_hidden_size
             self.predictor_input = nn.Linear(config.hidden_size, head_input, bias=config.use_bias)
             self.predictor = Transformer(config, TransformerShape.of_predictor(config))
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, head_input))
+        if config.mask_fill == "token":
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, head_input))
         self.head = nn.Linear(head_input, config.num_codebooks * config.codebook_size, bias=config.use_bias)
         self.post_init()
 
@@ -236,13 +199,14 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         Args:
             input_values: float [B, S], mono waveform at `config.sampling_rate`.
             attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
-            hidden_mask: bool [B, N] or [N] (then shared by all clips), True = hidden; drawn where None. On the CPU it
-                costs an accelerator no synchronisation.
+            hidden_mask: bool [B, N], or [N] (then shared by all clips), or [B, M, N] (M masks for every clip), True =
+                hidden; drawn where None. On the CPU it costs an accelerator no synchronisation.
             generator: CPU generator from which the mask is drawn; None uses torch's global one.
             unused: ignored keyword arguments that transformers passes around.
 
         Returns:
-            Loss, logits and targets of the hidden patches, and diagnostics.
+            Loss, logits and targets of the hidden patches, and diagnostics; with M masks a clip the batch dimension is
+            B * M, clip by clip.
 
         Raises:
             ValueError: if a mask has the wrong shape, or hides none or all of a clip's patches.
@@ -253,8 +217,13 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             clip_columns = patches.clip_columns.tolist()
             drawn = draw_hidden_mask(self.config, clip_columns, seed, 0, range(len(clip_columns)))
             # The grid is wider than the longest clip where the batch is padded further.
-            grid = drawn.unflatten(1, (self.config.patch_rows, -1))
-            hidden_mask = F.pad(grid, (0, patches.columns - grid.shape[2])).flatten(1)
+            grid = drawn.unflatten(-1, (self.config.patch_rows, -1))
+            hidden_mask = F.pad(grid, (0, patches.columns - grid.shape[-1])).flatten(-2)
+        codes = None
+        if hidden_mask.ndim == 3:
+            codes = self.quantizer(patches.quantizer_input).repeat_interleave(hidden_mask.shape[1], dim=0)
+            patches = patches.repeated(hidden_mask.shape[1])
+            hidden_mask = hidden_mask.flatten(0, 1)
         hidden_mask = self._checked_mask(hidden_mask, patches)
         visible_mask = ~hidden_mask if patches.valid is None else ~hidden_mask & patches.valid.to(hidden_mask.device)
         hidden, hidden_valid = order_by_mask(hidden_mask)
@@ -268,7 +237,10 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         context, predicted = predict(
             patches, hidden, visible, hidden_valid if surplus else None, visible_valid if surplus else None
         )
-        targets = self.quantizer(_take(patches.quantizer_input, hidden))
+        if codes is None:
+            targets = self.quantizer(_take(patches.quantizer_input, hidden))
+        else:
+            targets = codes.gather(1, hidden) if codes.ndim == 2 else _take(codes, hidden)
         return self._score(self.head(predicted), targets, hidden_mask, hidden_valid, context)
 
     def _checked_mask(self, hidden_mask: Tensor, patches: Patches) -> Tensor:
@@ -323,19 +295,28 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         hidden_valid: Tensor | None,
         visible_valid: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Mask tokens in place of hidden patches, the whole grid through the encoder (BEST-RQ, paper section 2.1)."""
+        """Mask tokens or noise in place of hidden patches, the whole grid through the encoder (paper section 2.1)."""
         count = patches.encoder_input.shape[1]
         is_hidden = torch.zeros(hidden.shape[0], count, dtype=torch.bool, device=hidden.device)
         real = torch.ones_like(hidden, dtype=torch.bool) if hidden_valid is None else hidden_valid
         is_hidden.scatter_(1, hidden, real)
-        tokens = self.bestrq2.embed_values(patches.encoder_input)
-        tokens = torch.where(is_hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
+        if self.config.mask_fill == "noise":
+            tokens = self.bestrq2.embed_values(self._with_noise(patches.encoder_input, is_hidden))
+        else:
+            tokens = self.bestrq2.embed_values(patches.encoder_input)
+            tokens = torch.where(is_hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
         positions = self.bestrq2.encoder.added_positions(patches.columns, tokens.device)
         if positions is not None:
             tokens = tokens + positions.to(tokens.dtype)
         valid = None if patches.valid is None else patches.valid.to(tokens.device)
         states = self.bestrq2.encoder(tokens, patches.columns, None, valid)
         return _take(states, visible), _take(states, hidden)
+
+    def _with_noise(self, values: Tensor, is_hidden: Tensor) -> Tensor:
+        """Values [B, N, P] with Gaussian noise in the hidden patches; outside of training always the same noise."""
+        generator = None if self.training else torch.Generator(values.device).manual_seed(0)
+        noise = torch.randn(values.shape, generator=generator, device=values.device, dtype=values.dtype)
+        return torch.where(is_hidden[..., None], self.config.mask_noise_std * noise, values)
 
     def _score(
         self, logits: Tensor, targets: Tensor, hidden_mask: Tensor, hidden_valid: Tensor, context: Tensor

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+
+@dataclass
+class Patches:
+    """A batch of spectrograms as patches.
+
+    Attributes:
+        encoder_input: float32 [B, N, patch values], normalised as the encoder sees them.
+        quantizer_input: float32 [B, N, patch values], as the quantizer sees them.
+        columns: columns of the grid; N = rows * columns.
+        clip_columns: int64 [B], columns that lie inside each clip.
+        valid: bool [B, N], or None where all patches are inside their clip.
+    """
+
+    encoder_input: Tensor
+    quantizer_input: Tensor
+    columns: int
+    clip_columns: Tensor
+    valid: Tensor | None
+
+    def repeated(self, times: int) -> Patches:
+        """Every clip that many times, one after the other: [B * times, ...]."""
+        return Patches(
+            self.encoder_input.repeat_interleave(times, dim=0),
+            self.quantizer_input,  # the codes are known already
+            self.columns,
+            self.clip_columns.repeat_interleave(times),
+            None if self.valid is None else self.valid.repeat_interleave(times, dim=0),
+        )
 
 
 def patchify(log_mel: Tensor, patch_size: tuple[int, int]) -> Tensor:

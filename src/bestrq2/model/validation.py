@@ -196,5 +196,9 @@ def _check_encoder(config: BestRQ2Config) -> None:
         f"encoder_type 'conformer' needs patch_size [num_mel_bands, 4] = [{config.num_mel_bands}, 4], the frames that "
         f"its two strided convolutions join, got {config.patch_size}",
     )
+    fixed = {"norm": "layernorm", "use_bias": True, "qk_norm": False}
+    for name, value in fixed.items():
+        found = getattr(config, name)
+        require(found == value, f"encoder_type 'conformer' has {name} {value!r} always, got {found!r}")
     kernel = config.conformer_kernel_size
     require(kernel % 2 == 1, f"conformer_kernel_size must be odd, got {kernel}")

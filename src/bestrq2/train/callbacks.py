@@ -137,7 +137,7 @@ class Evaluation(pl.Callback):
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(self.batches):
             columns = [model.config.columns(int(length)) for length in batch.lengths]
-            mask = draw_hidden_mask(model.config, columns, _VALIDATION_SEED, index, batch.places.tolist())
+            mask = draw_hidden_mask(model.config, columns, _VALIDATION_SEED, index, batch.places.tolist(), masks=1)
             with trainer.precision_plugin.forward_context():
                 sums = add_diagnostics(sums, model(batch.to(module.device).input_values, padding_mask(batch), mask))
         return summarise("validation", sums)

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from bestrq2._version import __version__
 from bestrq2.data.batches import AudioBatch
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.conformer import Conformer, ConformerBlock
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.model.outputs import BestRQ2ForPreTrainingOutput
@@ -190,7 +191,7 @@ class ShardedPretrainingModule(PretrainingModule):
             return
         mesh = self.device_mesh["data_parallel"]
         for part in self.model.modules():
-            if isinstance(part, Block):
+            if isinstance(part, Block | ConformerBlock):
                 fully_shard(part, mesh=mesh)
         fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
 
@@ -198,7 +199,7 @@ class ShardedPretrainingModule(PretrainingModule):
 def checkpoint_activations(model: BestRQ2ForPreTraining) -> None:
     """Let encoder and predictor recompute their activations in the backward pass, to save memory."""
     for part in model.modules():
-        if isinstance(part, Transformer):
+        if isinstance(part, Transformer | Conformer):
             part.gradient_checkpointing = True
 
 

@@ -13,12 +13,12 @@ from bestrq2.train.settings import OptimizerConfig
 def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, object]]:
     """Trainable parameters with and without weight decay.
 
-    Matrices decay; biases, norms and tokens do not, unless `decay_all` asks for the reference's behaviour.
+    Matrices and kernels decay; biases, norms and tokens do not, unless `decay_all` asks for the reference's behaviour.
     """
     matrices = {
         parameter
         for module in model.modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
         for name, parameter in module.named_parameters(recurse=False)
         if name == "weight"
     }
