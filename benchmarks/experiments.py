@@ -39,7 +39,7 @@ def settings_of(arm: str, budget: str | None, gflops: float | None, steps: int |
     return settings
 
 
-def train(arm: str, seed: int, folder: Path, data: str, settings: dict[str, Any], probe: bool) -> tuple[str, float]:
+def train(arm: str, seed: int, folder: Path, data: str, settings: dict[str, Any], probe: str) -> tuple[str, float]:
     """One run from start to benchmark; returns its folder's name and the seconds it took."""
     import torch
 
@@ -53,8 +53,8 @@ def train(arm: str, seed: int, folder: Path, data: str, settings: dict[str, Any]
             sys.stderr = log
             bestrq2.pretrain(recipe=arm, data=data, output=folder, seed=seed, resume=True, **settings)
             sys.stderr = sys.__stderr__
-    if probe and not (folder / "soundworld-1.json").is_file():
-        bestrq2.probe(folder, "soundworld-1")
+    if probe != "no" and not (folder / "soundworld-1.json").is_file():
+        bestrq2.probe(folder, "soundworld-1", baselines=probe == "all" and seed == 0)
     return folder.name, time.monotonic() - began
 
 
@@ -68,13 +68,16 @@ def main() -> None:
     parser.add_argument("--gflops", type=float, default=None)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--no-probe", action="store_true", help="train only")
+    parser.add_argument(
+        "--probe", choices=["all", "model", "no"], default="all",
+        help="the model and, for seed 0, untrained weights and log-mel statistics; the model alone; nothing",
+    )  # fmt: skip
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     # The first arms of all seeds come first, so that an experiment cut short has whole rows.
     jobs = [
         (arm, seed, options.output / f"{Path(arm).stem if arm.endswith('.yaml') else arm}-seed{seed}", options.data,
-         settings_of(arm, options.budget, options.gflops, options.steps), not options.no_probe)
+         settings_of(arm, options.budget, options.gflops, options.steps), options.probe)
         for arm in options.arms for seed in options.seeds
     ]  # fmt: skip
     failed = 0

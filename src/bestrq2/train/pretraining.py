@@ -53,6 +53,7 @@ from bestrq2.train.settings import PretrainConfig, changed_settings
 from bestrq2.train.shard_counts import ShardCounts, with_known_counts
 from bestrq2.train.statistics import band_statistics
 from bestrq2.train.stopping import StopRequest
+from bestrq2.train.timing import Timing
 from bestrq2.train.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -218,7 +219,9 @@ class _Run:
         evaluation, progress = Evaluation(self._validation_batches(held_out), self._online_probe()), Progress()
         failures = FailureKeeper(self.folder.root, config.watch.max_skipped_in_a_row)
         watch = Watch(config, self.folder.warnings, progress.clock)
-        callbacks += [failures, evaluation, watch, self.keeper, progress, ShardCounts(self.folder.root / _SHARD_COUNTS)]
+        timing = Timing(self.folder.timing, self.start)
+        shards = ShardCounts(self.folder.root / _SHARD_COUNTS)
+        callbacks += [failures, evaluation, timing, watch, self.keeper, progress, shards]
         try:
             devices, num_nodes = launched_shape(settings)
             return pl.Trainer(

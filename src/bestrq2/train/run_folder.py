@@ -54,6 +54,11 @@ class RunFolder:
         return self.root / "metrics.csv"
 
     @property
+    def timing(self) -> Path:
+        """Seconds of training up to every logged step."""
+        return self.root / "timing.csv"
+
+    @property
     def rejected(self) -> Path:
         """Recordings that could not be used."""
         return self.root / "rejected.csv"
