@@ -152,6 +152,7 @@ def test_settings_are_readable() -> None:
     assert value_text([0.4, 0.6], "model.mask_ratio") == "0.4–0.6"
     assert value_text([0.1 + 0.2, 0.1 + 0.2], "model.mask_ratio") == "0.3"
     assert value_text([32, 8], "model.patch_size") == "32 x 8"
+    assert value_text(3000, "trainer.max_steps") == "3,000"
     assert [value_text(value) for value in (20000, True, None, 3e-4)] == ["20,000", "on", "none", "0.0003"]
 
 

@@ -124,7 +124,11 @@ def value_text(value: object, name: str = "") -> str:
         between = "–" if name.endswith("ratio") else ", " if len(value) != 2 or name.endswith("betas") else " x "
         one = between == "–" and len(set(value)) == 1
         return between.join(map(value_text, value[:1] if one else value))
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and abs(value) >= (1000 if name.endswith("steps") else 10_000)
+    ):
         return f"{value:,}"
     if isinstance(value, bool) or value is None:
         return {True: "on", False: "off", None: "none"}[value]

@@ -43,7 +43,7 @@ def notes(arms: Sequence[Arm]) -> list[str]:
             if logged is not None and last > logged[0][-1]:
                 found.append(f"{run.folder}: the loss was finite for the last time at step {logged[0][-1]:,}.")
     untimed = [arm.label for arm in arms if any(run.timing is None for run in arm.runs)]
-    if untimed and len(untimed) < len(arms):
+    if untimed and any(run.timing is not None for arm in arms for run in arm.runs):
         found.append(f"Wall time was not recorded, or not for every seed, of: {'; '.join(untimed)}.")
     return found
 

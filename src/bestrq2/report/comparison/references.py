@@ -17,6 +17,7 @@ from bestrq2.report.scales import Unit, number_text
 # Quantity → the smallest distance from the reference's mean that ever counts as outside.
 QUANTITIES = {"train/excess_loss": 0.05, "train/code_perplexity": 1.0, "train/accuracy": 0.01}
 SPREADS, SHARE = 3.0, 0.2
+MOST_NAMED = 6
 
 
 def reference_folder() -> Path:
@@ -55,11 +56,16 @@ def health(arms: Sequence[Arm]) -> list[str]:
         changed = differing([arm.settings, reference.settings])
         if changed:
             sentences.append(
-                f"{arm.label}: its settings are not the reference's, so expect differences: {', '.join(changed)}."
+                f"{arm.label}: its settings are not the reference's, so expect differences: {_list(changed)}."
             )
         for run in arm.runs:
             sentences += [_sentence(run, reference, metric, floor) for metric, floor in QUANTITIES.items()]
     return sentences
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def _sentence(run: Run, reference: Arm, metric: str, floor: float) -> str:

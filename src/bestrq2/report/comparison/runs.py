@@ -184,6 +184,6 @@ def _check_result_belongs(run: Run) -> None:
     again = f"probe it again with `bestrq2 probe {run.folder} {run.result.benchmark}`"
     step, seed = run.result.provenance.get("step"), run.result.provenance.get("seed")
     if step is not None and step != run.steps:
-        raise DataError(f"{run.folder}: was probed at step {step:,} and is now at step {run.steps:,}: {again}")
+        raise DataError(f"{run.folder}: was probed at step {step} and is now at step {run.steps}: {again}")
     if seed is not None and seed != run.seed:
         raise DataError(f"{run.folder}: has seed {run.seed}, but its probe result is of seed {seed}: {again}")
