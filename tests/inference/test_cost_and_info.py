@@ -108,12 +108,22 @@ def test_every_mask_of_a_clip_costs_as_much(tiny_config):
 def test_facts_of_a_recipe_name_units_and_say_that_it_is_untrained():
     facts = info("best-rq-2-tiny")
     assert facts["objective"] == "two-step"
-    assert facts["encoder"] == "6 layers x 192, 3 heads, sincos positions"
+    assert facts["encoder"] == "ViT, 6 layers x 192, 3 heads, sincos positions"
+    assert facts["mask"] == "40 to 60 % of the patches"
+    assert facts["parameters in pretraining"].endswith("M (with predictor and head)")
     assert facts["input"] == "16000 Hz mono, 128 mel bands, one frame per 39.06 ms, normalised: none"
     assert facts["frames"].startswith("1.6 per second (every 625 ms)")
     assert facts["tokens"] == "12.8 per second of audio"
     assert facts["inference"].endswith("GFLOPs for 10 s")
     assert "not a run folder" in facts["trained"]
+
+
+def test_facts_of_the_conformer_name_its_spans_and_noise():
+    facts = info("best-rq-conformer-tiny")
+    assert facts["encoder"] == "Conformer, 6 layers x 128, 4 heads, relative positions"
+    assert facts["mask"] == "spans of 4 columns, 48 % of the patches on average, filled with noise"
+    assert facts["tokens"] == "25 per second of audio"
+    assert facts["parameters in pretraining"].endswith("M (with its head)")
 
 
 def test_facts_of_a_run_tell_where_the_model_comes_from(tiny_pretraining, tmp_path):

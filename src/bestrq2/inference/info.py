@@ -12,6 +12,9 @@ import yaml
 from bestrq2.errors import CheckpointError
 from bestrq2.inference.cost import cost
 from bestrq2.inference.embedder import load_encoder
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+
+ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
 
 
 def info(model: str | os.PathLike[str]) -> dict[str, str]:
@@ -27,13 +30,14 @@ def info(model: str | os.PathLike[str]) -> dict[str, str]:
     numbers = cost(config)
     height, width = config.patch_size
     seconds = f"{config.max_seconds:g} s"
+    without_head = "predictor and" if config.objective == "two_step" else "its"
     facts = {
         "model": str(model),
         "objective": config.objective.replace("_", "-"),
-        "encoder": f"{config.num_hidden_layers} layers x {config.hidden_size}, {config.num_attention_heads} heads, "
-        f"{config.position_embedding} positions",
+        "encoder": f"{ENCODERS[config.encoder_type]}, {config.num_hidden_layers} layers x {config.hidden_size}, "
+        f"{config.num_attention_heads} heads, {config.position_embedding} positions",
         "encoder parameters": f"{numbers.encoder_parameters / 1e6:.2f} M",
-        "parameters in pretraining": f"{numbers.pretraining_parameters / 1e6:.2f} M (with predictor and head)",
+        "parameters in pretraining": f"{numbers.pretraining_parameters / 1e6:.2f} M (with {without_head} head)",
         "input": f"{config.sampling_rate} Hz mono, {config.num_mel_bands} mel bands, one frame per "
         f"{1000 * config.hop_length / config.sampling_rate:.4g} ms, normalised: {config.input_normalization}",
         "patch": f"{height} mel bands x {width} frames",
@@ -42,9 +46,25 @@ def info(model: str | os.PathLike[str]) -> dict[str, str]:
         f"{1000 * config.frame_hop_samples / config.sampling_rate:.4g} ms), {config.hidden_size} values each",
         "inference": f"{numbers.inference_gflops:.4g} GFLOPs for {seconds}",
         "training step": f"{numbers.training_gflops:.4g} GFLOPs per clip of {seconds}",
+        "mask": _mask(config),
         "codes": f"{config.num_codebooks} x {config.codebook_size}, quantizer input: {config.quantizer_normalization}",
     }
     return facts | _provenance(Path(model))
+
+
+def _mask(config: BestRQ2Config) -> str:
+    """What is hidden, and of how many masks a clip."""
+    low, high = (f"{100 * ratio:g}" for ratio in config.mask_ratio)
+    share = f"{low} %" if low == high else f"{low} to {high} %"
+    rows, columns = config.mask_block_size
+    shapes = {
+        "uniform": f"{share} of the patches",
+        "block": f"{share} of the patches, in blocks of {rows} x {columns}",
+        "span": f"spans of {columns} columns, {100 * config.mean_hidden_share:.0f} % of the patches on average",
+    }
+    noise = ", filled with noise" if config.mask_fill == "noise" else ""
+    several = f", {config.masks_per_clip} masks a clip" if config.masks_per_clip > 1 else ""
+    return shapes[config.mask_shape] + noise + several
 
 
 def _provenance(run: Path) -> dict[str, str]:
