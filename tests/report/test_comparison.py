@@ -26,7 +26,7 @@ from bestrq2.report.comparison.contents import Table
 from bestrq2.report.comparison.probes import pairs, probe_rows, probe_table
 from bestrq2.report.comparison.references import health
 from bestrq2.report.comparison.runs import Run, read_run
-from bestrq2.report.comparison.statistics import estimate, welch
+from bestrq2.report.comparison.statistics import estimate, pooled_spread, welch
 from bestrq2.report.comparison.training import band, final_table, flops_text, stage, time_text
 
 ONE_STAGE = {"model.objective": "one_stage"}
@@ -335,6 +335,32 @@ def test_sentences_say_who_is_ahead_outside_of_the_intervals(tmp_path: Path) -> 
         ("same", "base-0.0"),
         ("same", "better"),
     ]
+
+
+def test_differences_by_domain_and_the_pooled_spread(tmp_path: Path) -> None:
+    means = {"one": (0.50, 0.52), "two": (0.60, 0.62), "three": (0.505, 0.515)}
+    folders = [
+        write_run(tmp_path / f"{name}-{seed}", f"{name}.yaml", seed, probe=mean, changes={"optimizer.lr": 1e-4 * rate})
+        for rate, (name, of_seeds) in enumerate(means.items(), 1)
+        for seed, mean in enumerate(of_seeds)
+    ]
+    comparison = together(*folders)
+    table = next(table for table in comparison.tables if table.title == "linear probe: points above one")
+    assert table.header[1:] == ("speech", "music", "environment", "mean of means")
+    by_arm = {row[0]: row[1:] for row in table.rows}
+    # Welch: sd 1.41 each over 2 seeds, 2 degrees of freedom, t = 4.30; every domain of a made-up run scores the same.
+    assert set(by_arm["two"]) == {"+10.0 ± 6.1 *"}
+    assert by_arm["three"][-1].startswith("+0.0 ± ")
+    # Pooled: sums of squares 2 + 2 + 0.5 over 3 degrees of freedom, t(3) = 3.18.
+    spread = pooled_spread([(50.0, 52.0), (60.0, 62.0), (50.5, 51.5), (7.0,)])
+    assert spread is not None
+    assert (spread.degrees, spread.deviation) == (3, pytest.approx(math.sqrt(4.5 / 3)))
+    assert spread.least_difference(2, 2) == pytest.approx(3.1824 * math.sqrt(1.5), rel=1e-4)
+    assert pooled_spread([(1.0,), (2.0,)]) is None
+    assert (
+        "seeds spread by 1.2 points (3 degrees of freedom), and means of 2 seeds each are apart from 3.9 points on"
+        in (comparison.text)
+    )
 
 
 def test_printed_tables_break_long_labels_and_markdown_does_not() -> None:

@@ -73,9 +73,10 @@ def assemble(arms: list[Arm], output: Path, health_check: bool = False) -> Compa
     rows = probes.probe_rows(arms)
     pairs = probes.pairs(arms, rows)
     tables = [probes.probe_table(method, of_method, arms) for method, of_method in rows.items()]
-    tables += [training.cost_table(arms), training.final_table(arms)]
+    tables += [*probes.difference_tables(arms, pairs), training.cost_table(arms), training.final_table(arms)]
     sentences = [
         *probes.pair_sentences(arms, pairs, rows),
+        *probes.spread_sentences(rows),
         *(
             []
             if rows
@@ -118,6 +119,10 @@ def _numbers(
                 "difference": pair.difference.difference,
                 "half_width": pair.difference.half_width,
                 "clear": pair.difference.clear,
+                "domains": {
+                    domain: {"difference": apart.difference, "half_width": apart.half_width, "clear": apart.clear}
+                    for domain, apart in pair.domains.items()
+                },
             }
             for pair in pairs
         ],

@@ -35,12 +35,13 @@ class ProbeRow:
 
 @dataclass(frozen=True)
 class Pair:
-    """Difference of the mean of means between two arms under one method; `difference` is of shares."""
+    """Difference between two arms under one method, of shares: of the mean of means, and of every domain."""
 
     method: str
     ahead: str
     baseline: str
     difference: Difference
+    domains: dict[str, Difference]
 
 
 @dataclass(frozen=True)

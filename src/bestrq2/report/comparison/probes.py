@@ -13,7 +13,7 @@ from bestrq2.report.comparison import results
 from bestrq2.report.comparison.arms import Arm
 from bestrq2.report.comparison.contents import Pair, ProbeRow, Table
 from bestrq2.report.comparison.results import LOG_MEL, RANDOM, SUPERVISED
-from bestrq2.report.comparison.statistics import Estimate, estimate, welch
+from bestrq2.report.comparison.statistics import Difference, Estimate, estimate, pooled_spread, welch
 
 TITLES = {"linear": "linear probe (%)", "knn": "k-NN (%)"}
 NOT_PROBED = f"not probed: run `bestrq2 probe RUN {results.BENCHMARK}`"
@@ -75,13 +75,54 @@ def pairs(arms: Sequence[Arm], rows: dict[str, list[ProbeRow]]) -> list[Pair]:
     """Differences between every two arms of at least two probed seeds, the later arm less the earlier one."""
     found = []
     for method, of_method in rows.items():
-        values = {row.label: row.scores["mean"].values for row in of_method if row.kind == "arm" and row.scores}
-        labels = [arm.label for arm in arms if len(values.get(arm.label, ())) >= 2]
-        found += [
-            Pair(method, later, earlier, welch(values[later], values[earlier]))
-            for earlier, later in itertools.combinations(labels, 2)
-        ]
+        scores = {row.label: row.scores for row in of_method if row.kind == "arm" and row.scores}
+        labels = [arm.label for arm in arms if arm.label in scores and len(scores[arm.label]["mean"].values) >= 2]
+        for earlier, later in itertools.combinations(labels, 2):
+            apart = {
+                domain: welch(scores[later][domain].values, scores[earlier][domain].values) for domain in scores[later]
+            }
+            mean = apart.pop("mean")
+            found.append(Pair(method, later, earlier, mean, apart))
     return found
+
+
+def difference_tables(arms: Sequence[Arm], found: Sequence[Pair]) -> list[Table]:
+    """For each method, every arm less the first one, by domain, in points; an asterisk where zero lies outside."""
+    tables = []
+    for method in METHODS:
+        of_method = [pair for pair in found if pair.method == method and pair.baseline == arms[0].label]
+        if of_method:
+            header = ("", *(domain or "other" for domain in of_method[0].domains), "mean of means")
+            lines = [(pair.ahead, *map(_points, [*pair.domains.values(), pair.difference])) for pair in of_method]
+            title = f"{TITLES[method].removesuffix(' (%)')}: points above {arms[0].label}"
+            tables.append(Table(title, header, tuple(lines)))
+    return tables
+
+
+def _points(difference: Difference) -> str:
+    mark = " *" if difference.clear else ""
+    return f"{100 * difference.difference:+.1f} ± {100 * difference.half_width:.1f}{mark}"
+
+
+def spread_sentences(rows: dict[str, list[ProbeRow]]) -> list[str]:
+    """For each method, what seeds alone do: with two or three seeds an arm, its own interval is hardly known."""
+    sentences = []
+    for method, of_method in rows.items():
+        samples = [row.scores["mean"].values for row in of_method if row.kind == "arm" and row.scores]
+        several = [len(one) for one in samples if len(one) > 1]
+        spread = pooled_spread(samples)
+        if spread is not None and len(several) >= 3:
+            least = 100 * spread.least_difference(min(several), min(several))
+            sentences.append(
+                f"{_title(method)}: if all arms spread alike, seeds spread by {100 * spread.deviation:.1f} points "
+                f"({spread.degrees} degrees of freedom), and means of {min(several)} seeds each are apart from "
+                f"{least:.1f} points on."
+            )
+    return sentences
+
+
+def _title(method: str) -> str:
+    return TITLES[method].removesuffix(" (%)").replace("linear", "Linear")
 
 
 def probe_table(method: str, rows: Sequence[ProbeRow], arms: Sequence[Arm]) -> Table:
@@ -112,12 +153,11 @@ def pair_sentences(arms: Sequence[Arm], found: Sequence[Pair], rows: dict[str, l
     """For each method, every arm against the first one."""
     sentences = []
     for method in rows:
-        title = TITLES[method].removesuffix(" (%)").replace("linear", "Linear")
         baseline = arms[0].label
         for arm in arms[1:]:
             pair = next((p for p in found if (p.method, p.ahead, p.baseline) == (method, arm.label, baseline)), None)
             if pair is not None:
-                sentences.append(f"{title}: {_pair_sentence(pair)}.")
+                sentences.append(f"{_title(method)}: {_pair_sentence(pair)}.")
     probed = {arm.label: sum(run.result is not None for run in arm.runs) for arm in arms}
     few = [label for label, count in probed.items() if count == 1]
     if rows and len(arms) > 1 and few:

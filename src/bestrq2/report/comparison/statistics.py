@@ -61,6 +61,33 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     return Difference(difference, _quantile(degrees) * math.sqrt(a + b))
 
 
+@dataclass(frozen=True)
+class Spread:
+    """What seeds alone do, taken as the same in all arms.
+
+    Attributes:
+        deviation: standard deviation between seeds of one arm, pooled over arms.
+        degrees: of freedom it rests on.
+    """
+
+    deviation: float
+    degrees: int
+
+    def least_difference(self, first: int, second: int) -> float:
+        """From which difference on the means of that many seeds each are apart at 95 % (Fisher's)."""
+        return _quantile(self.degrees) * self.deviation * math.sqrt(1 / first + 1 / second)
+
+
+def pooled_spread(samples: Sequence[Sequence[float]]) -> Spread | None:
+    """Spread within samples of at least two values each; None where there is no such sample."""
+    several = [np.asarray(one, dtype=np.float64) for one in samples if len(one) > 1]
+    degrees = sum(len(one) - 1 for one in several)
+    if not degrees:
+        return None
+    squares = sum(float(((one - one.mean()) ** 2).sum()) for one in several)
+    return Spread(math.sqrt(squares / degrees), degrees)
+
+
 def _quantile(degrees: float) -> float:
     from scipy.stats import t
 
