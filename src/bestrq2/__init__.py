@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
     from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
     from bestrq2.recipe_book import recipe, recipes
+    from bestrq2.report.comparison import compare
     from bestrq2.train.pretraining import pretrain
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Embedder",
     "Embeddings",
     "__version__",
+    "compare",
     "load",
     "load_reference",
     "pretrain",
@@ -45,6 +47,7 @@ _HOMES = {
     "BestRQ2Model": "model.modeling_bestrq2",
     "Embedder": "inference.embedder",
     "Embeddings": "inference.embeddings",
+    "compare": "report.comparison",
     "load": "inference.embedder",
     "load_reference": "convert.reference",
     "pretrain": "train.pretraining",
