@@ -11,6 +11,7 @@ compute (bestrq2.inference.cost), else `--steps` or its own. `--budget FILE` lay
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import multiprocessing
 import sys
@@ -19,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from bestrq2.recipe_book import merge, recipe
+from bestrq2.recipe_book import is_recipe_file, merge, recipe
 
 
 def settings_of(arm: str, budget: str | None, gflops: float | None, steps: int | None) -> dict[str, Any]:
@@ -35,7 +36,8 @@ def settings_of(arm: str, budget: str | None, gflops: float | None, steps: int |
         each = cost(BestRQ2Config(**settings["model"])).training_gflops * settings["loader"]["batch_size"]
         steps = max(1, round(gflops / each))
     if steps is not None:
-        settings = merge(settings, {"trainer": {"max_steps": steps, "checkpoint_every_n_steps": steps}})
+        settings = merge(settings, {"trainer": {"max_steps": steps}})
+    settings.setdefault("trainer", {})["checkpoint_every_n_steps"] = max(1, settings["trainer"]["max_steps"] // 4)
     return settings
 
 
@@ -46,13 +48,13 @@ def train(arm: str, seed: int, folder: Path, data: str, settings: dict[str, Any]
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
     import bestrq2
+    from bestrq2.convert.weights import exported_step
 
     began = time.monotonic()
-    if not (folder / "report.html").is_file():
-        with (folder.parent / f"{folder.name}.log").open("w") as log:
-            sys.stderr = log
+    if exported_step(folder) != settings["trainer"]["max_steps"]:
+        with (folder.parent / f"{folder.name}.log").open("a") as log, contextlib.redirect_stderr(log):
             bestrq2.pretrain(recipe=arm, data=data, output=folder, seed=seed, resume=True, **settings)
-            sys.stderr = sys.__stderr__
+        (folder / "soundworld-1.json").unlink(missing_ok=True)
     if probe != "no" and not (folder / "soundworld-1.json").is_file():
         bestrq2.probe(folder, "soundworld-1", baselines=probe == "all" and seed == 0)
     return folder.name, time.monotonic() - began
@@ -76,10 +78,12 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     # The first arms of all seeds come first, so that an experiment cut short has whole rows.
     jobs = [
-        (arm, seed, options.output / f"{Path(arm).stem if arm.endswith('.yaml') else arm}-seed{seed}", options.data,
+        (arm, seed, options.output / f"{Path(arm).stem if is_recipe_file(arm) else arm}-seed{seed}", options.data,
          settings_of(arm, options.budget, options.gflops, options.steps), options.probe)
         for arm in options.arms for seed in options.seeds
     ]  # fmt: skip
+    if len({folder for _, _, folder, *_ in jobs}) < len(jobs):
+        parser.error("two arms have one name: their runs would lie in the same folders")
     failed = 0
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(train, *job): job for job in jobs}

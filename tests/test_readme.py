@@ -41,7 +41,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_code_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     monkeypatch.chdir(workplace)
     commands = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-    assert [line.split()[1] for line in commands] == ["pretrain", "prepare", "pretrain", "embed", "info", "probe", "compare"]
+    assert [line.split()[1] for line in commands] == [
+        "pretrain",
+        "prepare",
+        "pretrain",
+        "embed",
+        "info",
+        "probe",
+        "compare",
+    ]
     for line in commands:
         assert cli.run(shlex.split(line)[1:]) == 0, line
     assert len(pq.read_table("embeddings.parquet")) == 8

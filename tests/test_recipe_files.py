@@ -113,3 +113,25 @@ def test_an_embedder_of_random_weights_comes_from_a_file_too(write):
 def test_every_ablation_that_is_shipped_holds(path):
     model = bestrq2.recipe(path)["model"]
     assert BestRQ2Config(**model).patch_rows >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seed: 3", "a recipe has no 'seed'"),
+        ("modle: {hidden_size: 96}", "a recipe has no 'modle'; did you mean 'model'?"),
+        ("optimizer: 5", "'optimizer' must hold settings, one a line, got 5"),
+        ("model: [1, 2]", "'model' must hold settings, one a line, got [1, 2]"),
+    ],
+)
+def test_what_is_no_group_of_settings_is_refused_wherever_a_recipe_is_taken(write, text, sentence):
+    path = write("mine.yaml", f"extends: best-rq-2-tiny\n{text}")
+    for take in (bestrq2.recipe, bestrq2.load):
+        with pytest.raises(ConfigError) as error:
+            take(path)
+        assert sentence in str(error.value)
+
+
+def test_a_recipe_file_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        bestrq2.load(str(tmp_path / "gone.yaml"))

@@ -19,6 +19,8 @@ from bestrq2.flags import nearest
 
 _FOLDER = resources.files("bestrq2") / "recipes"
 _SUFFIXES = (".yaml", ".yml")
+# What a recipe may set.
+GROUPS = ("model", "loader", "optimizer", "trainer", "probe", "watch", "logging")
 
 
 def recipes() -> list[str]:
@@ -99,7 +101,15 @@ def _load(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError(f"{where}: this recipe is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{where}: a recipe must hold groups of settings such as 'model:', got {settings!r}")
-    return settings
+    for key, value in settings.items():
+        if key not in (*GROUPS, "extends", "description"):
+            raise ConfigError(
+                f"{where}: a recipe has no '{key}'{nearest(str(key), GROUPS)}; it has {', '.join(GROUPS)} (data, "
+                "output and seed are given on the command line)"
+            )
+        if key in GROUPS and not isinstance(value, dict | None):
+            raise ConfigError(f"{where}: '{key}' must hold settings, one a line, got {value!r}")
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

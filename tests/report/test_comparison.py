@@ -241,7 +241,7 @@ def test_results_that_came_about_differently_are_refused(tmp_path: Path) -> None
 
 def test_a_timing_of_other_columns_is_refused_and_half_rows_are_passed_over(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    (folder / "timing.csv").write_text("step,seconds\n200,20\n400,41.5\n40")
+    (folder / "timing.csv").write_text("step,seconds\n20,2\n200,20\n400,41.5\n40")
     assert read_run(folder).seconds() == 41.5
     (folder / "timing.csv").write_text("time\n1\n")
     with pytest.raises(DataError, match="must have the columns step and seconds"):
@@ -361,6 +361,57 @@ def test_differences_by_domain_and_the_pooled_spread(tmp_path: Path) -> None:
         "seeds spread by 1.2 points (3 degrees of freedom), and means of 2 seeds each are apart from 3.9 points on"
         in (comparison.text)
     )
+
+
+def test_labels_stay_apart_where_folders_of_many_arms_have_the_same_names(tmp_path: Path) -> None:
+    """More settings differ than labels name, and all folders are called seed-0."""
+    settings = [
+        {"optimizer.lr": 1e-4 * (1 + i % 2), "model.codebook_size": 64 * (1 + i // 2 % 2), "loader.batch_size": 8,
+         "optimizer.weight_decay": 0.01 * (1 + i // 4), "model.mask_ratio": [0.4, 0.5 + 0.01 * i]}
+        for i in range(6)
+    ]  # fmt: skip
+    folders = [
+        write_run(tmp_path / "ABCDEF"[arm] / f"seed-{seed}", seed=seed, probe=0.5 + 0.05 * arm, changes=changes)
+        for arm, changes in enumerate(settings)
+        for seed in range(2)
+    ]
+    arms = group(read(*folders))
+    assert len({arm.label for arm in arms}) == 6
+    found = [
+        pair for pair in pairs(arms, probe_rows(arms)) if (pair.method, pair.baseline) == ("linear", arms[0].label)
+    ]
+    assert [round(pair.difference.difference, 3) for pair in found] == [0.05, 0.1, 0.15, 0.2, 0.25]
+
+
+def test_what_a_run_lacks_and_others_logged_is_said(tmp_path: Path) -> None:
+    whole, renamed = write_run(tmp_path / "whole", seed=0), write_run(tmp_path / "renamed", seed=1)
+    table = (renamed / "metrics.csv").read_text()
+    (renamed / "metrics.csv").write_text(table.replace("validation/excess_loss", "validation/excess"))
+    text = together(whole, renamed).text
+    assert f"{renamed}: metrics.csv has no validation/excess_loss, which other runs logged" in text
+
+
+def test_wall_time_of_which_the_beginning_is_lost_is_not_given(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    lines = (run / "timing.csv").read_text().splitlines()
+    (run / "timing.csv").write_text("\n".join([lines[0], *lines[-2:]]) + "\n")
+    assert read_run(run).seconds() is None
+
+
+def test_settings_that_json_does_not_know_and_other_scores_beside_a_run_do_no_harm(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", probe=None, changes={"trainer.gradient_clip_val": math.inf})
+    (run / "soundworld-scores.json").write_text("{}")
+    assert json.loads(together(run).json())["arms"][0]["settings"]["trainer.gradient_clip_val"] == "inf"
+
+
+def test_a_tiny_but_clear_lead_is_a_lead(tmp_path: Path) -> None:
+    means = {"one": (0.5, 0.5), "two": (0.5003, 0.5003)}
+    folders = [
+        write_run(tmp_path / f"{name}-{seed}", f"{name}.yaml", seed, probe=mean, changes={"optimizer.lr": 1e-4 * rate})
+        for rate, (name, of_seeds) in enumerate(means.items(), 1)
+        for seed, mean in enumerate(of_seeds)
+    ]
+    assert "Linear probe: two is 0.030 ± 0.000 points ahead of one." in together(*folders).text
 
 
 def test_printed_tables_break_long_labels_and_markdown_does_not() -> None:

@@ -403,3 +403,16 @@ def test_a_checkpoint_describes_itself_and_loads_without_pickled_objects(finishe
         (finished_run / "config.yaml").read_text()
     )
     assert checkpoint["global_step"] == 6
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_can_be_resumed(tmp_path: Path, recordings: Path):
+    run = small_pretrain(recordings, tmp_path / "run")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("encoder_type", "mask_fill", "masks_per_clip", "mask_span_probability"):
+        del settings["model"][name]
+    del settings["logging"], settings["trainer"]["keep_last"]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    small_pretrain(recordings, run, trainer={"max_steps": 8}, resume=True)
+    assert metrics(run)[-1]["step"] == "8"
+    with pytest.raises(ConfigError, match=r"masks_per_clip was 1 and is now 2"):
+        small_pretrain(recordings, run, model={"masks_per_clip": 2}, trainer={"max_steps": 10}, resume=True)

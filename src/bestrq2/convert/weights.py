@@ -16,8 +16,12 @@ from torch import Tensor
 from transformers.utils import logging as hub_logging
 
 from bestrq2.errors import CheckpointError
+from bestrq2.files import write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2PreTrainedModel
+
+# In a model folder: the step its weights were taken at.
+EXPORTED = "training.json"
 
 ModelClass = TypeVar("ModelClass", bound=BestRQ2PreTrainedModel)
 
@@ -48,6 +52,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: holds no state dict (a mapping of names to tensors)")
     return dict(state)
+
+
+def write_exported_step(folder: Path, step: int) -> None:
+    """Note beside the weights in a model folder after how many steps of training they were taken."""
+    write_text(folder / EXPORTED, json.dumps({"step": step}) + "\n")
+
+
+def exported_step(run: Path) -> int | None:
+    """The step of the weights in a run's model folder; None where it was not noted."""
+    try:
+        return int(json.loads((run / "model" / EXPORTED).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> ModelClass:

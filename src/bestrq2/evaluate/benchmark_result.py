@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from bestrq2._version import __version__
+from bestrq2.convert.weights import exported_step
 from bestrq2.data import soundworld
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.evaluate.benchmark import METHODS, Benchmark, benchmark_means, benchmark_named
@@ -194,10 +195,10 @@ def model_provenance(model: str | os.PathLike[str], config: BestRQ2Config) -> di
         config: its architecture.
 
     Returns:
-        model; recipe, data, seed, steps (planned) and batch_size of the run; step, of the newest row of its metrics;
-        finished, whether that is the last one; training_gflops, those of the planned steps; encoder_parameters,
-        objective, and `software_provenance`. What only a run folder tells is None for other models, as is step where
-        there are no metrics.
+        model; recipe, data, seed, steps (planned) and batch_size of the run; step, that of the weights in its model
+        folder (of the newest row of its metrics, in runs of older versions); finished, whether that is the last one;
+        training_gflops, those of the planned steps; encoder_parameters, objective, and `software_provenance`. What only
+        a run folder tells is None for other models, as is step where there are no metrics.
 
     Raises:
         CheckpointError: if a run folder's config.yaml or metrics.csv cannot be read.
@@ -229,7 +230,8 @@ def _run_provenance(run: Path) -> dict[str, Any]:
         }
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: holds no settings of a run") from error
-    step = _newest_step(run / "metrics.csv")
+    # The weights are those of the last export; metrics may have gone on since.
+    step = exported_step(run) or _newest_step(run / "metrics.csv")
     return {**known, "step": step, "finished": step == known["steps"]}
 
 
@@ -243,8 +245,12 @@ def _newest_step(metrics: Path) -> int | None:
         return None
     try:
         with metrics.open(newline="", encoding="utf-8") as file:
-            return max((int(row["step"]) for row in csv.DictReader(file)), default=None)
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, csv.Error) as error:
+            rows = csv.DictReader(file)
+            if "step" not in (rows.fieldnames or ()):
+                raise CheckpointError(f"{metrics}: holds no metrics of a run")
+            # A row cut short by a kill has no whole number there.
+            return max((int(row["step"]) for row in rows if (row["step"] or "").isdigit()), default=None)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CheckpointError(f"{metrics}: holds no metrics of a run") from error
 
 

@@ -218,7 +218,7 @@ def load_encoder(source: str | os.PathLike[str]) -> BestRQ2Model:
         folder = path / "model" if (path / "model").is_dir() else path
         return load_model_folder(folder, BestRQ2Model)
     name = str(source)
-    if name in recipes() or (path.is_file() and is_recipe_file(name)):
+    if name in recipes() or is_recipe_file(name):
         return random_encoder(_recipe_config(name))
     if path.is_file():
         beside = [path.with_suffix(suffix) for suffix in (".json", ".yaml", ".yml")]
@@ -239,7 +239,7 @@ def load_encoder(source: str | os.PathLike[str]) -> BestRQ2Model:
 def _recipe_config(name: str) -> BestRQ2Config:
     """The architecture of a recipe or recipe file."""
     try:
-        return BestRQ2Config(**(recipe(name).get("model") or {}))
+        return BestRQ2Config(**recipe(name).get("model", {}))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"recipe {name}: model: {error}") from error
 

@@ -65,7 +65,7 @@ class BestRQ2Config(PreTrainedConfig):
         num_hidden_layers: blocks of the encoder.
         num_attention_heads: heads of the encoder.
         intermediate_size: hidden width of the encoder's feed-forward part.
-        activation: "gelu" or "swiglu" (a Conformer always has SiLU).
+        activation: "gelu" or "swiglu" (leave it at "gelu" for a Conformer, which always has SiLU).
         norm: "layernorm" or "rmsnorm".
         norm_eps: epsilon of the norms.
         use_bias: whether the linear maps inside the blocks, the patch embedding, and the predictor have biases.
@@ -100,7 +100,8 @@ class BestRQ2Config(PreTrainedConfig):
             (Gaussian noise of `mask_noise_std` in place of their normalised values, before anything reads them).
         mask_noise_std: standard deviation of that noise.
         masks_per_clip: masks trained on for every clip of a step; they share one spectrogram and its targets, and
-            their visible parts overlap as little as possible (two masks of ratio 0.5 are each other's complement).
+            where they are uniform their visible parts overlap as little as possible (two masks of ratio 0.5 are each
+            other's complement), other shapes are drawn independently.
         initializer_range: standard deviation of the truncated normal initialisation.
 
     Raises:

@@ -178,6 +178,11 @@ def _check_encoder(config: BestRQ2Config) -> None:
         config.mask_fill == "token" or config.objective == "one_stage",
         "mask_fill 'noise' needs objective 'one_stage': in two steps the encoder does not see hidden patches at all",
     )
+    require(
+        config.mask_fill == "token" or config.input_normalization != "none",
+        "mask_fill 'noise' needs input_normalization 'dataset' or 'clip': among decibels, noise of deviation "
+        f"mask_noise_std = {config.mask_noise_std:g} around 0 would be the loudest sound of all",
+    )
     conformer = config.encoder_type == "conformer"
     require(
         conformer == (config.position_embedding == "relative"),
@@ -196,9 +201,9 @@ def _check_encoder(config: BestRQ2Config) -> None:
         f"encoder_type 'conformer' needs patch_size [num_mel_bands, 4] = [{config.num_mel_bands}, 4], the frames that "
         f"its two strided convolutions join, got {config.patch_size}",
     )
-    fixed = {"norm": "layernorm", "use_bias": True, "qk_norm": False}
+    fixed = {"norm": "layernorm", "use_bias": True, "qk_norm": False, "activation": "gelu"}
     for name, value in fixed.items():
         found = getattr(config, name)
-        require(found == value, f"encoder_type 'conformer' has {name} {value!r} always, got {found!r}")
+        require(found == value, f"encoder_type 'conformer' needs {name} {value!r}, got {found!r}")
     kernel = config.conformer_kernel_size
     require(kernel % 2 == 1, f"conformer_kernel_size must be odd, got {kernel}")

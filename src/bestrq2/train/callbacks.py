@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from bestrq2.convert.weights import quiet_hub
+from bestrq2.convert.weights import quiet_hub, write_exported_step
 from bestrq2.data.batches import AudioBatch
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.errors import ConfigError
@@ -208,7 +208,7 @@ class RunKeeper(pl.Callback):
             self.best = loss
         if due:
             # The model first: whoever finds the checkpoint of a step finds its model too.
-            self._export(trainer, module)
+            self._export(trainer, module, step)
         if due or best:
             trainer.save_checkpoint(self.io.store.path(step))
             if trainer.is_global_zero and self.io.failure is None:
@@ -224,7 +224,7 @@ class RunKeeper(pl.Callback):
         if trainer.is_global_zero and rejected and self.rejections.add(rejected):
             logger.info("%d recordings rejected so far, listed in %s", len(self.rejections), self.rejections.path)
 
-    def _export(self, trainer: pl.Trainer, module: PretrainingModule) -> None:
+    def _export(self, trainer: pl.Trainer, module: PretrainingModule, step: int) -> None:
         state = whole_state(trainer, module)
         if not trainer.is_global_zero:
             return
@@ -236,6 +236,7 @@ class RunKeeper(pl.Callback):
                 with quiet_hub():
                     model.save_pretrained(folder, state_dict=state)
                     extractor.save_pretrained(folder)
+                write_exported_step(folder, step)
             except SafetensorError as error:  # hides the number of the system's error
                 raise OSError(errno.ENOSPC, str(error)) from error
 

@@ -45,7 +45,7 @@ def _defaults(parser: ArgumentParser, name: str) -> dict[str, Any]:
         parse_settings(parser, settings)
     except ConfigError as error:
         raise ConfigError(f"recipe {name}: {error}") from error
-    return {f"{group}.{key}": value for group, values in settings.items() for key, value in (values or {}).items()}
+    return {f"{group}.{key}": value for group, values in settings.items() for key, value in values.items()}
 
 
 def _add_model_arguments(parser: ArgumentParser) -> None:
@@ -106,12 +106,15 @@ def _recipe_of(argv: Sequence[str]) -> str:
 def _base_of(settings: dict[str, Any]) -> str:
     """The recipe that settings start from.
 
-    The config.yaml of a run states every setting: it needs no recipe, and so outlives a recipe file that has gone.
+    The config.yaml of a run states every setting: it needs no recipe, and so outlives a recipe file that has gone. What
+    later versions add has defaults that change nothing.
     """
     name = str(settings.get("recipe") or DEFAULT_RECIPE)
-    model = settings.get("model") or {}
     gone = is_recipe_file(name) and not Path(name).expanduser().is_file()
-    return DEFAULT_RECIPE if gone and set(field_names()) <= set(model) and set(GROUPS) <= set(settings) else name
+    return DEFAULT_RECIPE if gone and {"data", "seed", "model", *_STATED} <= set(settings) else name
+
+
+_STATED = ("loader", "optimizer", "trainer", "probe")
 
 
 def build_config(parsed: Namespace) -> PretrainConfig:

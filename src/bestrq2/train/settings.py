@@ -169,7 +169,7 @@ class PretrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `config.yaml` holds them; `pretrain --config` reads them back."""
-        groups = {name: json.loads(json.dumps(asdict(getattr(self, name)))) for name in GROUPS}
+        groups = {name: _plain(getattr(self, name)) for name in GROUPS}
         model = {name: getattr(self.model, name) for name in field_names()}
         top = {"recipe": self.recipe, "data": self.data, "output": str(self.output), "seed": self.seed}
         return {**top, "model": model, **groups}
@@ -271,6 +271,7 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
     More steps than before are allowed: the learning rate then follows the curve of the longer run.
     """
+    old = _with_defaults(old)
     free = {"output", "data", "probe", *(f"trainer.{f.name}" for f in fields(TrainerConfig) if f.name not in _FIXED)}
     free |= {"loader.num_workers", "watch", "logging"}
     flat_old, flat_new = _flatten(old), _flatten(new)
@@ -281,6 +282,19 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in sorted(flat_old.keys() | flat_new.keys())
         if key not in free and key.split(".")[0] not in free and flat_old.get(key) != flat_new.get(key)
     ]
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier version with what it did not know yet at its default, which is what it did."""
+    model = BestRQ2Config(**settings["model"])
+    groups = {name: {**_plain(kind()), **settings.get(name, {})} for name, kind in GROUPS.items()}
+    return {**settings, "model": {name: getattr(model, name) for name in field_names()}, **groups}
+
+
+def _plain(group: Any) -> dict[str, Any]:
+    """A group of settings as config.yaml holds it."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(group)))
+    return values
 
 
 _FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")

@@ -29,11 +29,12 @@ class Timing(pl.Callback):
         self.rows: dict[int, float] = {}
         self._before = self._began = 0.0
         if start:
-            # A file that is missing or damaged costs a figure, not the run.
+            # A file that is missing or damaged costs a figure, not the run; part of the time would be a wrong figure.
             with suppress(OSError, ValueError, KeyError, TypeError), path.open(newline="") as file:
                 rows = {int(row["step"]): float(row["seconds"]) for row in csv.DictReader(file)}
                 self.rows = {step: seconds for step, seconds in rows.items() if step <= start}
                 self._before = max(self.rows.values(), default=0.0)
+        self._known = not start or bool(self.rows)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -43,7 +44,7 @@ class Timing(pl.Callback):
         """Take the time of a step whose averages are logged."""
         step, settings = finished_step(module, batch), module.config.trainer
         due = step is not None and (step % settings.log_every_n_steps == 0 or step == settings.max_steps)
-        if step is None or not due or not trainer.is_global_zero:
+        if step is None or not due or not self._known or not trainer.is_global_zero:
             return
         self.rows[step] = self._before + time.monotonic() - self._began
         lines = [f"{step},{seconds:.3f}\n" for step, seconds in sorted(self.rows.items())]

@@ -149,10 +149,11 @@ def _labels(parts: Sequence[tuple[Run, ...]]) -> list[str]:
         run = runs[0]
         mark = "" if run.finished else f" (unfinished, step {run.steps:,} of {run.max_steps:,})"
         marked.append(label + mark)
-    return [
-        label if marked.count(label) == 1 else f"{label} ({runs[0].folder.name})"
-        for label, runs in zip(marked, parts, strict=True)
-    ]
+    found: list[str] = []
+    for label, runs in zip(marked, parts, strict=True):
+        unique = label if marked.count(label) == 1 else f"{label} ({runs[0].folder})"
+        found.append(unique if unique not in found else f"{unique} #{len(found) + 1}")
+    return found
 
 
 def _told_apart(settings: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,8 +147,13 @@ def _arm_numbers(arm: Arm) -> dict[str, Any]:
         "training_gflops_per_clip": arm.cost.training_gflops,
         "training_gflops": arm.gflops(arm.first.steps),
         "final": {name: _estimate(value) for name, value in final.items() if value is not None},
-        "settings": arm.settings,
+        "settings": {name: _plain(value) for name, value in arm.settings.items()},
     }
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it: infinity is text there."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _estimate(value: Estimate) -> dict[str, Any]:

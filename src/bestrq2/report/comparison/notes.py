@@ -27,6 +27,8 @@ TARGETS = tuple(
 )
 HIDDEN = tuple(f"model.{name}" for name in ("mask_ratio", "mask_shape", "mask_block_size", "mask_span_probability"))
 MOST_ROWS = 40
+# Metrics that tables and figures show.
+SHOWN = ("loss", "excess_loss", "accuracy", "code_perplexity", "code_coverage", "top_code_share")
 
 
 def notes(arms: Sequence[Arm]) -> list[str]:
@@ -42,9 +44,25 @@ def notes(arms: Sequence[Arm]) -> list[str]:
             )
             if logged is not None and last > logged[0][-1]:
                 found.append(f"{run.folder}: the loss was finite for the last time at step {logged[0][-1]:,}.")
+    found += _not_logged(arms)
     untimed = [arm.label for arm in arms if any(run.timing is None for run in arm.runs)]
     if untimed and any(run.timing is not None for arm in arms for run in arm.runs):
         found.append(f"Wall time was not recorded, or not for every seed, of: {'; '.join(untimed)}.")
+    return found
+
+
+def _not_logged(arms: Sequence[Arm]) -> list[str]:
+    """A sentence for every run that lacks metrics which others logged: switched off there, or renamed."""
+    runs = [run for arm in arms for run in arm.runs]
+    shown = sorted({name for run in runs for name in run.curves if name.partition("/")[2] in SHOWN})
+    found = []
+    for run in runs:
+        missing = [name for name in shown if name not in run.curves]
+        if missing:
+            found.append(
+                f"{run.folder}: metrics.csv has no {', '.join(missing)}, which other runs logged; they are left out of "
+                "the tables and figures, or shown in training for all."
+            )
     return found
 
 

@@ -174,8 +174,12 @@ def _pair_sentence(pair: Pair) -> str:
     points, half = round(100 * pair.difference.difference, 1) + 0.0, 100 * pair.difference.half_width
     if not pair.difference.clear:
         return f"{pair.ahead} and {pair.baseline} are level ({points:+.1f} ± {half:.1f} points)"
-    where = "ahead of" if points > 0 else "behind"
-    return f"{pair.ahead} is {abs(points):.1f} ± {half:.1f} points {where} {pair.baseline}"
+    where = "ahead of" if pair.difference.difference > 0 else "behind"
+    digits = 1 if points else 3
+    return (
+        f"{pair.ahead} is {abs(100 * pair.difference.difference):.{digits}f} ± {half:.{digits}f} points {where} "
+        f"{pair.baseline}"
+    )
 
 
 def _arm_row(arm: Arm, method: str) -> ProbeRow:

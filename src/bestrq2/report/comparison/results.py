@@ -21,7 +21,7 @@ LOG_MEL, RANDOM, SUPERVISED = "log-mel statistics", "random encoder", "supervise
 
 def find_result(folder: Path) -> BenchmarkResult | None:
     """The result in a run folder, of this version of the benchmark where there are several; None without one."""
-    found = sorted(folder.glob("soundworld-*.json"))
+    found = sorted(path for path in folder.glob("soundworld-*.json") if path.stem.partition("-")[2].isdigit())
     if not found:
         return None
     current = folder / f"{BENCHMARK}.json"

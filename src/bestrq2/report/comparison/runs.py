@@ -109,7 +109,7 @@ def read_run(folder: str | Path, unfinished: bool = False, reference: str | None
         steps=steps,
         max_steps=max_steps,
         curves=curves,
-        timing=_read_timing(folder / "timing.csv", steps),
+        timing=_read_timing(folder / "timing.csv", min(int(logged[0]) for logged, _ in curves.values()), steps),
         result=find_result(folder),
         reference=reference,
     )
@@ -152,8 +152,8 @@ def _refuse_without_loss(path: Path) -> None:
     )
 
 
-def _read_timing(path: Path, last_step: int) -> Curve | None:
-    """Seconds of training by step up to the last one; None where there are none."""
+def _read_timing(path: Path, first_step: int, last_step: int) -> Curve | None:
+    """Seconds of training by step up to the last one; None where there are none, or those of the beginning are lost."""
     if not path.is_file():
         return None
     seconds: dict[int, float] = {}
@@ -172,7 +172,7 @@ def _read_timing(path: Path, last_step: int) -> Curve | None:
     except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     steps = sorted(seconds)
-    if not steps:
+    if not steps or steps[0] > first_step:
         return None
     return np.array(steps, dtype=np.int64), np.array([seconds[step] for step in steps])
 
