@@ -5,7 +5,8 @@
 One encoder with random weights learns all 14 tasks at once. Every task has a head, LayerNorm and Linear, on the mean
 over frames (on each frame for the frame task). A step takes some clips of every task; the losses, cross-entropies, are
 averaged over the tasks. The heads' answers on the benchmark's test clips are scored as the benchmark scores a probe's,
-and written as a result file with one row, "supervised", method "linear". No test clip is looked at before.
+and written as a result file with one row, "supervised": method "linear" are the heads, "knn" is the k-NN on the
+trained encoder. No test clip is looked at before.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bestrq2 import BestRQ2Config, BestRQ2Model, recipe
 from bestrq2.data.band_sums import BandSums
 from bestrq2.data.labelled import LabelledClips, LabelledTask
 from bestrq2.errors import BestRQ2Error
-from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_tasks, score_on_benchmark
+from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_tasks, run_benchmark, score_on_benchmark
 from bestrq2.evaluate.benchmark_result import result_of, software_provenance, write_result
 from bestrq2.evaluate.probe import embed_split, event_present
 from bestrq2.evaluate.scores import ProbeScore
@@ -131,7 +132,7 @@ def train(
 def scores_of(model: SupervisedEncoder, tasks: list[LabelledTask], device: torch.device) -> list[ProbeScore]:
     """The heads' answers on the test clips, scored by the benchmark's metrics."""
     embedder, heads = Embedder(model.encoder, device, name=NAME), model.heads.cpu().eval()
-    scores = []
+    scores = [score for score in run_benchmark([embedder], SOUNDWORLD_1) if score.method == "knn"]
     for task in tasks:
         test = embed_split(embedder, task, "test", progress=True)
         with torch.inference_mode():
