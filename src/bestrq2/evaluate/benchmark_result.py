@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from bestrq2._version import __version__
 from bestrq2.convert.weights import exported_step
@@ -24,6 +22,7 @@ from bestrq2.evaluate.scores import ProbeScore
 from bestrq2.files import write_text
 from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.run_records import flatten, newest_step, read_settings
 
 FORMAT = 1
 
@@ -220,15 +219,15 @@ def model_provenance(model: str | os.PathLike[str], config: BestRQ2Config) -> di
 
 def _run_provenance(run: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        settings = flatten(read_settings(run / "config.yaml"))
         known = {
             "recipe": _text(settings["recipe"]),
             "data": _text(settings["data"]),
             "seed": int(settings["seed"]),
-            "steps": int(settings["trainer"]["max_steps"]),
-            "batch_size": int(settings["loader"]["batch_size"]),
+            "steps": int(settings["trainer.max_steps"]),
+            "batch_size": int(settings["loader.batch_size"]),
         }
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (DataError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: holds no settings of a run") from error
     # The weights are those of the last export; metrics may have gone on since.
     step = exported_step(run) or _newest_step(run / "metrics.csv")
@@ -241,16 +240,9 @@ def _text(value: Any) -> str | None:
 
 def _newest_step(metrics: Path) -> int | None:
     """The step of the newest row, None where there is none."""
-    if not metrics.is_file():
-        return None
     try:
-        with metrics.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if "step" not in (rows.fieldnames or ()):
-                raise CheckpointError(f"{metrics}: holds no metrics of a run")
-            # A row cut short by a kill has no whole number there.
-            return max((int(row["step"]) for row in rows if (row["step"] or "").isdigit()), default=None)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return newest_step(metrics) if metrics.is_file() else None
+    except DataError as error:
         raise CheckpointError(f"{metrics}: holds no metrics of a run") from error
 
 

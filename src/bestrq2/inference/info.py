@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from pathlib import Path
 
-import yaml
-
-from bestrq2.errors import CheckpointError
+from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
 from bestrq2.inference.embedder import load_encoder
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.run_records import flatten, read_settings, read_table
 
 ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
 
@@ -72,19 +70,17 @@ def _provenance(run: Path) -> dict[str, str]:
     if not (run / "config.yaml").is_file():
         return {"trained": "not a run folder: nothing is known of its training"}
     try:
-        settings = yaml.safe_load((run / "config.yaml").read_text())
+        settings = flatten(read_settings(run / "config.yaml"))
         facts = {key: str(settings[key]) for key in ("recipe", "data", "seed")}
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (DataError, KeyError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: holds no settings of a run") from error
     if (run / "metrics.csv").is_file():
-        with (run / "metrics.csv").open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
-        if rows:
-            last = rows[-1]
-            loss, excess = float(last["train/loss"]), float(last["train/excess_loss"])
-            steps, clips = settings["trainer"]["max_steps"], settings["loader"]["batch_size"]
+        curves = read_table(run / "metrics.csv")
+        if "train/loss" in curves and "train/excess_loss" in curves:
+            (logged, losses), (_, excesses) = curves["train/loss"], curves["train/excess_loss"]
+            steps, clips = settings["trainer.max_steps"], settings["loader.batch_size"]
             facts["trained"] = (
-                f"{last['step']} of {steps} steps of {clips} clips, loss {loss:.3f} (excess {excess:+.3f})"
+                f"{logged[-1]} of {steps} steps of {clips} clips, loss {losses[-1]:.3f} (excess {excesses[-1]:+.3f})"
             )
     if (run / "environment.json").is_file():
         environment = json.loads((run / "environment.json").read_text())

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-
 from bestrq2.errors import DataError
 from bestrq2.report.contents import RunCurves
+from bestrq2.run_records import flatten, read_settings, read_table
 
 # Last part of a setting's dotted name → what the report calls it, in the order shown.
 TELLING_SETTINGS = {
@@ -36,87 +32,46 @@ def read_curves(run_folder: Path) -> RunCurves:
     """Curves and facts of the run in `run_folder`.
 
     Reads `metrics.csv` (a wide table: column `step`, one column per metric, empty where a metric was not logged at
-    that step) and, where there is one, `config.yaml`. Steps logged twice, as after a resume, keep their later value;
-    cells that are no finite number and rows cut short by a kill are passed over.
+    that step) and, where there is one, `config.yaml`.
 
     Raises:
         DataError: there is no readable metrics.csv with a `step` column.
     """
     run_folder = Path(run_folder)
-    settings = _flatten(_read_config(run_folder / "config.yaml"))
     by_last_part: dict[str, Any] = {}
-    for name, value in settings.items():
+    for name, value in _settings(run_folder / "config.yaml").items():
         by_last_part.setdefault(name.rsplit(".", 1)[-1], value)
     facts = {
-        label: _setting_text(by_last_part[setting])
+        label: value_text(by_last_part[setting], setting)
         for setting, label in TELLING_SETTINGS.items()
         if by_last_part.get(setting) is not None
     }
     if facts.get("objective") == "one_stage":
         facts.pop("predictor layers", None)  # there is no predictor
     name = run_folder.resolve().name
-    return RunCurves(name, facts.get("recipe", name), facts, _read_metrics(run_folder / "metrics.csv"))
+    return RunCurves(name, facts.get("recipe", name), facts, read_table(run_folder / "metrics.csv"))
 
 
-def _read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metric → (steps int64 [N] rising, values float64 [N])."""
+def _settings(path: Path) -> dict[str, Any]:
+    """Settings under dotted names; none where they cannot be read, for curves can be drawn without."""
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = csv.DictReader(file)
-            if "step" not in (rows.fieldnames or []):
-                raise DataError(f"{path} has no column 'step'; it found {rows.fieldnames or 'an empty file'}")
-            logged: dict[str, dict[int, float]] = {}
-            for row in rows:
-                step = _finite(row["step"])
-                if step is None:
-                    continue
-                for metric, cell in row.items():
-                    value = _finite(cell) if metric not in (None, "step", "epoch") else None
-                    if value is not None:
-                        logged.setdefault(metric, {})[int(step)] = value
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error}); a run folder holds a metrics.csv") from error
-    curves = {}
-    for metric, values in logged.items():
-        steps = sorted(values)
-        curves[metric] = (np.array(steps, dtype=np.int64), np.array([values[step] for step in steps]))
-    return curves
-
-
-def _finite(cell: object) -> float | None:
-    if not isinstance(cell, str):
-        return None
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _read_config(path: Path) -> object:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-
-
-def _flatten(tree: object, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"model.hidden_size": 768}; settings nearer the root come first."""
-    if not isinstance(tree, dict):
+        return flatten(read_settings(path))
+    except DataError:
         return {}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if not isinstance(value, dict):
-            flat[f"{prefix}{key}"] = value
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-    return flat
 
 
-def _setting_text(value: object) -> str:
+def value_text(value: object, name: str = "") -> str:
+    """A setting for people: "20,000", "16 x 16", and of the name "mask_ratio" "0.4–0.6"."""
     if isinstance(value, list | tuple):
-        return "–".join(map(_setting_text, value)) if len(value) == 2 else ", ".join(map(_setting_text, value))
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        between = "–" if name.endswith("ratio") else ", " if len(value) != 2 or name.endswith("betas") else " x "
+        one = between == "–" and all(item == value[0] for item in value)
+        return between.join(map(value_text, value[:1] if one else value))
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and abs(value) >= (1000 if name.endswith("steps") else 10_000)
+    ):
         return f"{value:,}"
-    return str(value)
+    if isinstance(value, bool) or value is None:
+        return {True: "on", False: "off", None: "none"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

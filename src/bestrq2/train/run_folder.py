@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from bestrq2._version import __version__
-from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.errors import CheckpointError, ConfigError, DataError
 from bestrq2.files import write_text
+from bestrq2.run_records import read_settings
 from bestrq2.train.checkpoints import CheckpointStore
 from bestrq2.train.settings import TrainerConfig
 
@@ -113,12 +114,12 @@ class RunFolder:
             CheckpointError: if they cannot be read.
         """
         try:
-            loaded = yaml.safe_load(self.config.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise CheckpointError(f"{self.config}: cannot be read: {error}") from error
-        if not isinstance(loaded, dict):
+            settings = read_settings(self.config)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+        if not settings:
             raise CheckpointError(f"{self.config}: holds no settings")
-        return loaded
+        return settings
 
     def read_environment(self) -> dict[str, Any]:
         """What the run ran on when it was last started; empty where that is not known."""

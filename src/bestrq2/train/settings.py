@@ -9,6 +9,7 @@ from typing import Any
 
 from bestrq2.errors import ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
+from bestrq2.run_records import flatten
 
 DEFAULT_RECIPE = "best-rq-2"
 
@@ -274,7 +275,7 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     old = _with_defaults(old)
     free = {"output", "data", "probe", *(f"trainer.{f.name}" for f in fields(TrainerConfig) if f.name not in _FIXED)}
     free |= {"loader.num_workers", "watch", "logging"}
-    flat_old, flat_new = _flatten(old), _flatten(new)
+    flat_old, flat_new = flatten(old), flatten(new)
     if flat_new["trainer.max_steps"] > flat_old.get("trainer.max_steps", 0):
         free |= {"trainer.max_steps"}
     return [
@@ -298,13 +299,3 @@ def _plain(group: Any) -> dict[str, Any]:
 
 
 _FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
-
-
-def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": content for inner, content in value.items()}
-        else:
-            flat[key] = value
-    return flat

@@ -11,6 +11,7 @@ from typing import Any
 from bestrq2.errors import DataError
 from bestrq2.inference.cost import Cost, cost
 from bestrq2.report.comparison.runs import Run
+from bestrq2.report.run_folder import value_text
 
 # What does not change what is learned: where and how fast a run ran, what it wrote and watched.
 INCIDENTAL = {"recipe", "description", "extends", "output", "seed", "resume", "loader.num_workers"} | {
@@ -116,23 +117,6 @@ def differing(settings: Iterable[dict[str, Any]]) -> list[str]:
     found = [name for name in names if any(one.get(name) != every[0].get(name) for one in every)]
     order = list(SHORT)
     return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
-
-
-def value_text(value: object, name: str = "") -> str:
-    """A setting for people: "20,000", "16 x 16", and of the name "mask_ratio" "0.4–0.6"."""
-    if isinstance(value, list | tuple):
-        between = "–" if name.endswith("ratio") else ", " if len(value) != 2 or name.endswith("betas") else " x "
-        one = between == "–" and len(set(value)) == 1
-        return between.join(map(value_text, value[:1] if one else value))
-    if (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and abs(value) >= (1000 if name.endswith("steps") else 10_000)
-    ):
-        return f"{value:,}"
-    if isinstance(value, bool) or value is None:
-        return {True: "on", False: "off", None: "none"}[value]
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _labels(parts: Sequence[tuple[Run, ...]]) -> list[str]:

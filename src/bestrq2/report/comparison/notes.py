@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bestrq2.report.comparison.arms import Arm, differing, value_text
+from bestrq2.report.comparison.arms import Arm, differing
 from bestrq2.report.comparison.contents import Table
+from bestrq2.report.run_folder import value_text
 
 TARGETS = tuple(
     f"model.{name}"

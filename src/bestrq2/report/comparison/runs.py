@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import yaml
-from numpy.typing import NDArray
 
 from bestrq2.errors import DataError
 from bestrq2.evaluate.benchmark_result import BenchmarkResult
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.report.comparison.results import find_result
-from bestrq2.report.run_folder import read_curves
+from bestrq2.run_records import Curve, flatten, read_columns, read_settings, read_table
 
-Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 LOSSES = ("validation/loss", "train/loss")
 
 
@@ -91,7 +84,7 @@ def read_run(folder: str | Path, unfinished: bool = False, reference: str | None
         lacks = f" (it lacks {' and '.join(missing)})" if folder.is_dir() else ""
         raise DataError(f"{folder}: {found}{lacks}; name folders that `bestrq2 pretrain --output RUN` wrote")
     settings, model = _read_settings(folder / "config.yaml")
-    curves = read_curves(folder).curves
+    curves = read_table(folder / "metrics.csv")
     if not any(name in curves for name in LOSSES):
         _refuse_without_loss(folder / "metrics.csv")
     steps, max_steps = max(int(steps[-1]) for steps, _ in curves.values()), int(settings["trainer.max_steps"])
@@ -119,13 +112,8 @@ def read_run(folder: str | Path, unfinished: bool = False, reference: str | None
 
 def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:
     """All settings under dotted names, and the architecture."""
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    flat: dict[str, Any] = {}
-    for key, value in loaded.items() if isinstance(loaded, dict) else ():
-        flat |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
+    settings = read_settings(path)
+    flat = flatten(settings)
     needed = ("recipe", "data", "seed", "loader.batch_size", "trainer.max_steps")
     missing = [name for name in needed if flat.get(name) is None]
     if missing:
@@ -134,7 +122,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:
         if not isinstance(flat[name], int):
             raise DataError(f"{path}: {name} must be a whole number, found {flat[name]!r}")
     try:
-        model = BestRQ2Config(**(loaded.get("model") or {}))
+        model = BestRQ2Config(**(settings.get("model") or {}))
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: model: {error}; was the run made by a newer version?") from error
     flat = {key: value for key, value in flat.items() if key != "model" and not key.startswith("model.")}
@@ -142,8 +130,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:
 
 
 def _refuse_without_loss(path: Path) -> None:
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        columns = next(csv.reader(file), [])
+    columns = read_columns(path)
     if any(name in columns for name in LOSSES):
         raise DataError(f"{path}: no step was logged yet; there is nothing to compare")
     raise DataError(
@@ -156,25 +143,15 @@ def _read_timing(path: Path, first_step: int, last_step: int) -> Curve | None:
     """Seconds of training by step up to the last one; None where there are none, or those of the beginning are lost."""
     if not path.is_file():
         return None
-    seconds: dict[int, float] = {}
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = csv.DictReader(file)
-            if not {"step", "seconds"} <= set(rows.fieldnames or []):
-                raise DataError(f"{path}: must have the columns step and seconds, found {rows.fieldnames or 'none'}")
-            for row in rows:
-                try:
-                    step, value = int(row["step"]), float(row["seconds"])
-                except (TypeError, ValueError):  # cut short by a kill
-                    continue
-                if math.isfinite(value) and step <= last_step:
-                    seconds[step] = value
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    steps = sorted(seconds)
-    if not steps or steps[0] > first_step:
+    columns = read_columns(path)
+    if not {"step", "seconds"} <= set(columns):
+        raise DataError(f"{path}: must have the columns step and seconds, found {columns or 'none'}")
+    curve = read_table(path).get("seconds")
+    if curve is None:
         return None
-    return np.array(steps, dtype=np.int64), np.array([seconds[step] for step in steps])
+    steps, seconds = curve
+    done = steps <= last_step
+    return (steps[done], seconds[done]) if done.any() and steps[0] <= first_step else None
 
 
 def _check_result_belongs(run: Run) -> None:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from bestrq2.report.comparison.arms import Arm
 from bestrq2.report.comparison.contents import Table
-from bestrq2.report.comparison.runs import Curve, Run
+from bestrq2.report.comparison.runs import Run
 from bestrq2.report.comparison.statistics import Estimate, estimate
 from bestrq2.report.scales import number_text
+from bestrq2.run_records import Curve
 
 FINAL = {
     "loss": "loss",

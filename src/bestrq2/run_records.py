@@ -1,0 +1,108 @@
+"""Reads what a run wrote of itself: its settings (config.yaml) and its tables (metrics.csv, timing.csv)."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from bestrq2.errors import DataError
+
+Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Nested settings, as `config.yaml` holds them; empty where the file holds something else.
+
+    Raises:
+        DataError: it cannot be read, or not as YAML.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"model.hidden_size": 768}; settings nearer the root come first."""
+    flat = {f"{prefix}{key}": value for key, value in settings.items() if not isinstance(value, dict)}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+    return flat
+
+
+def read_columns(path: Path) -> list[str]:
+    """Names of the columns of a table; none of an empty file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return next(csv.reader(file), [])
+    except (OSError, csv.Error) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_table(path: Path) -> dict[str, Curve]:
+    """Column → (steps int64 [N] rising, values float64 [N]) of a wide table with the column `step`.
+
+    Steps written twice, as after a resume, keep their later value; cells that are no finite number and rows cut short
+    by a kill are passed over, and so is the column `epoch`.
+
+    Raises:
+        DataError: it cannot be read, or has no column `step`.
+    """
+    logged: dict[str, dict[int, float]] = {}
+    for step, row in _read_rows(path):
+        for column, cell in row.items():
+            value = _finite(cell)
+            if value is not None and column not in ("step", "epoch"):
+                logged.setdefault(column, {})[step] = value
+    curves = {}
+    for column, values in logged.items():
+        steps = sorted(values)
+        curves[column] = (np.array(steps, dtype=np.int64), np.array([values[step] for step in steps]))
+    return curves
+
+
+def newest_step(path: Path) -> int | None:
+    """The last step of a table, whatever was logged there; None where there is none.
+
+    Raises:
+        DataError: it cannot be read, or has no column `step`.
+    """
+    return max((step for step, _ in _read_rows(path)), default=None)
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Rows of a table with their steps, as they were written."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = csv.DictReader(file)
+            if "step" not in (rows.fieldnames or ()):
+                raise DataError(f"{path} has no column 'step'; it found {rows.fieldnames or 'an empty file'}")
+            return [(int(step), row) for row in rows if (step := _finite(row["step"])) is not None]
+    except (OSError, csv.Error) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read ({error}); a run folder holds a metrics.csv")
+
+
+def _finite(cell: object) -> float | None:
+    if not isinstance(cell, str):
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

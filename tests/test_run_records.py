@@ -1,0 +1,40 @@
+"""What a run wrote of itself is read alike by all who need it, also where a kill cut it short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bestrq2.errors import DataError
+from bestrq2.run_records import flatten, newest_step, read_columns, read_settings, read_table
+
+
+def test_rows_cut_short_cost_only_what_they_lack(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,epoch,train/loss,probe/mean\n10,0,4.5,\n20,0,3.25,0.5\n30,0,nan,\n40,0\n,1,2.0,0.75\n5")
+    curves = {name: (steps.tolist(), values.tolist()) for name, (steps, values) in read_table(path).items()}
+    assert curves == {"train/loss": ([10, 20], [4.5, 3.25]), "probe/mean": ([20], [0.5])}
+    assert newest_step(path) == 40, "a step without a finite value was done nonetheless"
+
+
+def test_a_table_without_rows_has_columns_and_no_steps(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss\n")
+    assert (read_columns(path), read_table(path), newest_step(path)) == (["step", "train/loss"], {}, None)
+    path.write_text("")
+    assert read_columns(path) == []
+    with pytest.raises(DataError, match="no column 'step'; it found an empty file"):
+        newest_step(path)
+
+
+def test_settings_have_dotted_names_with_the_root_first(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {mask_ratio: [0.4, 0.6], inner: {depth: 2}}\nloader: {}\nseed: 3\n")
+    flat = flatten(read_settings(path))
+    assert list(flat.items()) == [("seed", 3), ("model.mask_ratio", [0.4, 0.6]), ("model.inner.depth", 2)]
+    path.write_text("- no settings\n")
+    assert read_settings(path) == {}
+    path.write_text("seed: [\n")
+    with pytest.raises(DataError, match=r"config\.yaml: cannot be read as YAML"):
+        read_settings(path)
