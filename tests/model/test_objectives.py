@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from example_masks import COLUMNS, OBJECTIVES, N, change_encoder_input, mask_of, random_mask
 
 from bestrq2 import BestRQ2ForPreTraining
-from bestrq2.model.masking import draw_hidden_mask
 from example_sounds import padded_batch, scenes
-
-OBJECTIVES = ["two_step", "one_stage"]
-N, COLUMNS = 64, 8
-
-
-def mask_of(*places: int) -> torch.Tensor:
-    mask = torch.zeros(N, dtype=torch.bool)
-    mask[list(places)] = True
-    return mask
-
-
-def random_mask(model: BestRQ2ForPreTraining, columns: list[int], seed: int = 0) -> torch.Tensor:
-    return draw_hidden_mask(model.config, columns, seed, 0, range(len(columns)))
-
-
-def change_encoder_input(model, monkeypatch, where: torch.Tensor) -> None:
-    """From now on, what the encoder gets at the patches `where` [N] is something else; targets stay."""
-    original = model.bestrq2.patches
-
-    def changed(*arguments):
-        patches = original(*arguments)
-        other = torch.where(where[:, None], patches.encoder_input.flip(-1) * 0.5 - 7.0, patches.encoder_input)
-        return dataclasses.replace(patches, encoder_input=other)
-
-    monkeypatch.setattr(model.bestrq2, "patches", changed)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -345,85 +319,3 @@ def test_one_batch_can_be_learnt_by_heart(tiny_config, objective):
     assert output.top_code_share < 0.3
     assert output.accuracy > 0.95
     assert output.excess_loss < -1.0
-
-
-CONFORMER = {
-    "encoder_type": "conformer", "position_embedding": "relative", "objective": "one_stage", "mask_fill": "noise",
-    "num_mel_bands": 80, "patch_size": [80, 4], "n_fft": 400, "win_length": 400, "hop_length": 160, "max_seconds": 2.0,
-    "mask_shape": "span", "mask_block_size": [1, 4], "input_normalization": "clip", "drop_path_rate": 0.0,
-    "quantizer_normalization": "layernorm", "conformer_channels": [8, 4], "conformer_kernel_size": 5,
-}  # fmt: skip
-
-
-@torch.no_grad()
-def test_a_conformer_sees_noise_where_frames_are_hidden(tiny_pretraining, monkeypatch):
-    model = tiny_pretraining(**CONFORMER)
-    clips = scenes(2, 32_000)
-    hidden = random_mask(model, [50, 50])[0]
-    before = model(clips, hidden_mask=hidden)
-    change_encoder_input(model, monkeypatch, hidden)
-    after = model(clips, hidden_mask=hidden)
-    assert torch.equal(before.logits, after.logits)
-    assert torch.equal(before.targets, after.targets)
-    monkeypatch.undo()
-    change_encoder_input(model, monkeypatch, ~hidden)
-    assert not torch.allclose(before.logits, model(clips, hidden_mask=hidden).logits, atol=1e-2)
-
-
-@torch.no_grad()
-def test_a_conformers_clip_is_the_same_alone_and_in_a_padded_batch(tiny_pretraining):
-    model = tiny_pretraining(**CONFORMER).base_model
-    lengths = [32_000, 20_500, 9_100]
-    values, mask = padded_batch(lengths, behind=0.7)
-    together = model(values, mask)
-    for row, length in enumerate(lengths):
-        alone = model(values[row : row + 1, :length])
-        count = alone.last_hidden_state.shape[1]
-        assert int(together.frame_attention_mask[row].sum()) == count
-        torch.testing.assert_close(
-            together.last_hidden_state[row, :count], alone.last_hidden_state[0], rtol=0, atol=2e-5
-        )
-        torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0], rtol=0, atol=2e-5)
-
-
-def test_noise_is_drawn_anew_in_training_and_the_same_in_evaluation(tiny_pretraining):
-    model = tiny_pretraining(**{**CONFORMER, "conformer_dropout": 0.0})
-    clips, hidden = scenes(2, 32_000), random_mask(model, [50, 50])
-    evaluated = [model(clips, hidden_mask=hidden).loss.item() for _ in range(2)]
-    assert evaluated[0] == evaluated[1]
-    model.train()
-    losses = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        losses.append(model(clips, hidden_mask=hidden).loss.item())
-    assert losses[0] == losses[1] != losses[2]
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("codebooks", [1, 3])
-def test_several_masks_of_a_clip_give_the_mean_of_their_single_losses(tiny_pretraining, objective, codebooks):
-    model = tiny_pretraining(objective=objective, mask_ratio=[0.5, 0.5], num_codebooks=codebooks)
-    clips = scenes(3, 80_000)
-    masks = draw_hidden_mask(model.config, [8, 8, 8], 5, 0, range(3), masks=2)
-    assert masks.shape == (3, 2, N)
-    calls = []
-    model.bestrq2.log_mel.register_forward_hook(lambda *_: calls.append(1))
-    together = model(clips, hidden_mask=masks)
-    assert len(calls) == 1  # one spectrogram for all masks
-    singles = [model(clips, hidden_mask=masks[:, index]) for index in range(2)]
-    assert together.loss.item() == pytest.approx(np.mean([one.loss.item() for one in singles]), rel=1e-5)
-    for index, one in enumerate(singles):
-        assert torch.equal(together.targets[index::2], one.targets)
-        torch.testing.assert_close(together.logits[index::2], one.logits, rtol=0, atol=1e-4)
-        assert torch.equal(together.hidden_mask[index::2], masks[:, index])
-
-
-def test_several_masks_of_padded_clips(tiny_pretraining):
-    model = tiny_pretraining(mask_ratio=[0.5, 0.5], masks_per_clip=2)
-    values, mask = padded_batch([80_000, 40_000])
-    hidden = draw_hidden_mask(model.config, [8, 4], 0, 0, range(2))
-    together = model(values, mask, hidden)
-    short = model(values[1:, :40_000], None, hidden[1:].unflatten(-1, (8, 8))[..., :4].flatten(-2))
-    count = short.targets.shape[1]
-    assert torch.equal(together.targets[2:, :count], short.targets)
-    torch.testing.assert_close(together.logits[2:, :count], short.logits, rtol=0, atol=1e-4)

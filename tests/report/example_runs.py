@@ -14,10 +14,15 @@ import bestrq2
 from bestrq2.evaluate.benchmark import METHODS, SOUNDWORLD_1
 from bestrq2.evaluate.benchmark_result import BenchmarkResult, write_result
 from bestrq2.evaluate.scores import ProbeScore
+from bestrq2.report.comparison import Comparison
+from bestrq2.report.comparison.arms import group
+from bestrq2.report.comparison.command import assemble
+from bestrq2.report.comparison.runs import Run, read_run
 
 BASELINES = {"random encoder": 0.42, "log-mel statistics": 0.5}
 CHANCE = 0.2
 DOMAINS = {"speech": 0.05, "music": 0.0, "environment": -0.05}
+ONE_STAGE = {"model.objective": "one_stage"}
 
 
 def write_run(
@@ -86,6 +91,16 @@ def score(features: str, mean: float, method: str) -> list[ProbeScore]:
         )
         for task in SOUNDWORLD_1.tasks
     ]
+
+
+def read(*folders: Path, unfinished: bool = False) -> list[Run]:
+    """The runs in folders."""
+    return [read_run(folder, unfinished) for folder in folders]
+
+
+def together(*folders: Path) -> Comparison:
+    """All of a comparison but its files."""
+    return assemble(group(read(*folders, unfinished=True)), Path("out"))
 
 
 def _write_metrics(path: Path, seed: int, steps: int, done: int, quality: float, validation: bool) -> None:
