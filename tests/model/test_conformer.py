@@ -259,11 +259,12 @@ def test_the_embedding_is_two_convolutions_each_normalised_per_time_step(bands, 
         image = F.conv2d(image, block.conv.weight, block.conv.bias, stride=2, padding=1)
         mean = image.mean(dim=(1, 3), keepdim=True)
         deviation = (image.var(dim=(1, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
-        shape = (image.shape[1], 1, image.shape[3])
-        image = (image - mean) / deviation * block.norm.weight.view(shape) + block.norm.bias.view(shape)
+        # Values of a step lie band by band, the channels of a band side by side.
+        weight, bias = (part.view(image.shape[3], image.shape[1]).T[:, None] for part in block.norm.parameters())
+        image = (image - mean) / deviation * weight + bias
         image = torch.where(image > 0, image, 0.01 * image)
     assert image.shape == (2, 5, 6, values)
-    expected = embedding.proj(torch.stack([image[:, :, step].flatten(1) for step in range(6)], dim=1))
+    expected = embedding.proj(torch.stack([image[:, :, step].transpose(1, 2).flatten(1) for step in range(6)], dim=1))
     torch.testing.assert_close(embedding(patchify(log_mel, (bands, 4))), expected, atol=1e-5, rtol=1e-5)
 
 
