@@ -289,3 +289,11 @@ def test_of_several_processes_one_says_what_is_wrong_with_the_input(
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("RANK", "0")
     assert "nowhere does not exist" in refused(capsys, *words)
+
+
+def test_a_reader_that_goes_away_early_causes_no_trace():
+    command = f"{sys.executable} -c 'from bestrq2.cli import main; main()' info best-rq-2-tiny | true"
+    words = ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    assert result.returncode in (0, 141)
