@@ -74,10 +74,15 @@ class Table:
         columns = len(self.header)
         rows = [self.header, ("---", *["---:"] * (columns - 1)), *self.rows]
         lines = ["| " + " | ".join(_escaped([*row, *[""] * (columns - len(row))])) + " |" for row in rows]
-        return "\n".join([f"## {self.title[:1].upper()}{self.title[1:]}", "", *lines])
+        return "\n".join([f"## {_heading(self.title)}", "", *lines])
 
     def _whole(self, row: tuple[str, ...]) -> bool:
         return len(row) == len(self.header)
+
+
+def _heading(title: str) -> str:
+    """With a capital, but for names that have none."""
+    return title if title.startswith("k-NN") else title[:1].upper() + title[1:]
 
 
 def _escaped(cells: list[str]) -> list[str]:
