@@ -52,7 +52,7 @@ def train(arm: str, seed: int, folder: Path, data: str, settings: dict[str, Any]
 
     began = time.monotonic()
     if exported_step(folder) != settings["trainer"]["max_steps"]:
-        with (folder.parent / f"{folder.name}.log").open("a") as log, contextlib.redirect_stderr(log):
+        with (folder.parent / f".{folder.name}.log").open("a") as log, contextlib.redirect_stderr(log):
             bestrq2.pretrain(recipe=arm, data=data, output=folder, seed=seed, resume=True, **settings)
         (folder / "soundworld-1.json").unlink(missing_ok=True)
     if probe != "no" and not (folder / "soundworld-1.json").is_file():
