@@ -23,7 +23,8 @@ QUIET: dict[str, Any] = {
     "fontsize": 7.5,
     "bbox": {"fc": "white", "ec": "none", "pad": 1},
 }
-LABEL_INCH, LONGEST_LABEL = 0.068, 30
+# The name of the method stands above the labels and needs its room too.
+LABEL_INCH, LONGEST_LABEL, LEAST_LEFT = 0.068, 30, 1.35
 
 
 def draw_probes(
@@ -46,7 +47,7 @@ def draw_probes(
     line = 0.11 + 0.14 * max(1 + text.count("\n") for text in texts)
     panel, top, between, bottom = 0.34 + line * len(labels), 0.32, 0.62, 0.86
     height = top + len(probes) * panel + (len(probes) - 1) * between + bottom
-    left = 0.25 + LABEL_INCH * max(len(line) for text in texts for line in text.splitlines())
+    left = max(LEAST_LEFT, 0.25 + LABEL_INCH * max(len(line) for text in texts for line in text.splitlines()))
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(probes), len(domains), squeeze=False)
