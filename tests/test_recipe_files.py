@@ -9,6 +9,8 @@ import pytest
 import bestrq2
 from bestrq2 import BestRQ2Config
 from bestrq2.errors import ConfigError
+from bestrq2.recipe_book import GROUPS
+from bestrq2.train import settings
 from bestrq2.train.config import parse_arguments, resolve
 
 ABLATIONS = Path(__file__).parents[1] / "examples" / "ablations"
@@ -135,3 +137,7 @@ def test_what_is_no_group_of_settings_is_refused_wherever_a_recipe_is_taken(writ
 def test_a_recipe_file_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         bestrq2.load(str(tmp_path / "gone.yaml"))
+
+
+def test_a_recipe_may_set_every_group_of_a_run():
+    assert set(GROUPS) == {"model", *settings.GROUPS}

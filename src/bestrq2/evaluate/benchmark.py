@@ -6,10 +6,9 @@ improved later gets a name of its own.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,9 @@ import numpy as np
 from bestrq2.data import soundworld
 from bestrq2.data.labelled import LabelledClips, LabelledTask
 from bestrq2.errors import DataError
-from bestrq2.evaluate.probe import FeatureExtractor, ProbeRows, embed_split, event_present, score_answers
+from bestrq2.evaluate.probe import FeatureExtractor, ProbeRows, event_present, probe_task, score_answers
 from bestrq2.evaluate.scores import ACCURACY, BALANCED_ACCURACY, ProbeScore, domain_means
 from bestrq2.evaluate.xares_probe import xares_knn_predict, xares_linear_predict
-
-logger = logging.getLogger(__name__)
 
 METHODS = ("linear", "knn")
 
@@ -135,7 +132,11 @@ def run_benchmark(
     if len(set(names)) < len(names):
         raise DataError(f"{benchmark.name} needs a name of its own for every kind of features, but got {names}.")
     tasks = benchmark_tasks(benchmark, progress=progress)
-    return [score for one in features for task in tasks for score in _probe(one, task, benchmark, progress)]
+    scores: list[ProbeScore] = []
+    for one in features:
+        for task in tasks:
+            scores += probe_task(one, task, partial(_score, one.name, task, benchmark), progress=progress)
+    return scores
 
 
 def benchmark_tasks(benchmark: Benchmark, train: int | None = None, progress: bool = True) -> list[LabelledTask]:
@@ -269,32 +270,20 @@ def score_on_benchmark(
     return score_answers(name, task, method, train_labels, truth, answers, clip, seed=benchmark.seed)
 
 
-def _probe(features: FeatureExtractor, task: LabelledTask, benchmark: Benchmark, progress: bool) -> list[ProbeScore]:
-    start = time.perf_counter()
-    train, test = (embed_split(features, task, split, progress=progress) for split in ("train", "test"))
-    embedded = time.perf_counter()
+def _score(name: str, task: LabelledTask, benchmark: Benchmark, train: ProbeRows, test: ProbeRows) -> list[ProbeScore]:
     if len(np.unique(train.labels)) < 2:
         raise DataError(f"The train split of {task.name} shows one class only: a probe needs at least two.")
     if skipped := train.skipped + test.skipped:
         raise DataError(
-            f"{features.name} cannot be scored on {benchmark.name}, which counts every clip: it rejects {len(skipped)} "
+            f"{name} cannot be scored on {benchmark.name}, which counts every clip: it rejects {len(skipped)} "
             f"of {task.name}, the first: {skipped[0]}"
         )
-    scores = [
+    return [
         score_on_benchmark(
-            features.name, task, method, train.labels, test, _answers(method, task, train, test, benchmark), benchmark
+            name, task, method, train.labels, test, _answers(method, task, train, test, benchmark), benchmark
         )
         for method in METHODS
     ]
-    logger.info(
-        "%s on %s: embedded %d clips in %.1f s, probed in %.1f s",
-        features.name,
-        task.name,
-        len(task.train) + len(task.test),
-        embedded - start,
-        time.perf_counter() - embedded,
-    )
-    return scores
 
 
 def _answers(method: str, task: LabelledTask, train: ProbeRows, test: ProbeRows, benchmark: Benchmark) -> np.ndarray:

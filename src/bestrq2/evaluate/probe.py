@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -104,20 +105,37 @@ def probe_features(
     unknown = [method for method in methods if method not in METHODS]
     if unknown or batch < 1:
         raise ConfigError(f"Probes need methods among {METHODS} and batch >= 1, but got {list(methods)} and {batch}.")
-    scores = []
+    scores: list[ProbeScore] = []
     for task in tasks:
-        start = time.perf_counter()
-        train, test = (embed_split(features, task, split, batch, progress) for split in ("train", "test"))
-        embedded = time.perf_counter()
-        scores += [_score(features.name, task, method, train, test, seed) for method in methods]
-        logger.info(
-            "%s on %s: embedded %d clips in %.1f s, probed in %.1f s",
-            features.name,
-            task.name,
-            len(task.train) + len(task.test),
-            embedded - start,
-            time.perf_counter() - embedded,
-        )
+        score = partial(_scores, features.name, task, methods, seed)
+        scores += probe_task(features, task, score, batch, progress)
+    return scores
+
+
+def probe_task(
+    features: FeatureExtractor,
+    task: LabelledTask,
+    score: Callable[[ProbeRows, ProbeRows], list[ProbeScore]],
+    batch: int = 32,
+    progress: bool = True,
+) -> list[ProbeScore]:
+    """Embed both splits of a task, score them by `score(train, test)`, and log how long both took.
+
+    Raises:
+        DataError: as `embed_split`.
+    """
+    start = time.perf_counter()
+    train, test = (embed_split(features, task, split, batch, progress) for split in ("train", "test"))
+    embedded = time.perf_counter()
+    scores = score(train, test)
+    logger.info(
+        "%s on %s: embedded %d clips in %.1f s, probed in %.1f s",
+        features.name,
+        task.name,
+        len(task.train) + len(task.test),
+        embedded - start,
+        time.perf_counter() - embedded,
+    )
     return scores
 
 
@@ -212,6 +230,12 @@ def _embed_batch(
 def _describe(split: str, place: int, audio: np.ndarray | Path, error: AudioError) -> str:
     file = f" ({audio})" if isinstance(audio, str | Path) else ""
     return f"{split} clip {place}{file}: {error}"
+
+
+def _scores(
+    name: str, task: LabelledTask, methods: Sequence[str], seed: int, train: ProbeRows, test: ProbeRows
+) -> list[ProbeScore]:
+    return [_score(name, task, method, train, test, seed) for method in methods]
 
 
 def _score(name: str, task: LabelledTask, method: str, train: ProbeRows, test: ProbeRows, seed: int) -> ProbeScore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from bestrq2.errors import DataError
 from bestrq2.files import write_text
+from bestrq2.run_records import read_table
 from bestrq2.train.callbacks import finished_step
 
 
@@ -30,9 +31,11 @@ class Timing(pl.Callback):
         self._before = self._began = 0.0
         if start:
             # A file that is missing or damaged costs a figure, not the run; part of the time would be a wrong figure.
-            with suppress(OSError, ValueError, KeyError, TypeError), path.open(newline="") as file:
-                rows = {int(row["step"]): float(row["seconds"]) for row in csv.DictReader(file)}
-                self.rows = {step: seconds for step, seconds in rows.items() if step <= start}
+            with suppress(DataError, KeyError):
+                steps, seconds = read_table(path)["seconds"]
+                self.rows = {
+                    int(step): float(value) for step, value in zip(steps, seconds, strict=True) if step <= start
+                }
                 self._before = max(self.rows.values(), default=0.0)
         self._known = not start or bool(self.rows)
 
