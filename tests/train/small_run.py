@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
 
+from bestrq2.train import callbacks
 from bestrq2.train.pretraining import pretrain
 
 RATE = 16_000
@@ -86,3 +89,35 @@ def same_weights(one: Path, other: Path) -> bool:
     """Whether two runs exported the same numbers, bit by bit."""
     first, second = weights(one), weights(other)
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Do something right after that step was taken care of."""
+    original = callbacks.RunKeeper.on_train_batch_end
+
+    def acting(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        original(self, trainer, module, outputs, batch, batch_idx)
+        if callbacks.finished_step(module, batch) == step:
+            action()
+
+    monkeypatch.setattr(callbacks.RunKeeper, "on_train_batch_end", acting)
+
+
+def die() -> None:
+    raise RuntimeError("killed")
+
+
+def same_runs(one: Path, other: Path) -> bool:
+    """Weights and metrics are equal to the bit."""
+    return same_weights(one, other) and (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+
+
+def killed_copy(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, step: int = 5, **changes: Any
+) -> Path:
+    """A run that died after that step without a word to anybody."""
+    with monkeypatch.context() as patch:
+        at_step(patch, step, die)
+        with pytest.raises(RuntimeError, match="killed"):
+            small_pretrain(recordings, tmp_path / "killed", **changes)
+    return tmp_path / "killed"

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from small_run import metrics, same_weights, small_pretrain
+from small_run import killed_copy, metrics, same_runs, small_pretrain
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -135,20 +135,9 @@ def test_a_run_resumed_after_a_skipped_step_is_the_uninterrupted_one(
     spoil(monkeypatch, {1, 3})
     trainer = {"log_every_n_steps": 3, **trainer}
     whole = small_pretrain(recordings, tmp_path / "whole", trainer=trainer)
-    original = callbacks.RunKeeper.on_train_batch_end
-
-    def dying(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        original(self, trainer, module, outputs, batch, batch_idx)
-        if batch.step == 4:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.RunKeeper, "on_train_batch_end", dying)
-        with pytest.raises(RuntimeError, match="killed"):
-            small_pretrain(recordings, tmp_path / "killed", trainer=trainer)
-    killed = small_pretrain(recordings, tmp_path / "killed", trainer=trainer, resume=True)
-    assert same_weights(whole, killed)
-    assert (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
+    killed = killed_copy(tmp_path, recordings, monkeypatch, trainer=trainer)
+    small_pretrain(recordings, killed, trainer=trainer, resume=True)
+    assert same_runs(whole, killed)
     assert float(metrics(killed)[-1]["train/skipped_steps"]) == 2
 
 

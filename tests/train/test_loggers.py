@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch.loggers import Logger
-from small_run import metrics, small_pretrain
+from small_run import at_step, die, metrics, small_pretrain
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.errors import ConfigError
-from bestrq2.train import callbacks, loggers, pretraining
+from bestrq2.train import loggers, pretraining
 from bestrq2.train.loggers import EventFile, SteadyLogger
 from bestrq2.train.metrics import MetricsFile
 
@@ -47,17 +47,6 @@ def in_tensorboard(folder: Path) -> Figures:
     return figures
 
 
-def die_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
-    original = callbacks.RunKeeper.on_train_batch_end
-
-    def dying(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        original(self, trainer, module, outputs, batch, batch_idx)
-        if batch.step + 1 == batches:
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(callbacks.RunKeeper, "on_train_batch_end", dying)
-
-
 def wait_for_the_next_second() -> None:
     """TensorBoard reads files in the order of their names, which tell their seconds."""
     began = int(time.time())
@@ -70,7 +59,7 @@ def test_tensorboard_shows_what_metrics_csv_holds_also_after_a_kill_and_a_resume
 ):
     trainer = {"log_every_n_steps": 1, "checkpoint_every_n_steps": 3, "val_every_n_steps": 4}
     with monkeypatch.context() as patch:
-        die_after(patch, 5)  # steps 4 and 5 are made again
+        at_step(patch, 5, die)  # steps 4 and 5 are made again
         with pytest.raises(RuntimeError, match="killed"):
             small_pretrain(recordings, tmp_path / "run", trainer=trainer)
     wait_for_the_next_second()
@@ -90,7 +79,7 @@ def test_mlflow_gets_the_same_figures_and_goes_on_with_the_same_run(
         "logging": {"mlflow": str(tmp_path / "store"), "run_name": "tones"},
     }
     with monkeypatch.context() as patch:
-        die_after(patch, 3)
+        at_step(patch, 3, die)
         with pytest.raises(RuntimeError, match="killed"):
             small_pretrain(recordings, tmp_path / "run", **settings)
     run = small_pretrain(recordings, tmp_path / "run", **settings, resume=True)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import metrics, recording, same_weights, small_pretrain, write_recordings
+from small_run import killed_copy, metrics, recording, same_runs, small_pretrain, write_recordings
 
 import bestrq2
 from bestrq2 import cli
 from bestrq2.recipe_book import recipes
-from bestrq2.train import callbacks
 
 TINY = [name for name in recipes() if name.endswith("-tiny")]
 CONFORMER = {
@@ -54,17 +53,5 @@ def test_a_killed_run_resumes_to_the_same_weights(
 ):
     """Noise, dropout and masks are functions of seed, step and place."""
     whole = small_pretrain(recordings, tmp_path / "whole", model=model)
-    original = callbacks.RunKeeper.on_train_batch_end
-
-    def dying(self, trainer, module, outputs, batch, batch_idx):
-        original(self, trainer, module, outputs, batch, batch_idx)
-        if callbacks.finished_step(module, batch) == 5:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.RunKeeper, "on_train_batch_end", dying)
-        with pytest.raises(RuntimeError, match="killed"):
-            small_pretrain(recordings, tmp_path / "killed", model=model)
-    resumed = small_pretrain(recordings, tmp_path / "killed", model=model, resume=True)
-    assert same_weights(whole, resumed)
-    assert (whole / "metrics.csv").read_bytes() == (resumed / "metrics.csv").read_bytes()
+    killed = killed_copy(tmp_path, recordings, monkeypatch, model=model)
+    assert same_runs(whole, small_pretrain(recordings, killed, model=model, resume=True))

@@ -17,45 +17,23 @@ import pytest
 import soundfile
 import torch
 import yaml
-from small_run import metrics, recording, same_weights, small_pretrain, write_recordings
+from small_run import (
+    at_step,
+    killed_copy,
+    metrics,
+    recording,
+    same_runs,
+    small_pretrain,
+    write_recordings,
+)
 
 import bestrq2
 from bestrq2 import cli
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, StoppedBySignal
-from bestrq2.train import callbacks, checkpoints
+from bestrq2.train import checkpoints
 from bestrq2.train.checkpoints import CheckpointStore
 from bestrq2.train.optimizer import learning_rate_factor
 from bestrq2.train.settings import OptimizerConfig
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
-    """Do something right after that step was taken care of."""
-    original = callbacks.RunKeeper.on_train_batch_end
-
-    def acting(self, trainer, module, outputs, batch, batch_idx):
-        original(self, trainer, module, outputs, batch, batch_idx)
-        if callbacks.finished_step(module, batch) == step:
-            action()
-
-    monkeypatch.setattr(callbacks.RunKeeper, "on_train_batch_end", acting)
-
-
-def die() -> None:
-    raise RuntimeError("killed")
-
-
-def same_runs(one: Path, other: Path) -> bool:
-    """Weights and metrics are equal to the bit."""
-    return same_weights(one, other) and (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-
-
-def killed_copy(tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, step: int = 5, **changes) -> Path:
-    """A run that died after that step without a word to anybody."""
-    with monkeypatch.context() as patch:
-        at_step(patch, step, die)
-        with pytest.raises(RuntimeError, match="killed"):
-            small_pretrain(recordings, tmp_path / "killed", **changes)
-    return tmp_path / "killed"
 
 
 @pytest.mark.parametrize(
