@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from bestrq2 import BestRQ2Config, BestRQ2Model, recipe
+from bestrq2.convert.loading import random_encoder
 from bestrq2.data.band_sums import BandSums
 from bestrq2.data.labelled import LabelledClips, LabelledTask
 from bestrq2.errors import BestRQ2Error
@@ -31,7 +32,7 @@ from bestrq2.evaluate.probe import embed_split, event_present
 from bestrq2.evaluate.scores import ProbeScore
 from bestrq2.evaluate.table import format_table
 from bestrq2.files import check_writable
-from bestrq2.inference.embedder import Embedder, random_encoder
+from bestrq2.inference.embedder import Embedder
 from bestrq2.train.optimizer import learning_rate_factor, make_optimizer
 from bestrq2.train.settings import OptimizerConfig
 

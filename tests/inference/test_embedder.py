@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestrq2 import Embedder
+from bestrq2.convert.loading import random_encoder
 from bestrq2.errors import AudioError, ConfigError
 from bestrq2.inference import embedder as embedder_module
-from bestrq2.inference.embedder import random_encoder
 from example_sounds import RATE, scene
 
 WINDOW = 40_000  # 2.5 s: four frames of 0.625 s

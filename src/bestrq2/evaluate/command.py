@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from bestrq2.convert.loading import random_encoder
 from bestrq2.data.labelled import LabelledTask, load_labelled
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.baselines import LogMelStatistics
@@ -16,7 +17,7 @@ from bestrq2.evaluate.probe import FeatureExtractor, probe_features
 from bestrq2.evaluate.scores import ProbeScore
 from bestrq2.evaluate.table import write_scores
 from bestrq2.files import check_writable, disk_errors
-from bestrq2.inference.embedder import Embedder, load, random_encoder
+from bestrq2.inference.embedder import Embedder, load
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import json
 import os
 from pathlib import Path
 
+from bestrq2.convert.loading import load_encoder
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
-from bestrq2.inference.embedder import load_encoder
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.run_records import flatten, read_settings, read_table
 

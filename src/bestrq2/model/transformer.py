@@ -46,10 +46,21 @@ class TransformerShape:
         )
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in the precision of its weight.
+
+    PyTorch's fused kernel takes only inputs of the weight's type; inside autocast, queries and keys are not.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to the same shape in the weight's type."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 def make_norm(config: BestRQ2Config, width: int) -> nn.Module:
     """LayerNorm or RMSNorm as configured; LayerNorm loses its bias where linear maps have none."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(width, eps=config.norm_eps)
+        return RMSNorm(width, eps=config.norm_eps)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.use_bias)
 
 
