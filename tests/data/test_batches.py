@@ -240,6 +240,31 @@ def test_batches_are_padded_with_zeros_and_keep_lengths():
     assert moved.lengths.device.type == "cpu"
 
 
+def test_sixteen_bit_audio_travels_as_it_is_and_becomes_float_where_it_arrives():
+    stored = [np.arange(-5, 5, dtype=np.int16) * 3000, np.arange(8, dtype=np.int16)]
+    batch = collate([Crop(CropKey(0, i, 0, i), waveform) for i, waveform in enumerate(stored)])
+    assert batch.input_values.dtype == torch.int16
+    moved = batch.to("cpu").input_values
+    assert moved.dtype == torch.float32
+    np.testing.assert_array_equal(moved[0].numpy(), stored[0] / np.float32(32768))
+    assert not moved[1, 8:].any()
+
+
+def test_a_batch_becomes_float_with_its_first_crop_that_is():
+    class Mixed(ArraySource):
+        def read(self, index, *arguments):
+            waveform = super().read(index, *arguments)
+            return waveform if index == 2 else np.int16(waveform * 32768)
+
+    clips = np.stack([np.int16(noise(0.1, RATE, i) * 30000) for i in range(4)])
+    dataset = CropDataset(Mixed(clips, RATE), RATE, 0.1, seed=0)
+    keys = [CropKey(0, i, 0, i) for i in range(4)]
+    batch = collate(dataset.__getitems__(keys))
+    assert batch.input_values.dtype == torch.float32
+    np.testing.assert_array_equal(batch.input_values.numpy(), clips / np.float32(32768))
+    assert collate(dataset.__getitems__(keys[:2])).input_values.dtype == torch.int16
+
+
 def test_rejections_are_listed_once_and_survive(tmp_path):
     path = tmp_path / "rejected.csv"
     log = RejectionLog(path)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bestrq2.data.decoding import UnreadableAudioError, put_float32
+from bestrq2.data.decoder import FULL_SCALE, UnreadableAudioError, put_samples
 from bestrq2.data.schedule import BatchSchedule, CropKey
 from bestrq2.data.seeding import generator
 from bestrq2.data.sources import Source
@@ -136,19 +136,26 @@ class CropDataset(Dataset[Crop]):
     def __getitems__(self, keys: Sequence[CropKey]) -> list[Crop]:
         """The items of one batch, each put into its row while it is still in the processor's caches.
 
-        The waveforms are float32 views into one array [items, longest crop], which `collate` takes over.
+        The waveforms are views into one array [items, longest crop], which `collate` takes over: int16 where all
+        crops are, else float32.
 
         Raises:
             AllRejectedError: as for single items.
         """
-        # numpy asks for huge pages where torch does not: fresh small ones cost more than filling them.
-        rows = np.empty((len(keys), max(1, round(self.max_seconds * self.sampling_rate))), np.float32)
-        crops = []
-        for row, key in zip(rows, keys, strict=True):
+        shape, rows = (len(keys), max(1, round(self.max_seconds * self.sampling_rate))), None
+        crops: list[Crop] = []
+        for place, key in enumerate(keys):
             crop = self._crop(key)
-            length = len(crop.waveform)
-            put_float32(crop.waveform, row[:length])
-            crops.append(replace(crop, waveform=row[:length]))
+            length, kind = len(crop.waveform), _kept_type(crop.waveform)
+            if rows is None or (rows.dtype != kind and kind == np.float32):
+                # numpy asks for huge pages where torch does not: fresh small ones cost more than filling them.
+                fresh = np.empty(shape, kind)
+                for row, before in zip(fresh, crops, strict=False):
+                    put_samples(before.waveform, row[: len(before.waveform)])
+                crops = [replace(c, waveform=row[: len(c.waveform)]) for c, row in zip(crops, fresh, strict=False)]
+                rows = fresh
+            put_samples(crop.waveform, rows[place, :length])
+            crops.append(replace(crop, waveform=rows[place, :length]))
         return crops
 
     def _candidates(self, key: CropKey) -> Iterator[int]:
@@ -171,12 +178,18 @@ class CropDataset(Dataset[Crop]):
             return reason
 
 
+def _kept_type(waveform: np.ndarray) -> np.dtype:
+    """What a waveform is stored as in a batch: 16-bit samples stay what they are, all else becomes float32."""
+    return np.dtype(np.int16 if waveform.dtype == np.int16 else np.float32)
+
+
 @dataclass
 class AudioBatch:
     """Crops of one step, padded to the longest.
 
     Attributes:
-        input_values: float32 [B, S], zeros after each clip's end.
+        input_values: [B, S], zeros after each clip's end: float32, or int16 (full scale 32768) where all crops are, so
+            that half as many bytes travel; `to` makes it float32.
         lengths: int64 [B], samples of each clip; stays on the CPU.
         step: number of the step.
         places: int64 [B], positions in the global batch; stays on the CPU.
@@ -204,8 +217,11 @@ class AudioBatch:
         return replace(self, input_values=self.input_values.pin_memory(), hidden_mask=mask)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> AudioBatch:
-        """The batch with its audio on a device."""
-        return replace(self, input_values=self.input_values.to(device, non_blocking=non_blocking))
+        """The batch with its audio on a device, as float32; 16-bit samples are converted there."""
+        values = self.input_values.to(device, non_blocking=non_blocking)
+        if values.dtype == torch.int16:
+            values = values.to(torch.float32).mul_(1 / FULL_SCALE["int16"])
+        return replace(self, input_values=values)
 
 
 def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBatch:
@@ -220,9 +236,9 @@ def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBa
     longest = int(lengths.max())
     rows = _shared_rows([item.waveform for item in items])
     if rows is None:
-        rows = np.empty((len(items), longest), np.float32)
+        rows = np.empty((len(items), longest), np.result_type(*(_kept_type(item.waveform) for item in items)))
         for row, item in zip(rows, items, strict=True):
-            put_float32(item.waveform, row[: len(item.waveform)])
+            put_samples(item.waveform, row[: len(item.waveform)])
     input_values = np.ascontiguousarray(rows[:, :longest])
     for row, length in zip(input_values, lengths.tolist(), strict=True):
         row[length:] = 0
@@ -236,7 +252,7 @@ def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBa
 def _shared_rows(waveforms: Sequence[np.ndarray]) -> np.ndarray | None:
     """The array whose rows begin with these waveforms, as `CropDataset` makes a batch; None if there is none."""
     rows = waveforms[0].base
-    if rows is None or rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != len(waveforms):
+    if rows is None or rows.dtype not in (np.float32, np.int16) or rows.ndim != 2 or len(rows) != len(waveforms):
         return None
     begin, stride = rows.ctypes.data, rows.strides[0]
     places = (waveform.ctypes.data - begin for waveform in waveforms)

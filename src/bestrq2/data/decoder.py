@@ -123,9 +123,11 @@ def to_float32(samples: np.ndarray) -> np.ndarray:
     )
 
 
-def put_float32(samples: np.ndarray, row: np.ndarray) -> None:
-    """Write [samples] into the float32 row [samples], converted as by `to_float32`; of int16 no copy is made."""
-    if samples.dtype == np.int16:
+def put_samples(samples: np.ndarray, row: np.ndarray) -> None:
+    """Write [samples] into a row [samples], int16 as it is or float32 as by `to_float32`; of int16 no copy is made."""
+    if samples.dtype == row.dtype == np.int16:
+        row[:] = samples
+    elif samples.dtype == np.int16:
         # Quicker than one multiplication with a conversion within: both loops are plain ones.
         row[:] = samples
         row *= np.float32(1 / FULL_SCALE["int16"])

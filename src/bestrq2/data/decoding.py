@@ -26,7 +26,6 @@ from bestrq2.data.decoder import (
     Decoder,
     UnreadableAudioError,
     mixed_down,
-    put_float32,
     to_float32,
     truncated,
 )
@@ -44,7 +43,6 @@ __all__ = [
     "is_passing",
     "mixed_down",
     "open_decoder",
-    "put_float32",
     "to_float32",
 ]
 

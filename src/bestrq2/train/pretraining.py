@@ -34,7 +34,13 @@ from bestrq2.train.checkpoints import RunCheckpointIO
 from bestrq2.train.config import resolve
 from bestrq2.train.failures import FailureKeeper
 from bestrq2.train.loggers import make_loggers
-from bestrq2.train.module import MaskDrawer, PretrainingModule, ShardedPretrainingModule, checkpoint_activations
+from bestrq2.train.module import (
+    MaskDrawer,
+    PretrainingModule,
+    ShardedPretrainingModule,
+    checkpoint_activations,
+    compile_blocks,
+)
 from bestrq2.train.optimizer import ema_decay, learning_rate_factor, warmup_steps
 from bestrq2.train.processes import (
     ChildEndFilter,
@@ -166,6 +172,8 @@ class _Run:
             pretraining_model = BestRQ2ForPreTraining(model)
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(pretraining_model)
+        if config.trainer.compile:
+            compile_blocks(pretraining_model)
         kind = ShardedPretrainingModule if config.trainer.strategy == "fsdp" else PretrainingModule
         self.module = kind(pretraining_model, config)
         if model.uses_dataset_statistics and not start:

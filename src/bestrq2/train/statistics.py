@@ -30,5 +30,5 @@ def band_statistics(model: BestRQ2Model, batches: Iterable[AudioBatch]) -> tuple
     for batch in batches:
         rejected += batch.rejected
         lengths = None if padding_mask(batch) is None else batch.lengths
-        sums.add(*model.log_mel(batch.input_values, lengths))
+        sums.add(*model.log_mel(batch.to("cpu").input_values, lengths))
     return *sums.statistics(), rejected
