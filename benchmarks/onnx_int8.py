@@ -33,6 +33,7 @@ from bestrq2.evaluate.scores import ACCURACY
 from bestrq2.inference.embeddings import Embeddings
 
 CLIP_TASKS = [task.name for task in SOUNDWORLD_1.tasks if task.metric == ACCURACY]
+FILES = {"ONNX float32": MODEL_FILE, "ONNX int8": INT8_FILE}
 SPEED_CLIPS, RESAMPLES = 16, 10_000
 
 
@@ -121,9 +122,6 @@ def main() -> None:
             f"| {cosine.min():.6f} | {score:.2f} | {gain:+.2f} [{low:+.2f}, {high:+.2f}] |",
             flush=True,
         )
-
-
-FILES = {"ONNX float32": MODEL_FILE, "ONNX int8": INT8_FILE}
 
 
 if __name__ == "__main__":

@@ -99,7 +99,8 @@ def export_onnx(source: str, output: Path, int8: bool = False) -> Path:
     """
     _require_packages()
     output = Path(output)
-    _check_output(output)
+    with disk_errors(output):
+        _check_output(output)
     model = load_encoder(source).float()
     _check_model(source, model)
 
@@ -123,7 +124,7 @@ def export_onnx(source: str, output: Path, int8: bool = False) -> Path:
         (folder / FRONT_END_FILE).write_text(front_end, encoding="utf-8")
 
     with disk_errors(output):
-        write_folder(output, fill)
+        write_folder(output.absolute(), fill)
     return output
 
 
@@ -140,8 +141,8 @@ def front_end_settings(config: BestRQ2Config) -> dict[str, int | float]:
 def check_graph(model: BestRQ2Model, path: Path) -> float:
     """Largest error of a graph against the encoder in torch, relative to the largest value of its output.
 
-    One to three clips at once, of equal and of unequal length, from one patch to `max_seconds`; infinite where shapes
-    or masks differ, or values are not finite.
+    One to three clips at once, of unequal length, from one sample to `max_seconds`; infinite where shapes or masks
+    differ, or values are not finite.
     """
     import onnxruntime
 
