@@ -84,11 +84,21 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             raise ValueError(f"input_values must be [batch, samples], got shape {tuple(input_values.shape)}")
         lengths = None if attention_mask is None else _lengths(attention_mask, input_values)
         log_mel, frames = self.log_mel(input_values, lengths)
+        return self.spectrogram_patches(log_mel, frames, padded=lengths is not None)
+
+    def spectrogram_patches(self, log_mel: Tensor, frames: Tensor, padded: bool) -> Patches:
+        """Cut a batch of spectrograms into patches.
+
+        Args:
+            log_mel: float32 [B, bands, T] in dB.
+            frames: int64 [B], how many of the T frames belong to each clip.
+            padded: whether some may be fewer than T.
+        """
         width = self.config.patch_size[1]
         clip_columns = patch_columns(frames, width)
         columns = max(1, log_mel.shape[-1] // width)
         log_mel = log_mel[..., : columns * width]
-        valid = None if lengths is None else patch_validity(clip_columns, self.config.patch_rows, columns)
+        valid = patch_validity(clip_columns, self.config.patch_rows, columns) if padded else None
         encoder_input = self._normalize(log_mel, clip_columns * width)
         quantizer_input = encoder_input
         if self.config.quantizer_normalization == "dataset" and self.config.input_normalization != "dataset":
@@ -126,7 +136,10 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         patches = self.patches(input_values, attention_mask)
         tokens = self.embed_patches(patches)
         valid = None if patches.valid is None else patches.valid.to(tokens.device)
-        states = self.encoder(tokens, patches.columns, None, valid)
+        return self.pooled(self.encoder(tokens, patches.columns, None, valid), patches)
+
+    def pooled(self, states: Tensor, patches: Patches) -> BestRQ2ModelOutput:
+        """Frames and clips from what the encoder makes of all patches, [B, N, D]."""
         batch, _, width = states.shape
         frames = states.view(batch, self.config.patch_rows, patches.columns, width).mean(dim=1)
         if patches.valid is None:

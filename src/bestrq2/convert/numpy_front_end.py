@@ -1,0 +1,222 @@
+"""Audio to the log-mel spectrogram that an exported encoder reads, in numpy alone.
+
+A copy of this file travels with every ONNX export as `front_end.py`; it needs neither torch nor bestrq2.
+
+    session = onnxruntime.InferenceSession("exported/model.onnx")
+    clip, frames, seconds = embed(session, waveform, sampling_rate)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+SETTINGS_KEY = "front_end"
+"""Under this key the metadata of the ONNX file hold the settings of its front end, as JSON."""
+
+POWER_FLOOR = 1e-10
+# The resampling filter: it passes 91 % of the band that both rates share and lets nothing alias above -125 dB.
+PASSBAND, ATTENUATION_DB = 0.913, 125.0
+# Windows that go through the encoder at once.
+BATCH = 8
+
+
+class FrontEnd:
+    """Log-mel spectrogram in dB: Hann window, reflect padding, power, triangular bands on the HTK scale.
+
+    Args:
+        sampling_rate: Hz.
+        n_fft: length of the Fourier transform, samples.
+        win_length: length of the Hann window, samples.
+        hop_length: samples between spectrogram frames.
+        num_mel_bands: bands.
+        mel_min_hz: lower edge of the lowest band.
+        mel_max_hz: upper edge of the highest band.
+        patch_frames: spectrogram frames in one frame of the encoder.
+        window_frames: frames of the encoder in the longest clip it takes at once.
+    """
+
+    def __init__(
+        self,
+        sampling_rate: int,
+        n_fft: int,
+        win_length: int,
+        hop_length: int,
+        num_mel_bands: int,
+        mel_min_hz: float,
+        mel_max_hz: float,
+        patch_frames: int,
+        window_frames: int,
+    ) -> None:
+        self.sampling_rate, self.n_fft, self.hop_length = sampling_rate, n_fft, hop_length
+        self.patch_frames, self.window_frames = patch_frames, window_frames
+        # One whole patch: shorter clips are continued by reflection until they fill it.
+        self.min_samples = (patch_frames - 1) * hop_length
+        before = (n_fft - win_length) // 2
+        self.window = np.pad(hann_window(win_length), (before, n_fft - win_length - before))
+        energy = np.square(self.window).sum(dtype=np.float32)
+        self.filters = mel_filters(n_fft, num_mel_bands, mel_min_hz, mel_max_hz, sampling_rate) / energy
+
+    @classmethod
+    def of(cls, session: Any) -> FrontEnd:
+        """The front end of an onnxruntime session of an exported encoder; ValueError for any other ONNX file."""
+        settings = session.get_modelmeta().custom_metadata_map.get(SETTINGS_KEY)
+        if settings is None:
+            raise ValueError(f"this ONNX file has no '{SETTINGS_KEY}' in its metadata: it is no export of bestrq2")
+        return cls(**json.loads(settings))
+
+    @property
+    def hop_seconds(self) -> float:
+        """Seconds between the frames of the encoder."""
+        return self.patch_frames * self.hop_length / self.sampling_rate
+
+    def log_mel(self, waveform: np.ndarray) -> np.ndarray:
+        """Spectrogram of one clip: float [samples >= 1] in [-1, 1] to float32 [bands, frames] in dB.
+
+        Raises:
+            ValueError: for another shape, no samples, or samples that are not finite.
+        """
+        waveform = np.asarray(waveform, dtype=np.float32)
+        if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
+            raise ValueError(f"expected finite samples of one channel, [samples >= 1]; got shape {waveform.shape}")
+        reach, total = self.n_fft // 2, max(len(waveform), self.min_samples)
+        padded = waveform[reflected(np.arange(-reach, total + reach), len(waveform))]
+        frames = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)[:: self.hop_length]
+        spectrum = np.fft.rfft((frames * self.window).astype(np.float64), axis=1)
+        power = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(np.float32)
+        decibels = 10 * np.log10(np.maximum(power @ self.filters, np.float32(POWER_FLOOR)))
+        return np.ascontiguousarray(decibels.T)
+
+    def windows(self, waveform: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """First sample and samples of the stretches of [samples] that the encoder takes one at a time.
+
+        They follow each other without a gap; a rest of less than one frame of the encoder is left out.
+        """
+        length = self.window_frames * self.patch_frames * self.hop_length
+        # With patches of one frame, a last frame at the very end would be the first one of the next window.
+        samples = length - 1 if self.patch_frames == 1 else length
+        for start in range(0, len(waveform), length):
+            piece = waveform[start : start + samples]
+            if start == 0 or len(piece) >= max(1, self.min_samples):
+                yield start, piece
+
+
+def embed(
+    session: Any, waveform: np.ndarray, sampling_rate: float, front_end: FrontEnd | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embed a recording of any length, window by window.
+
+    Args:
+        session: an onnxruntime session of the exported encoder.
+        waveform: float [samples] or [samples, channels] as soundfile reads it, in [-1, 1]; channels are averaged.
+        sampling_rate: its rate in Hz; another than the encoder's is resampled.
+        front_end: of the session; None makes it anew.
+
+    Returns:
+        clip float32 [D], the mean over all frames; frames float32 [T, D]; centres of the frames, float64 [T] seconds.
+
+    Raises:
+        ValueError: for audio of another shape, without samples or with NaN, or an impossible rate.
+    """
+    front_end = FrontEnd.of(session) if front_end is None else front_end
+    waveform = np.asarray(waveform)
+    if waveform.ndim not in (1, 2) or not waveform.size or waveform.dtype.kind != "f":
+        raise ValueError(
+            f"expected float samples in [-1, 1], [samples] or [samples, channels]; "
+            f"got {waveform.dtype} of shape {waveform.shape}"
+        )
+    mono = waveform if waveform.ndim == 1 else waveform.mean(axis=1)
+    windows = list(front_end.windows(resample(mono, sampling_rate, front_end.sampling_rate)))
+    states: list[np.ndarray] = []
+    for first in range(0, len(windows), BATCH):
+        states += encode(session, [front_end.log_mel(piece) for _, piece in windows[first : first + BATCH]])
+    seconds = [
+        start / front_end.sampling_rate + (np.arange(len(frames)) + 0.5) * front_end.hop_seconds
+        for (start, _), frames in zip(windows, states, strict=True)
+    ]
+    frames = np.concatenate(states)
+    return frames.mean(axis=0, dtype=np.float64).astype(np.float32), frames, np.concatenate(seconds)
+
+
+def encode(session: Any, spectrograms: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Frames of clips of unequal length in one batch: float32 [bands, frames] each to float32 [T', D] each."""
+    counts = np.array([spectrogram.shape[1] for spectrogram in spectrograms], dtype=np.int64)
+    batch = np.zeros((len(counts), spectrograms[0].shape[0], counts.max()), dtype=np.float32)
+    for row, spectrogram in zip(batch, spectrograms, strict=True):
+        row[:, : spectrogram.shape[1]] = spectrogram
+    frames, mask = session.run(["frames", "frame_mask"], {"log_mel": batch, "frames_per_clip": counts})
+    return [clip[inside] for clip, inside in zip(frames, mask, strict=True)]
+
+
+def reflected(positions: np.ndarray, length: int) -> np.ndarray:
+    """Where in `length` samples a position outside of them lies after reflection at the ends, again and again."""
+    period = max(1, 2 * (length - 1))
+    folded = positions % period
+    return np.minimum(folded, period - folded)
+
+
+def hann_window(length: int) -> np.ndarray:
+    """Periodic Hann window, float32 [length], rounded where training rounds: quiet bands hear the difference."""
+    angles = np.arange(length, dtype=np.float32) * np.float32(2 * math.pi / length)
+    return np.float32(0.5) - np.float32(0.5) * np.cos(angles.astype(np.float64)).astype(np.float32)
+
+
+def mel_filters(n_fft: int, bands: int, low: float, high: float, sampling_rate: int) -> np.ndarray:
+    """Triangular filters on the HTK scale without area normalisation, float32 [n_fft/2+1, bands].
+
+    Rounded to float32 where training rounds: filters worked out in float64 move quiet bands.
+    """
+    lowest, highest = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (low, high))
+    exponents = evenly(lowest, highest, bands + 2) / np.float32(2595)
+    corners = np.float32(700) * ((10.0 ** exponents.astype(np.float64)).astype(np.float32) - np.float32(1))
+    bins = evenly(0.0, sampling_rate // 2, n_fft // 2 + 1)
+    widths = np.diff(corners)
+    distances = corners[None] - bins[:, None]
+    rising, falling = -distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]
+    return np.maximum(np.minimum(rising, falling), np.float32(0))
+
+
+def evenly(first: float, last: float, count: int) -> np.ndarray:
+    """Evenly spaced float32 [count], counted from the nearer end by a step of float32, as torch does."""
+    step = np.float64((np.float32(last) - np.float32(first)) / np.float32(count - 1))
+    steps = np.arange(count)
+    from_first, from_last = np.float32(first) + step * steps, np.float32(last) - step * steps[::-1]
+    return np.where(steps < count // 2, from_first, from_last).astype(np.float32)
+
+
+def resample(waveform: np.ndarray, from_rate: float, to_rate: int) -> np.ndarray:
+    """Resample [samples] from one rate in Hz to another by a Kaiser-windowed sinc; unchanged where they are equal.
+
+    Returns:
+        float32 [samples * to_rate / from_rate, rounded, at least one].
+
+    Raises:
+        ValueError: for a rate that is no positive whole number.
+    """
+    if not (math.isfinite(from_rate) and from_rate >= 1 and from_rate == int(from_rate)):
+        raise ValueError(f"a sampling rate must be a positive whole number of Hz, got {from_rate}")
+    if from_rate == to_rate:
+        return np.asarray(waveform, dtype=np.float32)
+    common = math.gcd(int(from_rate), to_rate)
+    up, down = to_rate // common, int(from_rate) // common
+    # In units of input samples: half the band in common, and how far the filter reaches to either side.
+    cutoff = min(1.0, up / down) * (1 + PASSBAND) / 2
+    transition = math.pi * min(1.0, up / down) * (1 - PASSBAND)
+    reach = math.ceil((ATTENUATION_DB - 7.95) / (2.285 * transition) / 2)
+    count = max(1, round(len(waveform) * up / down))
+    padded = np.pad(np.asarray(waveform, dtype=np.float64), (reach, reach + down + 1))
+    stretches = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    result = np.empty(count, dtype=np.float32)
+    # Output sample m lies at input position m * down / up: all m of one remainder share their taps.
+    for phase in range(min(up, count)):
+        start, fraction = divmod(phase * down, up)
+        offsets = np.arange(-reach, reach + 1) - fraction / up
+        bell = np.i0(0.1102 * (ATTENUATION_DB - 8.7) * np.sqrt(np.maximum(0, 1 - (offsets / (reach + 1)) ** 2)))
+        taps = cutoff * np.sinc(cutoff * offsets) * bell / np.i0(0.1102 * (ATTENUATION_DB - 8.7))
+        chosen = len(range(phase, count, up))
+        result[phase::up] = stretches[start::down][:chosen] @ taps
+    return result

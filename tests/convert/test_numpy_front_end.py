@@ -1,0 +1,108 @@
+"""The front end in numpy alone computes what the model's own does in torch."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soxr
+import torch
+
+from bestrq2.convert import numpy_front_end
+from bestrq2.convert.numpy_front_end import FrontEnd, hann_window, mel_filters, resample
+from bestrq2.convert.onnx import front_end_settings
+from bestrq2.inference.embedder import Embedder
+from bestrq2.model.log_mel import LogMel
+from bestrq2.model.log_mel import mel_filters as torch_mel_filters
+from example_sounds import chirp, scene, tones
+
+SPECTROGRAMS = {
+    "paper": {},
+    "10ms": {"hop_length": 160, "n_fft": 512, "win_length": 400, "num_mel_bands": 64, "mel_min_hz": 50.0},
+    "odd-window": {"hop_length": 160, "n_fft": 1024, "win_length": 401, "num_mel_bands": 32, "mel_max_hz": 7600.0},
+}
+
+
+def both(tiny_config: Callable, waveform: np.ndarray, **changes) -> tuple[np.ndarray, np.ndarray]:
+    config = tiny_config(**changes)
+    expected = LogMel(config)(torch.from_numpy(waveform)[None])[0][0].numpy()
+    return FrontEnd(**front_end_settings(config)).log_mel(waveform), expected
+
+
+def test_it_imports_numpy_and_the_standard_library_alone():
+    source = ast.parse(Path(numpy_front_end.__file__).read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(source) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) == {"numpy"}
+
+
+@pytest.mark.parametrize(
+    ("n_fft", "bands", "low", "high"), [(2048, 128, 0.0, 8000.0), (1024, 64, 50.0, 7600.0), (512, 48, 20.0, 8000.0)]
+)
+def test_filters_and_window_are_those_of_training(n_fft: int, bands: int, low: float, high: float):
+    expected = torch_mel_filters(n_fft, bands, low, high, 16_000, torch.device("cpu")).numpy()
+    np.testing.assert_allclose(mel_filters(n_fft, bands, low, high, 16_000), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(hann_window(n_fft), torch.hann_window(n_fft).numpy(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("spectrogram", SPECTROGRAMS)
+@pytest.mark.parametrize("samples", [1, 2, 100, 1023, 1024, 1025, 9374, 9375, 9376, 30_001, 80_000])
+@pytest.mark.parametrize("sound", [scene, chirp, lambda samples: tones(samples, 440.0, 1200.0), np.zeros])
+def test_log_mel_equals_that_of_the_model(tiny_config: Callable, spectrogram: str, samples: int, sound: Callable):
+    found, expected = both(tiny_config, sound(samples).astype(np.float32), **SPECTROGRAMS[spectrogram])
+    assert found.shape == expected.shape
+    assert found.dtype == np.float32
+    # torch's own Fourier transform rounds at -140 dB of the loudest: what is 65 dB below it is sure to 1e-3 dB.
+    heard = expected > expected.max(axis=0) - 65
+    errors = np.abs(found - expected)
+    assert errors[heard].max() <= 1e-3
+    assert errors.max() <= 0.1
+
+
+def test_windows_are_those_of_the_embedder(tiny_encoder: Callable):
+    embedder = Embedder(tiny_encoder(), "cpu")
+    front_end = FrontEnd(**front_end_settings(embedder.config))
+    length = 8 * 16 * 625
+    for samples in (1, 9374, length - 1, length, length + 9374, length + 9375, 2 * length + 12_345):
+        pieces = list(front_end.windows(scene(samples)))
+        frames = sum(max(1, (1 + len(piece) // 625) // 16) for _, piece in pieces)
+        assert frames == embedder.embed(scene(samples)).frame_mask.sum()
+        assert [start for start, _ in pieces] == [length * index for index in range(len(pieces))]
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000, 44_099])
+def test_resampling_keeps_what_both_rates_hold(rate: int):
+    tones = [80, 997, 0.35 * min(rate, 16_000)]
+
+    def sound(at: int) -> np.ndarray:
+        return sum(0.2 * np.sin(2 * np.pi * hertz * np.arange(at // 2) / at) for hertz in tones)
+
+    found = resample(sound(rate), rate, 16_000)
+    soxr_found = soxr.resample(sound(rate), rate, 16_000, quality="HQ")
+    assert found.dtype == np.float32
+    assert abs(len(found) - len(soxr_found)) <= 1
+    inner = slice(800, 7200)  # at the ends filters ring, each in its own way
+    assert np.abs(found - sound(16_000)[: len(found)])[inner].max() < 1e-6
+    assert np.abs(found[inner] - soxr_found[inner]).max() < 5e-5
+
+
+def test_resampling_lets_nothing_alias():
+    seconds = np.arange(48_000) / 48_000
+    above = np.sin(2 * np.pi * 9000 * seconds)
+    assert np.abs(resample(above, 48_000, 16_000)[800:-800]).max() < 1e-5
+
+
+@pytest.mark.parametrize("rate", [0, -16_000, 0.5, float("nan"), float("inf"), 44_100.5])
+def test_impossible_rates_are_refused(rate: float):
+    with pytest.raises(ValueError, match="positive whole number of Hz"):
+        resample(np.ones(10), rate, 16_000)
+
+
+@pytest.mark.parametrize("waveform", [np.zeros(0), np.zeros((2, 5)), np.array([0.1, np.nan])])
+def test_what_is_no_clip_has_no_spectrogram(tiny_config: Callable, waveform: np.ndarray):
+    with pytest.raises(ValueError, match="expected finite samples of one channel"):
+        FrontEnd(**front_end_settings(tiny_config())).log_mel(waveform)
