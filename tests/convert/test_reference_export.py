@@ -51,8 +51,9 @@ def test_what_is_exported_loads_as_the_same_model(tiny_pretraining, tmp_path, la
     assert same_bits(loaded.state_dict(), model.state_dict())
     found, expected = loaded.config.to_diff_dict(), model.config.to_diff_dict()
     changed = {name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)}
-    # How a model was made is no part of the layout.
-    assert changed <= {"architectures", "dtype", "transformers_version"}
+    changed -= {"architectures", "dtype", "transformers_version"}
+    # A one-stage model has no predictor, so its sizes say nothing.
+    assert all(name.startswith("predictor_") and "one_stage" in layout for name in changed)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -124,7 +125,6 @@ def test_a_width_that_the_ratio_would_round_down_survives_the_references_arithme
         ({"masks_per_clip": 2}, "masks_per_clip is 2"),
         ({"predictor_context_positions": True}, "predictor_context_positions is True"),
         ({"position_embedding": "learned"}, "position_embedding is 'learned'"),
-        ({"objective": "one_stage", "mask_fill": "noise"}, "mask_fill is 'noise'"),
     ],
 )
 def test_what_the_layout_cannot_say_is_refused_by_its_field(tiny_pretraining, tmp_path, changes, field):

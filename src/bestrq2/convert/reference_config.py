@@ -239,7 +239,8 @@ def _settings(config: ReferenceConfig, state: Mapping[str, Tensor]) -> dict[str,
         module.check("hidden_size", width, f"{encoder.field('embed_dim')} is")
         if "num_heads" not in encoder.values:
             raise encoder.refuse("num_heads", "expected the number of heads: no tensor tells it")
-        if module.word("model_target") and "bestrq" not in str(module.values["model_target"]).lower().replace("_", ""):
+        target = module.word("model_target")
+        if target is not None and "bestrq" not in target.replace("_", ""):
             raise module.refuse("model_target", "expected a module of BEST-RQ")
     sections = {"encoder": encoder} | ({"predictor": predictor} if two_step else {})
     kinds = {part: _block_settings(section, part, state) for part, section in sections.items()}

@@ -34,7 +34,6 @@ _PRETRAINING_ONLY_VALUE = {
     "quantizer_normalization": "none",
     "num_codebooks": 1,
     "mask_shape": "uniform",
-    "mask_fill": "token",
     "masks_per_clip": 1,
     "predictor_context_positions": False,
 }
