@@ -232,5 +232,5 @@ def test_mutated_checkpoints_load_or_are_refused_in_one_sentence(originals, tmp_
                 raise AssertionError(f"{target} {number}: {type(error).__name__}: {error}") from error
     for number, message in refused.items():
         assert message.isprintable(), (target, number)
-        assert message.startswith((str(folder), "the reference's configuration")), (target, number)
+        assert message.startswith(str(folder)), (target, number)
     assert len(refused) > CASES // 4  # the rest changed weights alone, or nothing that counts

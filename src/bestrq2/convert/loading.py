@@ -47,6 +47,9 @@ def configuration_beside(checkpoint: Path) -> Path:
     for candidate in beside:
         if candidate.is_file():
             return candidate
+    for folder in (checkpoint.parent, checkpoint.parent.parent):
+        if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
+            raise CheckpointError(f"{checkpoint}: is a part of the model in {folder}; name that folder")
     raise CheckpointError(
         f"{checkpoint}: its configuration is expected beside it as {beside[0].name} or {beside[1].name}; to give "
         "another one use bestrq2.load_reference(checkpoint, config)"

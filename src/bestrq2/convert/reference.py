@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,15 +56,15 @@ def load_reference(
             does not do.
     """
     source, state = _read_state(checkpoint)
-    parts = split_config(read_config(config))
-    if not parts.whole:
-        raise ConfigError(
-            f"model_type {HUB_MODEL_TYPE!r} is that of an encoder alone, without predictor and quantizer; load it with "
-            "bestrq2.load"
-        )
-    model, state = _make(BestRQ2ForPreTraining, parts, _without_prefix(state, source), source)
-    _take_over(model, parts, state, source)
-    return model.eval()
+    loaded = read_config(config)
+    with _named(config):
+        parts = split_config(loaded)
+        if not parts.whole:
+            raise ConfigError(
+                f"model_type {HUB_MODEL_TYPE!r} is that of an encoder alone, without predictor and quantizer; load it "
+                "with bestrq2.load"
+            )
+        return _make(BestRQ2ForPreTraining, parts, _without_prefix(state, source), source)
 
 
 def load_reference_encoder(
@@ -83,12 +84,10 @@ def load_reference_encoder(
     """
     loaded = read_config(config)
     if loaded.get("model_type") is None:
-        return load_reference(checkpoint, loaded).base_model
+        return load_reference(checkpoint, config).base_model
     source, state = _read_state(checkpoint)
-    parts = split_config(loaded)
-    model, state = _make(BestRQ2Model, parts, _by_suffix(state, source), source)
-    _take_over(model, parts, state, source)
-    return model.eval()
+    with _named(config):
+        return _make(BestRQ2Model, split_config(loaded), _by_suffix(state, source), source)
 
 
 def is_hub_export(folder: Path) -> bool:
@@ -101,10 +100,18 @@ def is_hub_export(folder: Path) -> bool:
 
 def load_hub_export(folder: Path) -> BestRQ2Model:
     """The encoder in a folder with `config.json` and `.safetensors` weights; errors as `load_reference_encoder`."""
+    return load_reference_encoder(folder, folder / "config.json")
+
+
+@contextmanager
+def _named(config: str | Path | Mapping[str, Any]) -> Iterator[None]:
+    """Put the configuration's file, where it is one, before what is wrong with it."""
     try:
-        return load_reference_encoder(folder, folder / "config.json")
+        yield
     except ConfigError as error:
-        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+        if isinstance(config, Mapping):
+            raise
+        raise ConfigError(f"{config}: {error}") from error
 
 
 def _read_state(checkpoint: str | Path | Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
@@ -171,10 +178,8 @@ def _by_suffix(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     return named
 
 
-def _make(
-    model_class: type[Model], parts: ReferenceConfig, state: dict[str, Tensor], source: str
-) -> tuple[Model, dict[str, Tensor]]:
-    """A model of the architecture that configuration and tensors describe, and the tensors in one spelling."""
+def _make(model_class: type[Model], parts: ReferenceConfig, state: dict[str, Tensor], source: str) -> Model:
+    """A model of the architecture that configuration and tensors describe, filled with the tensors."""
     encoder = parts.parts["encoder"]
     gate = encoder.word("swiglu_gate")
     if gate not in (None, "first", "last"):
@@ -189,7 +194,9 @@ def _make(
     _check_fixed_tensors(config, state, source, whole)
     check_repeated_fields(parts, config)
     with quiet_hub():
-        return model_class(config), state
+        model = model_class(config)
+    _take_over(model, parts, state, source)
+    return model.eval()
 
 
 def _check_fixed_tensors(config: BestRQ2Config, state: Mapping[str, Tensor], source: str, whole: bool) -> None:

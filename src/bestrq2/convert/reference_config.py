@@ -38,7 +38,7 @@ _FIELDS = {
     "patch_embed": _names("img_size patch_size in_chans embed_dim"),
     "masking": _names("input_size patch_size mask_ratio"),
     "encoder": _TRANSFORMER | _ADDED,
-    "predictor": _TRANSFORMER | _ADDED,
+    "predictor": (_TRANSFORMER | _ADDED) - {"swiglu_gate"},  # the encoder's holds for both
 }
 _MODULE = _names("net vocab_size codebook_dim spectrogram_adjustment_mode")
 # How a checkpoint was trained or is looked at; nothing of it changes what a loaded model computes.
@@ -231,17 +231,12 @@ def _settings(config: ReferenceConfig, state: Mapping[str, Tensor]) -> dict[str,
     patch, encoder, predictor = (config.parts[part] for part in ("patch_embed", "encoder", "predictor"))
     module.check("spectrogram_adjustment_mode", "truncate", "only whole patches count here:")
     patch.check("in_chans", 1, "the spectrogram has one channel:")
-    spectrogram = _spectrogram_settings(config.parts["spectrogram"], module, config.whole)
+    spectrogram = _spectrogram_settings(config.parts["spectrogram"], module)
     frames = patch.pair("img_size", (128, 256))[1]
     two_step = config.whole and any(key.startswith("predictor.") for key in state)
     width, heads = encoder.whole("embed_dim", 768), encoder.whole("num_heads", 12)
     if not config.whole:
-        module.check("hidden_size", width, f"{encoder.field('embed_dim')} is")
-        if "num_heads" not in encoder.values:
-            raise encoder.refuse("num_heads", "expected the number of heads: no tensor tells it")
-        target = module.word("model_target")
-        if target is not None and "bestrq" not in target.replace("_", ""):
-            raise module.refuse("model_target", "expected a module of BEST-RQ")
+        _check_export(module, encoder, config.parts["spectrogram"], width)
     sections = {"encoder": encoder} | ({"predictor": predictor} if two_step else {})
     kinds = {part: _block_settings(section, part, state) for part, section in sections.items()}
     for part, kind in kinds.items():
@@ -250,7 +245,7 @@ def _settings(config: ReferenceConfig, state: Mapping[str, Tensor]) -> dict[str,
         if kind != kinds["encoder"]:
             names = [name for name in kind if kind[name] != kinds["encoder"][name]]
             raise _does_not_fit(f"{sections[part].name} differs from {encoder.name} in {', '.join(names)}")
-    settings = {
+    return {
         **spectrogram,
         **kinds["encoder"],
         "max_seconds": frames * spectrogram["hop_length"] / spectrogram["sampling_rate"],
@@ -264,27 +259,41 @@ def _settings(config: ReferenceConfig, state: Mapping[str, Tensor]) -> dict[str,
         "codebook_size": module.whole("vocab_size", 8192),
         "codebook_dim": module.whole("codebook_dim", 16),
         "mask_ratio": list(masking.pair("mask_ratio", (0.4, 0.6))),
+        **(_predictor_settings(predictor, width, heads, two_step, state) if config.whole else {}),
     }
-    if config.whole:
-        predictor_width = predictor.whole("embed_dim", width)
-        settings |= {
-            "objective": "two_step" if two_step else "one_stage",
-            "predictor_hidden_size": predictor_width,
-            "predictor_num_layers": predictor.whole("depth", 4),
-            "predictor_num_attention_heads": predictor.whole("num_heads", heads),
-            "predictor_intermediate_size": _intermediate(predictor, "predictor", predictor_width, state),
-        }
-        predictor.check("drop_path_rate", 0.0, "the predictor has no stochastic depth:")
-    return settings
 
 
-def _spectrogram_settings(spectrogram: Section, module: Section, whole: bool) -> dict[str, Any]:
+def _predictor_settings(
+    predictor: Section, width: int, heads: int, two_step: bool, state: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    predictor.check("drop_path_rate", 0.0, "the predictor has no stochastic depth:")
+    predictor_width = predictor.whole("embed_dim", width)
+    return {
+        "objective": "two_step" if two_step else "one_stage",
+        "predictor_hidden_size": predictor_width,
+        "predictor_num_layers": predictor.whole("depth", 4),
+        "predictor_num_attention_heads": predictor.whole("num_heads", heads),
+        "predictor_intermediate_size": _intermediate(predictor, "predictor", predictor_width, state),
+    }
+
+
+def _check_export(module: Section, encoder: Section, spectrogram: Section, width: int) -> None:
+    """What a hub export says once more, and what it must say because there is no paper's value to fall back on."""
+    module.check("hidden_size", width, f"{encoder.field('embed_dim')} is")
+    target = module.word("model_target")
+    if target is not None and "bestrq" not in target.replace("_", ""):
+        raise module.refuse("model_target", "expected a module of BEST-RQ")
+    if "num_heads" not in encoder.values:
+        raise encoder.refuse("num_heads", "expected the number of heads: no tensor tells it")
+    if not {"hop_length", "hop_length_ms"} & spectrogram.values.keys():
+        raise spectrogram.refuse("hop_length_ms", "expected the milliseconds between frames: no tensor tells them")
+
+
+def _spectrogram_settings(spectrogram: Section, module: Section) -> dict[str, Any]:
     if spectrogram.number("power", 2.0) != 2.0:
         raise spectrogram.refuse("power", "only 2.0 (power) is supported")
     rate = spectrogram.whole("sample_rate", module.whole("sampling_rate", 16_000))
     module.check("sampling_rate", rate, f"{spectrogram.field('sample_rate')} is")
-    if not whole and not {"hop_length", "hop_length_ms"} & spectrogram.values.keys():
-        raise spectrogram.refuse("hop_length_ms", "expected the milliseconds between frames: no tensor tells them")
 
     def samples(name: str, milliseconds: float) -> int:
         # Samples come before milliseconds, and a part of a sample is dropped, as in the reference.
