@@ -5,6 +5,7 @@ A mutation is a function of the kind of file and its number alone, so a failure 
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -17,9 +18,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_hub_exports import hub_config, hub_state
+from test_hub_exports import MODERN, hub_config, hub_state
 
 import bestrq2
+from bestrq2.convert.reference_export import export_reference
 from bestrq2.errors import BestRQ2Error
 from reference_layout import reference_config, reference_state
 
@@ -126,7 +128,7 @@ def mutated(tree: Any, draw: random.Random) -> Any:
         parents = [part for part in walk(tree) if part]
         parent = draw.choice(parents) if parents else {}
         if not parent:
-            return draw.choice(STRANGE)
+            return strange(draw)
         place = draw.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
         match draw.randrange(6):
             case 0:
@@ -134,12 +136,17 @@ def mutated(tree: Any, draw: random.Random) -> Any:
             case 1 if isinstance(parent, dict):
                 parent[str(place) + draw.choice(["_", "s", "\n", "é"])] = parent.pop(place)
             case 2 if isinstance(parent, dict):
-                parent[draw.choice(["extra", "__metadata__", "auto_map", "quantization_config"])] = draw.choice(STRANGE)
+                parent[draw.choice(["extra", "__metadata__", "auto_map", "quantization_config"])] = strange(draw)
             case 3:
                 parent[place] = draw.choice(list(walk(json.loads(json.dumps(tree)))))
             case _:
-                parent[place] = draw.choice(STRANGE)
+                parent[place] = strange(draw)
     return tree
+
+
+def strange(draw: random.Random) -> Any:
+    """A value of its own: a list that came in twice could come to hold itself."""
+    return copy.deepcopy(draw.choice(STRANGE))
 
 
 def walk(tree: Any) -> Iterator[Any]:
@@ -151,7 +158,7 @@ def walk(tree: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def originals(tiny_pretraining, tmp_path_factory) -> Path:
+def originals(tiny_pretraining, tiny_encoder, tmp_path_factory) -> Path:
     """One whole checkpoint of every kind, each in a folder of its own."""
     model = tiny_pretraining(max_seconds=2.5, hidden_size=16, num_hidden_layers=1, intermediate_size=24)
     folder = tmp_path_factory.mktemp("originals")
@@ -166,6 +173,10 @@ def originals(tiny_pretraining, tmp_path_factory) -> Path:
     save_file(hub_state(model), folder / "hub" / "model.safetensors")
     (folder / "hub" / "config.json").write_text(json.dumps(hub_config(model)))
     model.save_pretrained(folder / "own")
+    modern = tiny_encoder(**MODERN, hidden_size=16, num_hidden_layers=1, intermediate_size=24)
+    modern.save_pretrained(folder / "for_modern")
+    (folder / "modern").mkdir()
+    export_reference(str(folder / "for_modern"), folder / "modern" / "model.safetensors")
     return folder
 
 
@@ -202,8 +213,10 @@ TARGETS = {
     "ckpt": ("model.ckpt", "model.ckpt", [mutate_bytes]),
     "legacy": ("model.ckpt", "model.ckpt", [mutate_bytes]),
     "hub": ("", "model.safetensors", [mutate_bytes, mutate_header]),
+    "modern": ("model.safetensors", "model.safetensors", [mutate_bytes, mutate_header]),
     "own": ("", "model.safetensors", [mutate_bytes, mutate_header]),
     "safetensors config": ("model.safetensors", "model.json", [mutate_json, mutate_json, mutate_bytes]),
+    "modern config": ("model.safetensors", "model.json", [mutate_json, mutate_json, mutate_bytes]),
     "hub config": ("", "config.json", [mutate_json, mutate_json, mutate_bytes]),
     "own config": ("", "config.json", [mutate_json, mutate_json, mutate_bytes]),
 }

@@ -21,6 +21,7 @@ from bestrq2.convert.reference_config import (
 )
 from bestrq2.convert.reference_layout import (
     ANCHOR,
+    WEIGHTS,
     fixed_tensors,
     join_gates,
     reference_key,
@@ -139,8 +140,6 @@ def _without_prefix(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-# Types that float32 holds exactly.
-_WEIGHTS = (torch.float32, torch.float16, torch.bfloat16)
 # The ends of an exported encoder's keys, and what to put before them.
 _ENDS = (
     (re.compile(r"(?:.*?\.)??(blocks\.\d+\..+)"), "encoder."),
@@ -214,7 +213,7 @@ def _check_fixed_tensors(config: BestRQ2Config, state: Mapping[str, Tensor], sou
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found.float(), expected, rtol=1e-4, atol=1e-4)
+    return found.dtype in WEIGHTS and torch.allclose(found.float(), expected, rtol=1e-4, atol=1e-4)
 
 
 def _refuse_unless(same: bool, key: str, found: Tensor, shape: tuple[int, ...], source: str) -> None:
@@ -247,9 +246,7 @@ def _take_over(
                 if key in state and list(state[key].shape) != shape
             ],
             "not of floating point": sorted(
-                f"{key} ({state[key].dtype})"
-                for key in shapes.keys() & state.keys()
-                if state[key].dtype not in _WEIGHTS
+                f"{key} ({state[key].dtype})" for key in shapes.keys() & state.keys() if state[key].dtype not in WEIGHTS
             ),
         },
     )

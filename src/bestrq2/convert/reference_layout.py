@@ -16,6 +16,8 @@ from bestrq2.model.transformer import TransformerShape
 
 # The patch embedding's weight: every reference module has it, so it tells what stands before all keys.
 ANCHOR = "patch_embed.patch_embed.proj.weight"
+# Types that float32 holds exactly; a checkpoint's tensors must be of one of them.
+WEIGHTS = (torch.float32, torch.float16, torch.bfloat16)
 WINDOW, FILTERS = "spectrogram.mel_spec.spectrogram.window", "spectrogram.mel_spec.mel_scale.fb"
 
 _RENAMED = (
@@ -162,16 +164,20 @@ def _join_layer(
                     f"where you know it, say {gate_field}: first or last"
                 )
             if gate == "last":
-                for each in (key("fc1"), key("fc1").removesuffix("weight") + "bias"):
-                    if each in state:
+                for each in (key("fc1"), f"{layer}.fc1.bias"):
+                    if each in state and _can_be_joined(state[each]):
                         state[each] = torch.cat(state[each].chunk(2)[::-1])
         return
     for parts in (*_SEPARATE, *_by_shape(names, rows_and_columns)):
-        if names == set(parts) and all(key(name) in state for name in parts):
+        if names == set(parts) and all(key(name) in state and _can_be_joined(state[key(name)]) for name in parts):
             *inner, output = (state.pop(key(name)) for name in parts)
             if len({tensor.shape[1:] for tensor in inner}) > 1:
                 raise CheckpointError(f"'{key(parts[0])}' and '{key(parts[1])}' do not belong to one SwiGLU")
             state[key("fc1")], state[key("fc2")] = torch.cat(inner), output
+
+
+def _can_be_joined(tensor: Tensor) -> bool:
+    return tensor.dtype in WEIGHTS and tensor.ndim > 0
 
 
 def _by_shape(names: set[str], rows_and_columns: Callable[[str], tuple[int, ...]]) -> Iterator[tuple[str, ...]]:

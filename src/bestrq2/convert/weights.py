@@ -62,9 +62,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _is_named_tensor(key: Any, value: Any) -> bool:
-    """Whether it is a plain tensor in memory under a name: no meta, sparse or quantised one."""
-    plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-    return isinstance(key, str) and plain and not value.is_quantized
+    """Whether it is a tensor in memory under a name: not a meta, sparse or quantised one, nor spread by its strides."""
+    if not isinstance(key, str) or not isinstance(value, Tensor):
+        return False
+    plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+    return plain and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _refuse_compressed(path: Path) -> None:
