@@ -65,7 +65,9 @@ def _downloaded_export(name: str) -> Path | None:
             config, _ = BestRQ2Config.get_config_dict(name)
             if config.get("model_type") != HUB_MODEL_TYPE:
                 return None
-    except (OSError, ValueError):
+    except OSError as error:  # asking a second time would wait for the network twice
+        raise CheckpointError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
+    except ValueError:
         return None  # what is wrong with it, loading it as a model of ours will say
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
