@@ -48,6 +48,16 @@ def test_values_absent_from_the_configuration_are_the_papers(tiny_pretraining):
         assert torch.equal(loaded.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_of_half_precision_is_taken_over_exactly(tiny_pretraining, dtype):
+    model = tiny_pretraining()
+    state = {name: value.to(dtype) for name, value in reference_state(model).items()}
+    found = load_reference(state, reference_config(model)).state_dict()
+    for name, value in model.state_dict().items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], value if "statistics" in name else value.to(dtype).float()), name
+
+
 def without(state: dict, *keys: str) -> dict:
     return {name: value for name, value in state.items() if name not in keys}
 

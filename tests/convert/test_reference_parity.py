@@ -159,7 +159,10 @@ def test_a_configuration_that_contradicts_the_checkpoint_is_refused(checkpoint, 
             r"hidden_size \(64\) must be a multiple of num_attention_heads",
         ),
         ({"spectrogram": {"power": 1.0}}, "power is 1.0, only 2.0"),
-        ({"spectrogram": {"hop_length_ms": "short"}}, "does not fit: could not convert string to float: 'short'"),
+        (
+            {"spectrogram": {"hop_length_ms": "short"}},
+            "fit: net.spectrogram.hop_length_ms is 'short', expected a number",
+        ),
         ({"spectrogram": "mel"}, "does not fit"),
     ],
 )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from bestrq2.convert.reference import load_reference
-from bestrq2.convert.weights import load_model_folder, quiet_hub
+from bestrq2.convert.reference import is_hub_export, load_hub_export, load_reference_encoder
+from bestrq2.convert.reference_config import HUB_MODEL_TYPE
+from bestrq2.convert.weights import first_line, load_model_folder, quiet_hub
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
@@ -22,24 +23,56 @@ def load_encoder(source: str | os.PathLike[str]) -> BestRQ2Model:
     path = Path(source)
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path
-        return load_model_folder(folder, BestRQ2Model)
+        return load_hub_export(folder) if is_hub_export(folder) else load_model_folder(folder, BestRQ2Model)
     name = str(source)
     if name in recipes() or is_recipe_file(name):
         return random_encoder(_recipe_config(name))
     if path.is_file():
-        beside = [path.with_suffix(suffix) for suffix in (".json", ".yaml", ".yml")]
-        config = next((candidate for candidate in beside if candidate.is_file()), None)
-        if config is None:
-            raise CheckpointError(
-                f"{path}: its configuration is expected beside it as {beside[0].name} or {beside[1].name}; to give "
-                "another one use bestrq2.load_reference(checkpoint, config)"
-            )
-        return load_reference(path, config).base_model
+        return load_reference_encoder(path, configuration_beside(path))
     if name.count("/") == 1 and not name.startswith((".", "/")):
-        return load_model_folder(name, BestRQ2Model)
+        export = _downloaded_export(name)
+        return load_model_folder(name, BestRQ2Model) if export is None else load_hub_export(export)
     raise CheckpointError(
         f"{name}: no such run folder, model folder, checkpoint file or recipe; recipes are {', '.join(recipes())}"
     )
+
+
+def configuration_beside(checkpoint: Path) -> Path:
+    """The configuration file of a reference checkpoint: of its name, JSON or YAML.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    beside = [checkpoint.with_suffix(suffix) for suffix in (".json", ".yaml", ".yml")]
+    for candidate in beside:
+        if candidate.is_file():
+            return candidate
+    for folder in (checkpoint.parent, checkpoint.parent.parent):
+        if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
+            raise CheckpointError(f"{checkpoint}: is a part of the model in {folder}; name that folder")
+    raise CheckpointError(
+        f"{checkpoint}: its configuration is expected beside it as {beside[0].name} or {beside[1].name}; to give "
+        "another one use bestrq2.load_reference(checkpoint, config)"
+    )
+
+
+def _downloaded_export(name: str) -> Path | None:
+    """The downloaded folder of a hub id that is an export of the reference implementation; None for all else."""
+    import huggingface_hub
+
+    try:
+        with quiet_hub():
+            config, _ = BestRQ2Config.get_config_dict(name)
+            if config.get("model_type") != HUB_MODEL_TYPE:
+                return None
+    except OSError as error:  # asking a second time would wait for the network twice
+        raise CheckpointError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
+    except ValueError:
+        return None  # what is wrong with it, loading it as a model of ours will say
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: the model cannot be downloaded: {first_line(error)}") from error
 
 
 def _recipe_config(name: str) -> BestRQ2Config:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import reprlib
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging as hub_logging
@@ -18,10 +21,13 @@ from transformers.utils import logging as hub_logging
 from bestrq2.errors import CheckpointError
 from bestrq2.files import write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.model.modeling_bestrq2 import BestRQ2PreTrainedModel
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2PreTrainedModel
 
 # In a model folder: the step its weights were taken at.
 EXPORTED = "training.json"
+
+# What the readers of safetensors raise for bytes that are none, or for types that PyTorch does not know.
+UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError)
 
 ModelClass = TypeVar("ModelClass", bound=BestRQ2PreTrainedModel)
 
@@ -37,10 +43,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"{path}: not a whole safetensors file ({error}); copy or download it again"
             ) from error
+    _refuse_compressed(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader of pickles stumbles over foreign bytes in any way there is
@@ -49,9 +56,28 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "convert it to .safetensors where you trust it"
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(_is_named_tensor(key, value) for key, value in state.items()):
         raise CheckpointError(f"{path}: holds no state dict (a mapping of names to tensors)")
     return dict(state)
+
+
+def _is_named_tensor(key: Any, value: Any) -> bool:
+    """Whether it is a tensor in memory under a name: not a meta, sparse or quantised one, nor spread by its strides."""
+    if not isinstance(key, str) or not isinstance(value, Tensor):
+        return False
+    plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+    return plain and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is; PyTorch stores tensors as they are, and would fill memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+        return  # what it is instead, or how it is damaged, is found on loading
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(f"{path}: unpacks to {unpacked} bytes, more than it has; convert it to .safetensors")
 
 
 def write_exported_step(folder: Path, step: int) -> None:
@@ -74,15 +100,14 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
         CheckpointError: if the folder is no BEST-RQ-2 model, weights are damaged, missing or of another shape, or they
             are a pickle.
     """
-    _check_folder(folder)
+    _check_folder(folder, issubclass(model_class, BestRQ2ForPreTraining))
     try:
         with quiet_hub():
             model, report = model_class.from_pretrained(
                 str(folder), output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
             )
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder}: the model cannot be loaded: {first}") from error
+    except Exception as error:  # transformers stumbles over foreign settings and bytes in any way there is
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
     problems = {kind: sorted(map(str, report.get(f"{kind}_keys") or [])) for kind in ("missing", "unexpected")}
     problems["misshaped"] = sorted(str(key[0]) for key in report.get("mismatched_keys") or [])
     raise_for_keys(str(folder), problems)
@@ -93,10 +118,63 @@ def raise_for_keys(source: str, problems: dict[str, list[str]]) -> None:
     """Raise `CheckpointError` that lists the tensors under each kind of problem; none, if there are none."""
     found = [f"{kind} {len(keys)}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
     if found:
-        raise CheckpointError(f"{source}: the tensors do not fit the architecture ({'; '.join(found)})")
+        listed = "".join(letter if letter.isprintable() else "?" for letter in "; ".join(found))
+        raise CheckpointError(f"{source}: the tensors do not fit the architecture ({listed})")
 
 
-def _check_folder(folder: str | Path) -> None:
+def refuse_oversized(config: BestRQ2Config, elements: int, source: str, whole: bool) -> None:
+    """Refuse a configuration of a model far larger than its weights, before memory is set aside for it.
+
+    Args:
+        config: the architecture.
+        elements: values that the weights hold.
+        source: how the message names them.
+        whole: whether predictor, head and quantizer are built too.
+
+    Raises:
+        CheckpointError: if the model would need more than eight times the values there are, and a million beyond.
+    """
+
+    def blocks(count: int, width: int, intermediate: int) -> int:
+        return count * (4 * width * width + 2 * width * intermediate)
+
+    width, bands = config.hidden_size, config.num_mel_bands
+    needed = blocks(config.num_hidden_layers, width, config.intermediate_size) + config.patch_values * width + bands
+    if config.position_embedding == "learned":
+        needed += config.patch_rows * config.max_columns * width
+    if config.encoder_type == "conformer":
+        channels = config.conformer_channels
+        needed += 9 * channels[0] * (channels[1] + 1) + channels[1] * bands * width
+        needed += config.num_hidden_layers * config.conformer_kernel_size * width
+    if whole:
+        last = config.hidden_size
+        if config.objective == "two_step":
+            last = config.predictor_hidden_size
+            needed += blocks(config.predictor_num_layers, last, config.predictor_intermediate_size) + width * last
+            if config.position_embedding == "learned":
+                needed += config.patch_rows * config.max_columns * last
+        codes = config.codebook_size * (config.codebook_dim + last)
+        needed += config.num_codebooks * (codes + config.patch_values * config.codebook_dim)
+    if needed > 8 * elements + 1_000_000:
+        raise CheckpointError(
+            f"{source}: the configuration asks for a model of about {needed:.3g} values, but the weights hold "
+            f"{elements}; check its sizes"
+        )
+
+
+def _elements(folder: Path) -> int | None:
+    """Values in a folder's weights, by their headers alone; None where one cannot be read, as loading will say."""
+    total = 0
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    except UNREADABLE:
+        return None
+    return total
+
+
+def _check_folder(folder: str | Path, whole: bool) -> None:
     path = Path(folder)
     if not path.is_dir():
         return  # a hub id
@@ -104,20 +182,32 @@ def _check_folder(folder: str | Path) -> None:
     if not config_file.is_file():
         raise CheckpointError(f"{folder}: no config.json in it; name a run folder or an exported model folder")
     try:
-        config: Any = json.loads(config_file.read_text())
+        config: Any = json.loads(config_file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise CheckpointError(f"{config_file}: expected a mapping of settings, found {type(config).__name__}")
         if config.get("model_type") != BestRQ2Config.model_type:
             raise CheckpointError(
-                f"{config_file}: model_type is {config.get('model_type')!r}, expected {BestRQ2Config.model_type!r}"
+                f"{config_file}: model_type is {reprlib.repr(config.get('model_type'))}, expected "
+                f"{BestRQ2Config.model_type!r}"
             )
-        BestRQ2Config(**{key: value for key, value in config.items() if key != "model_type"})
-    except (json.JSONDecodeError, ValueError) as error:
-        raise CheckpointError(f"{config_file}: {error}") from error
+        architecture = BestRQ2Config(**{key: value for key, value in config.items() if key != "model_type"})
+    except CheckpointError:
+        raise
+    except Exception as error:  # JSON may be no JSON, nested without end, or hold anything under a known key
+        raise CheckpointError(f"{config_file}: {first_line(error)}") from error
     if not list(path.glob("*.safetensors")):
         pickles = sorted(file.name for file in path.glob("*.bin"))
         extra = f"; {pickles[0]} is a pickle, which is never loaded: convert it where you trust it" if pickles else ""
         raise CheckpointError(f"{folder}: no .safetensors weights in it{extra}")
+    elements = _elements(path)
+    if elements is not None:
+        refuse_oversized(architecture, elements, str(folder), whole)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else type(error).__name__
 
 
 @contextmanager
