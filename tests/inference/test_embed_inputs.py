@@ -187,7 +187,7 @@ def test_what_is_no_list_is_refused(embedder):
     for nothing in ([], (), iter(())):
         with pytest.raises(AudioError, match="there is no audio to embed: the list is empty"):
             embedder.embed(nothing)
-    for item in (None, 3, 0.5):
+    for item in (None, 3, 0.5, {"array": scene(100), "sampling_rate": RATE}):
         with pytest.raises(AudioError, match="is no audio; give a waveform, a path, or a file"):
             embedder.embed(item)
     closed = io.BytesIO(b"RIFF")

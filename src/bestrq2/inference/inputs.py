@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
@@ -64,7 +64,7 @@ def named_items(audio: Any) -> list[tuple[str, Any]]:
     """
     if _is_one(audio):
         return [(_name(audio, "audio"), audio)]
-    if not isinstance(audio, Iterable):
+    if isinstance(audio, Mapping) or not isinstance(audio, Iterable):
         raise _no_audio(audio)
     items = list(audio)
     if not items:

@@ -42,13 +42,19 @@ def pool(frames: np.ndarray, pooling: str) -> np.ndarray:
     if pooling == "mean+max":
         return np.concatenate([mean, frames.max(axis=0)]).astype(np.float32)
     if pooling == "attention":
-        sizes = np.sqrt(np.einsum("td,td->t", frames, frames)) * np.linalg.norm(mean)
-        scores = np.sqrt(frames.shape[1]) * (frames @ mean) / np.maximum(sizes, 1e-12)
+        centre = mean.astype(np.float32)
+        sizes = _lengths(frames) * np.linalg.norm(centre)
+        scores = np.sqrt(frames.shape[1]) * (frames @ centre) / np.maximum(sizes, 1e-12)
         weights = np.exp(scores - scores.max())
-        return ((weights / weights.sum()) @ frames).astype(np.float32)
+        return (weights / weights.sum()).astype(np.float32) @ frames
     return mean.astype(np.float32)
 
 
 def unit_length(vectors: np.ndarray) -> None:
     """Scale [..., D] in place to Euclidean length 1; zeros stay zeros."""
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    vectors /= np.maximum(_lengths(vectors), 1e-12)[..., None]
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Euclidean length of [..., D], without an array of squares: the frames of hours are large enough once."""
+    return np.sqrt(np.einsum("...d,...d->...", vectors, vectors))
