@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from bestrq2 import Embedder
 from bestrq2.convert.loading import random_encoder
-from bestrq2.errors import AudioError, ConfigError
-from bestrq2.inference import embedder as embedder_module
+from bestrq2.errors import ConfigError
 from example_sounds import RATE, scene
 
 WINDOW = 40_000  # 2.5 s: four frames of 0.625 s
@@ -67,17 +66,6 @@ def test_a_list_gives_what_each_clip_gives_alone(embedder):
         assert not together.frame_mask[index, count:].any()
 
 
-def test_small_batches_give_the_same_numbers(embedder, monkeypatch):
-    clips = [scene(length, index) for index, length in enumerate([95_000, 20_000, 50_000, 40_000])]
-    whole = embedder.embed(clips)
-    sizes = []
-    monkeypatch.setattr(embedder_module, "_BATCH_SECONDS", 5.0)
-    with embedder.model.encoder.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0]))):
-        close(embedder.embed(clips).frames, whole.frames)
-    assert max(sizes) == 2
-    assert sum(sizes) == 3 + 1 + 2 + 1  # the 10000 samples that a window leaves of 50000 are one patch
-
-
 def test_integers_stereo_tensors_and_numbers_are_taken(embedder):
     clip = scene(30_000)
     expected = embedder.embed(clip).frames
@@ -112,18 +100,6 @@ def test_a_file_gives_what_its_samples_give(embedder, tmp_path):
     close(mixed.frames[1, : int(mixed.frame_mask[1].sum())], expected[0])
 
 
-def test_long_audio_is_embedded_window_by_window(embedder):
-    clip = scene(35 * RATE + 5_000)
-    embeddings = embedder.embed(clip)
-    assert embeddings.frames.shape == (1, 56, 32)
-    for start in range(0, 35 * RATE, WINDOW):
-        alone = embedder.embed(clip[start : start + WINDOW])
-        first = start // HOP
-        close(embeddings.frames[0, first : first + 4], alone.frames[0])
-    assert embeddings.timestamps[0] == pytest.approx(0.3125 + 0.625 * np.arange(56))
-    close(embeddings.clip[0], embeddings.frames[0].mean(axis=0))
-
-
 @pytest.mark.parametrize("phases", [1, 3, 4])
 @pytest.mark.parametrize(("rate", "seconds"), [(16_000, 35.0), (44_100, 12.9), (16_000, 10.1), (8_000, 7.5)])
 def test_a_long_file_gives_what_its_samples_give(embedder, tmp_path, phases, rate, seconds):
@@ -133,25 +109,6 @@ def test_a_long_file_gives_what_its_samples_give(embedder, tmp_path, phases, rat
     assert from_file.frames.shape == from_array.frames.shape
     assert np.array_equal(from_file.timestamps, from_array.timestamps)
     close(from_file.frames, from_array.frames, 1e-3)
-
-
-def test_of_a_long_file_only_windows_are_in_memory(embedder, tmp_path, monkeypatch):
-    path = wav(tmp_path / "long.wav", scene(20 * RATE))
-    lengths = []
-    original = embedder_module.read_audio
-    monkeypatch.setattr(embedder_module, "read_audio", lambda *given: lengths.append(len(r := original(*given))) or r)
-    embedder.embed(path)
-    assert len(lengths) == 8
-    assert max(lengths) == WINDOW + HOP
-
-
-def test_a_header_that_promises_a_little_too_much_does_no_harm(embedder, tmp_path, monkeypatch):
-    waveform = scene(3 * WINDOW)
-    path = wav(tmp_path / "long.wav", waveform)
-    info = embedder_module.audio_info(path)
-    longer = type(info)(info.path, info.sampling_rate, info.channels, info.frames + 700)
-    monkeypatch.setattr(embedder_module, "audio_info", lambda _: longer)
-    close(embedder.embed(path).frames, embedder.embed(waveform).frames)
 
 
 @pytest.mark.parametrize("samples", [WINDOW, 3 * WINDOW, 57_000])
@@ -177,11 +134,8 @@ def test_phases_interleave_shifted_grids(embedder, samples, phases):
 @given(samples=st.integers(1, 130_000), phases=st.integers(1, 16))
 def test_frames_of_any_clip_lie_inside_it_and_are_evenly_spaced(embedder, samples, phases):
     embeddings = embedder.embed(scene(samples), phases=phases)
-    windows, rest = divmod(samples, WINDOW)
-    expected = 4 * windows
-    if rest >= HOP - 625 or not windows:
-        expected += max(1, (1 + rest // 625) // 16)
     if phases == 1:
+        expected = max(1, (1 + samples // 625) // 16)
         assert embeddings.timestamps[0] == pytest.approx(0.3125 + 0.625 * np.arange(expected))
     assert np.all(np.diff(embeddings.timestamps[0]) > 0.0385)  # 625 samples at the least
     assert np.isfinite(embeddings.frames).all()
@@ -190,37 +144,17 @@ def test_frames_of_any_clip_lie_inside_it_and_are_evenly_spaced(embedder, sample
         assert embeddings.timestamps[0].max() + 0.3125 <= samples / RATE + 0.04
 
 
-@pytest.mark.parametrize("phases", [0, -1, 17, 1.5, "2", None])
+@pytest.mark.parametrize("phases", [0, -1, 17, 1.5, "2", None, True])
 def test_impossible_phases_are_refused(embedder, phases):
     with pytest.raises(ConfigError, match=f"phases must be a whole number from 1 to 16, got {phases!r}"):
         embedder.embed(scene(WINDOW), phases=phases)
-
-
-@pytest.mark.parametrize("rate", [0, -16_000])
-def test_impossible_rates_are_refused(embedder, rate):
-    with pytest.raises(ConfigError, match=f"sampling_rate must be above 0 Hz, got {rate}"):
-        embedder.embed(scene(WINDOW), rate)
-
-
-def test_unusable_audio_is_refused(embedder, tmp_path):
-    with pytest.raises(AudioError, match="the list is empty"):
-        embedder.embed([])
-    with pytest.raises(AudioError, match=r"absent\.wav"):
-        embedder.embed(tmp_path / "absent.wav")
-    with pytest.raises(AudioError, match="empty"):
-        embedder.embed(np.zeros(0, np.float32))
-    with pytest.raises(AudioError, match="NaN"):
-        embedder.embed([scene(100), np.array([0.1, np.nan], np.float32)])
-    (tmp_path / "notes.wav").write_text("not audio at all\n" * 100)
-    with pytest.raises(AudioError, match=r"notes\.wav"):
-        embedder.embed([scene(100), tmp_path / "notes.wav"])
 
 
 def test_patches_one_frame_wide_work_for_long_files_too(tiny_encoder, tmp_path):
     narrow = Embedder(tiny_encoder(patch_size=[128, 1], max_seconds=1.0, position_embedding="rope_time"), "cpu")
     waveform = scene(4 * 26 * 625)  # a whole number of windows of 26 frames
     from_file = narrow.embed(wav(tmp_path / "long.wav", waveform))
-    assert from_file.frames.shape == (1, 104, 32)
+    assert from_file.frames.shape == (1, 105, 32)  # as many as its spectrogram has
     close(from_file.frames, narrow.embed(waveform).frames)
 
 

@@ -1,37 +1,40 @@
-"""Embeddings of arrays and files of any length, from any source of weights."""
+"""Embeddings of audio in any form and of any length, from any source of weights."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bestrq2.convert.loading import load_encoder
-from bestrq2.data.audio import as_mono, audio_info, read_audio
-from bestrq2.errors import AudioError, ConfigError
+from bestrq2.errors import ConfigError
 from bestrq2.inference.embeddings import Embeddings
+from bestrq2.inference.inputs import Audio, checked_rate, mono_blocks, named_items
+from bestrq2.inference.layers import Layers, layer_indices, mean_frames
+from bestrq2.inference.pooling import check_pooling, pool, pooled_width, unit_length
+from bestrq2.inference.windows import JoinedFrames, Window, WindowGrid, plan_batches
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
-Audio: TypeAlias = "np.ndarray | Tensor | str | os.PathLike[str]"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Windows that go through the model at once hold at most this much audio.
-_BATCH_SECONDS = 160.0
+# So many batches' worth of windows is read before it is sorted by length.
+_BUFFERED_BATCHES = 8
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A stretch of one clip that fits the model: where it starts and its samples."""
+class _Piece:
+    """A window, the clip it belongs to, and what its frames weigh."""
 
     clip: int
-    start: int
-    waveform: np.ndarray
+    window: Window
+    weights: np.ndarray
 
 
 class Embedder:
@@ -41,12 +44,36 @@ class Embedder:
         model: the encoder; it is put into evaluation mode.
         device: where it runs; None for CUDA where there is one, else the CPU.
         name: how results name these features.
+        dtype: "bfloat16" or "float16" to run under autocast; None or "float32" for the precision of the weights. The
+            spectrogram and the patch embedding stay in float32, and so do the results.
+        compile: compile the encoder's blocks by `torch.compile` when they first run, once for any batch and length.
+        batch_seconds: audio that goes through the model at once, padding included; less needs less memory.
+
+    Raises:
+        ConfigError: there is no such device or dtype, or `batch_seconds` is not above 0.
     """
 
-    def __init__(self, model: BestRQ2Model, device: str | torch.device | None = None, name: str = "encoder") -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    def __init__(
+        self,
+        model: BestRQ2Model,
+        device: str | torch.device | None = None,
+        name: str = "encoder",
+        *,
+        dtype: str | torch.dtype | None = None,
+        compile: bool = False,
+        batch_seconds: float = 160.0,
+    ) -> None:
+        if not batch_seconds > 0:
+            raise ConfigError(f"batch_seconds must be above 0, got {batch_seconds}")
+        self.dtype = _checked_dtype(dtype)
+        self.device = _checked_device(device)
         self.model = model.eval().to(self.device)
         self.name = name
+        self.batch_seconds = batch_seconds
+        if compile:
+            # In place, so that the names of the weights stay; all blocks share what is compiled for the first.
+            for block in self.model.encoder.blocks:
+                block.compile(dynamic=True)
 
     @property
     def config(self) -> BestRQ2Config:
@@ -58,142 +85,159 @@ class Embedder:
         """Seconds between frames (one phase)."""
         return self.config.frame_hop_samples / self.config.sampling_rate
 
-    @property
-    def _shortest(self) -> int:
-        """Samples of one whole patch, at least one."""
-        return max(1, self.config.frame_hop_samples - self.config.hop_length)
-
-    def embed(self, audio: Audio | Sequence[Audio], sampling_rate: int | None = None, phases: int = 1) -> Embeddings:
+    def embed(
+        self,
+        audio: Audio | Sequence[Audio],
+        sampling_rate: float | None = None,
+        phases: int = 1,
+        *,
+        layers: Layers = None,
+        pooling: str = "mean",
+        normalize: bool = False,
+        overlap: float = 0.5,
+    ) -> Embeddings:
         """Embed one clip or a list of clips of unequal length.
 
-        Clips longer than the model's `max_seconds` are embedded window by window. Only whole patches are embedded, as
-        in pretraining; a clip shorter than one patch is continued by reflection.
+        Clips longer than the model's `max_seconds` are read and embedded in overlapping windows of that length, whose
+        frames are cross-faded. Only whole patches are embedded, as in pretraining; a clip shorter than one patch is
+        continued by reflection. No clip's result depends on the others.
 
         Args:
-            audio: waveform [samples] or [channels, samples] (float in [-1, 1] or integer), path, or a list of these.
+            audio: a waveform, the path of an audio file, a file opened in binary mode (read from its start), the bytes
+                of a file, or a list of these. A waveform is a numpy array or torch tensor [samples] or
+                [channels, samples], of float type in [-1, 1], or int8, int16, int32 or uint8; a list of numbers is one
+                too. A batch [clips, samples] is to be given as a list, since 2-D means channels.
             sampling_rate: Hz of waveforms; None trusts that it is the model's. Files carry their own.
             phases: how often the patch grid is shifted, each time by 1/phases of the hop, to get finer frames.
+            layers: a hidden layer (0 enters the first block, n leaves block n, -1 the last one, before the final norm),
+                several for their mean, "mean" for that of all blocks; None for the model's output.
+            pooling: how frames become the vector of a clip: "mean", "mean+max" (both, one behind the other), or
+                "attention" (see `bestrq2.inference.pooling.pool`).
+            normalize: scale clips and frames to Euclidean length 1, so that dot products are cosines.
+            overlap: share of a window that the next one covers again, 0 to 0.5; 0 takes half the time for long clips.
 
         Returns:
             One row per clip, in the order of the input.
 
         Raises:
-            AudioError: if a file or waveform is unusable.
-            ConfigError: if `phases` is not a whole number from 1 to the frames of a patch.
+            AudioError: a file or waveform is unusable; it is named by its path or its place in the list.
+            ConfigError: an argument is out of range.
         """
-        if not isinstance(phases, int) or not 1 <= phases <= self.config.patch_size[1]:
+        if isinstance(phases, bool) or not isinstance(phases, int) or not 1 <= phases <= self.config.patch_size[1]:
             raise ConfigError(f"phases must be a whole number from 1 to {self.config.patch_size[1]}, got {phases!r}")
-        if sampling_rate is not None and sampling_rate <= 0:
-            raise ConfigError(f"sampling_rate must be above 0 Hz, got {sampling_rate}")
-        clips = _as_list(audio)
-        if not clips:
-            raise AudioError("there is no audio to embed: the list is empty")
-        frames: list[list[np.ndarray]] = [[] for _ in clips]
-        times: list[list[np.ndarray]] = [[] for _ in clips]
-        for batch in self._batches(clips, sampling_rate, phases):
-            for window, states in zip(batch, self._embed_windows(batch), strict=True):
-                frames[window.clip].append(states)
-                start = window.start / self.config.sampling_rate
-                times[window.clip].append(start + (np.arange(len(states)) + 0.5) * self.hop_seconds)
-        return self._assemble(frames, times)
+        if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.5:
+            raise ConfigError(f"overlap must be from 0 to 0.5, got {overlap!r}")
+        check_pooling(pooling)
+        hidden = layer_indices(layers, self.config.num_hidden_layers)
+        rate = checked_rate(sampling_rate, self.config.sampling_rate)
+        items = named_items(audio)
+        grid = WindowGrid(self.config, phases, overlap)
+        joined = [[JoinedFrames() for _ in range(phases)] for _ in items]
+        for pieces in self._buffers(items, rate, grid):
+            for piece, states in zip(pieces, self._states(pieces, hidden), strict=True):
+                joined[piece.clip][piece.window.phase].add(piece.window, states, piece.weights)
+        return self._assemble(joined, grid, pooling, normalize)
 
-    def _batches(self, clips: list[Audio], sampling_rate: int | None, phases: int) -> Iterator[list[_Window]]:
-        budget = max(1, int(_BATCH_SECONDS * self.config.sampling_rate))
-        batch: list[_Window] = []
-        for index, clip in enumerate(clips):
-            for window in self._windows(index, clip, sampling_rate, phases):
-                # The cost is that of the padded batch.
-                longest = max([len(window.waveform), *(len(other.waveform) for other in batch)])
-                if batch and longest * (len(batch) + 1) > budget:
-                    yield batch
-                    batch = []
-                batch.append(window)
-        if batch:
-            yield batch
+    @property
+    def _budget(self) -> int:
+        """Samples in a batch."""
+        return max(1, int(self.batch_seconds * self.config.sampling_rate))
 
-    def _windows(self, index: int, clip: Audio, sampling_rate: int | None, phases: int) -> Iterator[_Window]:
-        """Windows of one clip, for every phase, each a whole number of frames apart."""
-        config = self.config
-        hop = config.frame_hop_samples
-        length = config.columns(config.max_samples) * hop
-        # With patches of one frame, a last frame at the very end would be the first one of the next window.
-        samples = length - 1 if config.patch_size[1] == 1 else length
-        for stretch_start, stretch, last in self._stretches(clip, sampling_rate, length):
-            for phase in range(phases):
-                offset = round(phase * hop / phases)
-                for start in range(offset, len(stretch), length):
-                    piece = stretch[start : start + samples]
-                    only = stretch_start + start == 0
-                    if len(piece) < self._shortest and not only:
-                        continue
-                    if start >= length and not last:
-                        continue  # belongs to the next stretch
-                    yield _Window(index, stretch_start + start, piece)
+    def _buffers(self, items: list[tuple[str, Any]], rate: float, grid: WindowGrid) -> Iterator[list[_Piece]]:
+        """The windows of all clips in order, a few batches' worth at a time."""
+        pieces: list[_Piece] = []
+        samples = 0
+        for clip, (name, audio) in enumerate(items):
+            for window in grid.cut(mono_blocks(name, audio, rate, self.config.sampling_rate)):
+                pieces.append(_Piece(clip, window, grid.weights(window)))
+                samples += len(window.waveform)
+                if samples >= _BUFFERED_BATCHES * self._budget:
+                    yield pieces
+                    pieces, samples = [], 0
+        if pieces:
+            yield pieces
 
-    def _stretches(self, clip: Audio, sampling_rate: int | None, length: int) -> Iterator[tuple[int, np.ndarray, bool]]:
-        """Parts of a clip at the model's rate: (first sample, samples, whether it is the last).
-
-        Short clips and waveforms are one part. A long file is read window by window, each with the following hop, so
-        that shifted grids find their samples.
-        """
-        rate = self.config.sampling_rate
-        if not isinstance(clip, str | os.PathLike):
-            waveform = clip.detach().cpu().numpy() if isinstance(clip, Tensor) else np.asarray(clip)
-            yield 0, as_mono(waveform, sampling_rate or rate, rate), True
-            return
-        path = Path(clip)
-        seconds = audio_info(path).seconds
-        if seconds is None or seconds * rate <= 2 * length:
-            yield 0, read_audio(path, rate), True
-            return
-        total = round(seconds * rate)
-        reach = length + self.config.frame_hop_samples
-        # A rest of less than a patch is left out, so that a header which promises a little too much does no harm.
-        for start in range(0, total - self._shortest + 1, length):
-            waveform = read_audio(path, rate, start / rate, min(reach, total - start) / rate)
-            yield start, waveform, start + length >= total
+    def _states(self, pieces: list[_Piece], layers: list[int] | None) -> list[np.ndarray]:
+        """Frames of every window, float32 [columns, D] each."""
+        states: list[np.ndarray] = [np.empty(0)] * len(pieces)
+        for batch in plan_batches([len(piece.window.waveform) for piece in pieces], self._budget):
+            frames = self._run([pieces[index].window.waveform for index in batch], layers)
+            for index, clip in zip(batch, frames, strict=True):
+                # A copy, so that a short clip does not keep its whole batch in memory.
+                states[index] = clip[: pieces[index].window.columns].copy()
+        return states
 
     @torch.inference_mode()
-    def _embed_windows(self, batch: list[_Window]) -> list[np.ndarray]:
-        """Frames of every window, float32 [T, D] each, behind which nothing of the padding stands."""
-        lengths = [len(window.waveform) for window in batch]
-        padded = np.zeros((len(batch), max(lengths)), dtype=np.float32)
-        for row, window in zip(padded, batch, strict=True):
-            row[: len(window.waveform)] = window.waveform
+    def _run(self, waveforms: list[np.ndarray], layers: list[int] | None) -> np.ndarray:
+        """One batch through the model: float32 [B, T', D]."""
+        lengths = [len(waveform) for waveform in waveforms]
+        padded = np.zeros((len(waveforms), max(lengths)), dtype=np.float32)
+        for row, waveform in zip(padded, waveforms, strict=True):
+            row[: len(waveform)] = waveform
         mask = None
         if len(set(lengths)) > 1:
             mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        output = self.model(torch.from_numpy(padded).to(self.device), mask)
-        states = output.last_hidden_state.float().cpu().numpy()
-        counts = output.frame_attention_mask.sum(dim=1).tolist()
-        return [clip[:count] for clip, count in zip(states, counts, strict=True)]
+        autocast = torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+        with autocast:
+            batch = torch.from_numpy(padded).to(self.device)
+            output = self.model(batch, mask, output_hidden_states=layers is not None)
+        if layers is None:
+            return output.last_hidden_state.float().cpu().numpy()
+        return mean_frames(output.hidden_states, layers, self.config.patch_rows).cpu().numpy()
 
-    def _assemble(self, frames: list[list[np.ndarray]], times: list[list[np.ndarray]]) -> Embeddings:
-        """Frames of all windows and phases of each clip, in order of time, padded to one array."""
-        counts = [sum(map(len, parts)) for parts in frames]
-        shape = (len(frames), max(counts))
-        joined = np.zeros((*shape, self.config.hidden_size), dtype=np.float32)
-        timestamps = np.full(shape, np.nan)
-        for index, count in enumerate(counts):
-            moments = np.concatenate(times[index])
-            order = np.argsort(moments, kind="stable")
-            joined[index, :count] = np.concatenate(frames[index])[order]
-            timestamps[index, :count] = moments[order]
-        frame_mask = ~np.isnan(timestamps)
-        clip = joined.sum(axis=1, dtype=np.float64) / np.asarray(counts)[:, None]
-        return Embeddings(clip.astype(np.float32), joined, frame_mask, timestamps)
+    def _assemble(
+        self, joined: list[list[JoinedFrames]], grid: WindowGrid, pooling: str, normalize: bool
+    ) -> Embeddings:
+        """Frames of all phases of each clip, in order of time, padded to one array."""
+        config = self.config
+        counts = [sum(track.count for track in tracks) for tracks in joined]
+        # Zeros that are never touched take no memory, so one long clip among short ones costs little.
+        frames = np.zeros((len(joined), max(counts), config.hidden_size), dtype=np.float32)
+        clip = np.empty((len(joined), pooled_width(config.hidden_size, pooling)), dtype=np.float32)
+        for index, (tracks, count) in enumerate(zip(joined, counts, strict=True)):
+            own = frames[index, :count]
+            for phase, track in enumerate(tracks):
+                # Grids begin one after the other, so the last columns are missing in the last grids at most.
+                track.move_to(own[phase :: len(tracks)])
+            clip[index] = pool(own, pooling)
+            if normalize:
+                unit_length(own)
+        if normalize:
+            unit_length(clip)
+        columns, phases = np.divmod(np.arange(frames.shape[1]), len(grid.offsets))
+        starts = np.asarray(grid.offsets)[phases] / config.sampling_rate
+        moments = starts + (columns + 0.5) * self.hop_seconds
+        frame_mask = np.arange(frames.shape[1]) < np.asarray(counts)[:, None]
+        return Embeddings(clip, frames, frame_mask, np.where(frame_mask, moments, np.nan))
 
 
-def _as_list(audio: Audio | Sequence[Audio]) -> list[Audio]:
-    if isinstance(audio, str | os.PathLike | np.ndarray | Tensor):
-        return [audio]
-    items = list(audio)
-    if items and all(isinstance(item, int | float) for item in items):
-        return [np.asarray(items, dtype=np.float32)]
-    return items
+def _checked_device(device: str | torch.device | None) -> torch.device:
+    """Where the encoder runs: CUDA where there is one, unless told otherwise."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device must be such as 'cpu' or 'cuda:0', got {device!r}") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return found
 
 
-def load(source: str | os.PathLike[str], device: str | torch.device | None = None) -> Embedder:
+def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """The precision in which the encoder runs."""
+    known = torch.float32 if dtype is None else _DTYPES.get(str(dtype).removeprefix("torch."))
+    if known is None:
+        raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    return known
+
+
+def load(
+    source: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    compile: bool = False,
+    batch_seconds: float = 160.0,
+) -> Embedder:
     """Load an encoder for embedding.
 
     Args:
@@ -201,8 +245,14 @@ def load(source: str | os.PathLike[str], device: str | torch.device | None = Non
             `.safetensors` with its configuration beside it as `.json` or `.yaml` of the same name), a recipe or a YAML
             file that extends one (random weights from seed 0), or a hub id.
         device: such as "cpu" or "cuda:0"; None for CUDA where there is one, else the CPU.
+        dtype: "bfloat16" or "float16" to run under autocast, None for the precision of the weights.
+        compile: compile the encoder's blocks by `torch.compile` when they first run.
+        batch_seconds: audio that goes through the model at once, padding included; less needs less memory.
 
     Raises:
         CheckpointError: if there is nothing of the kind, or the weights are damaged or of another architecture.
+        ConfigError: if another argument is out of range.
     """
-    return Embedder(load_encoder(source), device, name=Path(source).name or str(source))
+    encoder = load_encoder(source)
+    name = Path(source).name or str(source)
+    return Embedder(encoder, device, name=name, dtype=dtype, compile=compile, batch_seconds=batch_seconds)

@@ -213,7 +213,14 @@ class Conformer(nn.Module):
         """Nothing is added to the tokens: attention reads relative positions."""
         return None
 
-    def forward(self, tokens: Tensor, columns: int, places: Tensor | None, valid: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        columns: int,
+        places: Tensor | None,
+        valid: Tensor | None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
         """Run the blocks.
 
         Args:
@@ -221,6 +228,7 @@ class Conformer(nn.Module):
             columns: columns of the grid, N.
             places: ignored. The convolutions need every token beside its neighbours, so tokens are the whole grid.
             valid: bool [B, N], tokens inside their clip; None for all.
+            hidden_states: where to put every block's output [B, N, D]; None for nowhere.
 
         Returns:
             [B, N, D]. What stands at invalid tokens means nothing.
@@ -231,4 +239,6 @@ class Conformer(nn.Module):
                 tokens = checkpoint(block, tokens, positions, valid, use_reentrant=False)
             else:
                 tokens = block(tokens, positions, valid)
+            if hidden_states is not None:
+                hidden_states.append(tokens)
         return tokens

@@ -122,21 +122,34 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             return (log_mel - mean) / variance.sqrt().clamp_min(1e-3)
         return log_mel
 
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **unused: Any) -> BestRQ2ModelOutput:
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **unused: Any,
+    ) -> BestRQ2ModelOutput:
         """Embed a batch of clips; padding changes nothing.
 
         Args:
             input_values: float [B, S], mono waveform at `config.sampling_rate`, samples in [-1, 1].
             attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
+            output_hidden_states: also return what enters and leaves every block; None for what the configuration says.
             unused: ignored keyword arguments that transformers passes around.
 
         Returns:
-            Frames [B, T', D], clips [B, D], patches [B, N, D] and the mask of frames [B, T'].
+            Frames [B, T', D], clips [B, D], patches [B, N, D], the mask of frames [B, T'] and, if asked for, the hidden
+            states, one more than there are blocks, [B, N, D] each.
         """
         patches = self.patches(input_values, attention_mask)
         tokens = self.embed_patches(patches)
         valid = None if patches.valid is None else patches.valid.to(tokens.device)
-        return self.pooled(self.encoder(tokens, patches.columns, None, valid), patches)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = [tokens] if wanted else None
+        output = self.pooled(self.encoder(tokens, patches.columns, None, valid, hidden_states), patches)
+        if hidden_states is not None:
+            output.hidden_states = tuple(hidden_states)
+        return output
 
     def pooled(self, states: Tensor, patches: Patches) -> BestRQ2ModelOutput:
         """Frames and clips from what the encoder makes of all patches, [B, N, D]."""

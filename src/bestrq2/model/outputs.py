@@ -17,12 +17,15 @@ class BestRQ2ModelOutput(ModelOutput):
         pooler_output: [B, D], mean over the valid frames.
         patch_hidden_states: [B, N, D], frequency-major.
         frame_attention_mask: bool [B, T'], True for frames inside the clip.
+        hidden_states: if asked for, the tokens that enter the blocks, positions included, and every block's output,
+            [B, N, D] each, frequency-major, before a final norm. What stands at padding means nothing.
     """
 
     last_hidden_state: Tensor = None  # type: ignore[assignment]
     pooler_output: Tensor = None  # type: ignore[assignment]
     patch_hidden_states: Tensor = None  # type: ignore[assignment]
     frame_attention_mask: Tensor = None  # type: ignore[assignment]
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass

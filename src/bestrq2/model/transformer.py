@@ -189,7 +189,14 @@ class Transformer(nn.Module):
             return self.positions[:, :columns].flatten(0, 1)
         return None
 
-    def forward(self, tokens: Tensor, columns: int, places: Tensor | None, valid: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        columns: int,
+        places: Tensor | None,
+        valid: Tensor | None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
         """Run the blocks and the final norm.
 
         Args:
@@ -197,6 +204,7 @@ class Transformer(nn.Module):
             columns: columns of the grid.
             places: int64 [B, N], index of each token in the grid; None where tokens are the whole grid in order.
             valid: bool [B, N], tokens that may be attended to; None for all.
+            hidden_states: where to put every block's output [B, N, D], before the final norm; None for nowhere.
 
         Returns:
             [B, N, D]. What stands at invalid tokens means nothing.
@@ -208,6 +216,8 @@ class Transformer(nn.Module):
                 tokens = checkpoint(block, tokens, rotary, attention_mask, use_reentrant=False)
             else:
                 tokens = block(tokens, rotary, attention_mask)
+            if hidden_states is not None:
+                hidden_states.append(tokens)
         return self.norm(tokens)
 
     def _rotary(self, columns: int, places: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:

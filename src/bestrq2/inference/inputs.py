@@ -1,0 +1,221 @@
+"""Audio in any form as mono float32 blocks at the model's rate, of which one at a time is in memory."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+from bestrq2.data.audio import QUALITY, array_decoder, errors_named, open_audio
+from bestrq2.data.decoding import AudioBytes, Decoder
+from bestrq2.errors import AudioError, ConfigError
+
+Audio: TypeAlias = "np.ndarray | Tensor | str | os.PathLike[str] | BinaryIO | bytes | Iterable[float]"
+"""A waveform, the path of an audio file, an open audio file or its bytes."""
+
+LOWEST_RATE, HIGHEST_RATE = 100, 10_000_000
+"""Hz. Outside of these a rate is no rate of audio but, say, one in kHz or a damaged header."""
+
+LOUDEST = 64.0
+"""Full scale is 1. Some recordings exceed it by a little; at 36 dB above it numbers are no floats in [-1, 1]."""
+
+MOST_CHANNELS = 64
+"""A waveform of more rows is no recording but a batch."""
+
+# Blocks hold at most this much audio at its own rate.
+_BLOCK_SECONDS, _BLOCK_SAMPLES = 60, 1 << 22
+
+
+def checked_rate(sampling_rate: Any, default: int) -> float:
+    """The rate of waveforms in Hz, `default` for None.
+
+    Raises:
+        ConfigError: it is no number, or no rate of audio.
+    """
+    if sampling_rate is None:
+        return default
+    if not _is_number(sampling_rate):
+        kind = type(sampling_rate).__name__
+        raise ConfigError(f"sampling_rate must be a number of Hz, got {sampling_rate!r} ({kind})")
+    if not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
+        raise ConfigError(f"sampling_rate must be from {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {sampling_rate}")
+    return float(sampling_rate)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def named_items(audio: Any) -> list[tuple[str, Any]]:
+    """One or several pieces of audio, each with what messages call it: its path, or its place in the list.
+
+    Raises:
+        AudioError: the list is empty, or this is neither audio nor a list.
+    """
+    if _is_one(audio):
+        return [(_name(audio, "audio"), audio)]
+    if isinstance(audio, Mapping) or not isinstance(audio, Iterable):
+        raise _no_audio(audio)
+    items = list(audio)
+    if not items:
+        raise AudioError("there is no audio to embed: the list is empty")
+    if all(map(_is_number, items)):
+        return [("audio", items)]
+    return [(_name(item, f"audio[{index}]"), item) for index, item in enumerate(items)]
+
+
+def _is_one(audio: Any) -> bool:
+    return isinstance(audio, str | os.PathLike | np.ndarray | Tensor | bytes | bytearray | memoryview) or _is_file(
+        audio
+    )
+
+
+def _is_file(audio: Any) -> bool:
+    return hasattr(audio, "read")
+
+
+def _name(item: Any, otherwise: str) -> str:
+    if isinstance(item, str | os.PathLike):
+        return str(Path(item))
+    name = getattr(item, "name", None)
+    return name if _is_file(item) and isinstance(name, str) else otherwise
+
+
+def _no_audio(item: Any) -> AudioError:
+    return AudioError(f"a {type(item).__name__} is no audio; give a waveform, a path, or a file opened in mode 'rb'")
+
+
+def mono_blocks(name: str, audio: Any, sampling_rate: float, model_rate: int) -> Iterator[np.ndarray]:
+    """Read audio from its beginning to its end.
+
+    Args:
+        name: what messages call it.
+        audio: see `Embedder.embed`.
+        sampling_rate: Hz of waveforms; files carry their own.
+        model_rate: wanted rate in Hz.
+
+    Yields:
+        float32 [samples] at `model_rate`, mean over channels; joined they equal the audio resampled in one go.
+
+    Raises:
+        AudioError: it cannot be read, is empty, or holds samples that are not finite or far above full scale.
+    """
+    with errors_named(name), _opened(name, audio, sampling_rate) as (decoder, rate):
+        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            raise AudioError(f"declares a sampling rate of {rate} Hz, expected {LOWEST_RATE} to {HIGHEST_RATE}.")
+        samples = _own_blocks(decoder, rate)
+        yield from samples if rate == model_rate else _resampled(samples, rate, model_rate)
+
+
+def _own_blocks(decoder: Decoder, rate: float) -> Iterator[np.ndarray]:
+    """Checked mono float32 blocks at the audio's own rate."""
+    size = min(_BLOCK_SAMPLES, math.ceil(_BLOCK_SECONDS * rate))
+    position = 0
+    # The end may come to lie earlier than the header says, but not later.
+    while position < decoder.measure():
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is refused next
+            block = decoder.read(position, size)
+        if not len(block):
+            break
+        low, high = float(block.min()), float(block.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise AudioError("holds NaN or infinite samples.")
+        if max(-low, high) > LOUDEST:
+            raise AudioError(
+                f"its samples reach {max(-low, high):g}, expected floats in [-1, 1]; divide by the full scale, "
+                "for instance by 32768."
+            )
+        yield block
+        position += len(block)
+    if not position:
+        raise AudioError("holds no samples.")
+
+
+def _resampled(blocks: Iterator[np.ndarray], rate: float, model_rate: int) -> Iterator[np.ndarray]:
+    stream = soxr.ResampleStream(rate, model_rate, 1, dtype="float32", quality=QUALITY)
+    first, some = None, False
+    for block in blocks:
+        first = block[:1] if first is None else first
+        out = stream.resample_chunk(np.ascontiguousarray(block))
+        some = some or len(out) > 0
+        yield out
+    out = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    # A sample or two at a higher rate are less than one at the model's.
+    yield out if some or len(out) or first is None else first
+
+
+@contextmanager
+def _opened(name: str, audio: Any, sampling_rate: float) -> Iterator[tuple[Decoder, float]]:
+    """A decoder and the rate of what it gives, in Hz."""
+    if isinstance(audio, str | os.PathLike):
+        place: Path | AudioBytes = Path(audio)
+    elif isinstance(audio, bytes | bytearray | memoryview):
+        place = AudioBytes(name, bytes(audio))
+    elif _is_file(audio):
+        place = _place_of(name, audio)
+    else:
+        # Decoders have whole rates; an array's need not be one.
+        yield array_decoder(_array(audio), round(sampling_rate)), sampling_rate
+        return
+    with open_audio(place) as decoder:
+        yield decoder, decoder.rate
+
+
+def _place_of(name: str, file: Any) -> Path | AudioBytes:
+    """Where a decoder finds the whole content of an open file, which is left at its position."""
+    if isinstance(file, io.TextIOBase):
+        raise AudioError("is opened as text; open it in mode 'rb'")
+    try:
+        # Long files are read piece by piece, if the name still leads to the same file.
+        if isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO) and isinstance(file.name, str):
+            try:
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+                    return Path(file.name)
+            except FileNotFoundError:
+                pass  # deleted, but still open
+        position = None
+        if getattr(file, "seekable", lambda: False)():
+            position = file.tell()
+            file.seek(0)
+        content = file.read()
+        if position is not None:
+            file.seek(position)
+    except (OSError, ValueError) as error:
+        raise AudioError(f"cannot be read ({error}).") from error
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise AudioError(f"gives {type(content).__name__} where bytes are expected; open it in mode 'rb'")
+    return AudioBytes(name, bytes(content))
+
+
+def _array(audio: Any) -> np.ndarray:
+    """A waveform as numpy array, without a copy where there is one in this machine's memory."""
+    try:
+        if isinstance(audio, Tensor):
+            tensor = audio.detach().cpu()
+            array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        elif isinstance(audio, np.ndarray):
+            array = audio
+        elif isinstance(audio, Iterable):
+            array = np.asarray(list(audio), dtype=np.float32)
+        else:
+            raise _no_audio(audio)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise AudioError(f"is no waveform ({error}).") from error
+    if array.dtype.kind not in "fiu":
+        raise AudioError(f"holds values of type {array.dtype}, expected floats in [-1, 1] or integer samples.")
+    if array.ndim == 2 and MOST_CHANNELS < len(array) <= array.shape[1]:
+        raise AudioError(
+            f"has the shape {list(array.shape)}, read as [channels, samples], of more than {MOST_CHANNELS} channels; "
+            "of a batch give list(batch)."
+        )
+    return array

@@ -1,0 +1,193 @@
+"""Long audio as overlapping windows on the grid of patches, and their frames joined again by cross-fading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one clip that fits the model.
+
+    Attributes:
+        phase: which of the shifted grids it lies on.
+        first: column of that grid with which it begins.
+        columns: columns it holds, of one frame each.
+        is_last: nothing of its grid follows it.
+        waveform: float32 [samples].
+    """
+
+    phase: int
+    first: int
+    columns: int
+    is_last: bool
+    waveform: np.ndarray
+
+
+class WindowGrid:
+    """How audio of any length is cut into windows that the model was trained for.
+
+    What fits into one window is one. Otherwise windows begin every `stride` columns, and the last one begins where it
+    is full and ends with the clip. Windows of a shifted grid begin an offset later.
+
+    Args:
+        config: the architecture; a window holds as many patch columns as a clip of `max_seconds`.
+        phases: number of grids, each shifted by 1/phases of a column.
+        overlap: share of a window that the next one covers again, 0 to 0.5.
+    """
+
+    def __init__(self, config: BestRQ2Config, phases: int, overlap: float) -> None:
+        self.config = config
+        self.columns = config.columns(config.max_samples)
+        self.overlap = int(overlap * self.columns)
+        self.stride = self.columns - self.overlap
+        self.offsets = [round(phase * config.frame_hop_samples / phases) for phase in range(phases)]
+        """First sample of each grid."""
+
+    def cut(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:
+        """Windows of one clip, given as float32 [samples] blocks; those of one phase come in order.
+
+        Of the audio little more than a window and a block is held at a time.
+        """
+        hop = self.config.frame_hop_samples
+        audio = _Reader(blocks)
+        open_phases = list(range(len(self.offsets)))
+        first = 0
+        while open_phases:
+            # One column more than the window's shows whether it is the last one.
+            audio.read_to((first + self.columns + 2) * hop)
+            for phase in list(open_phases):
+                offset = self.offsets[phase]
+                total = self._total_columns(audio.end - offset, phase)
+                if total > first + self.columns:
+                    start = offset + first * hop
+                    samples = audio[start : start + self.config.max_samples]
+                    yield Window(phase, first, self.columns, False, samples)
+                    continue
+                open_phases.remove(phase)
+                if total:
+                    begin = max(0, total - self.columns)
+                    yield Window(phase, begin, total - begin, True, audio[offset + begin * hop : audio.end])
+            # The last window may begin one column behind the one before it.
+            audio.drop(first * hop)
+            first += self.stride
+
+    def _total_columns(self, samples: int, phase: int) -> int:
+        """Columns of a grid that has so much audio; only the first one has one on less than a patch."""
+        patch = self.config.frame_hop_samples - self.config.hop_length
+        return 0 if phase and samples < max(1, patch) else self.config.columns(samples)
+
+    def weights(self, window: Window) -> np.ndarray:
+        """How much each frame of a window counts beside those of its neighbours, float32 [columns].
+
+        Frames near a border of the window, which know less of what surrounds them, fade out over the overlap.
+        """
+        rising = np.arange(1, window.columns + 1, dtype=np.float32) / np.float32(self.overlap + 1)
+        weights = np.ones(window.columns, np.float32)
+        if window.first:
+            weights = np.minimum(weights, rising)
+        if not window.is_last:
+            weights = np.minimum(weights, rising[::-1])
+        return weights
+
+
+class _Reader:
+    """The part of a clip that is needed now, addressed by samples of the whole clip."""
+
+    def __init__(self, blocks: Iterator[np.ndarray]) -> None:
+        self.blocks = blocks
+        self.start = 0
+        self.held = np.zeros(0, np.float32)
+
+    @property
+    def end(self) -> int:
+        """Samples read so far."""
+        return self.start + len(self.held)
+
+    def read_to(self, end: int) -> None:
+        """Read until so many samples are there, or all."""
+        pieces, held = [self.held], self.end
+        while held < end and (block := next(self.blocks, None)) is not None:
+            pieces.append(block)
+            held += len(block)
+        if len(pieces) > 1:
+            self.held = np.concatenate(pieces)
+
+    def drop(self, end: int) -> None:
+        """Forget what lies before a sample."""
+        if end > self.start:
+            self.held = self.held[end - self.start :]
+            self.start = end
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        return self.held[span.start - self.start : span.stop - self.start]
+
+
+class JoinedFrames:
+    """Frames of one clip on one grid, put together from its windows as they come."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Frames that no later window changes."""
+        self._done: list[np.ndarray] = []
+        self._sum: np.ndarray | None = None
+        self._weights = np.zeros(0, np.float32)
+
+    def add(self, window: Window, states: np.ndarray, weights: np.ndarray) -> None:
+        """Add float32 [columns, D] with weights [columns]; windows come in order."""
+        if window.first == 0 and window.is_last:
+            self._finish(states)
+            return
+        weighted = states * weights[:, None]
+        if self._sum is not None:
+            self._settle(window.first - self.count)
+            shared = len(self._sum)
+            weighted[:shared] += self._sum
+            weights = weights.copy()
+            weights[:shared] += self._weights
+        self._sum, self._weights = weighted, weights
+        if window.is_last:
+            self._settle(len(weighted))
+
+    def _settle(self, frames: int) -> None:
+        """The first frames of what is still open get no more windows."""
+        assert self._sum is not None
+        self._finish(self._sum[:frames] / self._weights[:frames, None])
+        self._sum, self._weights = self._sum[frames:], self._weights[frames:]
+
+    def _finish(self, frames: np.ndarray) -> None:
+        self._done.append(frames)
+        self.count += len(frames)
+
+    def move_to(self, target: np.ndarray) -> None:
+        """Write all frames to [count, D] and let go of them one by one, so that they are not in memory twice."""
+        end = self.count
+        while self._done:
+            piece = self._done.pop()
+            target[end - len(piece) : end] = piece
+            end -= len(piece)
+
+
+def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Which windows go through the model together: like with like, longest first.
+
+    Args:
+        lengths: samples of every window.
+        budget: samples that a batch may hold, padding included; a longer window goes alone.
+
+    Returns:
+        Indices of the windows of every batch.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        # The first of a batch is its longest, to which the others are padded.
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

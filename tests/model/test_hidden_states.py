@@ -1,0 +1,82 @@
+"""Hidden states of the encoder: what enters and leaves every block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bestrq2 import BestRQ2Model
+from example_sounds import padded_batch, scenes
+
+VIT: dict[str, object] = {}
+CONFORMER = {
+    "objective": "one_stage",
+    "mask_fill": "noise",
+    "mask_shape": "span",
+    "mask_block_size": [1, 4],
+    "input_normalization": "clip",
+    "quantizer_normalization": "layernorm",
+    "encoder_type": "conformer",
+    "position_embedding": "relative",
+    "num_mel_bands": 80,
+    "patch_size": [80, 4],
+    "n_fft": 400,
+    "win_length": 400,
+    "hop_length": 160,
+    "conformer_channels": [8, 4],
+    "conformer_dropout": 0.0,
+    "max_seconds": 2.5,
+}
+
+
+@pytest.fixture(params=[VIT, CONFORMER], ids=["vit", "conformer"])
+def model(request, tiny_encoder) -> BestRQ2Model:
+    return tiny_encoder(**request.param)
+
+
+@torch.no_grad()
+def test_hidden_states_are_what_enters_and_leaves_the_blocks(model):
+    seen: list[torch.Tensor] = []
+    hooks = [model.encoder.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))]
+    hooks += [block.register_forward_hook(lambda _, __, out: seen.append(out)) for block in model.encoder.blocks]
+    waveforms, mask = padded_batch([40_000, 23_000])
+    output = model(waveforms, mask, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    assert len(output.hidden_states) == model.config.num_hidden_layers + 1
+    for found, expected in zip(output.hidden_states, seen, strict=True):
+        assert found.shape == output.patch_hidden_states.shape
+        assert torch.equal(found, expected)
+    norm = getattr(model.encoder, "norm", torch.nn.Identity())
+    assert torch.equal(norm(output.hidden_states[-1]), output.patch_hidden_states)
+    assert not torch.equal(output.hidden_states[0], output.hidden_states[1])
+
+
+@torch.no_grad()
+def test_asking_for_hidden_states_changes_nothing_else(model):
+    waveforms = scenes(2, 30_000)
+    plain, asked = model(waveforms), model(waveforms, output_hidden_states=True)
+    assert plain.hidden_states is None
+    assert "hidden_states" not in plain.keys()  # noqa: SIM118 - a ModelOutput leaves out what is None
+    for name in plain:
+        assert torch.equal(plain[name], asked[name])
+
+
+@torch.no_grad()
+def test_the_configuration_may_ask_for_them(model):
+    waveforms = scenes(1, 20_000)
+    model.config.output_hidden_states = True
+    assert len(model(waveforms).hidden_states) == model.config.num_hidden_layers + 1
+    assert model(waveforms, output_hidden_states=False).hidden_states is None
+
+
+def test_gradient_checkpointing_keeps_them(model):
+    waveforms = scenes(1, 20_000)
+    expected = model(waveforms, output_hidden_states=True).hidden_states
+    model.encoder.gradient_checkpointing = True
+    model.train()
+    found = model(waveforms, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(found, expected)
+    found[1].sum().backward()
+    assert model.encoder.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    assert model.encoder.blocks[1].attn.qkv.weight.grad is None
