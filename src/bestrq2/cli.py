@@ -223,7 +223,8 @@ def main() -> None:
     """Entry point of the console script; SIGTERM ends a command as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminate)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

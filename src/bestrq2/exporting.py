@@ -91,7 +91,8 @@ def push(
 
 def _check_options(format: str, with_predictor: bool, license: str | None, int8: bool) -> None:
     if format not in FORMATS:
-        raise ConfigError(f"there is no format '{format}'{flags.nearest(format, FORMATS)}; use {', '.join(FORMATS)}")
+        hint = flags.nearest(format, FORMATS) or f"; formats are {', '.join(FORMATS)}"
+        raise ConfigError(f"there is no format '{format}'{hint}")
     given = {"hf": {"with_predictor": with_predictor, "license": license is not None}, "onnx": {"int8": int8}}
     for owner, options in given.items():
         for name, is_given in options.items():
@@ -119,4 +120,4 @@ def _export_folder(source: str, output: Path, with_predictor: bool, license: str
                 write_bytes(folder / f"{name}.png", content)
             write_text(folder / "README.md", render_card(card))
 
-        write_folder(output, fill)
+        write_folder(output.resolve(), fill)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +49,7 @@ def upload(folder: Path, repository: str, private: bool = False, revision: str |
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="bestrq2")
-    with _explained(repository):
+    with _explained(repository, api.endpoint):
         url = api.create_repo(repository, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
@@ -61,10 +60,10 @@ def upload(folder: Path, repository: str, private: bool = False, revision: str |
 
 
 @contextmanager
-def _explained(repository: str) -> Iterator[None]:
+def _explained(repository: str, endpoint: str) -> Iterator[None]:
     """One sentence for what the hub's client raises in this block."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    # HTTPError is that of the client's own transport, which differs between its versions.
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
         yield
@@ -72,8 +71,9 @@ def _explained(repository: str) -> Iterator[None]:
         raise ConfigError(f"{repository}: the hub's client is offline (HF_HUB_OFFLINE is set); unset it") from error
     except HfHubHTTPError as error:
         raise _refusal(repository, error.response.status_code, error.server_message or _first_line(error)) from error
-    except (httpx.TransportError, ConnectionError) as error:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    except ValueError as error:  # the metadata of the card, which the hub checks first
+        raise ConfigError(f"{repository}: the hub refuses the model card ({' '.join(str(error).split())})") from error
+    except (HTTPError, ConnectionError) as error:
         raise BestRQ2Error(
             f"{repository}: {endpoint} cannot be reached ({_first_line(error)}); check the network and push again"
         ) from error
