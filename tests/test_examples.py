@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
+from transformers import AutoModelForAudioClassification
 
+import bestrq2
 from bestrq2 import BestRQ2Config
 from bestrq2.inference.cost import cost
 from bestrq2.train.config import parse_arguments
@@ -50,3 +56,39 @@ def test_arms_of_an_experiment_get_the_steps_that_cost_the_same(arm: str):
     step = cost(BestRQ2Config(**settings["model"])).training_gflops * settings["loader"]["batch_size"]
     assert abs(settings["trainer"]["max_steps"] * step - 8000) <= step / 2
     assert settings["model"]["max_seconds"] == 5.0  # the budget lies over the recipe
+
+
+def test_fine_tuning_with_the_trainer_learns_to_tell_pitches(tiny_config, tmp_path: Path):
+    pytest.importorskip("accelerate", reason="the Trainer of transformers needs it")
+    rng = np.random.default_rng(0)
+    for label, pitch in (("low", 200.0), ("middle", 900.0), ("high", 3000.0)):
+        (tmp_path / "labelled" / label).mkdir(parents=True)
+        for number in range(12):
+            time = np.arange(16_000 * (1 + number % 2)) / 16_000
+            tone = 0.3 * np.sin(2 * np.pi * pitch * (1 + 0.02 * number) * time) + 0.01 * rng.standard_normal(len(time))
+            soundfile.write(tmp_path / "labelled" / label / f"{number}.wav", tone, 16_000)
+    torch.manual_seed(0)
+    encoder = bestrq2.BestRQ2Model(tiny_config(input_normalization="clip", initializer_range=0.06))
+    encoder.save_pretrained(tmp_path / "source")
+    bestrq2.export(tmp_path / "source", tmp_path / "encoder")
+    words = [str(tmp_path / name) for name in ("encoder", "labelled", "tuned")]
+    script = SLURM.parent / "finetune_with_transformers.py"
+    result = subprocess.run(
+        [sys.executable, str(script), *words, "--lr", "3e-3"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    accuracy = float(result.stdout.splitlines()[-1].rpartition(" ")[0].split()[-1])
+    assert accuracy >= 75  # chance is 33.3
+    tuned = AutoModelForAudioClassification.from_pretrained(tmp_path / "tuned").eval()
+    assert tuned.config.id2label == {0: "high", 1: "low", 2: "middle"}
+    right = 0
+    for label in tuned.config.label2id:
+        waveform, _ = soundfile.read(tmp_path / "labelled" / label / "5.wav", dtype="float32")
+        found = tuned(torch.from_numpy(waveform)[None]).logits.argmax().item()
+        right += tuned.config.id2label[found] == label
+    assert right == 3
+    assert bestrq2.load(tmp_path / "tuned", "cpu").embed(waveform).clip.shape == (1, 32)

@@ -14,11 +14,13 @@ from bestrq2._version import __version__
 if TYPE_CHECKING:
     from bestrq2.convert.reference import load_reference
     from bestrq2.evaluate.command import probe
+    from bestrq2.exporting import export, push
     from bestrq2.inference.embedder import Embedder, load
     from bestrq2.inference.embeddings import Embeddings
     from bestrq2.model.configuration_bestrq2 import BestRQ2Config
     from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
     from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
+    from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
     from bestrq2.recipe_book import recipe, recipes
     from bestrq2.report.comparison import compare
     from bestrq2.train.pretraining import pretrain
@@ -26,16 +28,19 @@ if TYPE_CHECKING:
 __all__ = [
     "BestRQ2Config",
     "BestRQ2FeatureExtractor",
+    "BestRQ2ForAudioClassification",
     "BestRQ2ForPreTraining",
     "BestRQ2Model",
     "Embedder",
     "Embeddings",
     "__version__",
     "compare",
+    "export",
     "load",
     "load_reference",
     "pretrain",
     "probe",
+    "push",
     "recipe",
     "recipes",
 ]
@@ -43,15 +48,18 @@ __all__ = [
 _HOMES = {
     "BestRQ2Config": "model.configuration_bestrq2",
     "BestRQ2FeatureExtractor": "model.feature_extraction_bestrq2",
+    "BestRQ2ForAudioClassification": "model.modeling_bestrq2_classification",
     "BestRQ2ForPreTraining": "model.modeling_bestrq2",
     "BestRQ2Model": "model.modeling_bestrq2",
     "Embedder": "inference.embedder",
     "Embeddings": "inference.embeddings",
     "compare": "report.comparison",
+    "export": "exporting",
     "load": "inference.embedder",
     "load_reference": "convert.reference",
     "pretrain": "train.pretraining",
     "probe": "evaluate.command",
+    "push": "exporting",
     "recipe": "recipe_book",
     "recipes": "recipe_book",
 }

@@ -129,6 +129,31 @@ def _demo(argv: Sequence[str]) -> None:
     print(f"\n{result.summary}\nreport: {result.report}")
 
 
+_WITH_PREDICTOR = "write predictor, head and quantizer too, so that pretraining can go on from there"
+
+
+def _export(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
+    from bestrq2.exporting import export
+
+    parser = flags.make_parser("export", "Write a model as a folder for the hub, as ONNX or in the reference's layout.")
+    parser.add_function_arguments(export, as_group=False, as_positional=True, skip={"with_predictor", "int8"})
+    parser.add_argument("--with-predictor", action="store_true", help=_WITH_PREDICTOR)
+    parser.add_argument("--int8", action="store_true", help='of "onnx", quantise the weights to 8 bits as well')
+    print(export(**_values(flags.parse_flags(parser, argv))))
+
+
+def _push(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
+    from bestrq2.exporting import push
+
+    parser = flags.make_parser("push", "Export a model and upload it to the Hugging Face hub.")
+    parser.add_function_arguments(push, as_group=False, as_positional=True, skip={"with_predictor", "private"})
+    parser.add_argument("--with-predictor", action="store_true", help=_WITH_PREDICTOR)
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    print(push(**_values(flags.parse_flags(parser, argv))))
+
+
 def _values(parsed: object) -> dict[str, Any]:
     values = vars(parsed).copy()
     values.pop("config", None)
@@ -144,6 +169,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "embed": (_embed, "embed every recording of a corpus into a Parquet file"),
     "probe": (_probe, "linear probe and k-NN on labelled audio, beside the baselines"),
     "compare": (_compare, "tables and figures of several runs: probes, cost and losses over their seeds"),
+    "export": (_export, "write a model as a folder for the hub, as ONNX or in the reference's layout"),
+    "push": (_push, "export a model and upload it to the Hugging Face hub"),
     "info": (_info, "parameters, cost and origin of a model or a recipe"),
 }
 
@@ -196,7 +223,8 @@ def main() -> None:
     """Entry point of the console script; SIGTERM ends a command as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminate)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

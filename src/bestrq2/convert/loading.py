@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from bestrq2.convert.reference import is_hub_export, load_hub_export, load_reference_encoder
+from bestrq2.convert.reference import is_hub_export, load_hub_export, load_reference, load_reference_encoder
 from bestrq2.convert.reference_config import HUB_MODEL_TYPE
 from bestrq2.convert.weights import first_line, load_model_folder, quiet_hub
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.model.modeling_bestrq2 import BestRQ2Model
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model, BestRQ2PreTrainedModel
 from bestrq2.recipe_book import is_recipe_file, recipe, recipes
 
 RANDOM_SEED = 0
@@ -20,21 +20,45 @@ RANDOM_SEED = 0
 
 def load_encoder(source: str | os.PathLike[str]) -> BestRQ2Model:
     """The encoder of `source`, as in `bestrq2.load`, on the CPU."""
-    path = Path(source)
+    return _load(source, BestRQ2Model).base_model
+
+
+def load_pretraining(source: str | os.PathLike[str]) -> BestRQ2ForPreTraining:
+    """The whole pretraining model of `source`, a source as in `bestrq2.load`, on the CPU.
+
+    Raises:
+        CheckpointError: as `bestrq2.load`, or if the source holds an encoder alone.
+    """
+    model = _load(source, BestRQ2ForPreTraining)
+    assert isinstance(model, BestRQ2ForPreTraining)
+    return model
+
+
+def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedModel]) -> BestRQ2PreTrainedModel:
+    """The model of that class in `source`; the whole of it where a source always holds one."""
+    path, name = Path(source), str(source)
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path
-        return load_hub_export(folder) if is_hub_export(folder) else load_model_folder(folder, BestRQ2Model)
-    name = str(source)
+        return _export(folder, model_class) if is_hub_export(folder) else load_model_folder(folder, model_class)
     if name in recipes() or is_recipe_file(name):
-        return random_encoder(_recipe_config(name))
+        config = _recipe_config(name)
+        return random_encoder(config) if model_class is BestRQ2Model else _random_pretraining(config)
     if path.is_file():
-        return load_reference_encoder(path, configuration_beside(path))
+        load_file = load_reference_encoder if model_class is BestRQ2Model else load_reference
+        return load_file(path, configuration_beside(path))
     if name.count("/") == 1 and not name.startswith((".", "/")):
         export = _downloaded_export(name)
-        return load_model_folder(name, BestRQ2Model) if export is None else load_hub_export(export)
+        return load_model_folder(name, model_class) if export is None else _export(export, model_class)
     raise CheckpointError(
         f"{name}: no such run folder, model folder, checkpoint file or recipe; recipes are {', '.join(recipes())}"
     )
+
+
+def _export(folder: Path, model_class: type[BestRQ2PreTrainedModel]) -> BestRQ2Model:
+    """The encoder of a hub export of the reference implementation, which never holds more."""
+    if model_class is not BestRQ2Model:
+        raise CheckpointError(f"{folder}: holds an encoder alone, as all exports of the reference do; no predictor")
+    return load_hub_export(folder)
 
 
 def configuration_beside(checkpoint: Path) -> Path:
@@ -88,3 +112,13 @@ def random_encoder(config: BestRQ2Config, seed: int = RANDOM_SEED) -> BestRQ2Mod
     with torch.random.fork_rng(devices=[]), quiet_hub():
         torch.manual_seed(seed)
         return BestRQ2Model(config).eval()
+
+
+def _random_pretraining(config: BestRQ2Config) -> BestRQ2ForPreTraining:
+    """An untrained model around the same encoder."""
+    encoder = random_encoder(config)
+    with torch.random.fork_rng(devices=[]), quiet_hub():
+        torch.manual_seed(RANDOM_SEED)
+        model = BestRQ2ForPreTraining(config).eval()
+    model.base_model.load_state_dict(encoder.state_dict())
+    return model

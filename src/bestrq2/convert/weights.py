@@ -109,6 +109,12 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
     except Exception as error:  # transformers stumbles over foreign settings and bytes in any way there is
         raise CheckpointError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
     problems = {kind: sorted(map(str, report.get(f"{kind}_keys") or [])) for kind in ("missing", "unexpected")}
+    beyond = {name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")}
+    if model.base_model is not model and beyond <= set(problems["missing"]):
+        raise CheckpointError(
+            f"{folder}: holds an encoder alone, without the rest of a {model_class.__name__}; name a run folder or a "
+            "folder exported with --with-predictor"
+        )
     problems["misshaped"] = sorted(str(key[0]) for key in report.get("mismatched_keys") or [])
     raise_for_keys(str(folder), problems)
     return model.eval()

@@ -24,13 +24,16 @@ def info(model: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         CheckpointError: if there is no such model.
     """
-    config = load_encoder(model).config
+    return {"model": str(model)} | architecture(load_encoder(model).config) | _provenance(Path(model))
+
+
+def architecture(config: BestRQ2Config) -> dict[str, str]:
+    """Size and cost of a model, in words."""
     numbers = cost(config)
     height, width = config.patch_size
     seconds = f"{config.max_seconds:g} s"
     without_head = "predictor and" if config.objective == "two_step" else "its"
-    facts = {
-        "model": str(model),
+    return {
         "objective": config.objective.replace("_", "-"),
         "encoder": f"{ENCODERS[config.encoder_type]}, {config.num_hidden_layers} layers x {config.hidden_size}, "
         f"{config.num_attention_heads} heads, {config.position_embedding} positions",
@@ -47,7 +50,6 @@ def info(model: str | os.PathLike[str]) -> dict[str, str]:
         "mask": _mask(config),
         "codes": f"{config.num_codebooks} x {config.codebook_size}, quantizer input: {config.quantizer_normalization}",
     }
-    return facts | _provenance(Path(model))
 
 
 def _mask(config: BestRQ2Config) -> str:

@@ -37,6 +37,7 @@ _HUB_KEYS = frozenset(
         "return_dict",
         "torch_dtype",
         "transformers_version",
+        "use_cache",
         "use_return_dict",
         "chunk_size_feed_forward",
         "tie_last_hidden_states",

@@ -18,6 +18,9 @@ from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
 from .transformer import Transformer, TransformerShape
 
+# What pretraining has beside the encoder; whoever loads the encoder alone passes it over.
+PRETRAINING_KEYS = (r"^predictor", r"^quantizer\.", r"^head\.", r"^mask_token$")
+
 
 class BestRQ2PreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation, shared by the encoder and its pretraining."""
@@ -57,8 +60,7 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
 class BestRQ2Model(BestRQ2PreTrainedModel):
     """Waveform to embeddings: log-mel, patches, and the transformer or Conformer over all of them."""
 
-    # What a pretraining checkpoint holds beside the encoder.
-    _keys_to_ignore_on_load_unexpected = (r"^predictor", r"^quantizer\.", r"^head\.", r"^mask_token$")
+    _keys_to_ignore_on_load_unexpected = (*PRETRAINING_KEYS, r"^classifier\.")
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__(config)

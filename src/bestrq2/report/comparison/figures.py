@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from bestrq2.files import write_bytes
 from bestrq2.report.comparison import training
-from bestrq2.report.comparison.arms import Arm
+from bestrq2.report.comparison.arms import Arm, group
 from bestrq2.report.comparison.contents import Comparison
 from bestrq2.report.comparison.probe_figure import draw_probes
+from bestrq2.report.comparison.runs import Run
 from bestrq2.report.comparison.training import Band, band, stage
 
 WIDTH, DPI = 9.4, 150
@@ -70,15 +71,29 @@ def style(index: int) -> tuple[str, Any, str]:
 
 def write(comparison: Comparison) -> None:
     """Write probes.png (where runs were probed), loss.png and codes.png into the comparison's folder."""
-    from matplotlib import rc_context
-
-    with rc_context(RC):
-        for name, figure in draw(comparison).items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
-            write_bytes(comparison.output / f"{name}.png", buffer.getvalue())
+    for name, content in _as_png(lambda: draw(comparison)).items():
+        write_bytes(comparison.output / f"{name}.png", content)
     if not comparison.probes:
         (comparison.output / "probes.png").unlink(missing_ok=True)
+
+
+def training_figures(run: Run) -> dict[str, bytes]:
+    """The curves of one run as PNG files: loss and codes."""
+    arms = group([run])
+    return _as_png(lambda: {"loss": draw_losses(arms), "codes": draw_codes(arms)})
+
+
+def _as_png(draw: Callable[[], dict[str, Any]]) -> dict[str, bytes]:
+    """The figures that a function draws, in the style of this package."""
+    from matplotlib import rc_context
+
+    files = {}
+    with rc_context(RC):
+        for name, figure in draw().items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+            files[name] = buffer.getvalue()
+    return files
 
 
 def markdown(comparison: Comparison) -> str:

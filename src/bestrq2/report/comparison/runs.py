@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,14 @@ def read_run(folder: str | Path, unfinished: bool = False, reference: str | None
         DataError: it is no run folder, its files cannot be understood, it is not finished, or its benchmark result is
             older than the model.
     """
+    run = read_training(folder, unfinished, reference)
+    run = replace(run, result=find_result(run.folder))
+    _check_result_belongs(run)
+    return run
+
+
+def read_training(folder: str | Path, unfinished: bool = False, reference: str | None = None) -> Run:
+    """The run in a folder without its benchmark result; see `read_run`."""
     folder = Path(folder)
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.csv").is_file():
         found = "no such folder" if not folder.exists() else "not a run folder"
@@ -93,7 +101,7 @@ def read_run(folder: str | Path, unfinished: bool = False, reference: str | None
             f"{folder}: is at step {steps:,} of {max_steps:,}: finish it with `bestrq2 pretrain --resume`, or add "
             "--unfinished to compare it as it is"
         )
-    run = Run(
+    return Run(
         folder=folder,
         recipe=Path(str(settings["recipe"])).name.removesuffix(".yaml").removesuffix(".yml"),
         seed=int(settings["seed"]),
@@ -103,11 +111,9 @@ def read_run(folder: str | Path, unfinished: bool = False, reference: str | None
         max_steps=max_steps,
         curves=curves,
         timing=_read_timing(folder / "timing.csv", min(int(logged[0]) for logged, _ in curves.values()), steps),
-        result=find_result(folder),
+        result=None,
         reference=reference,
     )
-    _check_result_belongs(run)
-    return run
 
 
 def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:

@@ -1,0 +1,216 @@
+"""Where a model comes from, for its card: what a run folder tells, and what is not known of other sources."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bestrq2.convert.weights import exported_step
+from bestrq2.data.prepare.summary import SUMMARY, read_summary
+from bestrq2.errors import DataError
+from bestrq2.evaluate.benchmark_result import is_run_folder
+from bestrq2.evaluate.scores import ProbeScore
+from bestrq2.evaluate.table import read_scores
+from bestrq2.inference.cost import cost
+from bestrq2.inference.info import architecture
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.recipe_book import is_recipe_file, recipes
+from bestrq2.report.comparison.figures import training_figures
+from bestrq2.report.comparison.results import find_result
+from bestrq2.report.comparison.runs import Run, read_training
+from bestrq2.report.comparison.training import flops_text, time_text
+from bestrq2.report.curves import runs_table
+from bestrq2.report.model_card import ModelCard
+from bestrq2.report.run_folder import read_curves
+
+# Of what a run's report shows, how it ended.
+_FINALS = (
+    "final loss",
+    "final excess loss",
+    "final accuracy",
+    "final code perplexity",
+    "final code coverage",
+    "final top code’s share",
+    "final target entropy",
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of where a model comes from.
+
+    Attributes:
+        sentence: says it in short.
+        training, probes, limits, dataset: as in `ModelCard`.
+        figures: PNG files by name.
+    """
+
+    sentence: str
+    training: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, bytes] = field(default_factory=dict)
+    probes: dict[str, list[ProbeScore]] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+    dataset: str | None = None
+
+
+def card_of(origin: Origin, config: BestRQ2Config, place: str, license: str | None, with_predictor: bool) -> ModelCard:
+    """The card of a model; see `ModelCard` for the arguments."""
+    rate, seconds = config.sampling_rate, f"{config.max_seconds:g} s"
+    method = "BEST-RQ-2" if config.objective == "two_step" else "BEST-RQ"
+    size = f"{cost(config).encoder_parameters / 1e6:.2f} M"
+    return ModelCard(
+        name=place.rpartition("/")[2],
+        place=place,
+        lead=f"A {method} encoder of audio, {size} parameters. {origin.sentence}",
+        architecture=architecture(config),
+        sampling_rate=rate,
+        width=config.hidden_size,
+        training=origin.training,
+        figures=tuple(origin.figures),
+        probes=origin.probes,
+        limits=(
+            f"Input is mono audio at {rate} Hz: nothing above {rate / 2000:g} kHz is heard, and other rates must be "
+            "resampled first (bestrq2 does it).",
+            f"Pretraining sees at most {seconds} at a time, so the package embeds longer audio in windows of "
+            f"{seconds}; `model(...)` of transformers takes it whole, which was never trained.",
+            f"One frame stands for {1000 * config.frame_hop_samples / rate:.4g} ms; what is shorter shares its vector.",
+            "Embeddings mirror the audio that was trained on, with its languages, sounds and gaps; test them on your "
+            "own data before you rely on them.",
+            *origin.limits,
+        ),
+        license=license,
+        dataset=origin.dataset,
+        with_predictor=with_predictor,
+    )
+
+
+def origin_of(source: str) -> Origin:
+    """What is known of a source of a model, as in `bestrq2.load`.
+
+    Raises:
+        DataError: if results in a run folder are damaged.
+    """
+    path = Path(source)
+    name = path.resolve().name if path.exists() else source
+    if is_run_folder(source):
+        return _of_run(path, name)
+    untrained = not path.is_dir() and (source in recipes() or is_recipe_file(source))
+    if untrained:
+        return Origin(
+            f"Its weights are random: it is the untrained model of the recipe {name} from seed 0, for baselines.",
+            limits=("It was not trained at all.",),
+        )
+    kind = "a reference checkpoint" if path.is_file() else "the model"
+    return Origin(
+        f"It was converted from {kind} `{name}`; how it was trained is not recorded there.",
+        limits=("Data, steps and scores of its training are unknown here; see where it comes from.",),
+    )
+
+
+def _of_run(folder: Path, name: str) -> Origin:
+    try:
+        run: Run | None = read_training(folder, unfinished=True)
+    except DataError:  # a run without a logged step yet, or of which only the model was copied
+        run = None
+    if run is None:
+        return Origin(
+            f"It was pretrained in the run `{name}`, whose settings or losses cannot be read any more.",
+            limits=("Data, steps and losses of its training are not recorded here.",),
+        )
+    step = exported_step(folder) or run.steps
+    limits = []
+    if step < run.max_steps:
+        limits.append(f"Training was not finished: these weights are of step {step:,} of {run.max_steps:,}.")
+    excesses = [run.final(f"{stage}/excess_loss") for stage in ("validation", "train")]
+    excess = next((one for one in excesses if one is not None), None)
+    if excess is not None and excess >= 0:
+        limits.append(
+            f"Its excess loss is {excess:+.3f} nats: it names hidden codes no better than their frequencies do."
+        )
+    data = str(run.settings["data"])
+    return Origin(
+        f"It was pretrained for {step:,} steps on {_public_name(data)} by the recipe {run.recipe}.",
+        training=_training(folder, run, step, data),
+        figures=training_figures(run),
+        probes=_probes(folder, step),
+        limits=tuple(limits),
+        dataset=_hub_dataset(data),
+    )
+
+
+def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
+    """Data summary, recipe, steps, cost and final losses."""
+    facts = {label: cells[0] for label, cells in runs_table([read_curves(folder)])}
+    stage = "validation" if "validation/loss" in run.curves else "training"
+    finals = {f"{name} ({stage})": facts[name] for name in _FINALS if name in facts}
+    gflops = cost(run.model).training_gflops * run.batch_size * step
+    seconds = run.seconds()
+    return {
+        "recipe": run.recipe,
+        "data": ", ".join([_public_name(data), *_data_summary(folder, Path(data))]),
+        "steps": f"{step:,} of {run.max_steps:,}, {run.batch_size} clips of up to {run.model.max_seconds:g} s each",
+        **{name: facts[name] for name in ("learning rate", "precision", "seed") if name in facts},
+        "training compute": flops_text(gflops),
+        **({} if seconds is None else {"wall time": time_text(seconds)}),
+        **finals,
+        **_software(_environment(folder)),
+    }
+
+
+def _data_summary(folder: Path, data: Path) -> list[str]:
+    """How much there was to train on, as far as run and corpus say."""
+    environment = _environment(folder)
+    known = []
+    if isinstance(recordings := environment.get("recordings"), int):
+        held_out = environment.get("held_out") or 0
+        known.append(f"{recordings:,} recordings" + (f" ({held_out:,} of them for validation)" if held_out else ""))
+    if (data / SUMMARY).is_file():
+        hours = float(read_summary(data)["hours_kept"])
+        known.append(f"{hours:,.1f} hours" if hours >= 10 else f"{hours:.3g} hours")
+    return known
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _software(environment: dict[str, Any]) -> dict[str, str]:
+    if "bestrq2" not in environment:
+        return {}
+    versions, gpus = environment.get("packages") or {}, environment.get("gpus") or []
+    hardware = f", {len(gpus)} x {gpus[0]}" if gpus else ", CPU"
+    return {"trained with": f"bestrq2 {environment['bestrq2']}, torch {versions.get('torch', '?')}{hardware}"}
+
+
+def _probes(folder: Path, step: int) -> dict[str, list[ProbeScore]]:
+    """Scores that lie in the run folder and are of the exported weights."""
+    tables = {}
+    result = find_result(folder)
+    if result is not None and result.provenance.get("step") in (None, step):
+        title = f"Linear probe and k-NN of X-ARES on the frozen benchmark {result.benchmark}, all of synthetic audio:"
+        tables[title] = list(result.scores)
+    if (folder / "probes.json").is_file():
+        tables["Linear probe and k-NN on labelled audio (probes.json):"] = read_scores(folder / "probes.json")
+    return tables
+
+
+def _public_name(data: str) -> str:
+    """A corpus without the folders of the machine it lies on, and without what may be secret in an address."""
+    if (dataset := _hub_dataset(data)) is not None:
+        return f"the hub's dataset {dataset}"
+    bare = data.partition("?")[0].rstrip("/")
+    return f"`{re.split(r'[/:]', bare)[-1] or bare}`" if "/" in bare else f"`{bare}`"
+
+
+def _hub_dataset(data: str) -> str | None:
+    """USER/DATASET of the hub; None for anything else, such as a local copy."""
+    name = data.removeprefix("hub:").partition("?")[0]
+    is_id = data.startswith("hub:") and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
+    return name if is_id and not Path(name).exists() else None

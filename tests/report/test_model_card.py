@@ -1,0 +1,171 @@
+"""The model card: what a run tells is in it, what it does not tell is said, and no path of this machine leaks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from example_runs import write_run
+from matplotlib.image import imread
+
+import bestrq2
+from bestrq2.evaluate.table import write_scores
+from bestrq2.report import model_origin
+from bestrq2.report.model_card import ModelCard, render_card
+from bestrq2.report.model_origin import card_of, origin_of
+
+ENVIRONMENT = {
+    "bestrq2": "0.1.0", "packages": {"torch": "2.13.0"}, "gpus": ["H100"] * 2, "recordings": 1200, "held_out": 64,
+    "command": ["/home/someone/bestrq2"],
+}  # fmt: skip
+
+
+def card_text(source: Path | str, **changes) -> str:
+    config = bestrq2.BestRQ2Config(**bestrq2.recipe("best-rq-2-tiny")["model"])
+    arguments = {"place": "user/encoder", "license": "cc-by-4.0", "with_predictor": False, **changes}
+    return render_card(card_of(origin_of(str(source)), config, **arguments))
+
+
+def metadata(card: str) -> dict:
+    _, front, _ = card.split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def row(card: str, name: str) -> str:
+    return re.search(rf"^\| {re.escape(name)} \| (.*) \|$", card, re.MULTILINE)[1]
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    folder = write_run(tmp_path / "secret" / "run-7", recipe="/home/someone/mask.yaml", seed=3)
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    (folder / "model").mkdir()
+    (folder / "model" / "training.json").write_text('{"step": 400}')
+    return folder
+
+
+def test_a_run_fills_the_card(run):
+    card = card_text(run)
+    settings = bestrq2.recipe("best-rq-2-tiny")
+    assert metadata(card)["license"] == "cc-by-4.0"
+    assert metadata(card)["library_name"] == "transformers"
+    assert metadata(card)["pipeline_tag"] == "feature-extraction"
+    assert row(card, "recipe") == "mask"
+    assert row(card, "data") == "`soundworld`, 1,200 recordings (64 of them for validation)"
+    assert row(card, "seed") == "3"
+    assert row(card, "steps").startswith(f"400 of 400, {settings['loader']['batch_size']} clips of up to 10 s")
+    assert row(card, "trained with") == "bestrq2 0.1.0, torch 2.13.0, 2 x H100"
+    assert row(card, "wall time") == "44 s"  # 0.11 s a step
+    last = [line for line in (run / "metrics.csv").read_text().splitlines() if line][-1].split(",")
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    loss = float(last[header.index("validation/loss")])
+    assert float(row(card, "final loss (validation)")) == pytest.approx(loss, abs=6e-4)
+    assert "soundworld-1" in card
+    assert re.search(r"^  language +20\.0 +65\.0 ", card, re.MULTILINE)  # speech is 5 points above the mean of 60
+    assert "![loss](loss.png)" in card
+    assert 'bestrq2.load("user/encoder")' in card
+    assert "2606.30700" in card
+    assert "/home" not in card
+    assert "secret" not in card
+
+
+def test_an_exported_run_shows_its_curves(run, tiny_pretraining, tmp_path):
+    tiny_pretraining().save_pretrained(run / "model")
+    bestrq2.export(run, tmp_path / "out")
+    figures = sorted((tmp_path / "out").glob("*.png"))
+    assert [figure.name for figure in figures] == ["codes.png", "loss.png"]
+    for figure in figures:
+        assert f"({figure.name})" in (tmp_path / "out" / "README.md").read_text()
+        pixels = imread(figure)[..., :3]
+        assert min(pixels.shape[:2]) > 300
+        blue = (np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255) < 0.02).all(axis=-1)
+        assert blue.sum() > 500
+
+
+def test_an_unfinished_run_and_a_stale_probe_are_told(tmp_path):
+    run = write_run(tmp_path / "run", steps=400, reached=220, quality=0.01)
+    (run / "model").mkdir()
+    (run / "model" / "training.json").write_text('{"step": 200}')
+    card = card_text(run)  # its scores are of step 220
+    assert "Training was not finished: these weights are of step 200 of 400." in card
+    assert row(card, "steps").startswith("200 of 400")
+    assert re.search(r"Its excess loss is \+\d\.\d+ nats", card)
+    assert "This model was not probed." in card
+
+
+def test_scores_on_other_tasks_are_shown(run, monkeypatch):
+    monkeypatch.setattr(model_origin, "training_figures", lambda run: {})
+    scores = origin_of(str(run)).probes
+    (run / "soundworld-1.json").unlink()
+    write_scores(run / "probes.json", next(iter(scores.values())))
+    card = card_text(run)
+    assert "Linear probe and k-NN on labelled audio" in card
+    assert "not probed" not in card
+
+
+@pytest.mark.parametrize(
+    ("data", "shown", "dataset"),
+    [
+        ("/home/someone/private/birds", "`birds`", None),
+        ("../birds/", "`birds`", None),
+        ("hub:someone/birds?split=train", "the hub's dataset someone/birds", "someone/birds"),
+        ("hub:/data/birds", "`birds`", None),
+        ("https://key:word@host.org/birds-{00..99}.tar?token=1", "`birds-{00..99}.tar`", None),
+        ("soundworld:1200", "`soundworld:1200`", None),
+    ],
+)
+def test_data_is_named_without_its_place(tmp_path, monkeypatch, data, shown, dataset):
+    monkeypatch.setattr(model_origin, "training_figures", lambda run: {})
+    run = write_run(tmp_path / "run", changes={"data": data}, probe=None)
+    card = card_text(run)
+    assert row(card, "data") == shown
+    assert metadata(card).get("datasets", [None])[0] == dataset
+    assert not re.search(r"someone/private|word@|token=", card)
+
+
+@pytest.mark.parametrize("kind", ["recipe", "checkpoint", "folder", "hub", "empty run"])
+def test_what_is_not_known_is_said(tmp_path, kind):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "weights.ckpt").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("recipe: demo\n")
+    source = {"recipe": "demo", "hub": "user/model", "empty run": tmp_path / "run", "folder": tmp_path / "model"}
+    said = {
+        "recipe": "the untrained model of the recipe demo",
+        "checkpoint": "converted from a reference checkpoint `weights.ckpt`",
+        "folder": "converted from the model `model`",
+        "hub": "converted from the model `user/model`",
+        "empty run": "in the run `run`, whose settings or losses cannot be read",
+    }
+    card = card_text(source.get(kind, tmp_path / "weights.ckpt"), license=None)
+    assert said[kind] in card
+    assert "Nothing is known of data, recipe, steps and losses." in card
+    assert "No licence was given" in card
+    assert "license" not in metadata(card)
+    assert str(tmp_path) not in card
+
+
+def test_names_cannot_break_the_card():
+    card = ModelCard("a: b", "a: b", "It.", {"x|y": "1|2\n3"}, 16_000, 8, license="mit")
+    text = render_card(card)
+    assert metadata(text)["license"] == "mit"
+    assert "| x\\|y | 1\\|2 3 |" in text
+
+
+def test_its_python_runs(tmp_path, tiny_encoder, monkeypatch):
+    from bestrq2.convert.hub import write_model
+
+    write_model(tmp_path / "encoder", tiny_encoder())
+    text = card_text("demo", place="encoder")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks[1:]:  # the first reads a file
+        exec(block, names)
+    assert names["output"].pooler_output.shape == (2, 32)
+    assert names["frames"].shape[-1] == 32

@@ -1,0 +1,154 @@
+"""`bestrq2 export`: a folder that is the source, and one sentence for what cannot be exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import bestrq2
+from bestrq2 import cli
+from bestrq2.errors import CheckpointError, ConfigError
+from example_sounds import scene
+from reference_layout import reference_config, reference_state
+
+
+@pytest.fixture(scope="module")
+def model(tiny_pretraining):
+    return tiny_pretraining()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, model) -> Path:
+    folder = tmp_path_factory.mktemp("somewhere private") / "source"
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_the_command_writes_a_folder_that_embeds_alike(model, source, tmp_path, capsys):
+    output = tmp_path / "new" / "encoder"
+    assert cli.run(["export", str(source), str(output), "--license", "mit"]) == 0
+    assert capsys.readouterr().out.strip() == str(output)
+    clip = scene(60_000)
+    expected = bestrq2.Embedder(model.base_model, "cpu").embed(clip)
+    found = bestrq2.load(output, "cpu").embed(clip)
+    np.testing.assert_allclose(found.frames, expected.frames, atol=1e-6)
+    for file in output.iterdir():
+        assert b"somewhere private" not in file.read_bytes(), file
+    assert "# encoder" in (output / "README.md").read_text().splitlines()
+    assert not list(output.parent.glob(".*"))
+
+
+def test_the_predictor_comes_along_when_asked_for(model, source, tmp_path):
+    bestrq2.export(source, tmp_path / "whole", with_predictor=True)
+    bestrq2.export(tmp_path / "whole", tmp_path / "encoder")
+    whole, encoder = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "encoder"))
+    assert whole.keys() == model.state_dict().keys()
+    assert encoder.keys() == model.base_model.state_dict().keys()
+    assert "AutoModelForPreTraining" in json.loads((tmp_path / "whole" / "config.json").read_text())["auto_map"]
+    assert "AutoModelForPreTraining" not in json.loads((tmp_path / "encoder" / "config.json").read_text())["auto_map"]
+    assert "AutoModelForPreTraining" in (tmp_path / "whole" / "README.md").read_text()
+    with pytest.raises(CheckpointError, match="encoder: holds an encoder alone, without the rest"):
+        bestrq2.export(tmp_path / "encoder", tmp_path / "again", with_predictor=True)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_reference_checkpoint_is_exported(model, tmp_path):
+    save_file(reference_state(model), tmp_path / "reference.safetensors")
+    (tmp_path / "reference.json").write_text(json.dumps(reference_config(model)))
+    bestrq2.export(tmp_path / "reference.safetensors", tmp_path / "out", with_predictor=True)
+    found = bestrq2.BestRQ2ForPreTraining.from_pretrained(tmp_path / "out")
+    assert torch.equal(found.head.weight, model.head.weight)
+    assert "`reference.safetensors`" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_empty_folder_is_filled_and_another_is_refused(source, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    bestrq2.export(source, tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+    with pytest.raises(ConfigError, match="empty: is not empty; name a new folder, or delete this one first"):
+        bestrq2.export(source, tmp_path / "empty")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    bestrq2.export(source, Path())
+    assert "# here" in (tmp_path / "here" / "README.md").read_text().splitlines()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file: is a file; name a folder"):
+        bestrq2.export(source, tmp_path / "file")
+
+
+def test_the_code_in_the_documentation_runs(source, tmp_path, monkeypatch, capsys):
+    bestrq2.export(source, tmp_path / "encoder")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "huggingface.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    exec(code, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "torch.Size([2, 32])"
+    assert lines[-1] == "torch.Size([1, 4, 32])"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"format": "onxx"}, "there is no format 'onxx'; did you mean 'onnx'?"),
+        ({"format": "tflite9"}, "there is no format 'tflite9'; formats are hf, onnx, reference"),
+        ({"format": "onnx", "license": "mit"}, "license belongs to the format hf and means nothing to onnx"),
+        ({"format": "onnx", "with_predictor": True}, "with_predictor belongs to the format hf"),
+        ({"int8": True}, "int8 belongs to the format onnx and means nothing to hf; leave it out"),
+        ({"license": "MIT License"}, "license is 'MIT License'; write an identifier of the hub such as mit"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(source, tmp_path, options, said):
+    with pytest.raises(ConfigError) as error:
+        bestrq2.export(source, tmp_path / "out", **options)
+    assert str(error.value).startswith(said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_place_is_one_sentence(source, tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert cli.run(["export", str(source), str(tmp_path / "locked" / "out")]) == 2
+    assert "cannot be written (Permission denied); name another output" in capsys.readouterr().err
+
+
+def test_a_write_that_is_refused_is_one_sentence(source, tmp_path, capsys, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "out"))
+
+    monkeypatch.setattr("bestrq2.exporting.write_folder", refuse)
+    assert cli.run(["export", str(source), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"bestrq2 export: {tmp_path / 'out'}: cannot be written (Permission denied); name another output"]
+
+
+def test_a_foreign_header_or_an_unknown_field_is_one_sentence(source, tmp_path, capsys):
+    for name, change, said in (
+        ("header", lambda folder: _overwrite(folder / "model.safetensors"), "header: the model cannot be loaded: "),
+        ("field", lambda folder: _add_field(folder / "config.json"), "has no field 'hiden_size'; did you mean 'hidden"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in source.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        change(folder)
+        assert cli.run(["export", str(folder), str(tmp_path / "out")]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert said in lines[0]
+        assert not (tmp_path / "out").exists()
+
+
+def _overwrite(path: Path) -> None:
+    path.write_bytes(b"\x20" + bytes(7) + b'{"weights": {"dtype": "F99"}}   ' + path.read_bytes()[:1000])
+
+
+def _add_field(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hiden_size": 3}))
