@@ -13,8 +13,8 @@ import torch
 
 import bestrq2
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.inference import corpus
-from bestrq2.inference.corpus import embed_corpus, weights_hash
+from bestrq2.inference.corpus.command import embed_corpus
+from bestrq2.inference.corpus.identity import weights_hash
 from example_sounds import RATE, scene
 
 LENGTHS = [40_000, 12_000, 100_000, 500, 33_000]
