@@ -23,7 +23,6 @@ from bestrq2.inference.embedder import load
 
 # One task of Ray each, as far as that many are handled well.
 _MOST_TASKS = 20_000
-_FRESH_ACTORS = {"max_restarts": -1, "max_task_retries": -1}
 
 
 @dataclass(frozen=True)
@@ -133,20 +132,27 @@ def ray_parts(job: RayJob, stretches: list[Stretch], address: str, actors: int |
         resources = ray.cluster_resources()
         gpus = 0 if job.device == "cpu" else int(resources.get("GPU", 0))
         count = min(actors or gpus or int(resources.get("CPU", 1)), len(stretches))
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False  # we show our own
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         columns = {name: [getattr(one, name) for one in stretches] for name in Stretch._fields}
         table = pa.table({name: pa.array(values, pa.int64()) for name, values in columns.items()})
         work = ray.data.from_arrow(table, override_num_blocks=min(len(stretches), _MOST_TASKS))
+        # Ray Data starts an actor that died anew, and gives what it was at to another one.
         made = work.map_batches(
-            PartActor, fn_constructor_args=[job], batch_size=1, batch_format="pyarrow", concurrency=count,
-            num_cpus=1, num_gpus=1 if gpus else None, **_FRESH_ACTORS,
-        )  # fmt: skip
+            PartActor,
+            fn_constructor_args=[job],
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=count),
+            num_cpus=1,
+            num_gpus=1 if gpus else None,
+        )
         try:
             for row in made.iter_rows():
                 yield _unpacked(row)
         except ray.exceptions.RayError as error:
             raise BestRQ2Error(
-                f"Ray stopped ({' '.join(str(error).split())[-300:]}); run the same command again to continue"
+                f"Ray stopped ({_short(error)}); what is done is kept: run the same command again to continue"
             ) from error
 
 
@@ -163,7 +169,7 @@ def _connected(address: str) -> Iterator[Any]:
     settings: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones too
         raise ConfigError(
             f'--ray {address}: no Ray cluster answers there ({" ".join(str(error).split())[:200]}); give "local" or '
             "the address that `ray start --head` printed"
@@ -172,3 +178,8 @@ def _connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _short(error: Exception) -> str:
+    """The last line of an error, which in Ray's is what happened."""
+    return ([line for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1].strip()[:300]
