@@ -189,6 +189,8 @@ def test_missing_sources_and_unwritable_places_are_refused(model, recordings, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         embed_corpus(str(model), str(recordings), tmp_path / "file" / "e.parquet", device="cpu")
+    with pytest.raises(ConfigError, match=r"/proc/e.parquet.parts.*: cannot be made .*; name another --output"):
+        embed_corpus(str(model), str(recordings), Path("/proc/e.parquet"), device="cpu")
 
 
 def test_generated_clips_can_be_embedded(model, tmp_path):

@@ -68,11 +68,14 @@ class PartsFolder:
             An empty folder for this process's temporary files.
 
         Raises:
-            ConfigError: another process of this rank is at work there.
+            ConfigError: the folder cannot be made, or another process of this rank is at work there.
         """
         # Hidden, so that an output within its own source does not add to that.
         own = self.path / f".process-{rank}"
-        own.mkdir(parents=True, exist_ok=True)
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError) as error:
+            raise ConfigError(f"{own}: cannot be made ({error.strerror}); name another --output") from error
         try:
             with folder_lock(own):
                 for stale in own.glob("*.au"):
