@@ -63,12 +63,14 @@ def _replay(argv: Sequence[str]) -> None:
 
 def _embed(argv: Sequence[str]) -> None:
     from bestrq2 import flags
-    from bestrq2.inference.corpus import embed_corpus
+    from bestrq2.inference.corpus.command import embed_corpus
 
     parser = flags.make_parser("embed", "Embed every recording of a corpus into a Parquet file.")
     parser.add_function_arguments(embed_corpus, as_group=False, as_positional=True, skip={"output"})
     parser.add_argument("--output", type=str, required=True, help="Parquet file to write")
-    print(embed_corpus(**_values(flags.parse_flags(parser, argv))))
+    output = embed_corpus(**_values(flags.parse_flags(parser, argv)))
+    if output.exists():  # of several processes, the last one writes it
+        print(output)
 
 
 def _probe(argv: Sequence[str]) -> None:

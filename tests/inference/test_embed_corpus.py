@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +12,13 @@ import torch
 
 import bestrq2
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.inference import corpus
-from bestrq2.inference.corpus import embed_corpus, weights_hash
+from bestrq2.inference.corpus import parts, sharing, work
+from bestrq2.inference.corpus.command import embed_corpus
+from bestrq2.inference.corpus.identity import weights_hash
+from bestrq2.inference.corpus.parts import PartsFolder
 from example_sounds import RATE, scene
 
-LENGTHS = [40_000, 12_000, 100_000, 500, 33_000]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, tiny_encoder) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "model"
-    tiny_encoder(max_seconds=2.5).save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def recordings(tmp_path) -> Path:
-    folder = tmp_path / "recordings"
-    (folder / "deeper").mkdir(parents=True)
-    for index, length in enumerate(LENGTHS):
-        name = folder / ("deeper" if index % 2 else "") / f"clip{index}.wav"
-        soundfile.write(name, scene(length, index), RATE, subtype="FLOAT")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
-    monkeypatch.setattr(corpus, "_PART", 2)
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 def files(folder: Path) -> list[Path]:
@@ -50,11 +29,6 @@ def rows(path: Path) -> dict[str, np.ndarray]:
     table = pq.read_table(path)
     assert len(set(table["path"].to_pylist())) == len(table)
     return dict(zip(table["path"].to_pylist(), np.array(table["embedding"].to_pylist(), np.float32), strict=True))
-
-
-def rejected(output: Path) -> dict[str, str]:
-    with output.with_name(f"{output.name}.rejected.csv").open() as file:
-        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
 
 
 def test_the_table_holds_what_the_embedder_gives(model, recordings, tmp_path):
@@ -91,7 +65,7 @@ def test_one_row_per_frame_with_its_time(model, recordings, tmp_path):
     assert total == len(table)
 
 
-def test_bad_files_are_listed_and_the_others_go_on(model, recordings, tmp_path):
+def test_bad_files_are_listed_and_the_others_go_on(model, recordings, rejected, tmp_path):
     (recordings / "clip1x.wav").write_bytes(b"this is no audio" * 100)
     (recordings / "empty.wav").touch()
     output = embed_corpus(str(model), str(recordings), tmp_path / "e.parquet", device="cpu")
@@ -99,50 +73,6 @@ def test_bad_files_are_listed_and_the_others_go_on(model, recordings, tmp_path):
     assert set(reasons) == {str(recordings / "clip1x.wav"), str(recordings / "empty.wav")}
     assert all(reason and not reason.startswith(str(recordings)) for reason in reasons.values())
     assert set(rows(output)) == {str(path) for path in files(recordings)} - set(reasons)
-
-
-@pytest.mark.parametrize("interrupted_at", [1, 3, 4])
-def test_an_interrupted_run_goes_on_without_gaps_or_doubles(model, recordings, tmp_path, monkeypatch, interrupted_at):
-    (recordings / "aaa.wav").write_bytes(b"this is no audio" * 100)
-    output, whole = tmp_path / "e.parquet", tmp_path / "whole.parquet"
-    embed_corpus(str(model), str(recordings), whole, device="cpu")
-    original, calls = bestrq2.Embedder.embed, []
-
-    def counting(self, *arguments):
-        calls.append(arguments[0])
-        if len(calls) == interrupted_at + 1:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    monkeypatch.setattr(bestrq2.Embedder, "embed", counting)
-    with pytest.raises(KeyboardInterrupt):
-        embed_corpus(str(model), str(recordings), output, device="cpu")
-    assert not output.exists()
-    parts = sorted((tmp_path / "e.parquet.parts").iterdir())
-    assert [part.name for part in parts] == [f"part-{index:08d}.parquet" for index in range(interrupted_at // 2)]
-    before = len(calls)
-    embed_corpus(str(model), str(recordings), output, device="cpu")
-    assert len(calls) - before == 6 - 2 * len(parts)  # whole parts are not done again
-    assert pq.read_table(output).equals(pq.read_table(whole))
-    assert rejected(output) == rejected(whole)
-    assert not (tmp_path / "e.parquet.parts").exists()
-
-
-def test_a_kill_right_after_the_list_of_rejected_files_loses_none(model, recordings, tmp_path, monkeypatch):
-    (recordings / "aaa.wav").write_bytes(b"this is no audio" * 100)
-    output = tmp_path / "e.parquet"
-
-    def killed(*_arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus.pq, "write_table", killed)
-        with pytest.raises(KeyboardInterrupt):
-            embed_corpus(str(model), str(recordings), output, device="cpu")
-    assert list(rejected(output)) == [str(recordings / "aaa.wav")]
-    embed_corpus(str(model), str(recordings), output, device="cpu")
-    assert list(rejected(output)) == [str(recordings / "aaa.wav")]
-    assert len(rows(output)) == 5
 
 
 def test_parts_of_another_model_or_other_options_are_not_mixed_in(
@@ -153,16 +83,80 @@ def test_parts_of_another_model_or_other_options_are_not_mixed_in(
     with torch.no_grad():
         changed.patch_embedding.bias[0] += 1
     changed.save_pretrained(other)
-    original = corpus._Job.join
-    monkeypatch.setattr(corpus._Job, "join", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        embed_corpus(str(model), str(recordings), output, device="cpu")
-    monkeypatch.setattr(corpus._Job, "join", original)
-    for source, options in ((other, {}), (model, {"frames": True}), (model, {"phases": 2})):
-        with pytest.raises(ConfigError, match=r"e.parquet.parts: holds parts of another model or other options"):
-            embed_corpus(str(source), str(recordings), output, device="cpu", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(PartsFolder, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed_corpus(str(model), str(recordings), output, device="cpu")
+    cases = [
+        ((other, recordings, {}), "model, weights_sha256"),
+        ((model, recordings, {"frames": True}), "rows"),
+        ((model, recordings, {"phases": 2}), "phases"),
+        ((model, recordings / "deeper", {}), "source, source_names_blake2b"),
+    ]
+    for (source, corpus, options), different in cases:
+        with pytest.raises(ConfigError, match=rf"e.parquet.parts: holds parts of another .*\(different: {different}\)"):
+            embed_corpus(str(source), str(corpus), output, device="cpu", **options)
     embed_corpus(str(model), str(recordings), output, device="cpu")
     assert len(rows(output)) == 5
+
+
+def test_a_finished_output_is_left_as_it_is(model, recordings, tmp_path, caplog):
+    output = embed_corpus(str(model), str(recordings), tmp_path / "e.parquet", device="cpu")
+    written = output.stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        embed_corpus(str(model), str(recordings), output, device="cpu")
+    assert caplog.messages[-1] == f"{output}: is complete already"
+    assert output.stat().st_mtime_ns == written
+    soundfile.write(recordings / "new.wav", scene(20_000), RATE)
+    with pytest.raises(ConfigError, match="exists already"):
+        embed_corpus(str(model), str(recordings), output, device="cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "recordings"]
+
+
+def test_any_number_of_workers_gives_the_same_bytes(model, recordings, tmp_path):
+    outputs = [
+        embed_corpus(str(model), str(recordings), tmp_path / f"{count}.parquet", device="cpu", num_workers=count)
+        for count in (0, 1, 3)
+    ]
+    assert len({output.read_bytes() for output in outputs}) == 1
+
+
+def test_row_groups_are_full_whatever_the_parts(model, recordings, tmp_path, monkeypatch):
+    whole = embed_corpus(str(model), str(recordings), tmp_path / "w.parquet", frames=True, device="cpu")
+    monkeypatch.setattr(parts, "_GROUP_BYTES", 4 * 4 * 32)
+    cut = embed_corpus(str(model), str(recordings), tmp_path / "c.parquet", frames=True, device="cpu")
+    groups = pq.ParquetFile(cut).metadata
+    sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
+    assert len(sizes) > 3
+    assert set(sizes[:-1]) == {4}
+    assert pq.read_table(cut).equals(pq.read_table(whole))
+
+
+def test_recordings_of_like_lengths_go_through_the_model_together(model, tmp_path, monkeypatch):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(3_000, 40_000, size=40)
+    for number, length in enumerate(lengths):
+        soundfile.write(folder / f"{number:02d}.wav", scene(length, number), RATE, subtype="FLOAT")
+    for module in (sharing, work):
+        monkeypatch.setattr(module, "BLOCK", 64)
+    monkeypatch.setattr(work, "CALL_SECONDS", 10.0)
+    calls = []
+    original = bestrq2.Embedder.embed
+
+    def counting(self, audio, *arguments, **options):
+        calls.append([len(one) for one in audio])
+        return original(self, audio, *arguments, **options)
+
+    monkeypatch.setattr(bestrq2.Embedder, "embed", counting)
+    output = embed_corpus(str(model), str(folder), tmp_path / "e.parquet", device="cpu")
+    batches = calls[1:]  # the first one finds out how wide an embedding is
+    assert sorted(lengths) == [length for batch in batches for length in batch]
+    assert all(len(batch) * max(batch) <= 10.0 * RATE for batch in batches)
+    assert len(batches) < 10
+    assert pq.read_table(output)["path"].to_pylist() == [str(path) for path in files(folder)]
+    np.testing.assert_allclose(pq.read_table(output)["seconds"].to_numpy(), lengths / RATE)
 
 
 def test_an_output_that_exists_is_not_overwritten(model, recordings, tmp_path):
@@ -173,7 +167,7 @@ def test_an_output_that_exists_is_not_overwritten(model, recordings, tmp_path):
     assert output.read_text() == "precious"
 
 
-def test_a_corpus_of_broken_files_leaves_the_list_only(model, tmp_path):
+def test_a_corpus_of_broken_files_leaves_the_list_only(model, rejected, tmp_path):
     folder, output = tmp_path / "broken", tmp_path / "e.parquet"
     folder.mkdir()
     for index in range(3):
@@ -195,6 +189,8 @@ def test_missing_sources_and_unwritable_places_are_refused(model, recordings, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         embed_corpus(str(model), str(recordings), tmp_path / "file" / "e.parquet", device="cpu")
+    with pytest.raises(ConfigError, match=r"/proc/e.parquet.parts.*: cannot be made .*; name another --output"):
+        embed_corpus(str(model), str(recordings), Path("/proc/e.parquet"), device="cpu")
 
 
 def test_generated_clips_can_be_embedded(model, tmp_path):

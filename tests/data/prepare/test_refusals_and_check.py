@@ -15,8 +15,8 @@ from bestrq2 import cli
 from bestrq2.data.opening import open_source
 from bestrq2.data.prepare import run
 from bestrq2.data.prepare.check import check_prepared
-from bestrq2.data.prepare.progress import Progress
 from bestrq2.data.prepare.run import prepare
+from bestrq2.data.progress import Progress
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import folder_lock
 from example_sounds import RATE, scene

@@ -145,7 +145,7 @@ def cut_span(source: Source, options: Options, task: Task) -> Span:
         if isinstance(error, BestRQ2Error) and not isinstance(error, AudioError):
             raise
         first = task.number * options.segments_per_span
-        reason = _reason(error, name)
+        reason = reason_of(error, name)
         if task.number:
             reason = f"from {first * (options.segment_seconds or 0):g} s on: {reason}"
         return Span(task, printable(name), [Drop(first, 0, "broken", reason)], frames, spans or task.number + 1)
@@ -158,7 +158,8 @@ def _count_spans(frames: int, rate: int, options: Options) -> int:
     return max(1, -(-samples // (options.segment_samples * options.segments_per_span)))
 
 
-def _reason(error: Exception, name: str) -> str:
+def reason_of(error: Exception, name: str) -> str:
+    """Why a recording of that name cannot be used, in words that can be printed; the name is left out."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})."
     if isinstance(error, AudioError):
@@ -221,7 +222,7 @@ class _Cutter:
         return segment * (self.options.segment_samples or 0) / self.options.sampling_rate
 
     def _damaged(self, segment: int, error: AudioError) -> Drop:
-        return Drop(segment, 0, "broken", _reason(error, self.source.describe(self.task.recording)))
+        return Drop(segment, 0, "broken", reason_of(error, self.source.describe(self.task.recording)))
 
     def _piece(self, segment: int, waveform: np.ndarray) -> Clip | Drop:
         options = self.options

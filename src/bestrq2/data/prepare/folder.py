@@ -13,8 +13,8 @@ from typing import Any
 from bestrq2.data.prepare.cutting import printable
 from bestrq2.data.prepare.ledger import LEDGER, Ledger
 from bestrq2.data.prepare.options import Options
-from bestrq2.data.prepare.progress import Progress
 from bestrq2.data.prepare.summary import SUMMARY, read_summary
+from bestrq2.data.progress import Progress
 from bestrq2.data.rejections import HEADER
 from bestrq2.data.shards.building import index_path
 from bestrq2.data.shards.index import read_index

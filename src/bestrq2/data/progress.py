@@ -1,4 +1,4 @@
-"""Progress of a prepare: a bar on a terminal, a plain line every ten seconds elsewhere."""
+"""Progress of work on a corpus: a bar on a terminal, a plain line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ class Progress:
 
     Args:
         label: what stands before it.
-        total: how many there are.
+        total: how many there are; None where only the end will tell.
         unit: what is counted, such as "files".
         done: how many were done before.
         lines_every_seconds: how often a line is printed where there is no terminal.
     """
 
-    def __init__(self, label: str, total: int, unit: str, done: float = 0.0, lines_every_seconds: float = 10.0) -> None:
+    def __init__(
+        self, label: str, total: int | None, unit: str, done: float = 0.0, lines_every_seconds: float = 10.0
+    ) -> None:
         self.label, self.total, self.unit, self.first = label, total, unit, done
         self.lines_every_seconds = lines_every_seconds
         self._bar: Any = None
@@ -30,7 +32,7 @@ class Progress:
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self.total, initial=self.first, desc=self.label, unit=self.unit, dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}% |{bar}| {postfix}",
+                bar_format="{desc} {postfix}" if self.total is None else "{desc} {percentage:3.0f}% |{bar}| {postfix}",
             )  # fmt: skip
         return self
 
@@ -51,9 +53,11 @@ class Progress:
 
     def _status(self, done: float, hours: float | None, now: float) -> str:
         speed = (done - self.first) / max(1e-9, now - self._started)
+        audio = "" if hours is None else f", {hours:.2f} h of audio"
+        if self.total is None:
+            return f"{int(done)} {self.unit}, {speed:.3g} {self.unit}/s{audio}"
         left = tqdm.format_interval((self.total - done) / speed) if speed else "?"
-        audio = "" if hours is None else f" {hours:.2f} h of audio,"
-        return f"{int(done)}/{self.total} {self.unit}, {speed:.3g} {self.unit}/s,{audio} {left} left"
+        return f"{int(done)}/{self.total} {self.unit}, {speed:.3g} {self.unit}/s{audio}, {left} left"
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

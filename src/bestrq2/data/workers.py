@@ -79,19 +79,22 @@ class WorkerPool(Generic[Task, Result]):
         for worker in self._workers:
             worker.process.join()
 
-    def in_order(self, tasks: Iterable[Task], urgent: bool = False) -> Iterator[Result]:
+    def in_order(
+        self, tasks: Iterable[Task], urgent: bool = False, room: Callable[[], bool] = lambda: True
+    ) -> Iterator[Result]:
         """Results of some tasks, in their order.
 
         Args:
             tasks: read as far ahead as keeps all processes busy.
             urgent: do them before the tasks of other calls that are not finished; this call must be finished first.
+            room: whether to read further ahead, for tasks that are large; without it one at a time is read.
 
         Raises:
             BestRQ2Error: a process died.
         """
         coming, numbers = iter(tasks), deque[int]()
         while True:
-            while len(numbers) < _AHEAD * self._count:
+            while not numbers or (len(numbers) < _AHEAD * self._count and room()):
                 try:
                     task = next(coming)
                 except StopIteration:
