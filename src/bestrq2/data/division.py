@@ -36,15 +36,19 @@ def divide(targets: np.ndarray, groups: Sequence[str], splits: Sequence[str], se
     np.add.at(counts, unit_of, columns)
     total = counts.sum(axis=0)
     lacking = np.stack([_wanted(total, split, splits) for split in splits])
+    given = np.zeros_like(lacking)
     chosen = np.full(len(units), -1)
+    largest_first = sorted(range(len(splits)), key=lambda row: -SHARES.get(splits[row], 1))
     shuffled = generator(DIVISION, seed).permutation(len(units))
     for column in np.argsort(total, kind="stable"):
         inside = shuffled[(counts[shuffled, column] > 0) & (chosen[shuffled] < 0)]
         for unit in inside[np.argsort(-counts[inside, column], kind="stable")]:  # large groups first
-            need = [(lacking[row, column], lacking[row].sum()) for row in range(len(splits))]
-            best = max(range(len(splits)), key=lambda row: need[row])  # the first of a tie: training
+            # Of equals, the split that has none of the class yet, then the one that lacks most of all classes.
+            need = [(lacking[row, column], given[row, column] == 0, lacking[row].sum()) for row in range(len(splits))]
+            best = max(largest_first, key=need.__getitem__)
             chosen[unit] = best
             lacking[best] -= counts[unit]
+            given[best] += counts[unit]
     return np.array(splits)[chosen[unit_of]]
 
 

@@ -164,7 +164,9 @@ def class_table(
             ranking = Ranking(truth, probabilities[:, column])
             row |= {"average precision": ranking.average_precision(whole), "ROC-AUC": ranking.roc_auc(whole)}
         else:
-            right, guessed, true = (float(one.sum()) for one in (truth * predicted[:, column], predicted[:, column], truth))
+            right, guessed, true = (
+                float(one.sum()) for one in (truth * predicted[:, column], predicted[:, column], truth)
+            )
             row["precision"] = right / guessed if guessed else np.nan
             row["recall"] = right / true if true else np.nan
             row["F1"] = 2 * right / (guessed + true) if true else np.nan

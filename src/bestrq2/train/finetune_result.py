@@ -100,7 +100,7 @@ def write_result(result: FinetuneResult, names: Sequence[str], targets: np.ndarr
     writer.writeheader()
     writer.writerows({key: _empty_for_nan(value) for key, value in row.items()} for row in result.per_class)
     write_text(result.output / _CLASSES, classes.getvalue())
-    plain = asdict(result) | {"output": None, "format": 1}
+    plain = {"format": 1} | {name: value for name, value in asdict(result).items() if name != "output"}
     write_text(result.output / _RESULT, json.dumps(_null_for_nan(plain), indent=1, allow_nan=False) + "\n")
 
 
