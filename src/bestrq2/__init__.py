@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from bestrq2.exporting import export, push
     from bestrq2.inference.embedder import Embedder, load
     from bestrq2.inference.embeddings import Embeddings
+    from bestrq2.inference.predicting import predict
     from bestrq2.model.configuration_bestrq2 import BestRQ2Config
     from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
     from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
     from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
     from bestrq2.recipe_book import recipe, recipes
     from bestrq2.report.comparison import compare
+    from bestrq2.train.finetuning import finetune
     from bestrq2.train.pretraining import pretrain
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "__version__",
     "compare",
     "export",
+    "finetune",
     "load",
     "load_reference",
+    "predict",
     "pretrain",
     "probe",
     "push",
@@ -55,8 +59,10 @@ _HOMES = {
     "Embeddings": "inference.embeddings",
     "compare": "report.comparison",
     "export": "exporting",
+    "finetune": "train.finetuning",
     "load": "inference.embedder",
     "load_reference": "convert.reference",
+    "predict": "inference.predicting",
     "pretrain": "train.pretraining",
     "probe": "evaluate.command",
     "push": "exporting",

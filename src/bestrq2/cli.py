@@ -83,6 +83,28 @@ def _probe(argv: Sequence[str]) -> None:
     print(format_table(probe(**_values(flags.parse_flags(parser, argv)))))
 
 
+def _finetune(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
+    from bestrq2.train.finetuning import finetune
+
+    parser = flags.make_parser("finetune", "Fine-tune an encoder as a classifier of labelled recordings.")
+    parser.add_function_arguments(finetune, as_group=False, as_positional=True, skip={"output", "resume"})
+    parser.add_argument("--output", type=str, required=True, help="run folder to write")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output, or start it")
+    result = finetune(**_values(flags.parse_flags(parser, argv)))
+    print(f"{result.text}\n\nClassify audio with: bestrq2 predict {result.output} FOLDER --output predictions.csv")
+
+
+def _predict(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
+    from bestrq2.inference.predicting import predict
+
+    parser = flags.make_parser("predict", "Name the classes of every recording of a corpus, as a CSV file.")
+    parser.add_function_arguments(predict, as_group=False, as_positional=True, skip={"output"})
+    parser.add_argument("--output", type=str, required=True, help="CSV file to write")
+    print(predict(**_values(flags.parse_flags(parser, argv))))
+
+
 def _compare(argv: Sequence[str]) -> None:
     from bestrq2 import flags
     from bestrq2.report.comparison import compare
@@ -170,6 +192,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "soundworld": (_soundworld, "write the synthetic corpus and its labelled tasks"),
     "embed": (_embed, "embed every recording of a corpus into a Parquet file"),
     "probe": (_probe, "linear probe and k-NN on labelled audio, beside the baselines"),
+    "finetune": (_finetune, "fine-tune an encoder as a classifier of labelled recordings"),
+    "predict": (_predict, "name the classes of every recording of a corpus with a fine-tuned encoder"),
     "compare": (_compare, "tables and figures of several runs: probes, cost and losses over their seeds"),
     "export": (_export, "write a model as a folder for the hub, as ONNX or in the reference's layout"),
     "push": (_push, "export a model and upload it to the Hugging Face hub"),

@@ -29,6 +29,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
+def is_finetuned(run: Path) -> bool:
+    """Whether a folder holds a run of `bestrq2 finetune`."""
+    try:
+        return (run / "config.yaml").is_file() and "labelled" in read_settings(run / "config.yaml")
+    except DataError:
+        return False
+
+
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as {"model.hidden_size": 768}; settings nearer the root come first."""
     flat = {f"{prefix}{key}": value for key, value in settings.items() if not isinstance(value, dict)}

@@ -22,6 +22,7 @@ from bestrq2.errors import CheckpointError
 from bestrq2.files import write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2PreTrainedModel
+from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
 
 # In a model folder: the step its weights were taken at.
 EXPORTED = "training.json"
@@ -94,7 +95,7 @@ def exported_step(run: Path) -> int | None:
 
 
 def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> ModelClass:
-    """Load a folder in hub format (or a hub id) as the encoder or as the whole pretraining model.
+    """Load a folder in hub format (or a hub id) as the encoder, the whole pretraining model or a classifier.
 
     Raises:
         CheckpointError: if the folder is no BEST-RQ-2 model, weights are damaged, missing or of another shape, or they
@@ -111,10 +112,10 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
     problems = {kind: sorted(map(str, report.get(f"{kind}_keys") or [])) for kind in ("missing", "unexpected")}
     beyond = {name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")}
     if model.base_model is not model and beyond <= set(problems["missing"]):
-        raise CheckpointError(
-            f"{folder}: holds an encoder alone, without the rest of a {model_class.__name__}; name a run folder or a "
-            "folder exported with --with-predictor"
-        )
+        remedy = "name a run folder or a folder exported with --with-predictor"
+        if model_class is BestRQ2ForAudioClassification:
+            remedy = "name a run of `bestrq2 finetune`"
+        raise CheckpointError(f"{folder}: holds an encoder without the rest of a {model_class.__name__}; {remedy}")
     problems["misshaped"] = sorted(str(key[0]) for key in report.get("mismatched_keys") or [])
     raise_for_keys(str(folder), problems)
     return model.eval()

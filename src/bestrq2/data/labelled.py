@@ -120,7 +120,12 @@ def _soundworld(spec: str) -> list[LabelledTask]:
     return tasks(train=train, test=train // 2)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """Folders in a folder, sorted; hidden ones are left out.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
     try:
         return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
@@ -131,7 +136,7 @@ def _task_folders(folder: Path) -> list[Path]:
     """Folders at or below this one that say of themselves that they are a task."""
     if (folder / EVENTS_FILE).is_file() or ((folder / "train").is_dir() and (folder / "test").is_dir()):
         return [folder]
-    return [task for below in _subfolders(folder) for task in _task_folders(below)]
+    return [task for below in subfolders(folder) for task in _task_folders(below)]
 
 
 def _folder_clips(folder: Path) -> list[_Clip]:
@@ -142,7 +147,7 @@ def _folder_clips(folder: Path) -> list[_Clip]:
 
 def _class_clips(folder: Path, split: str) -> list[_Clip]:
     """Files in class subfolders."""
-    classes = _subfolders(folder)
+    classes = subfolders(folder)
     if not classes:
         raise DataError(f"{folder} holds no subfolders; expected one with audio for every class.")
     return [_Clip(path, name.name, split) for name in classes for path in audio_files(name)]
@@ -193,7 +198,7 @@ def _split(path: Path, name: str) -> str:
 
 def _task(origin: Path, clips: list[_Clip], test_fraction: float, seed: int) -> LabelledTask:
     """The task made of these clips, checked and split."""
-    _check_files(origin, clips)
+    check_files(origin, [clip.path for clip in clips])
     framewise = isinstance(clips[0].label, np.ndarray)
     if framewise:
         classes: tuple[str, ...] = ("absent", "present")
@@ -215,15 +220,20 @@ def _task(origin: Path, clips: list[_Clip], test_fraction: float, seed: int) -> 
     )
 
 
-def _check_files(origin: Path, clips: list[_Clip]) -> None:
+def check_files(origin: Path, paths: Sequence[Path]) -> None:
+    """Pass if files that are listed exist, and each is listed once.
+
+    Raises:
+        DataError: a file is missing or listed twice.
+    """
     seen: set[Path] = set()
-    for clip in clips:
-        if clip.path in seen:
-            raise DataError(f"{origin} lists {clip.path} twice; one label and split for each recording is expected.")
-        seen.add(clip.path)
-    missing = [clip.path for clip in clips if not clip.path.is_file()]
+    for path in paths:
+        if path in seen:
+            raise DataError(f"{origin} lists {path} twice; one label and split for each recording is expected.")
+        seen.add(path)
+    missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise DataError(f"{origin} lists {len(missing)} of {len(clips)} files that do not exist; first: {missing[0]}.")
+        raise DataError(f"{origin} lists {len(missing)} of {len(paths)} files that do not exist; first: {missing[0]}.")
 
 
 def _divided(

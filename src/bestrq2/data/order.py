@@ -44,8 +44,11 @@ class EpochOrder:
 
     def _of(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.length, self.seed, epoch)
+            self._epoch, self._order = epoch, self._drawn(epoch)
         return self._order
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.length, self.seed, epoch)
 
     def __call__(self, number: int) -> tuple[int, int]:
         """(epoch, recording) at place `number` of the row."""

@@ -22,7 +22,7 @@ from bestrq2.evaluate.scores import ProbeScore
 from bestrq2.files import write_text
 from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.run_records import flatten, newest_step, read_settings
+from bestrq2.run_records import flatten, is_finetuned, newest_step, read_settings
 
 FORMAT = 1
 
@@ -183,7 +183,7 @@ def software_provenance() -> dict[str, str]:
 
 def is_run_folder(model: str | os.PathLike[str]) -> bool:
     """Whether a model is given as the folder of a pretraining run."""
-    return (Path(model) / "config.yaml").is_file()
+    return (Path(model) / "config.yaml").is_file() and not is_finetuned(Path(model))
 
 
 def model_provenance(model: str | os.PathLike[str], config: BestRQ2Config) -> dict[str, Any]:

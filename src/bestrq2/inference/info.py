@@ -10,7 +10,7 @@ from bestrq2.convert.loading import load_encoder
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.run_records import flatten, read_settings, read_table
+from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
 
 ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
 
@@ -71,6 +71,10 @@ def _provenance(run: Path) -> dict[str, str]:
     """Where a run folder's model comes from; for other models, that this is not known."""
     if not (run / "config.yaml").is_file():
         return {"trained": "not a run folder: nothing is known of its training"}
+    if is_finetuned(run):
+        settings = read_settings(run / "config.yaml")
+        known = [(key, str(settings.get(key))) for key in ("labelled", "epochs", "seed")]
+        return {"fine-tuned": f"{settings.get('mode')}, from {settings.get('model')}"} | dict(known)
     try:
         settings = flatten(read_settings(run / "config.yaml"))
         facts = {key: str(settings[key]) for key in ("recipe", "data", "seed")}

@@ -1,0 +1,258 @@
+"""Fine-tuning learns, changes what it may, resumes exactly, and what it writes predicts the same again."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from small_run import RATE, metrics, weights
+
+import bestrq2
+from bestrq2 import BestRQ2ForAudioClassification, cli
+from bestrq2.data.audio import read_audio
+from bestrq2.data.opening import open_recordings
+from bestrq2.errors import BestRQ2Error, StoppedBySignal
+from bestrq2.inference.classifier import load_classifier
+from bestrq2.train import finetuning
+
+PITCHES = {"low": 250.0, "mid": 900.0, "high": 3000.0}
+
+
+def tone(pitches: list[float], seconds: float, seed: int) -> np.ndarray:
+    """Swelling tones near these pitches over faint noise, float32 [samples]."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * RATE)) / RATE
+    parts = [np.sin(2 * np.pi * pitch * rng.uniform(0.9, 1.1) * time + rng.uniform(0, 6)) for pitch in pitches]
+    swell = 1 + 0.4 * np.sin(2 * np.pi * rng.uniform(1, 4) * time)
+    return (0.2 * swell * sum(parts, np.zeros_like(time)) + 0.01 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any) -> Path:
+    """An untrained encoder of three blocks for clips of 2.5 s."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    config = tiny_config(max_seconds=2.5, num_hidden_layers=3, input_normalization="clip", drop_path_rate=0.2)
+    bestrq2.BestRQ2Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of clips of 0.4 to 3.5 s, and a file that is no audio."""
+    root = tmp_path_factory.mktemp("tones")
+    for label, pitch in PITCHES.items():
+        (root / label).mkdir()
+        for number in range(14):
+            clip = tone([pitch], 0.4 + 3.1 * (number % 5) / 4, seed=number)
+            soundfile.write(root / label / f"{number:02d}.wav", clip, RATE)
+    (root / "low" / "broken.wav").write_text("not audio")
+    return root
+
+
+@pytest.fixture(scope="module")
+def chords(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of recordings with none to three of the tones."""
+    root = tmp_path_factory.mktemp("chords")
+    rows = ["path,labels"]
+    for number in range(64):
+        names = [name for bit, name in enumerate(PITCHES) if number >> bit & 1]
+        soundfile.write(root / f"{number:02d}.wav", tone([PITCHES[name] for name in names], 1.5, number), RATE)
+        rows.append(f"{number:02d}.wav,{';'.join(names)}")
+    (root / "labels.csv").write_text("\n".join(rows))
+    return root / "labels.csv"
+
+
+def small_finetune(encoder: Path, labelled: Path, output: Path, **changes: Any) -> finetuning.FinetuneResult:
+    settings = {"epochs": 3, "batch_size": 8, "lr": 3e-3, "num_workers": 0, "device": "cpu", **changes}
+    return finetuning.finetune(encoder, labelled, output, **settings)
+
+
+def changed(encoder: Path, run: Path) -> set[str]:
+    """Names of the encoder's parameters that differ from those before, to the bit."""
+    before = bestrq2.load(encoder, "cpu").model.state_dict()
+    after = bestrq2.load(run, "cpu").model.state_dict()
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def full_run(encoder: Path, tones: Path, tmp_path_factory: pytest.TempPathFactory) -> finetuning.FinetuneResult:
+    return small_finetune(encoder, tones, tmp_path_factory.mktemp("runs") / "full", epochs=12)
+
+
+def test_full_fine_tuning_learns_classes(full_run: finetuning.FinetuneResult, encoder: Path, tones: Path):
+    scores = {one.name: one for one in full_run.metrics}
+    assert scores["accuracy"].score >= 0.85
+    assert scores["accuracy"].chance < 0.4
+    assert full_run.clips >= 8
+    assert {row["class"] for row in full_run.per_class} == set(PITCHES)
+    rows = metrics(full_run.output)
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
+    assert float(rows[-1]["train/loss"]) < 0.5 * float(rows[0]["train/loss"])
+    best = max(float(row["valid/balanced accuracy"]) for row in rows)
+    assert float(rows[full_run.best_epoch - 1]["valid/balanced accuracy"]) == best
+    assert rows_of(full_run.output / "rejected.csv")[0]["path"].endswith("low/broken.wav")
+    trainable = {name for name, _ in bestrq2.load(encoder, "cpu").model.named_parameters()}
+    assert changed(encoder, full_run.output) == trainable
+
+
+def test_predictions_of_the_folder_are_those_of_the_model_in_memory(
+    full_run: finetuning.FinetuneResult, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    table = tmp_path / "predictions.csv"
+    assert cli.run(["predict", str(full_run.output), str(tones), "--output", str(table), "--device", "cpu"]) == 0
+    assert [row["path"] for row in rows_of(tmp_path / "predictions.csv.rejected.csv")] == [
+        str(tones / "low/broken.wav")
+    ]
+    predicted = {row["path"]: row for row in rows_of(table)}
+    assert len(predicted) == 42
+    assert np.mean([row["label"] == Path(path).parent.name for path, row in predicted.items()]) >= 0.85
+    for row in rows_of(full_run.output / "test-predictions.csv"):
+        assert row["true"] == Path(row["path"]).parent.name
+        assert row["label"] == predicted[row["path"]]["label"]
+        for name in PITCHES:
+            assert float(row[f"p({name})"]) == pytest.approx(float(predicted[row["path"]][f"p({name})"]), abs=2e-6)
+    model = BestRQ2ForAudioClassification.from_pretrained(full_run.output / "model").eval()
+    path = str(tones / "mid" / "01.wav")  # shorter than a window: the plain forward pass
+    with torch.no_grad():
+        logits = model(torch.from_numpy(read_audio(path, RATE))[None]).logits[0]
+    for name, probability in zip(("high", "low", "mid"), logits.softmax(0).tolist(), strict=True):
+        assert float(predicted[path][f"p({name})"]) == pytest.approx(probability, abs=2e-6)
+
+
+def test_long_recordings_are_the_weighted_mean_of_their_windows(full_run: finetuning.FinetuneResult, tmp_path: Path):
+    waveform = np.concatenate([tone([PITCHES["low"]], 2.5, 1), tone([PITCHES["high"]], 1.5, 2)])
+    soundfile.write(tmp_path / "long.wav", waveform, RATE, subtype="FLOAT")
+    classifier = load_classifier(full_run.output, "cpu")
+    (found,) = classifier.predict(open_recordings(tmp_path))
+    with torch.no_grad():
+        windows = [torch.from_numpy(part)[None] for part in (waveform[:40_000], waveform[40_000:])]
+        first, second = (classifier.model(part).logits[0].softmax(0).numpy() for part in windows)
+    np.testing.assert_allclose(found.probabilities, (2.5 * first + 1.5 * second) / 4, atol=1e-6)
+    workers = list(classifier.predict(open_recordings(tmp_path), num_workers=2))
+    np.testing.assert_allclose(workers[0].probabilities, found.probabilities, atol=1e-6)
+
+
+def test_linear_mode_leaves_the_encoder_as_it_was(encoder: Path, tones: Path, tmp_path: Path):
+    result = small_finetune(encoder, tones, tmp_path / "run", mode="linear", lr=0.05, epochs=4)
+    assert changed(encoder, result.output) == set()
+    fresh = finetuning.make_classifier(bestrq2.load(encoder, "cpu").model, result.classes, False, None, 0)
+    assert not torch.equal(weights(result.output)["classifier.weight"], fresh.classifier.weight)
+
+
+def test_partial_mode_changes_the_last_blocks_only(encoder: Path, tones: Path, tmp_path: Path):
+    result = small_finetune(encoder, tones, tmp_path / "run", mode="partial", layers=1, epochs=1)
+    names = changed(encoder, result.output)
+    assert {name.rpartition(".")[0].split(".")[1] + name.split(".")[2] for name in names} == {
+        "blocks2", "normweight", "normbias",
+    }  # fmt: skip
+
+
+def test_several_classes_are_learnt_from_a_table(encoder: Path, chords: Path, tmp_path: Path):
+    result = small_finetune(encoder, chords, tmp_path / "run", epochs=12, balanced=True, layer_decay=0.8)
+    scores = {one.name: one for one in result.metrics}
+    assert scores["macro mAP"].score > 0.85 > scores["macro mAP"].chance
+    assert load_classifier(result.output, "cpu").multi_label
+    for row in rows_of(result.output / "test-predictions.csv"):
+        above = [name for name in sorted(PITCHES) if float(row[f"p({name})"]) >= 0.5]
+        assert row["label"] == ";".join(above)
+
+
+def test_layer_decay_lowers_the_rate_block_by_block(encoder: Path, chords: Path, tmp_path: Path):
+    model = finetuning.make_classifier(bestrq2.load(encoder, "cpu").model, ("a", "b"), False, None, 0)
+    config = finetuning.FinetuneConfig(
+        "m", "l", tmp_path, "full", None, 1, 8, 1e-3, 0.05, 0.1, 0.5, False, None, 0, 0, None
+    )
+    rates = {
+        parameter: group["initial_lr"]
+        for group in finetuning.layer_groups(model, config)
+        for parameter in group["params"]
+    }
+    assert set(rates) == set(model.parameters())
+    blocks = model.bestrq2.encoder.blocks
+    expected = [(model.classifier, 1), (blocks[2], 1 / 2), (blocks[0], 1 / 8), (model.bestrq2.patch_embedding, 1 / 16)]
+    for module, share in expected:
+        assert {rates[parameter] for parameter in module.parameters()} == {1e-3 * share}
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(
+    encoder: Path, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = small_finetune(encoder, tones, tmp_path / "whole", balanced=True)
+    original = finetuning._Run._step
+
+    def stopping(run: Any, batch: Any) -> Any:
+        if batch.step == run.steps_per_epoch + 1:  # in the midst of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(run, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning._Run, "_step", stopping)
+        with pytest.raises(StoppedBySignal, match=r"1 of 3 epochs of .* add --resume"):
+            small_finetune(encoder, tones, tmp_path / "stopped", balanced=True)
+    assert bestrq2.load(tmp_path / "stopped", "cpu").config.hidden_size == 32  # the model is whole
+    resumed = small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True)
+    assert all(torch.equal(one, weights(resumed.output)[name]) for name, one in weights(whole.output).items())
+    for name in ("metrics.csv", "test.json", "test-predictions.csv"):
+        assert (whole.output / name).read_bytes() == (resumed.output / name).read_bytes()
+    assert small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True).text == resumed.text
+    with pytest.raises(BestRQ2Error, match="cannot be resumed with other settings: epochs was 3 and is now 4"):
+        small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True, epochs=4)
+    with pytest.raises(BestRQ2Error, match="holds a run already; add --resume"):
+        small_finetune(encoder, tones, tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"mode": "partal"}, "there is no mode 'partal'; did you mean 'partial'"),
+        ({"mode": "partial"}, "partial, which needs it"),
+        ({"layers": 2}, "layers belongs to mode partial"),
+        ({"mode": "partial", "layers": 4}, "layers is 4, but the encoder has 3 blocks"),
+        ({"mode": "linear", "layer_decay": 0.5}, "layer_decay means nothing in mode linear"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"lr": -1.0}, r"lr must be above 0, got -1\.0"),
+        ({"max_seconds": 0.0}, "max_seconds must be above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_sentence(
+    encoder: Path, tones: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+):
+    with pytest.raises(BestRQ2Error, match=reason):
+        small_finetune(encoder, tones, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_that_name_no_classes_cannot_predict(encoder: Path, tones: Path, tmp_path: Path):
+    for model, reason in ((encoder, "name a run of `bestrq2 finetune`"), ("demo", "there is no such folder")):
+        with pytest.raises(BestRQ2Error, match=reason):
+            bestrq2.predict(model, str(tones), tmp_path / "p.csv", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_without_test_recordings_is_warned_of(
+    encoder: Path, tones: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    rows = ["path,label,split"]
+    for label in PITCHES:
+        for number, split in ((0, "train"), (1, "train"), (2, "valid"), (3, "test")):
+            if (label, split) != ("mid", "test"):
+                rows.append(f"{tones / label / f'{number:02d}.wav'},{label},{split}")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    result = small_finetune(encoder, tmp_path / "t.csv", tmp_path / "run", epochs=1)
+    assert "no test recordings of mid; means leave them out" in caplog.text
+    assert np.isnan(result.per_class[2]["recall"])
+    assert "-" in result.text.splitlines()[-3].split()
