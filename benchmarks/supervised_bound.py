@@ -1,4 +1,4 @@
-"""What an architecture reaches on soundworld-1 when it is trained on the labels: an upper bound for pretraining.
+"""What an architecture reaches on soundworld-1 when it is trained on the labels: with many of them, an upper bound.
 
     python benchmarks/supervised_bound.py --recipe best-rq-2-tiny --output supervised.json
 

@@ -65,7 +65,7 @@ def test_means_of_an_arm_are_over_its_seeds(tmp_path: Path) -> None:
         ("chance", "20.0", "20.0", "20.0", "20.0"),
         ("log-mel statistics", "55.0", "50.0", "45.0", "50.0"),
         ("random encoder", "47.0", "42.0", "37.0", "42.0"),
-        ("supervised upper bound", "not measured"),
+        ("encoder trained on the labels", "not measured"),
     )
     assert "52.0 ± 5.0" in probe_table("knn", probe_rows(arms)["knn"], arms).text()
 
@@ -77,8 +77,8 @@ def test_the_supervised_bound_appears_once_it_ships(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(results, "supervised_result", lambda: bound)
     arms = group(read(write_run(tmp_path / "run")))
     rows = probe_rows(arms)
-    assert probe_table("linear", rows["linear"], arms).rows[-1][0::4] == ("supervised upper bound", "80.0")
-    assert probe_table("knn", rows["knn"], arms).rows[-1] == ("supervised upper bound", "not measured")
+    assert probe_table("linear", rows["linear"], arms).rows[-1][0::4] == ("encoder trained on the labels", "80.0")
+    assert probe_table("knn", rows["knn"], arms).rows[-1] == ("encoder trained on the labels", "not measured")
 
 
 def test_every_architecture_has_its_random_encoder(tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bestrq2.report.comparison.contents import ProbeRow
+from bestrq2.report.comparison.results import SUPERVISED, SUPERVISED_ROW
 
 TITLES = {"linear": "Linear probe", "knn": "k-NN"}
 SANITY = {
     "chance": ("#9b9a96", (0, (1, 1.6))),
     "log-mel statistics": ("#5b5e66", (0, (4, 2))),
     "random encoder": ("#1c1e26", (0, (4, 1.5, 1, 1.5))),
-    "supervised": ("#1c1e26", (0, (8, 2))),
+    SUPERVISED: ("#1c1e26", (0, (8, 2))),
 }
-NAMES = {"supervised": "supervised upper bound"}
+NAMES = {SUPERVISED: SUPERVISED_ROW}
 QUIET: dict[str, Any] = {
     "ha": "center",
     "va": "center",

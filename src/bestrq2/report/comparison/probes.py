@@ -52,7 +52,7 @@ def probe_rows(arms: Sequence[Arm]) -> dict[str, list[ProbeRow]]:
             ProbeRow("chance", "chance", _single(results.chance(found[0], method))),
             _baseline_row(LOG_MEL, LOG_MEL, found, method),
             *_random_rows(arms, method),
-            _baseline_row("supervised upper bound", SUPERVISED, [supervised] if supervised else [], method),
+            _baseline_row(results.SUPERVISED_ROW, SUPERVISED, [supervised] if supervised else [], method),
         ]
         for method in METHODS
     }
