@@ -15,7 +15,7 @@ import torch
 from bestrq2.convert import numpy_front_end
 from bestrq2.convert.numpy_front_end import FrontEnd, hann_window, mel_filters, resample
 from bestrq2.convert.onnx import front_end_settings
-from bestrq2.inference.embedder import Embedder
+from bestrq2.inference.windows import WindowGrid
 from bestrq2.model.log_mel import LogMel
 from bestrq2.model.log_mel import mel_filters as torch_mel_filters
 from example_sounds import chirp, scene, tones
@@ -63,15 +63,34 @@ def test_log_mel_equals_that_of_the_model(tiny_config: Callable, spectrogram: st
     assert errors.max() <= 0.1
 
 
-def test_windows_are_those_of_the_embedder(tiny_encoder: Callable):
-    embedder = Embedder(tiny_encoder(), "cpu")
-    front_end = FrontEnd(**front_end_settings(embedder.config))
-    length = 8 * 16 * 625
-    for samples in (1, 9374, length - 1, length, length + 9374, length + 9375, 2 * length + 12_345):
-        pieces = list(front_end.windows(scene(samples)))
-        frames = sum(max(1, (1 + len(piece) // 625) // 16) for _, piece in pieces)
-        assert frames == embedder.embed(scene(samples)).frame_mask.sum()
-        assert [start for start, _ in pieces] == [length * index for index in range(len(pieces))]
+WINDOWS = {
+    "whole patches": {},
+    "a rest": {"max_seconds": 5.3},
+    "an odd number": {"max_seconds": 4.5},
+    "one frame": {"patch_size": (128, 1), "position_embedding": "rope_time", "max_seconds": 0.5},
+}
+
+
+@pytest.mark.parametrize("overlap", [0.5, 0.3, 0])
+@pytest.mark.parametrize("changes", WINDOWS.values(), ids=WINDOWS)
+def test_windows_are_those_of_the_embedder(tiny_config: Callable, changes: dict, overlap: float):
+    config = tiny_config(**changes)
+    front_end = FrontEnd(**front_end_settings(config))
+    grid = WindowGrid(config, 1, overlap)
+    longest, hop = config.max_samples, config.frame_hop_samples
+    for samples in (1, longest, longest + hop - 1, longest + hop, 2 * longest + 3 * hop + 1, 5 * longest + 12_345):
+        expected = list(grid.cut(iter([scene(samples)])))
+        found = list(front_end.windows(scene(samples), overlap))
+        assert [first for first, _, _ in found] == [window.first for window in expected]
+        for (_, piece, weights), window in zip(found, expected, strict=True):
+            assert np.array_equal(piece, window.waveform)
+            assert np.array_equal(weights, grid.weights(window))
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 0.6, float("nan")])
+def test_impossible_overlaps_are_refused(tiny_config: Callable, overlap: float):
+    with pytest.raises(ValueError, match=r"overlap must be from 0 to 0\.5"):
+        list(FrontEnd(**front_end_settings(tiny_config())).windows(scene(1_000), overlap))
 
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000, 44_099])

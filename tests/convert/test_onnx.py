@@ -119,16 +119,21 @@ def test_a_clip_beyond_the_longest_is_refused_by_the_graph(exported: Path):
         session.run(None, {"log_mel": log_mel, "frames_per_clip": np.array([frames], np.int64)})
 
 
-def test_long_audio_is_embedded_window_by_window(exported: Path):
+def test_long_audio_is_embedded_in_the_windows_of_the_embedder(exported: Path, tmp_path: Path):
     session = session_of(exported)
-    front_end = numpy_front_end.FrontEnd.of(session)
-    length = front_end.window_frames * front_end.patch_frames * front_end.hop_length
-    sound = scene(2 * length + 20_000)
-    clip, frames, seconds = numpy_front_end.embed(session, sound, 16_000)
-    parts = [numpy_front_end.embed(session, part, 16_000)[1] for part in np.split(sound, [length, 2 * length])]
-    assert relative_error(frames, np.concatenate(parts)) <= 1e-5
-    assert relative_error(clip, frames.mean(axis=0)) <= 1e-5
-    np.testing.assert_allclose(np.diff(seconds), front_end.hop_seconds)
+    embedder = bestrq2.load(exported / "model", "cpu")
+    # Less than a window more than one, and more than a batch of windows.
+    for samples, overlap in ((115_000, 0.5), (12 * 40_000 + 7_000, 0.5), (220_000, 0.0)):
+        sound = np.stack([scene(samples), scene(samples, 1)], axis=1)
+        soundfile.write(tmp_path / "long.wav", sound, 16_000, subtype="FLOAT")
+        clip, frames, seconds = numpy_front_end.embed(session, sound, 16_000, overlap=overlap)
+        expected = embedder.embed(tmp_path / "long.wav", overlap=overlap)
+        assert relative_error(frames, expected.frames[0]) <= 1e-4
+        assert relative_error(clip, expected.clip[0]) <= 1e-4
+        np.testing.assert_allclose(seconds, expected.timestamps[0])
+    default = embedder.embed(tmp_path / "long.wav")
+    assert relative_error(numpy_front_end.embed(session, sound, 16_000)[1], default.frames[0]) <= 1e-4
+    assert relative_error(frames, default.frames[0]) > 1e-2
 
 
 def test_8_bits_take_less_room_and_stay_close(exported: Path):

@@ -37,7 +37,7 @@ class FrontEnd:
         mel_min_hz: lower edge of the lowest band.
         mel_max_hz: upper edge of the highest band.
         patch_frames: spectrogram frames in one frame of the encoder.
-        window_frames: frames of the encoder in the longest clip it takes at once.
+        max_samples: samples of the longest clip that the encoder was trained for.
     """
 
     def __init__(
@@ -50,10 +50,11 @@ class FrontEnd:
         mel_min_hz: float,
         mel_max_hz: float,
         patch_frames: int,
-        window_frames: int,
+        max_samples: int,
     ) -> None:
         self.sampling_rate, self.n_fft, self.hop_length = sampling_rate, n_fft, hop_length
-        self.patch_frames, self.window_frames = patch_frames, window_frames
+        self.patch_frames, self.max_samples = patch_frames, max_samples
+        self.window_frames = self.frames(max_samples)
         # One whole patch: shorter clips are continued by reflection until they fill it.
         self.min_samples = (patch_frames - 1) * hop_length
         before = (n_fft - win_length) // 2
@@ -74,6 +75,10 @@ class FrontEnd:
         """Seconds between the frames of the encoder."""
         return self.patch_frames * self.hop_length / self.sampling_rate
 
+    def frames(self, samples: int) -> int:
+        """Frames of the encoder on a clip of that many samples: whole patches only, at least one."""
+        return max(1, (1 + samples // self.hop_length) // self.patch_frames)
+
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
         """Spectrogram of one clip: float [samples >= 1] in [-1, 1] to float32 [bands, frames] in dB.
 
@@ -91,36 +96,54 @@ class FrontEnd:
         decibels = 10 * np.log10(np.maximum(power @ self.filters, np.float32(POWER_FLOOR)))
         return np.ascontiguousarray(decibels.T)
 
-    def windows(self, waveform: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """First sample and samples of the stretches of [samples] that the encoder takes one at a time.
+    def windows(self, waveform: np.ndarray, overlap: float = 0.5) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """The stretches of [samples] that the encoder takes one at a time, all full where there are several.
 
-        They follow each other without a gap; a rest of less than one frame of the encoder is left out.
+        Yields:
+            First frame of the encoder in the stretch; its samples; and how much each of its frames counts beside those
+            of its neighbours, float32 [frames]: frames that know less of what surrounds them fade out over the overlap.
+
+        Raises:
+            ValueError: if `overlap`, the share of a stretch that the next one covers again, is not from 0 to 0.5.
         """
-        length = self.window_frames * self.patch_frames * self.hop_length
-        # With patches of one frame, a last frame at the very end would be the first one of the next window.
-        samples = length - 1 if self.patch_frames == 1 else length
-        for start in range(0, len(waveform), length):
-            piece = waveform[start : start + samples]
-            if start == 0 or len(piece) >= max(1, self.min_samples):
-                yield start, piece
+        if not 0 <= overlap <= 0.5:
+            raise ValueError(f"overlap must be from 0 to 0.5, got {overlap}")
+        hop = self.patch_frames * self.hop_length
+        shared = int(overlap * self.window_frames)
+        total = self.frames(len(waveform))
+        last = max(0, total - self.window_frames)
+        rising = np.arange(1, self.window_frames + 1, dtype=np.float32) / np.float32(shared + 1)
+        for first in (*range(0, last, self.window_frames - shared), last):
+            weights = np.ones(min(total, self.window_frames), np.float32)
+            if first > 0:
+                weights = np.minimum(weights, rising)
+            if first < last:
+                weights = np.minimum(weights, rising[::-1])
+            end = first * hop + self.max_samples if first < last else len(waveform)
+            yield first, waveform[first * hop : end], weights
 
 
 def embed(
-    session: Any, waveform: np.ndarray, sampling_rate: float, front_end: FrontEnd | None = None
+    session: Any,
+    waveform: np.ndarray,
+    sampling_rate: float,
+    front_end: FrontEnd | None = None,
+    overlap: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embed a recording of any length, window by window.
+    """Embed a recording of any length, in overlapping windows whose frames are cross-faded.
 
     Args:
         session: an onnxruntime session of the exported encoder.
         waveform: float [samples] or [samples, channels] as soundfile reads it, in [-1, 1]; channels are averaged.
         sampling_rate: its rate in Hz; another than the encoder's is resampled.
         front_end: of the session; None makes it anew.
+        overlap: share of a window that the next one covers again, 0 to 0.5; 0 takes half the time.
 
     Returns:
         clip float32 [D], the mean over all frames; frames float32 [T, D]; centres of the frames, float64 [T] seconds.
 
     Raises:
-        ValueError: for audio of another shape, without samples or with NaN, or an impossible rate.
+        ValueError: for audio of another shape, without samples or with NaN, or an impossible rate or overlap.
     """
     front_end = FrontEnd.of(session) if front_end is None else front_end
     waveform = np.asarray(waveform)
@@ -130,16 +153,18 @@ def embed(
             f"got {waveform.dtype} of shape {waveform.shape}"
         )
     mono = waveform if waveform.ndim == 1 else waveform.mean(axis=1)
-    windows = list(front_end.windows(resample(mono, sampling_rate, front_end.sampling_rate)))
+    windows = list(front_end.windows(resample(mono, sampling_rate, front_end.sampling_rate), overlap))
     states: list[np.ndarray] = []
     for first in range(0, len(windows), BATCH):
-        states += encode(session, [front_end.log_mel(piece) for _, piece in windows[first : first + BATCH]])
-    seconds = [
-        start / front_end.sampling_rate + (np.arange(len(frames)) + 0.5) * front_end.hop_seconds
-        for (start, _), frames in zip(windows, states, strict=True)
-    ]
-    frames = np.concatenate(states)
-    return frames.mean(axis=0, dtype=np.float64).astype(np.float32), frames, np.concatenate(seconds)
+        states += encode(session, [front_end.log_mel(piece) for _, piece, _ in windows[first : first + BATCH]])
+    total = windows[-1][0] + len(states[-1])
+    frames, sums = np.zeros((total, states[0].shape[1]), np.float32), np.zeros((total, 1), np.float32)
+    for (first, _, weights), window in zip(windows, states, strict=True):
+        frames[first : first + len(window)] += window * weights[:, None]
+        sums[first : first + len(window)] += weights[:, None]
+    frames /= sums
+    seconds = (np.arange(total) + 0.5) * front_end.hop_seconds
+    return frames.mean(axis=0, dtype=np.float64).astype(np.float32), frames, seconds
 
 
 def encode(session: Any, spectrograms: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -134,7 +134,7 @@ def front_end_settings(config: BestRQ2Config) -> dict[str, int | float]:
     return {
         **{name: getattr(config, name) for name in same},
         "patch_frames": config.patch_size[1],
-        "window_frames": config.columns(config.max_samples),
+        "max_samples": config.max_samples,
     }
 
 

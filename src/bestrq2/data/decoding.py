@@ -91,8 +91,9 @@ def open_decoder(audio: AudioPlace) -> Decoder:
         file = soundfile.SoundFile(audio.open() if isinstance(audio, AudioBytes) else str(audio))
     except (soundfile.SoundFileError, TypeError, ValueError):
         return FFmpegDecoder(audio, verified=declared is not None)
-    # A stream written into a pipe has no length for libsndfile.
-    if file.format == "MP3" or (size > 1024 and not 0 < file.frames < 1 << 62):
+    # A stream written into a pipe has no length for libsndfile, and bytes of any kind are RAW to it if they are called
+    # .au, .snd or the like.
+    if file.format in ("MP3", "RAW") or (size > 1024 and not 0 < file.frames < 1 << 62):
         file.close()
         return FFmpegDecoder(audio, verified=declared is not None)
     return SoundFileDecoder(audio, file)
