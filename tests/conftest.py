@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# pytest-xdist ignores Ctrl-C in its workers, and programs started there would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test needs the hub; a typo in one must not wait for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -192,12 +192,12 @@ def test_torchrun_loses_a_process_and_goes_on(embed, model, corpus, tmp_path):
         "from bestrq2.inference.corpus import parts, sharing, work\n"
         "sharing.BLOCK = work.BLOCK = 2\n"
         "original = parts.PartsFolder.write\n"
+        "victim = sys.argv.pop(1)\n"
         "def write(self, *arguments):\n"
-        "    if os.environ['RANK'] == sys.argv[1]:\n"
+        "    if os.environ['RANK'] == victim:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    original(self, *arguments)\n"
         "parts.PartsFolder.write = write\n"
-        "sys.argv = sys.argv[:1] + sys.argv[2:]\n"
         "cli.main()\n"
     )
     command = [
