@@ -130,7 +130,7 @@ def test_an_export_is_the_source_natively(model, tmp_path):
     np.testing.assert_allclose(found.frames, expected.frames, atol=1e-6)
     np.testing.assert_allclose(found.clip, expected.clip, atol=1e-6)
     assert not any(name.startswith(("predictor", "head", "quantizer")) for name in _weights(tmp_path))
-    with pytest.raises(CheckpointError, match=r"holds an encoder alone.*exported with --with-predictor"):
+    with pytest.raises(CheckpointError, match=r"holds an encoder without the rest.*exported with --with-predictor"):
         load_pretraining(tmp_path)
 
 
