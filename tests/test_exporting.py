@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import bestrq2
 from bestrq2 import cli
+from bestrq2.convert.hub import write_model
 from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.train.finetuning import make_classifier
 from example_sounds import scene
 from reference_layout import reference_config, reference_state
 
@@ -57,6 +59,64 @@ def test_the_predictor_comes_along_when_asked_for(model, source, tmp_path):
     with pytest.raises(CheckpointError, match="encoder: holds an encoder without the rest"):
         bestrq2.export(tmp_path / "encoder", tmp_path / "again", with_predictor=True)
     assert not (tmp_path / "again").exists()
+
+
+@pytest.fixture
+def finetuned(model, tmp_path) -> tuple[Path, bestrq2.BestRQ2ForAudioClassification]:
+    """A run of `bestrq2 finetune`, as far as exporting reads it, and its classifier."""
+    classifier = make_classifier(model.base_model, ("bark", "meow", "rain"), False, 2.5, seed=0).eval()
+    write_model(tmp_path / "tuned" / "model", classifier)
+    (tmp_path / "tuned" / "config.yaml").write_text("labelled: /somewhere/private/pets\nmodel: demo\nmode: linear\n")
+    return tmp_path / "tuned", classifier
+
+
+def test_a_fine_tuned_run_is_exported_as_a_classifier(finetuned, tmp_path, capsys):
+    run, classifier = finetuned
+    assert cli.run(["export", str(run), str(tmp_path / "out")]) == 0
+    bestrq2.export(tmp_path / "out", tmp_path / "again")
+    clip = scene(30_000)
+    for folder in (tmp_path / "out", tmp_path / "again"):
+        config = json.loads((folder / "config.json").read_text())
+        name = "modeling_bestrq2_classification.BestRQ2ForAudioClassification"
+        assert config["auto_map"]["AutoModelForAudioClassification"] == name
+        assert config["id2label"] == {"0": "bark", "1": "meow", "2": "rain"}
+        assert "AutoModelForPreTraining" not in config["auto_map"]
+        weights = load_file(folder / "model.safetensors")
+        assert weights.keys() == classifier.state_dict().keys()
+        assert all(torch.equal(weights[key], value) for key, value in classifier.state_dict().items())
+        expected = bestrq2.Embedder(classifier.base_model, "cpu").embed(clip)
+        np.testing.assert_allclose(bestrq2.load(folder, "cpu").embed(clip).clip, expected.clip, atol=1e-6)
+        assert "pipeline_tag: audio-classification" in (folder / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "fine-tuned from the untrained model of the recipe `demo` on `pets`" in card
+    assert "private" not in card
+    assert not list((tmp_path / "out").glob("*.png"))
+    assert cli.run(["export", str(run), str(tmp_path / "whole"), "--with-predictor"]) == 2
+    assert "tuned: is a fine-tuned classifier, which has no predictor" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "whole").exists()
+
+
+def test_a_fine_tuned_run_is_pushed_as_a_classifier(finetuned, monkeypatch):
+    uploaded = {}
+
+    def keep(folder: Path, *_: object) -> str:
+        uploaded.update({file.name: file.read_bytes() for file in folder.iterdir()})
+        return "url"
+
+    monkeypatch.setattr("bestrq2.exporting.check_upload", lambda repository: None)
+    monkeypatch.setattr("bestrq2.exporting.upload", keep)
+    assert bestrq2.push(finetuned[0], "user/pets") == "url"
+    assert json.loads(uploaded["config.json"])["architectures"] == ["BestRQ2ForAudioClassification"]
+    assert b'bestrq2 predict "user/pets"' in uploaded["README.md"]
+
+
+def test_the_layout_of_the_reference_takes_the_encoder_of_a_fine_tuned_run(finetuned, tmp_path):
+    run, classifier = finetuned
+    bestrq2.export(run, tmp_path / "tuned.safetensors", format="reference")
+    found = bestrq2.load(tmp_path / "tuned.safetensors", "cpu").model.state_dict()
+    expected = classifier.base_model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_a_reference_checkpoint_is_exported(model, tmp_path):

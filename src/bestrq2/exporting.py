@@ -13,6 +13,9 @@ from bestrq2.convert.loading import load_encoder, load_pretraining
 from bestrq2.convert.upload import check_upload, upload
 from bestrq2.errors import ConfigError
 from bestrq2.files import disk_errors, write_bytes, write_folder, write_text
+from bestrq2.inference.classifier import load_classifier
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
+from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
 from bestrq2.report.model_card import render_card
 from bestrq2.report.model_origin import card_of, origin_of
 
@@ -34,6 +37,7 @@ def export(
         output: what to write: a new or empty folder for "hf" and "onnx", a .safetensors file for "reference".
         format: "hf" (a folder with weights, configuration, code and model card, which transformers loads with or
             without this package), "onnx" (the encoder from log-mel), or "reference" (the reference's own checkpoint).
+            Of a fine-tuned model, "hf" writes the classifier and the others its encoder.
         with_predictor: of "hf", write predictor, head and quantizer too, so that pretraining can go on.
         license: of "hf", the identifier that the model card gives, such as "mit" or "cc-by-4.0".
         int8: of "onnx", quantise the weights to 8 bits as well.
@@ -104,6 +108,19 @@ def _check_options(format: str, with_predictor: bool, license: str | None, int8:
         raise ConfigError(f"license is '{license}'; write an identifier of the hub such as mit or cc-by-4.0")
 
 
+def _load(source: str, with_predictor: bool) -> BestRQ2Model | BestRQ2ForPreTraining | BestRQ2ForAudioClassification:
+    """What goes into a hub folder: the encoder, the whole pretraining model, or the classifier where there is one."""
+    encoder = load_encoder(source)
+    if encoder.config.architectures != [BestRQ2ForAudioClassification.__name__]:
+        return load_pretraining(source) if with_predictor else encoder
+    if with_predictor:
+        raise ConfigError(
+            f"{source}: is a fine-tuned classifier, which has no predictor; leave --with-predictor out, or export the "
+            "model that it was fine-tuned from"
+        )
+    return load_classifier(source, "cpu").model
+
+
 def _export_folder(source: str, output: Path, with_predictor: bool, license: str | None, place: str) -> None:
     """Write the hub folder; `place` is what its card calls it."""
     if output.exists() and not output.is_dir():
@@ -112,9 +129,9 @@ def _export_folder(source: str, output: Path, with_predictor: bool, license: str
         if output.is_dir() and any(output.iterdir()):
             raise ConfigError(f"{output}: is not empty; name a new folder, or delete this one first")
         output.parent.mkdir(parents=True, exist_ok=True)
-        model = load_pretraining(source) if with_predictor else load_encoder(source)
+        model = _load(source, with_predictor)
         origin = origin_of(source)
-        card = card_of(origin, model.config, place, license, with_predictor)
+        card = card_of(origin, model, place, license)
 
         def fill(folder: Path) -> None:
             write_model(folder, model)

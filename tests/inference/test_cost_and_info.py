@@ -7,11 +7,15 @@ import json
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining, recipe, recipes
+from bestrq2.convert.reference_export import export_reference
 from bestrq2.errors import CheckpointError
 from bestrq2.inference.cost import cost
 from bestrq2.inference.info import info
+from bestrq2.train.finetuning import make_classifier
+from reference_layout import reference_config, reference_state
 
 
 def test_the_papers_encoder_has_85_million_parameters_and_22_gflops():
@@ -146,6 +150,23 @@ def test_facts_of_a_run_tell_where_the_model_comes_from(tiny_pretraining, tmp_pa
     assert facts["trained"] == "200 of 500 steps of 16 clips, loss 3.250 (excess -0.750)"
     assert facts["made with"] == "bestrq2 0.1.0, torch 2.9.0"
     assert facts["objective"] == "one-stage"
+
+
+def test_nothing_is_said_of_pretraining_where_its_model_is_not_in_the_source(tiny_pretraining, tmp_path):
+    model = tiny_pretraining()
+    model.save_pretrained(tmp_path / "whole")
+    model.base_model.save_pretrained(tmp_path / "encoder")
+    make_classifier(model.base_model, ("a", "b"), False, None, 0).save_pretrained(tmp_path / "classifier")
+    save_file(reference_state(model), tmp_path / "reference.safetensors")
+    (tmp_path / "reference.json").write_text(json.dumps(reference_config(model)))
+    export_reference(str(tmp_path / "encoder"), tmp_path / "export.safetensors")
+    of_pretraining = {"parameters in pretraining", "training step"}
+    for name in ("whole", "reference.safetensors"):
+        assert of_pretraining <= info(tmp_path / name).keys(), name
+    for name in ("encoder", "classifier", "export.safetensors"):
+        facts = info(tmp_path / name)
+        assert not of_pretraining & facts.keys(), name
+        assert facts["encoder parameters"] == info(tmp_path / "whole")["encoder parameters"]
 
 
 def test_there_are_no_facts_of_what_does_not_exist():

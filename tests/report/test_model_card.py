@@ -13,10 +13,15 @@ from example_runs import write_run
 from matplotlib.image import imread
 
 import bestrq2
+from bestrq2 import BestRQ2Model
+from bestrq2.convert.hub import write_model
+from bestrq2.evaluate.finetune_result import FinetuneResult, write_result
+from bestrq2.evaluate.scores import wilson_interval
 from bestrq2.evaluate.table import write_scores
 from bestrq2.report import model_origin
 from bestrq2.report.model_card import ModelCard, render_card
 from bestrq2.report.model_origin import card_of, origin_of
+from bestrq2.train.finetuning import make_classifier
 
 ENVIRONMENT = {
     "bestrq2": "0.1.0", "packages": {"torch": "2.13.0"}, "gpus": ["H100"] * 2, "recordings": 1200, "held_out": 64,
@@ -25,9 +30,14 @@ ENVIRONMENT = {
 
 
 def card_text(source: Path | str, **changes) -> str:
-    config = bestrq2.BestRQ2Config(**bestrq2.recipe("best-rq-2-tiny")["model"])
-    arguments = {"place": "user/encoder", "license": "cc-by-4.0", "with_predictor": False, **changes}
-    return render_card(card_of(origin_of(str(source)), config, **arguments))
+    model = BestRQ2Model(bestrq2.BestRQ2Config(**bestrq2.recipe("best-rq-2-tiny")["model"]))
+    return card_of_model(source, model, **changes)
+
+
+def card_of_model(source: Path | str, model, **changes) -> str:
+    return render_card(
+        card_of(origin_of(str(source)), model, **{"place": "user/encoder", "license": "cc-by-4.0"} | changes)
+    )
 
 
 def metadata(card: str) -> dict:
@@ -149,6 +159,89 @@ def test_what_is_not_known_is_said(tmp_path, kind):
     assert str(tmp_path) not in card
 
 
+def finetuned_run(folder: Path, multi_label: bool = False, tested: bool = True, **environment) -> Path:
+    """A run as fine-tuning leaves it: four test recordings of three classes, of the last of which there is none."""
+    folder.mkdir(parents=True)
+    settings = {
+        "model": "/home/someone/runs/big", "labelled": "/home/someone/secret/birds.csv", "output": str(folder),
+        "mode": "partial", "layers": 2, "epochs": 8, "batch_size": 32, "lr": 1e-4, "weight_decay": 0.05,
+        "warmup_fraction": 0.1, "layer_decay": 0.75, "balanced": True, "max_seconds": None, "seed": 5,
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    facts = ENVIRONMENT | {"recordings": 1200, "train": 1100, "valid": 96, "test": 4, "base_model": None} | environment
+    (folder / "environment.json").write_text(json.dumps(facts))
+    (folder / "metrics.csv").write_text("step,epoch,train/loss,valid/loss\n35,1,0.5,0.4\n70,2,0.3,0.3\n")
+    if tested:
+        targets = np.eye(3, dtype=np.float32)[[0, 0, 0, 1]]
+        probabilities = np.array([[0.9, 0.1, 0], [0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1]])
+        result = FinetuneResult.of(folder, ("finch", "tit", "a|b"), multi_label, 6, targets, probabilities, 0)
+        write_result(result, list("abcd"), targets, probabilities)
+    return folder
+
+
+def classifier(tiny_config, classes=("finch", "tit", "a|b"), multi_label=False):
+    encoder = BestRQ2Model(tiny_config())
+    model = make_classifier(encoder, classes, multi_label, None, 0).eval()
+    model.config.architectures = [type(model).__name__]  # as if loaded
+    return model
+
+
+def test_a_fine_tuned_run_fills_the_card_of_a_classifier(tmp_path, tiny_config):
+    run = finetuned_run(tmp_path / "secret" / "run")
+    card = card_of_model(run, classifier(tiny_config))
+    assert metadata(card)["pipeline_tag"] == "audio-classification"
+    assert "base_model" not in metadata(card)
+    assert "a linear head that names exactly one of 3 classes. It was fine-tuned from `big` on `birds.csv`." in card
+    assert row(card, "labelled data").startswith("`birds.csv`, 1,200 recordings (1,100 for training, 96 for validation")
+    assert row(card, "labelled data").endswith("4 for test), 3 classes, one a recording")
+    assert row(card, "classes") == "finch, tit, a\\|b"
+    assert row(card, "trained") == "the head and the last 2 blocks (mode partial)"
+    assert row(card, "epochs") == "8; the weights are those of epoch 6, the best in validation"
+    assert (row(card, "layer decay"), row(card, "classes drawn equally often")) == ("0.75", "yes")
+    low, high = wilson_interval(3, 4)
+    assert row(card, "accuracy") == f"75.0 | [{100 * low:.1f}, {100 * high:.1f}] | 75.0"
+    assert row(card, "balanced accuracy").startswith("83.3 | [")  # of recalls 2/3 and 1
+    assert row(card, "finch") == "3 | 100.0 | 66.7 | 80.0"
+    assert row(card, "a\\|b") == "0 | - | - | -"
+    assert 'pipeline("audio-classification", model=place' in card
+    assert 'bestrq2 predict "user/encoder" FOLDER' in card
+    for absent in ("/home", "secret", ".png", "parameters in pretraining", "training step", "probed", "final loss"):
+        assert absent not in card, absent
+
+
+def test_a_fine_tuned_run_of_several_classes_that_was_not_tested(tmp_path, tiny_config):
+    run = finetuned_run(tmp_path / "run", tested=False, base_model="someone/encoder")
+    card = card_of_model(run, classifier(tiny_config, tuple(f"c{number}" for number in range(30)), multi_label=True))
+    assert metadata(card)["base_model"] == "someone/encoder"
+    assert "fine-tuned from the hub's model `someone/encoder`" in card
+    assert "names any number of 30 classes" in card
+    assert row(card, "classes").endswith("c18, c19, … (`id2label` in config.json)")
+    assert row(card, "epochs") == "8"
+    assert "No test scores of this classifier are known." in card
+    assert "Its fine-tuning was not finished" in card
+    assert "always sum to 1" not in card
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_python_of_a_classifier_runs(tmp_path, tiny_config, monkeypatch, multi_label):
+    model = classifier(tiny_config, multi_label=multi_label)
+    run = finetuned_run(tmp_path / "run", multi_label)
+    text = card_of_model(run, model, place="tuned")
+    write_model(tmp_path / "tuned", model)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    probabilities = names["probabilities"]
+    found = {one["label"]: one["score"] for one in names["found"]}
+    assert found == pytest.approx(dict(zip(("finch", "tit", "a|b"), probabilities[0].tolist(), strict=True)), abs=1e-5)
+    if multi_label:
+        expected = [{name for name, share in found.items() if share >= 0.5}]
+        assert [set(names["labels"][0])] == expected
+    else:
+        assert names["labels"][0] == max(found, key=found.get)
+
+
 def test_names_cannot_break_the_card():
     card = ModelCard("a: b", "a: b", "It.", {"x|y": "1|2\n3"}, 16_000, 8, license="mit")
     text = render_card(card)
@@ -157,8 +250,6 @@ def test_names_cannot_break_the_card():
 
 
 def test_its_python_runs(tmp_path, tiny_encoder, monkeypatch):
-    from bestrq2.convert.hub import write_model
-
     write_model(tmp_path / "encoder", tiny_encoder())
     text = card_text("demo", place="encoder")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

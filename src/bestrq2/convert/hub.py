@@ -25,13 +25,13 @@ _AUTO_CLASSES: dict[str, type] = {
 _PIPELINE = "pipeline_bestrq2.BestRQ2FeatureExtractionPipeline"
 
 
-def write_model(folder: Path, model: BestRQ2Model | BestRQ2ForPreTraining) -> None:
+def write_model(folder: Path, model: BestRQ2Model | BestRQ2ForPreTraining | BestRQ2ForAudioClassification) -> None:
     """Write a model so that `from_pretrained(folder, trust_remote_code=True)` needs torch and transformers only.
 
     Args:
         folder: made if missing. It gets `model.safetensors` (or shards with their index), `config.json`,
             `preprocessor_config.json` and the Python files of `bestrq2.model`.
-        model: the encoder alone, or the whole pretraining model.
+        model: the encoder alone, the whole pretraining model, or a classifier.
 
     Raises:
         OSError: if something cannot be written.

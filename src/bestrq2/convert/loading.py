@@ -19,7 +19,10 @@ RANDOM_SEED = 0
 
 
 def load_encoder(source: str | os.PathLike[str]) -> BestRQ2Model:
-    """The encoder of `source`, as in `bestrq2.load`, on the CPU."""
+    """The encoder of `source`, as in `bestrq2.load`, on the CPU.
+
+    Its `config.architectures` names the class of the whole model in `source`; it is None for a recipe.
+    """
     return _load(source, BestRQ2Model).base_model
 
 

@@ -194,6 +194,7 @@ def _make(model_class: type[Model], parts: ReferenceConfig, state: dict[str, Ten
     check_repeated_fields(parts, config)
     with quiet_hub():
         model = model_class(config)
+    model.config.architectures = [model_class.__name__]  # as a model folder says what it holds
     _take_over(model, parts, state, source)
     return model.eval()
 

@@ -10,6 +10,7 @@ from bestrq2.convert.loading import load_encoder
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
 
 ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
@@ -28,12 +29,17 @@ def info(model: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def architecture(config: BestRQ2Config) -> dict[str, str]:
-    """Size and cost of a model, in words."""
+    """Size and cost of a model, in words.
+
+    Those of pretraining are left out where `config.architectures` names a model without predictor and head, of which
+    the configuration then knows nothing.
+    """
     numbers = cost(config)
+    is_whole = config.architectures in (None, [BestRQ2ForPreTraining.__name__])
     height, width = config.patch_size
     seconds = f"{config.max_seconds:g} s"
     without_head = "predictor and" if config.objective == "two_step" else "its"
-    return {
+    facts = {
         "objective": config.objective.replace("_", "-"),
         "encoder": f"{ENCODERS[config.encoder_type]}, {config.num_hidden_layers} layers x {config.hidden_size}, "
         f"{config.num_attention_heads} heads, {config.position_embedding} positions",
@@ -50,6 +56,8 @@ def architecture(config: BestRQ2Config) -> dict[str, str]:
         "mask": _mask(config),
         "codes": f"{config.num_codebooks} x {config.codebook_size}, quantizer input: {config.quantizer_normalization}",
     }
+    of_pretraining = () if is_whole else ("parameters in pretraining", "training step")
+    return {name: fact for name, fact in facts.items() if name not in of_pretraining}
 
 
 def _mask(config: BestRQ2Config) -> str:

@@ -14,6 +14,7 @@ from bestrq2.evaluate.scores import ProbeScore
 from bestrq2.evaluate.table import format_table
 
 TAGS = ("audio", "speech", "music", "self-supervised-learning", "audio-embeddings", "best-rq-2", "bestrq2")
+CLASSIFIER_TAGS = ("audio", "audio-classification", "best-rq-2", "bestrq2")
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,15 @@ class ModelCard:
         architecture: name → value.
         training: name → value; empty where nothing is known of it, which `lead` then says.
         figures: names of PNG files in the folder, "loss" for loss.png.
-        probes: tables of scores under their titles.
+        probes: tables of probe scores under their titles.
+        tests: of a classifier, tables of test scores under their titles: rows of cells, the header first.
         limits: sentences.
         license: identifier of the hub, as "mit" or "cc-by-4.0"; None where none was given.
         dataset: id of the hub's dataset it was trained on; None for anything else.
+        base_model: id of the hub's model it was fine-tuned from; None for anything else.
         with_predictor: whether pretraining can go on from it.
+        classes: names of the classes of a classifier; empty for an encoder.
+        multi_label: whether a recording may have any number of classes.
         sampling_rate: Hz.
         width: values in an embedding.
     """
@@ -45,10 +50,14 @@ class ModelCard:
     training: dict[str, str] = field(default_factory=dict)
     figures: Sequence[str] = ()
     probes: dict[str, list[ProbeScore]] = field(default_factory=dict)
+    tests: dict[str, list[list[str]]] = field(default_factory=dict)
     limits: Sequence[str] = ()
     license: str | None = None
     dataset: str | None = None
+    base_model: str | None = None
     with_predictor: bool = False
+    classes: Sequence[str] = ()
+    multi_label: bool = False
 
 
 def render_card(card: ModelCard) -> str:
@@ -69,9 +78,12 @@ def render_card(card: ModelCard) -> str:
 
 def _metadata(card: ModelCard) -> str:
     """What the hub reads, as YAML."""
-    fields: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "feature-extraction"}
+    task, tags = ("audio-classification", CLASSIFIER_TAGS) if card.classes else ("feature-extraction", TAGS)
+    fields: dict[str, object] = {"library_name": "transformers", "pipeline_tag": task}
     if card.license is not None:
         fields["license"] = card.license
     if card.dataset is not None:
         fields["datasets"] = [card.dataset]
-    return yaml.safe_dump({**fields, "tags": list(TAGS)}, sort_keys=False, allow_unicode=True)
+    if card.base_model is not None:
+        fields["base_model"] = card.base_model
+    return yaml.safe_dump({**fields, "tags": list(tags)}, sort_keys=False, allow_unicode=True)

@@ -12,11 +12,14 @@ from bestrq2.convert.weights import exported_step
 from bestrq2.data.prepare.summary import SUMMARY, read_summary
 from bestrq2.errors import DataError
 from bestrq2.evaluate.benchmark_result import is_run_folder
+from bestrq2.evaluate.finetune_result import FinetuneResult, class_cells, read_result
 from bestrq2.evaluate.scores import ProbeScore
 from bestrq2.evaluate.table import read_scores
 from bestrq2.inference.cost import cost
 from bestrq2.inference.info import architecture
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2PreTrainedModel
+from bestrq2.model.modeling_bestrq2_classification import MULTI, BestRQ2ForAudioClassification
 from bestrq2.recipe_book import is_recipe_file, recipes
 from bestrq2.report.comparison.figures import training_figures
 from bestrq2.report.comparison.results import find_result
@@ -25,6 +28,7 @@ from bestrq2.report.comparison.training import flops_text, time_text
 from bestrq2.report.curves import runs_table
 from bestrq2.report.model_card import ModelCard
 from bestrq2.report.run_folder import read_curves
+from bestrq2.run_records import is_finetuned, read_settings
 
 # Of what a run's report shows, how it ended.
 _FINALS = (
@@ -37,6 +41,9 @@ _FINALS = (
     "final target entropy",
 )
 
+# Classes named in a card's summary; its table of scores and the configuration have all.
+_SHOWN = 20
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -44,7 +51,7 @@ class Origin:
 
     Attributes:
         sentence: says it in short.
-        training, probes, limits, dataset: as in `ModelCard`.
+        training, probes, tests, limits, dataset, base_model: as in `ModelCard`.
         figures: PNG files by name.
     """
 
@@ -52,39 +59,76 @@ class Origin:
     training: dict[str, str] = field(default_factory=dict)
     figures: dict[str, bytes] = field(default_factory=dict)
     probes: dict[str, list[ProbeScore]] = field(default_factory=dict)
+    tests: dict[str, list[list[str]]] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     dataset: str | None = None
+    base_model: str | None = None
 
 
-def card_of(origin: Origin, config: BestRQ2Config, place: str, license: str | None, with_predictor: bool) -> ModelCard:
-    """The card of a model; see `ModelCard` for the arguments."""
-    rate, seconds = config.sampling_rate, f"{config.max_seconds:g} s"
+def card_of(origin: Origin, model: BestRQ2PreTrainedModel, place: str, license: str | None) -> ModelCard:
+    """The card of an encoder, a whole pretraining model or a classifier; see `ModelCard` for the arguments."""
+    config = model.config
+    rate = config.sampling_rate
     method = "BEST-RQ-2" if config.objective == "two_step" else "BEST-RQ"
-    size = f"{cost(config).encoder_parameters / 1e6:.2f} M"
+    lead = f"A {method} encoder of audio, {cost(config).encoder_parameters / 1e6:.2f} M parameters"
+    facts = architecture(config)
+    classes: tuple[str, ...] = ()
+    multi_label = config.problem_type == MULTI
+    if isinstance(model, BestRQ2ForAudioClassification):
+        classes = tuple(config.id2label[number] for number in range(config.num_labels))
+        some = "any number" if multi_label else "exactly one"
+        lead += f", with a linear head that names {some} of {len(classes)} classes"
+        named = ", ".join(classes[:_SHOWN]) + (", … (`id2label` in config.json)" if len(classes) > _SHOWN else "")
+        facts |= {"head": f"mean over the frames, then linear to {len(classes)} classes", "classes": named}
     return ModelCard(
         name=place.rpartition("/")[2],
         place=place,
-        lead=f"A {method} encoder of audio, {size} parameters. {origin.sentence}",
-        architecture=architecture(config),
+        lead=f"{lead}. {origin.sentence}",
+        architecture=facts,
         sampling_rate=rate,
         width=config.hidden_size,
         training=origin.training,
         figures=tuple(origin.figures),
         probes=origin.probes,
+        tests=origin.tests,
         limits=(
             f"Input is mono audio at {rate} Hz: nothing above {rate / 2000:g} kHz is heard, and other rates must be "
             "resampled first (bestrq2 does it).",
-            f"Pretraining sees at most {seconds} at a time, so the package embeds longer audio in windows of "
-            f"{seconds}; `model(...)` of transformers takes it whole, which was never trained.",
-            f"One frame stands for {1000 * config.frame_hop_samples / rate:.4g} ms; what is shorter shares its vector.",
-            "Embeddings mirror the audio that was trained on, with its languages, sounds and gaps; test them on your "
-            "own data before you rely on them.",
+            *(_limits_of_classifier(config) if classes else _limits_of_encoder(config)),
             *origin.limits,
         ),
         license=license,
         dataset=origin.dataset,
-        with_predictor=with_predictor,
+        base_model=origin.base_model,
+        with_predictor=isinstance(model, BestRQ2ForPreTraining),
+        classes=classes,
+        multi_label=multi_label,
     )
+
+
+def _limits_of_encoder(config: BestRQ2Config) -> list[str]:
+    seconds, rate = f"{config.max_seconds:g} s", config.sampling_rate
+    return [
+        f"Pretraining sees at most {seconds} at a time, so the package embeds longer audio in windows of "
+        f"{seconds}; `model(...)` of transformers takes it whole, which was never trained.",
+        f"One frame stands for {1000 * config.frame_hop_samples / rate:.4g} ms; what is shorter shares its vector.",
+        "Embeddings mirror the audio that was trained on, with its languages, sounds and gaps; test them on your "
+        "own data before you rely on them.",
+    ]
+
+
+def _limits_of_classifier(config: BestRQ2Config) -> list[str]:
+    seconds = f"{config.max_seconds:g} s"
+    foreign = "gets probabilities all the same"
+    if config.problem_type != MULTI:
+        foreign = "is named as one of them all the same, as the probabilities always sum to 1"
+    return [
+        f"Training sees at most {seconds} at a time, so `bestrq2 predict` takes the mean over windows of {seconds} of "
+        "longer audio; model and pipeline of transformers take it whole, which was never trained.",
+        f"It knows its classes only: audio that is none of them {foreign}.",
+        "Probabilities are not calibrated, and mirror the recordings and labels that were trained on; test them on "
+        "your own data before you rely on them.",
+    ]
 
 
 def origin_of(source: str) -> Origin:
@@ -95,6 +139,8 @@ def origin_of(source: str) -> Origin:
     """
     path = Path(source)
     name = path.resolve().name if path.exists() else source
+    if is_finetuned(path):
+        return _of_finetuning(path)
     if is_run_folder(source):
         return _of_run(path, name)
     untrained = not path.is_dir() and (source in recipes() or is_recipe_file(source))
@@ -139,6 +185,72 @@ def _of_run(folder: Path, name: str) -> Origin:
         limits=tuple(limits),
         dataset=_hub_dataset(data),
     )
+
+
+def _of_finetuning(folder: Path) -> Origin:
+    settings, environment = read_settings(folder / "config.yaml"), _environment(folder)
+    base_model, model, data = environment.get("base_model"), str(settings.get("model")), str(settings["labelled"])
+    base = _public_name(model)
+    if base_model is not None:
+        base = f"the hub's model `{base_model}`"
+    elif model in recipes() or is_recipe_file(model):
+        base = f"the untrained model of the recipe {base}"
+    result = read_result(folder)
+    tests, limits = {}, []
+    if result is None:
+        limits.append("Its fine-tuning was not finished, or its test scores are lost: no scores are known of it.")
+    else:
+        title = f"On {result.clips:,} test recordings of {_public_name(data)}, which it was not trained on, in percent:"
+        tests = {title: result.metric_cells(), "Class by class:": class_cells(result.per_class)}
+        limits.append(
+            "Its test scores are of recordings of the same labelled data; their intervals cover the choice of test "
+            "recordings, not that of seeds or training recordings."
+        )
+    return Origin(
+        f"It was fine-tuned from {base} on {_public_name(data)}.",
+        training=_finetuning(settings, environment, base, data, result),
+        tests=tests,
+        limits=tuple(limits),
+        base_model=base_model,
+    )
+
+
+def _finetuning(
+    settings: dict[str, Any], environment: dict[str, Any], base: str, data: str, result: FinetuneResult | None
+) -> dict[str, str]:
+    """What was fine-tuned, on what and how."""
+    known = [_public_name(data)]
+    if "recordings" in environment:
+        names = {"train": "training", "valid": "validation", "test": "test"}
+        parts = ", ".join(f"{environment.get(split, 0):,} for {name}" for split, name in names.items())
+        known.append(f"{environment['recordings']:,} recordings ({parts})")
+    if result is not None:
+        known.append(f"{len(result.classes)} classes, {'any number' if result.multi_label else 'one'} a recording")
+    mode, layers = settings.get("mode"), settings.get("layers")
+    trained = {"linear": "the head alone", "partial": f"the head and the last {layers} blocks", "full": "everything"}
+    kept = "" if result is None else f"; the weights are those of epoch {result.best_epoch}, the best in validation"
+    options = {
+        "batch size": "batch_size",
+        "peak learning rate": "lr",
+        "layer decay": "layer_decay",
+        "weight decay": "weight_decay",
+        "warm-up, share of the steps": "warmup_fraction",
+        "classes drawn equally often": "balanced",
+        "seed": "seed",
+    }
+    words = {True: "yes", False: "no"}
+    return {
+        "fine-tuned from": base,
+        "labelled data": ", ".join(known),
+        "trained": f"{trained.get(str(mode), 'unknown')} (mode {mode})",
+        "epochs": f"{settings.get('epochs')}{kept}",
+        **{
+            name: words[value] if isinstance(value := settings[key], bool) else f"{value:g}"
+            for name, key in options.items()
+            if key in settings
+        },
+        **_software(environment),
+    }
 
 
 def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:

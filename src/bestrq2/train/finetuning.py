@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +29,14 @@ from bestrq2.data.schedule import BatchSchedule
 from bestrq2.data.seeding import generator
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError, StoppedBySignal
 from bestrq2.evaluate.classification import BEST_BY, log_loss, point_metrics
+from bestrq2.evaluate.finetune_result import FinetuneResult, read_result, write_result
 from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
 from bestrq2.inference.classifier import AudioClassifier, load_classifier
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.model.modeling_bestrq2_classification import MULTI, SINGLE, BestRQ2ForAudioClassification
+from bestrq2.recipe_book import recipes
 from bestrq2.train.checkpoints import CheckpointStore
-from bestrq2.train.finetune_result import FinetuneResult, read_result, write_result
 from bestrq2.train.finetune_settings import FinetuneConfig, choose_trainable, layer_groups, peak_rate
 from bestrq2.train.module import padding_mask
 from bestrq2.train.optimizer import learning_rate_factor
@@ -117,7 +118,10 @@ def finetune(
             return known
         folder.write_config(config.to_dict())
         counts = {split: len(places) for split, places in data.splits.items()}
-        folder.write_environment({"recordings": len(data.targets), **counts})
+        # What was loaded, but lies nowhere here and is no recipe, came from the hub.
+        is_here = Path(config.model).exists() or config.model in recipes()
+        base = None if is_here else config.model
+        folder.write_environment({"recordings": len(data.targets), **counts, "base_model": base})
         try:
             run.fit()
             return run.test()
@@ -332,7 +336,7 @@ class _Run:
 
     def _write_model(self, folder: Path, step: int) -> None:
         try:
-            write_model(folder, cast(Any, self.model))
+            write_model(folder, self.model)
         except SafetensorError as error:  # hides the number of the system's error
             raise OSError(errno.ENOSPC, str(error)) from error
         write_exported_step(folder, step)

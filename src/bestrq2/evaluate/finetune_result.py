@@ -67,20 +67,29 @@ class FinetuneResult:
     @property
     def text(self) -> str:
         """The scores as plain text tables, in percent."""
-        overall = [["test", "score", "95 % interval", "chance"]]
-        for one in self.metrics:
-            interval = f"[{_percent(one.low)}, {_percent(one.high)}]"
-            overall.append([one.name, _percent(one.score), interval, _percent(one.chance)])
-        kinds = [name for name in self.per_class[0] if name not in ("class", "clips")]
-        weakest = sorted(self.per_class, key=lambda row: math.inf if math.isnan(row[kinds[-1]]) else row[kinds[-1]])
+        last = list(self.per_class[0])[-1]
+        weakest = sorted(self.per_class, key=lambda row: math.inf if math.isnan(row[last]) else row[last])
         shown = self.per_class if len(self.classes) <= _SHOWN else weakest[:_SHOWN]
-        rows = [["class", "clips", *kinds]]
-        rows += [[row["class"], str(row["clips"]), *(_percent(row[kind]) for kind in kinds)] for row in shown]
-        parts = [_layout(overall), _layout(rows)]
+        parts = [_layout(self.metric_cells()), _layout(class_cells(shown))]
         if len(shown) < len(self.classes):
             parts.append(f"The weakest {_SHOWN} of {len(self.classes)} classes; {self.output / _CLASSES} has all.")
         parts.append(f"{self.clips} test clips, weights of epoch {self.best_epoch}, the best in validation.")
         return "\n\n".join(parts)
+
+    def metric_cells(self) -> list[list[str]]:
+        """The metrics in percent, as rows of a table below its header."""
+        rows = [["test", "score", "95 % interval", "chance"]]
+        for one in self.metrics:
+            interval = f"[{_percent(one.low)}, {_percent(one.high)}]"
+            rows.append([one.name, _percent(one.score), interval, _percent(one.chance)])
+        return rows
+
+
+def class_cells(per_class: Sequence[Row]) -> list[list[str]]:
+    """Rows of `FinetuneResult.per_class` in percent, as rows of a table below its header; "-" for NaN."""
+    kinds = list(per_class[0])[2:]
+    rows = [["class", "clips", *kinds]]
+    return rows + [[row["class"], str(row["clips"]), *(_percent(row[kind]) for kind in kinds)] for row in per_class]
 
 
 def write_result(result: FinetuneResult, names: Sequence[str], targets: np.ndarray, probabilities: np.ndarray) -> None:
