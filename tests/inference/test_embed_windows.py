@@ -130,9 +130,15 @@ def test_borders_of_windows_do_not_show(recipe):
 
 def test_batches_hold_like_with_like_within_the_budget():
     lengths = [5, 90, 30, 31, 100, 29, 250, 4]
-    batches = plan_batches(lengths, 100)
-    assert batches == [[6], [4], [1], [3, 2, 5], [0, 7]]
-    assert plan_batches([], 100) == []
+    assert plan_batches(lengths, 100, most_padding=100) == [[6], [4], [1], [3, 2, 5], [0, 7]]
+    assert plan_batches([], 100, most_padding=100) == []
+
+
+def test_batches_pad_by_no_more_than_another_batch_would_cost():
+    lengths = [10, 9, 8, 5, 4, 4, 1]
+    assert plan_batches(lengths, 100, most_padding=0) == [[0], [1], [2], [3], [4, 5], [6]]
+    assert plan_batches(lengths, 100, most_padding=3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert plan_batches(lengths, 100, most_padding=99) == [[0, 1, 2, 3, 4, 5, 6]]
 
 
 MEASURE = """

@@ -26,6 +26,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 # So many batches' worth of windows is read before it is sorted by length.
 _BUFFERED_BATCHES = 8
+# Audio that could be embedded in the time that a batch takes beside its windows: measured at base size on a CPU; a GPU
+# is far quicker than the calls that start its kernels.
+_BATCH_COST_SECONDS, _GPU_BATCH_COST_SECONDS = {"cpu": 1.5}, 60.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,10 @@ class Embedder:
     def _states(self, pieces: list[_Piece], layers: list[int] | None) -> list[np.ndarray]:
         """Frames of every window, float32 [columns, D] each."""
         states: list[np.ndarray] = [np.empty(0)] * len(pieces)
-        for batch in plan_batches([len(piece.window.waveform) for piece in pieces], self._budget):
+        # By columns: windows that differ by less are padded to whole patches anyhow.
+        hop, columns = self.config.frame_hop_samples, [piece.window.columns for piece in pieces]
+        most_padding = round(_BATCH_COST_SECONDS.get(self.device.type, _GPU_BATCH_COST_SECONDS) / self.hop_seconds)
+        for batch in plan_batches(columns, max(1, self._budget // hop), most_padding):
             frames = self._run([pieces[index].window.waveform for index in batch], layers)
             for index, clip in zip(batch, frames, strict=True):
                 # A copy, so that a short clip does not keep its whole batch in memory.

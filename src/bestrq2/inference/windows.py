@@ -173,21 +173,25 @@ class JoinedFrames:
             end -= len(piece)
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], budget: int, most_padding: int) -> list[list[int]]:
     """Which windows go through the model together: like with like, longest first.
 
     Args:
-        lengths: samples of every window.
-        budget: samples that a batch may hold, padding included; a longer window goes alone.
+        lengths: of every window, in samples or patches.
+        budget: how much a batch may hold, padding included; a longer window goes alone.
+        most_padding: how much of a batch may be padding: as much as computing another batch costs beside its windows.
 
     Returns:
         Indices of the windows of every batch.
     """
     batches: list[list[int]] = []
+    longest = padding = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        # The first of a batch is its longest, to which the others are padded.
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+        added = longest - lengths[index]
+        if batches and (len(batches[-1]) + 1) * longest <= budget and padding + added <= most_padding:
             batches[-1].append(index)
+            padding += added
         else:
             batches.append([index])
+            longest, padding = lengths[index], 0
     return batches

@@ -86,7 +86,12 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             raise ValueError(f"input_values must be [batch, samples], got shape {tuple(input_values.shape)}")
         lengths = None if attention_mask is None else _lengths(attention_mask, input_values)
         log_mel, frames = self.log_mel(input_values, lengths)
-        return self.spectrogram_patches(log_mel, frames, padded=lengths is not None)
+        padded = lengths is not None
+        if padded and frames.device.type == "cpu":  # elsewhere the look would cost a synchronisation
+            # Clips that differ by less than a patch are equally long to the encoder: no mask slows its attention.
+            width = self.config.patch_size[1]
+            padded = bool((patch_columns(frames, width) < log_mel.shape[-1] // width).any())
+        return self.spectrogram_patches(log_mel, frames, padded)
 
     def spectrogram_patches(self, log_mel: Tensor, frames: Tensor, padded: bool) -> Patches:
         """Cut a batch of spectrograms into patches.
