@@ -4,12 +4,12 @@
     python benchmarks/embedding.py --recipes demo best-rq-2-tiny --peers --clips 32      # no peers
 
 All weights are random: cost does not depend on them. One batch of clips of unequal length (1 to 10 s) goes the whole
-way from waveforms in memory to numpy arrays; the rows take turns, so that what else the machine does meets all of them,
-and the median of the turns is shown, the quickest one of the matrix product. `encoder alone` is the blocks on the tokens of as
-many clips of full length. Peers are the classes of transformers at their published sizes, fed as their
-feature extractors feed them: AST always computes 10.24 s and Whisper 30 s a clip, wav2vec2 pads to the longest clip.
-Their spectrograms are left out, in their favour. `dasheng-base` is a ViT of its sizes (12 layers of 768 over patches of
-64 bands and 40 ms, 25 tokens a second), because the package needs torchaudio. `naive loop` embeds one clip at a time.
+way from waveforms in memory to numpy arrays. The rows and a matrix product, the measure of the peak, take turns, so
+that what else the machine does meets all of them; medians are shown. `naive loop` embeds one clip at a time, `encoder
+alone` is the blocks on the tokens of as many clips of full length. Peers are the classes of transformers at their
+published sizes, fed as their feature extractors feed them: AST always computes 10.24 s and Whisper 30 s a clip,
+wav2vec2 pads to the longest clip. Their spectrograms are left out, in their favour. `dasheng-base` is a ViT of its
+sizes (12 layers of 768 over patches of 64 bands and 40 ms, 25 tokens a second), because the package needs torchaudio.
 GFLOPs are counted by torch for matrix products and convolutions.
 """
 
@@ -176,7 +176,7 @@ def main() -> None:
         left, right = (torch.randn(PRODUCT, PRODUCT, device=device) for _ in range(2))
         product = Row("matrix product", lambda: [left @ right for _ in range(4)])
         measure([*rows, product], options.turns, device)
-    peak = 4 * 2 * PRODUCT**3 / 1e9 / min(product.times)
+    peak = 4 * 2 * PRODUCT**3 / 1e9 / statistics.median(product.times)
     print(f"{len(clips)} clips of {SHORTEST:g} to {LONGEST:g} s, {seconds:.0f} s of audio, on {device}, float32")
     print(f"{torch.get_num_threads()} threads, matrix-product peak {peak:.0f} GFLOP/s\n")
     first = statistics.median(rows[0].times)
