@@ -181,5 +181,5 @@ def test_a_configuration_file_that_cannot_be_read_is_refused(checkpoint, tmp_pat
         bestrq2.load_reference(checkpoint, broken)
     with pytest.raises(ConfigError, match=r"list.yaml: expected a mapping with the key 'net', found list"):
         bestrq2.load_reference(checkpoint, other)
-    with pytest.raises(ConfigError, match=r"nowhere.json: cannot be read"):
+    with pytest.raises(ConfigError, match=r"nowhere.json: does not exist; name the JSON or YAML file"):
         bestrq2.load_reference(checkpoint, tmp_path / "nowhere.json")

@@ -155,10 +155,14 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path: Path, content: str, reaso
 
 
 def test_what_is_wrong_with_folders_and_tars_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match="nowhere does not exist"):
+    with pytest.raises(DataError, match="nowhere does not exist; give a folder with a subfolder per class, a table"):
         load_classification(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no subfolders"):
         load_classification(touch(tmp_path / "flat", "a.wav"))
+    with pytest.raises(DataError, match=r"fold-\*\.tar does not exist, or nothing fits it"):
+        load_classification(tmp_path / "fold-*.tar")
+    with pytest.raises(DataError, match="soundworld:2 has no labels"):
+        load_classification("soundworld:2")
     with pytest.raises(DataError, match="labels moments"):
         load_classification(touch(tmp_path / "events", "events.csv"))
     with pytest.raises(DataError, match=r"has no labels; give a folder"):

@@ -116,7 +116,7 @@ def test_what_goes_wrong_at_an_actor_is_one_sentence(model, recordings, tmp_path
 
 def test_a_missing_package_is_named(model, recordings, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"--ray needs a package; pip install 'bestrq2\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"--ray needs Ray: pip install 'bestrq2\[ray\]'"):
         embed_corpus(str(model), str(recordings), tmp_path / "e.parquet", device="cpu", ray="local")
     assert [path.name for path in tmp_path.iterdir()] == ["recordings"]
 

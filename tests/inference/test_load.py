@@ -85,6 +85,12 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         bestrq2.load(tmp_path)
 
 
+def test_a_folder_with_an_onnx_graph_says_that_it_is_one(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"holds an ONNX graph.*name the model that it was exported from$"):
+        bestrq2.load(tmp_path)
+
+
 def test_a_damaged_run_folder_is_refused(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"

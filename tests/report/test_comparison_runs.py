@@ -139,7 +139,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("recipe: [", "cannot be read as YAML"),
-        ("- 1", "no configuration of a run: it lacks recipe"),
+        ("- 1", "no configuration of a pretraining run: it lacks recipe"),
         (
             "recipe: a\ndata: b\nseed: x\nloader: {batch_size: 4}\ntrainer: {max_steps: 9}",
             "seed must be a whole number",

@@ -146,6 +146,8 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: does not exist; name the JSON or YAML file of the checkpoint's settings") from error
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{path}: cannot be read as JSON or YAML: {first}") from error

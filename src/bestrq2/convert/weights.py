@@ -187,6 +187,10 @@ def _check_folder(folder: str | Path, whole: bool) -> None:
         return  # a hub id
     config_file = path / "config.json"
     if not config_file.is_file():
+        if (path / "model.onnx").is_file():
+            raise CheckpointError(
+                f"{folder}: holds an ONNX graph, which onnxruntime runs; name the model that it was exported from"
+            )
         raise CheckpointError(f"{folder}: no config.json in it; name a run folder or an exported model folder")
     try:
         config: Any = json.loads(config_file.read_text(encoding="utf-8"))

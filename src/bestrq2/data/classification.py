@@ -24,6 +24,11 @@ from bestrq2.errors import DataError
 SEPARATOR = ";"
 """Between the labels of one recording in a column `labels`."""
 
+_FORMS = (
+    f"a folder with a subfolder per class, a table ({', '.join(sorted(TABLE_SUFFIXES))}) with path and label, "
+    "or tars with KEY.json or KEY.cls"
+)
+
 # What tables, folders and tars call the splits.
 _SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid"} | {
     "test": "test",
@@ -94,13 +99,12 @@ def load_classification(labelled: str | os.PathLike[str], seed: int = 0) -> Clas
         found = _of_table(path)
     elif path.is_dir() and not any(path.glob("*.tar")):
         found = _of_folder(path.absolute())
+    elif not path.exists() and not set(":{*?[") & set(name):  # no pattern, URL or word
+        raise DataError(f"{name} does not exist; give {_FORMS}.")
     else:
         source = open_recordings(name)
         if not isinstance(source, ShardSource):
-            raise DataError(
-                f"{name} has no labels; give a folder with a subfolder per class, a table "
-                f"({', '.join(sorted(TABLE_SUFFIXES))}) with path and label, or tars with KEY.json or KEY.cls."
-            )
+            raise DataError(f"{name} has no labels; give {_FORMS}.")
         found = _of_tars(source)
     return _checked(name, found, seed)
 

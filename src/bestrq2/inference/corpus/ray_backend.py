@@ -162,7 +162,7 @@ def _connected(address: str) -> Iterator[Any]:
         import ray
         import ray.data
     except ImportError as error:
-        raise ConfigError("--ray needs a package; pip install 'bestrq2[ray]'") from error
+        raise ConfigError("--ray needs Ray: pip install 'bestrq2[ray]'") from error
     if ray.is_initialized():
         yield ray
         return
