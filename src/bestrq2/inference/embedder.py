@@ -163,10 +163,11 @@ class Embedder:
     def _states(self, pieces: list[_Piece], layers: list[int] | None) -> list[np.ndarray]:
         """Frames of every window, float32 [columns, D] each."""
         states: list[np.ndarray] = [np.empty(0)] * len(pieces)
-        # By columns: windows that differ by less are padded to whole patches anyhow.
-        hop, columns = self.config.frame_hop_samples, [piece.window.columns for piece in pieces]
+        # In hops: windows that differ by less are as long as each other to the encoder, or nearly so.
+        hop = self.config.frame_hop_samples
+        hops = [-(-len(piece.window.waveform) // hop) for piece in pieces]
         most_padding = round(_BATCH_COST_SECONDS.get(self.device.type, _GPU_BATCH_COST_SECONDS) / self.hop_seconds)
-        for batch in plan_batches(columns, max(1, self._budget // hop), most_padding):
+        for batch in plan_batches(hops, max(1, self._budget // hop), most_padding):
             frames = self._run([pieces[index].window.waveform for index in batch], layers)
             for index, clip in zip(batch, frames, strict=True):
                 # A copy, so that a short clip does not keep its whole batch in memory.
