@@ -164,7 +164,9 @@ def test_compiled_encoders_give_the_same_numbers(monkeypatch, recipe):
 
     original = torch.nn.Module.compile
     # Traced as for a user, but without the half minute of generating code.
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **how: original(block, **how, backend="aot_eager"))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda block, **how: original(block, **{**how, "backend": "aot_eager"})
+    )
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     plain, compiled = bestrq2.load(recipe, "cpu"), bestrq2.load(recipe, "cpu", compile=True)

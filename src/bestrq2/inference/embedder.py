@@ -14,6 +14,7 @@ import torch
 
 from bestrq2.convert.loading import load_encoder
 from bestrq2.errors import ConfigError
+from bestrq2.inference.compiling import compile_blocks
 from bestrq2.inference.embeddings import Embeddings
 from bestrq2.inference.inputs import Audio, checked_rate, mono_blocks, named_items
 from bestrq2.inference.layers import Layers, layer_indices, mean_frames
@@ -74,9 +75,7 @@ class Embedder:
         self.name = name
         self.batch_seconds = batch_seconds
         if compile:
-            # In place, so that the names of the weights stay; all blocks share what is compiled for the first.
-            for block in self.model.encoder.blocks:
-                block.compile(dynamic=True)
+            compile_blocks(self.model)
 
     @property
     def config(self) -> BestRQ2Config:

@@ -11,10 +11,10 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .configuration_bestrq2 import BestRQ2Config
 from .patches import unpatchify
+from .transformer import run_blocks
 
 
 @torch.no_grad()
@@ -234,11 +234,5 @@ class Conformer(nn.Module):
             [B, N, D]. What stands at invalid tokens means nothing.
         """
         positions = relative_positions(tokens.shape[1], tokens.shape[2], tokens.device)
-        for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
-                tokens = checkpoint(block, tokens, positions, valid, use_reentrant=False)
-            else:
-                tokens = block(tokens, positions, valid)
-            if hidden_states is not None:
-                hidden_states.append(tokens)
-        return tokens
+        recompute = self.gradient_checkpointing and self.training
+        return run_blocks(self.blocks, recompute, hidden_states, tokens, positions, valid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +153,25 @@ class Block(nn.Module):
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
+def run_blocks(
+    blocks: nn.ModuleList, recompute: bool, hidden_states: list[Tensor] | None, tokens: Tensor, *others: Any
+) -> Tensor:
+    """Tokens [B, N, D] through blocks one after the other.
+
+    Args:
+        blocks: each takes the tokens and `others`.
+        recompute: keep no activations and compute them again in the backward pass.
+        hidden_states: where to put every block's output; None for nowhere.
+        tokens: what enters the first block.
+        others: further arguments of every block.
+    """
+    for block in blocks:
+        tokens = checkpoint(block, tokens, *others, use_reentrant=False) if recompute else block(tokens, *others)
+        if hidden_states is not None:
+            hidden_states.append(tokens)
+    return tokens
+
+
 class Transformer(nn.Module):
     """A stack of blocks with a final norm, and the positions its tokens are given.
 
@@ -211,14 +231,8 @@ class Transformer(nn.Module):
         """
         rotary = self._rotary(columns, places, tokens.device)
         attention_mask = None if valid is None else valid[:, None, None, :]
-        for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
-                tokens = checkpoint(block, tokens, rotary, attention_mask, use_reentrant=False)
-            else:
-                tokens = block(tokens, rotary, attention_mask)
-            if hidden_states is not None:
-                hidden_states.append(tokens)
-        return self.norm(tokens)
+        recompute = self.gradient_checkpointing and self.training
+        return self.norm(run_blocks(self.blocks, recompute, hidden_states, tokens, rotary, attention_mask))
 
     def _rotary(self, columns: int, places: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
         if not self.config.position_embedding.startswith("rope"):

@@ -203,21 +203,6 @@ def checkpoint_activations(model: BestRQ2ForPreTraining) -> None:
             part.gradient_checkpointing = True
 
 
-def compile_blocks(model: BestRQ2ForPreTraining, backend: str = "inductor") -> None:
-    """Compile every block of encoder and predictor in place; blocks of one kind share what is compiled.
-
-    One graph serves all batch sizes and numbers of tokens. What cannot be compiled runs as it is, with a warning.
-
-    Args:
-        model: what is compiled, when its blocks run for the first time.
-        backend: of torch.compile.
-    """
-    torch._dynamo.config.suppress_errors = True
-    for part in model.modules():
-        if isinstance(part, Block | ConformerBlock):
-            part.compile(dynamic=True, backend=backend)
-
-
 def seed_stochastic_depth(seed: int, batch: int, rank: int) -> None:
     """Draw stochastic depth from (seed of the run, number of the batch, process) and not from what ran before.
 

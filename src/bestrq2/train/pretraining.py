@@ -27,6 +27,7 @@ from bestrq2.data.sources import Source
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.files import disk_errors, folder_lock
+from bestrq2.inference.compiling import compile_blocks
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.report.of_run import write_run_report
 from bestrq2.train.callbacks import Evaluation, MovingAverage, RunKeeper
@@ -34,13 +35,7 @@ from bestrq2.train.checkpoints import RunCheckpointIO
 from bestrq2.train.config import resolve
 from bestrq2.train.failures import FailureKeeper
 from bestrq2.train.loggers import make_loggers
-from bestrq2.train.module import (
-    MaskDrawer,
-    PretrainingModule,
-    ShardedPretrainingModule,
-    checkpoint_activations,
-    compile_blocks,
-)
+from bestrq2.train.module import MaskDrawer, PretrainingModule, ShardedPretrainingModule, checkpoint_activations
 from bestrq2.train.optimizer import ema_decay, learning_rate_factor, warmup_steps
 from bestrq2.train.processes import (
     ChildEndFilter,

@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from bestrq2 import BestRQ2ForPreTraining
-from bestrq2.train.module import compile_blocks
+from bestrq2.inference.compiling import compile_blocks
 
 
 def test_compiled_blocks_give_the_same_loss_and_gradients_at_any_size(tiny_config):
