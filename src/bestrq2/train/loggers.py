@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # A service that failed is left alone for so long, in seconds.
 _RETRY_SECONDS = 60.0
+# How TensorBoard knows its files.
+_EVENTS = "events.out.tfevents."
 
 
 def make_loggers(config: PretrainConfig, folder: RunFolder, start: int) -> list[Logger]:
@@ -148,8 +150,8 @@ class EventFile(Logger):
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
         super().__init__()
-        unique = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        self.path = folder / f"events.out.tfevents.{unique}"
+        unique = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        self.path = folder / f"{_EVENTS}{_second_after_earlier_files(folder)}.{unique}"
         self._new: list[bytes] = []
         self._size = 0
         self._add(file_version="brain.Event:2")
@@ -204,6 +206,12 @@ class EventFile(Logger):
                 raise OSError("the disk took a part only")
         self._size += len(content)
         self._new.clear()
+
+
+def _second_after_earlier_files(folder: Path) -> int:
+    # TensorBoard reads files in the order of their names; clocks may stand still between two starts, or go back
+    earlier = (path.name.removeprefix(_EVENTS).split(".")[0] for path in folder.glob(f"{_EVENTS}*"))
+    return max(int(time.time()), *(int(second) + 1 for second in earlier if second.isdecimal()), 0)
 
 
 class WandbRun(WandbLogger):
