@@ -36,7 +36,7 @@ def format_table(scores: Sequence[ProbeScore], width: int = WIDTH) -> str:
         chosen = [score for score in scores if score.method == method]
         rows = _rows(chosen, method)
         title = METHOD_TITLES.get(method, method)
-        parts.append("\n\n".join(_layout(part, title) for part in _fit_columns(rows, width)))
+        parts.append("\n\n".join(layout(part, title) for part in _fit_columns(rows, width)))
     notes = "\n".join(textwrap.fill(note, width) for note in _notes(scores))
     return "\n\n".join([*parts, notes])
 
@@ -127,7 +127,13 @@ def _fit_columns(rows: list[list[str]], width: int) -> list[list[list[str]]]:
     return [[row[:2] + [row[2 + column] for column in group if len(row) > 1] for row in rows] for group in groups]
 
 
-def _layout(rows: list[list[str]], title: str) -> str:
+def layout(rows: list[list[str]], title: str) -> str:
+    """Cells in columns, a rule below the header; a row of one cell runs across.
+
+    Args:
+        rows: the header first; its first cell is replaced.
+        title: first cell of the header.
+    """
     rows = [[title, *rows[0][1:]], *rows[1:]]
     label_width = max(len(row[0]) for row in rows)
     widths = [max(len(row[column]) for row in rows if len(row) > 1) for column in range(1, len(rows[0]))]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bestrq2.errors import DataError
+from bestrq2.evaluate.xares.averages import AGGREGATIONS, averages
 from bestrq2.evaluate.xares.tasks import METHODS, TASKS, Method, PublicTask
 from bestrq2.files import write_text
 
@@ -57,6 +58,11 @@ class XaresResult:
     failures: Mapping[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def averages(self) -> dict[str, Any]:
+        """By every published aggregation, as plain JSON types; a value is None where entries are missing."""
+        return {aggregation.name: averages(self.scores, aggregation).to_dict() for aggregation in AGGREGATIONS}
+
     def to_json(self) -> str:
         """As JSON text, the inverse of `from_json`.
 
@@ -71,6 +77,7 @@ class XaresResult:
             "provenance": self.provenance,
             "scores": [asdict(score) for score in self.scores],
             "failures": dict(self.failures),
+            "averages": self.averages,
         }
         try:
             return json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -118,7 +125,15 @@ def read_result(path: str | os.PathLike[str]) -> XaresResult:
     return XaresResult.from_json(text, path)
 
 
-_KINDS = {"format": int, "benchmark": str, "model": str, "provenance": dict, "scores": list, "failures": dict}
+_KINDS = {
+    "format": int,
+    "benchmark": str,
+    "model": str,
+    "provenance": dict,
+    "scores": list,
+    "failures": dict,
+    "averages": dict,
+}
 
 
 def _read(text: str) -> XaresResult:
@@ -138,6 +153,8 @@ def _read(text: str) -> XaresResult:
         content["provenance"],
     )
     _check(result)
+    if content["averages"] != result.averages:
+        raise DataError("has averages that are not those of its scores")
     return result
 
 
