@@ -15,6 +15,7 @@ Name = TypeVar("Name", bound=Hashable)
 SERIES_COLOURS = 8
 BASELINE_COLOURS = 2
 DOMAIN_COLOURS = 6
+PUBLISHED_FAMILY, PUBLISHED = "var(--b0)", "var(--b1)"
 
 
 def unique(names: Iterable[Name]) -> list[Name]:
@@ -40,13 +41,22 @@ def run_labels(runs: list[RunCurves]) -> dict[str, str]:
 
 def feature_colours(probes: list[ProbeScore], runs: list[RunCurves]) -> dict[str, str]:
     """Probed features → CSS colour: a run's own where name or label match, else greys, then unused colours."""
+    features = unique(probe.features for probe in probes)
+    baselines = [f"var(--b{index})" for index in range(BASELINE_COLOURS)] if runs else []
+    return _colours(features, runs, baselines)
+
+
+def result_colours(models: Iterable[str], runs: list[RunCurves]) -> dict[str, str]:
+    """Models of a benchmark → CSS colour: a run's own where name or label match, else unused colours."""
+    return _colours(unique(models), runs, [])
+
+
+def _colours(names: list[str], runs: list[RunCurves], first: list[str]) -> dict[str, str]:
     of_runs = run_colours(runs)
     known = {key.strip().casefold(): of_runs[run.name] for run in reversed(runs) for key in (run.label, run.name)}
-    baselines = [f"var(--b{index})" for index in range(BASELINE_COLOURS)] if runs else []
-    spare = [f"var(--s{index % SERIES_COLOURS})" for index in range(len(runs), len(runs) + len(probes))]
-    free = iter(baselines + spare)
-    features = unique(probe.features for probe in probes)
-    return {name: known.get(name.strip().casefold()) or next(free) for name in features}
+    spare = [f"var(--s{index % SERIES_COLOURS})" for index in range(len(runs), len(runs) + len(names))]
+    free = iter(first + spare)
+    return {name: known.get(name.strip().casefold()) or next(free) for name in names}
 
 
 def domain_colours(domains: Iterable[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestrq2.evaluate.scores import ProbeScore
+from bestrq2.evaluate.xares.entries import XaresResult
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class ReportContents:
         runs: curves of every run, drawn over each other.
         examples: clips with hidden patches.
         probes: scores; the order of first appearance of domains, tasks and features is the order shown.
+        xares: results of X-ARES; a `XaresResult.model` equal to a run's name or label shares its colour.
         clips: embedded clips for the map and the neighbours, all from the same encoder.
         notes: paragraphs at the end of the page, for instance how the figures were made.
     """
@@ -106,5 +108,6 @@ class ReportContents:
     runs: list[RunCurves] = field(default_factory=list)
     examples: list[MaskExample] = field(default_factory=list)
     probes: list[ProbeScore] = field(default_factory=list)
+    xares: list[XaresResult] = field(default_factory=list)
     clips: list[EmbeddedClip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

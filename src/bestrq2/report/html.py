@@ -19,6 +19,7 @@ from bestrq2.report.embedding_map import MapFigure, map_figure
 from bestrq2.report.neighbours import neighbour_figure
 from bestrq2.report.probes import probe_cards, probe_table
 from bestrq2.report.spectrogram import colour_bar, mask_figure
+from bestrq2.report.xares import xares_section
 
 FOLDER = Path(__file__).parent
 
@@ -75,6 +76,7 @@ def _drawn(contents: ReportContents) -> dict[str, object]:
         "probe_means": means,
         "probe_domains": tasks,
         "probe_rows": probe_table(contents.probes),
+        "xares": xares_section(contents.xares, contents.runs),
         "map": on_map,
         "map_data": _map_data(on_map),
         "map_box": (embedding_map.WIDTH, embedding_map.HEIGHT),

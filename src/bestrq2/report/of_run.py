@@ -14,6 +14,7 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.report.contents import ReportContents
 from bestrq2.report.examples import embedded_clips, mask_example
 from bestrq2.report.html import write_report
+from bestrq2.report.of_xares import run_result
 from bestrq2.report.run_folder import read_curves
 
 _EXAMPLES = 3
@@ -38,6 +39,7 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
     embedder = Embedder(model.bestrq2, model.device)
     names = [f"recording {number}" for number in range(1, len(waveforms) + 1)]
     facts = info(run)
+    xares, unread = run_result(run)
     contents = ReportContents(
         title=f"Pretraining run {run.resolve().name}",
         lead=f"A {facts['objective']} encoder of {facts['encoder parameters']} parameters, pretrained on "
@@ -49,9 +51,11 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
             mask_example(model, waveform, name)
             for waveform, name in zip(waveforms[:_EXAMPLES], names[:_EXAMPLES], strict=True)
         ],
+        xares=xares,
         clips=embedded_clips(embedder, waveforms, names) if waveforms else [],
         notes=[
             *_warnings(run / "warnings.txt"),
+            *unread,
             "The recordings shown were cropped by the validation's fixed seed. Made by: bestrq2 pretrain",
         ],
     )

@@ -17,6 +17,7 @@ from bestrq2.report.comparison.notes import notes, settings_table
 from bestrq2.report.comparison.references import health, reference_runs
 from bestrq2.report.comparison.runs import read_run
 from bestrq2.report.comparison.statistics import Estimate
+from bestrq2.report.comparison.xares import xares_numbers, xares_tables
 
 TABLE, NUMBERS = "table.md", "comparison.json"
 
@@ -74,7 +75,12 @@ def assemble(arms: list[Arm], output: Path, health_check: bool = False) -> Compa
     rows = probes.probe_rows(arms)
     pairs = probes.pairs(arms, rows)
     tables = [probes.probe_table(method, of_method, arms) for method, of_method in rows.items()]
-    tables += [*probes.difference_tables(arms, pairs), training.cost_table(arms), training.final_table(arms)]
+    tables += [
+        *probes.difference_tables(arms, pairs),
+        *xares_tables(arms),
+        training.cost_table(arms),
+        training.final_table(arms),
+    ]
     sentences = [
         *probes.pair_sentences(arms, pairs, rows),
         *probes.spread_sentences(rows),
@@ -146,6 +152,7 @@ def _arm_numbers(arm: Arm) -> dict[str, Any]:
         "encoder_parameters": arm.cost.encoder_parameters,
         "training_gflops_per_clip": arm.cost.training_gflops,
         "training_gflops": arm.gflops(arm.first.steps),
+        "xares": xares_numbers(arm),
         "final": {name: _estimate(value) for name, value in final.items() if value is not None},
         "settings": {name: _plain(value) for name, value in arm.settings.items()},
     }

@@ -11,6 +11,7 @@ from bestrq2.errors import DataError
 from bestrq2.evaluate.benchmark import METHODS, SOUNDWORLD_1
 from bestrq2.evaluate.benchmark_result import BenchmarkResult, read_result
 from bestrq2.evaluate.scores import domain_means
+from bestrq2.evaluate.xares import entries as xares
 
 if TYPE_CHECKING:
     from bestrq2.report.comparison.runs import Run
@@ -28,6 +29,12 @@ def find_result(folder: Path) -> BenchmarkResult | None:
         return None
     current = folder / f"{BENCHMARK}.json"
     return read_result(current if current in found else found[-1])
+
+
+def find_xares(folder: Path) -> xares.XaresResult | None:
+    """The result of X-ARES in a run folder, None without one; a DataError says what is wrong with it."""
+    path = folder / xares.RESULT_NAME
+    return xares.read_result(path) if path.is_file() else None
 
 
 def supervised_result() -> BenchmarkResult | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bestrq2.errors import DataError
 from bestrq2.evaluate.benchmark_result import BenchmarkResult
+from bestrq2.evaluate.xares.entries import XaresResult
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
-from bestrq2.report.comparison.results import find_result
+from bestrq2.report.comparison.results import find_result, find_xares
 from bestrq2.run_records import Curve, flatten, read_columns, read_settings, read_table
 
 LOSSES = ("validation/loss", "train/loss")
@@ -31,6 +33,7 @@ class Run:
         timing: (steps int64 [N], seconds of training float64 [N]); None where it was not recorded.
         result: of the frozen benchmark; None where the run was not probed.
         reference: name of the reference, of a run that ships with the package.
+        xares: of X-ARES; None where it was not run.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class Run:
     timing: Curve | None
     result: BenchmarkResult | None
     reference: str | None = None
+    xares: XaresResult | None = None
 
     @property
     def finished(self) -> bool:
@@ -78,8 +82,8 @@ def read_run(folder: str | Path, unfinished: bool = False, reference: str | None
             older than the model.
     """
     run = read_training(folder, unfinished, reference)
-    run = replace(run, result=find_result(run.folder))
-    _check_result_belongs(run)
+    run = replace(run, result=find_result(run.folder), xares=find_xares(run.folder))
+    _check_results_belong(run)
     return run
 
 
@@ -160,12 +164,17 @@ def _read_timing(path: Path, first_step: int, last_step: int) -> Curve | None:
     return (steps[done], seconds[done]) if done.any() and steps[0] <= first_step else None
 
 
-def _check_result_belongs(run: Run) -> None:
-    """See that a result is of this run's model as it is now."""
-    if run.result is None:
-        return
-    again = f"probe it again with `bestrq2 probe {run.folder} {run.result.benchmark}`"
-    step, seed = run.result.provenance.get("step"), run.result.provenance.get("seed")
+def _check_results_belong(run: Run) -> None:
+    """See that results are of this run's model as it is now."""
+    if run.result is not None:
+        _check_belongs(run, run.result.provenance, f"bestrq2 probe {run.folder} {run.result.benchmark}", "probe it")
+    if run.xares is not None:
+        _check_belongs(run, run.xares.provenance, f"bestrq2 xares {run.folder}", "run X-ARES")
+
+
+def _check_belongs(run: Run, provenance: Mapping[str, Any], command: str, remedy: str) -> None:
+    again = f"{remedy} again with `{command}`"
+    step, seed = provenance.get("step"), provenance.get("seed")
     if step is not None and step != run.steps:
         raise DataError(f"{run.folder}: was probed at step {step} and is now at step {run.steps}: {again}")
     if seed is not None and seed != run.seed:
