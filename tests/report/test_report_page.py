@@ -181,13 +181,14 @@ def test_hostile_texts_stay_text(contents: ReportContents) -> None:
         ({"runs": []}, {"training"}),
         ({"examples": []}, {"masks"}),
         ({"probes": []}, {"probes"}),
+        ({"xares": []}, {"xares"}),
         ({"clips": []}, {"map", "neighbours"}),
         ({"notes": []}, {"notes"}),
         ({"runs": [], "facts": {}}, {"training", "about"}),
     ],
 )
 def test_sections_without_data_are_left_out(contents: ReportContents, emptied: dict, gone: set[str]) -> None:
-    every = {"about", "training", "masks", "probes", "map", "neighbours", "notes"}
+    every = {"about", "training", "masks", "probes", "xares", "map", "neighbours", "notes"}
     text = render(replace(contents, **({"clips": contents.clips[:9]} | emptied)))
     assert set(Page(text).sections()) == every - gone
     assert not any(f'href="#{name}"' in text for name in gone)

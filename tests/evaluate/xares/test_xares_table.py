@@ -8,10 +8,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from published_models import published_result
-
 from bestrq2.evaluate.xares.entries import Score, XaresResult
 from bestrq2.evaluate.xares.table import render_table, to_csv, write_csv
+from published_models import published_result
 
 SOME = ("esc50", "freemusicarchive", "gtzan_genre", "maestro", "nsynthinstument")
 

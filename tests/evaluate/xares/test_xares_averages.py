@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from published_models import published_result
 
 from bestrq2.evaluate.published import published_averages, published_scores
 from bestrq2.evaluate.xares.averages import ENTRIES_37, PAPER_KNN, PAPER_LINEAR, Mean, averages, entry_titles
 from bestrq2.evaluate.xares.entries import TASKS, Score
+from published_models import published_result
 
 CARDS = published_averages("X-ARES", "37 entries")
 

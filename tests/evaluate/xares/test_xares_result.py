@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from published_models import published_result
 
 from bestrq2.errors import DataError
 from bestrq2.evaluate.xares.entries import Score, XaresResult, read_result, write_result
+from published_models import published_result
 
 
 def partial() -> XaresResult:

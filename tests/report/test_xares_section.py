@@ -1,0 +1,171 @@
+"""X-ARES in a report and in a comparison: what is shown, and that a partial run gets no bar for a mean it lacks."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import example_report
+import pytest
+from example_runs import ONE_STAGE, read, together, write_run
+
+from bestrq2.errors import DataError
+from bestrq2.evaluate.xares.entries import Score, XaresResult, write_result
+from bestrq2.report import ReportContents
+from bestrq2.report.colours import PUBLISHED, PUBLISHED_FAMILY
+from bestrq2.report.html import render
+from bestrq2.report.of_xares import run_result, write_xares_report
+from bestrq2.report.xares import XaresCard, XaresGroup, XaresSection, xares_section
+from published_models import published_result
+
+
+def section(*results: XaresResult) -> XaresSection:
+    found = xares_section(results, [])
+    assert found is not None
+    return found
+
+
+def card(groups: list[XaresGroup], heading: str, title: str) -> XaresCard:
+    (group,) = [group for group in groups if group.heading == heading]
+    return next(card for card in group.cards if card.title == title)
+
+
+def partial(name: str = "mine") -> XaresResult:
+    some = published_result("Dasheng", ("esc50", "maestro", "librispeech"), name)
+    own = Score("soundworld_word", "mlp", 0.615, "accuracy")
+    return replace(some, scores=(*some.scores, own), failures={"desed": "the tar is half downloaded"})
+
+
+def test_averages_stand_beside_the_published_ones() -> None:
+    shown = section(published_result("Whisper", name="mine"))
+    music = card(shown.averages, "As the model cards average: 37 entries", "Music")
+    assert [(row.model, row.bars[0].text) for row in music.rows][:2] == [
+        ("mine", "38.67"),
+        ("data2vec-audio-base", "23.24"),
+    ]
+    assert len(music.rows) == 10
+    colours = {row.model: row.colour for row in music.rows}
+    assert colours["BEST-RQ-2"] == colours["BEST-RQ (ViT)"] == PUBLISHED_FAMILY
+    assert colours["whisper-base"] == colours["Audio-JEPA"] == PUBLISHED
+    assert colours["mine"] not in (PUBLISHED, PUBLISHED_FAMILY)
+    paper = card(shown.averages, "As the paper averages: 21 datasets, k-NN", "Mean of means")
+    assert [(row.model, row.bars[0].text) for row in paper.rows] == [
+        ("mine", "26.29"),
+        ("BEST-RQ", "25"),
+        ("BEST-RQ-2", "38"),
+    ]
+
+
+def test_a_mean_that_lacks_entries_has_no_bar() -> None:
+    shown = section(partial())
+    mean = card(shown.averages, "As the model cards average: 37 entries", "Global mean")
+    assert (mean.rows[0].bars, mean.rows[0].lacking) == ([], "3 of 37 entries")
+    assert "mine 3 of 37 entries" in mean.alternative
+    assert any("Missing: ASV2015" in note for note in shown.notes)
+    assert any(note == "DESED failed: the tar is half downloaded" for note in shown.notes)
+
+
+def test_tasks_stand_under_their_domains_and_others_apart() -> None:
+    shown = section(partial(), published_result("Whisper", ("gtzan_genre",), "other"))
+    assert [group.heading for group in shown.tasks] == [
+        "Music",
+        "Environment",
+        "Tasks that no average counts",
+        "Tasks outside of X-ARES",
+    ]
+    esc50 = card(shown.tasks, "Environment", "ESC-50")
+    assert [bar.text for bar in esc50.rows[0].bars] == ["85.7", "61.8"]
+    assert esc50.rows[1].lacking == "not run"
+    assert card(shown.tasks, "Environment", "DESED").rows[0].lacking == "failed"
+    assert [row.model for row in card(shown.tasks, "Tasks outside of X-ARES", "soundworld_word").rows] == [
+        "mine",
+        "other",
+    ]
+    assert any(note.startswith("mine: ") for note in shown.notes)
+
+
+def test_tasks_of_ones_own_alone_bring_no_published_figures() -> None:
+    shown = section(XaresResult("mine", (Score("soundworld_word", "knn", 0.5, "accuracy"),)))
+    assert shown.averages == []
+    assert [name for name, _ in shown.legend] == ["mine"]
+    assert xares_section([], []) is None
+
+
+def test_a_run_keeps_its_colour() -> None:
+    runs = [example_report.example_run("first", "one", 1.0, 0), example_report.example_run("second", "two", 1.0, 1)]
+    found = xares_section([partial("second"), partial("foreign")], runs)
+    assert found is not None
+    assert dict(found.legend)["second"] == "var(--s1)"
+    assert dict(found.legend)["foreign"] == "var(--s2)"
+
+
+def test_page_shows_the_section_and_keeps_hostile_names_text() -> None:
+    page = render(ReportContents("t", "l", xares=[partial("<script>alert(1)</script>")]))
+    assert '<section id="xares">' in page
+    assert '<a href="#xares">' in page
+    assert "<script>alert" not in page
+    assert "width:85.7%" in page
+    assert "61.50" in page[page.index('id="xares-table"') :]
+    assert 'id="xares"' not in render(ReportContents("t", "l"))
+
+
+def test_report_of_results_alone(tmp_path: Path) -> None:
+    write_xares_report(tmp_path / "xares.html", [partial()])
+    assert "<h1>X-ARES: mine</h1>" in (tmp_path / "xares.html").read_text()
+    with pytest.raises(DataError, match=r"one result or several of different names, found \['mine', 'mine'\]"):
+        write_xares_report(tmp_path / "two.html", [partial(), partial()])
+    with pytest.raises(DataError, match="needs one result"):
+        write_xares_report(tmp_path / "none.html", [])
+
+
+def test_result_of_a_run_is_found_and_a_damaged_one_is_told_of(tmp_path: Path) -> None:
+    assert run_result(tmp_path) == ([], [])
+    write_result(tmp_path / "xares.json", partial())
+    assert run_result(tmp_path) == ([partial()], [])
+    (tmp_path / "xares.json").write_text('{"benchmark": "x-ares"')
+    (results, (note,)) = run_result(tmp_path)
+    assert results == []
+    assert re.match(r".*/xares\.json: is no JSON .*; write it anew with `bestrq2 xares MODEL`\.$", note)
+
+
+@pytest.mark.usefixtures("steady_and_quick")
+def test_comparison_averages_over_the_seeds_that_are_whole(tmp_path: Path) -> None:
+    one, two, three = (write_run(tmp_path / f"seed-{seed}", seed=seed) for seed in range(3))
+    write_result(one / "xares.json", published_result("Whisper"))
+    write_result(two / "xares.json", published_result("data2vec"))
+    write_result(three / "xares.json", partial())
+    other = write_run(tmp_path / "other", changes=ONE_STAGE)
+    comparison = together(one, two, three, other)
+    (table,) = [table for table in comparison.tables if table.title.startswith("X-ARES")]
+    # Whisper 42.75 and data2vec 37.83: mean 40.29, half the interval 12.706 x 4.92 / 2 of unrounded values
+    mean = table.rows[0][4]
+    assert re.fullmatch(r"40\.29 ± 31\.2\d \(2 of 3 seeds\)", mean)
+    assert table.rows[1][1:] == ("not run",)
+    assert ("BEST-RQ-2 (published)", "38.49", "54.40", "46.39", "43.21", "46.43") in table.rows
+    numbers = json.loads(comparison.json())["arms"]
+    assert numbers[0]["xares"][2]["37 entries"]["global_mean"] == {"value": None, "found": 3, "expected": 37}
+    assert numbers[1]["xares"] == [None]
+
+
+@pytest.mark.usefixtures("steady_and_quick")
+def test_comparison_says_how_much_of_the_means_is_there(tmp_path: Path) -> None:
+    run, bare = write_run(tmp_path / "run"), write_run(tmp_path / "bare", seed=1)
+    assert not [table for table in together(run, bare).tables if table.title.startswith("X-ARES")]
+    write_result(run / "xares.json", partial())
+    (table,) = [table for table in together(run, bare).tables if table.title.startswith("X-ARES")]
+    assert table.rows[0][1:] == ("0 of 22 entries", "1 of 7 entries", "2 of 8 entries", *["3 of 37 entries"] * 2)
+
+
+def test_result_of_other_weights_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_result(run / "xares.json", replace(partial(), provenance={"step": 200, "seed": 0}))
+    with pytest.raises(DataError, match=r"at step 200 and is now at step 400: run X-ARES again with `bestrq2 xares"):
+        read(run)
+    write_result(run / "xares.json", replace(partial(), provenance={"step": 400, "seed": 7}))
+    with pytest.raises(DataError, match="has seed 0, but its probe result is of seed 7"):
+        read(run)
+    (run / "xares.json").write_text("[]")
+    with pytest.raises(DataError, match=r"run/xares.json: is no result of X-ARES"):
+        read(run)
