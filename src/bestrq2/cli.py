@@ -83,6 +83,22 @@ def _probe(argv: Sequence[str]) -> None:
     print(format_table(probe(**_values(flags.parse_flags(parser, argv)))))
 
 
+def _xares_llm(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
+    from bestrq2.evaluate.xares_llm import command
+    from bestrq2.evaluate.xares_llm.results import format_table
+
+    parser = flags.make_parser("xares-llm", "Score an encoder in front of a small language model, by XARES-LLM itself.")
+    parser.add_function_arguments(command.xares_llm, as_group=False, as_positional=True)
+    parser.add_argument("--check", action="store_true", help="only check the encoder by the benchmark's contract")
+    values = _values(flags.parse_flags(parser, argv))
+    if values.pop("check"):
+        names = ("model", "output", "phases", "layers", "python")
+        print(command.check(**{name: values[name] for name in names}))
+        return
+    print(format_table(command.xares_llm(**values)))
+
+
 def _finetune(argv: Sequence[str]) -> None:
     from bestrq2 import flags
     from bestrq2.train.finetuning import finetune
@@ -192,6 +208,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "soundworld": (_soundworld, "write the synthetic corpus and its labelled tasks"),
     "embed": (_embed, "embed every recording of a corpus into a Parquet file"),
     "probe": (_probe, "linear probe and k-NN on labelled audio, beside the baselines"),
+    "xares-llm": (_xares_llm, "score an encoder in front of a small language model, by XARES-LLM itself"),
     "finetune": (_finetune, "fine-tune an encoder as a classifier of labelled recordings"),
     "predict": (_predict, "name the classes of every recording of a corpus with a fine-tuned encoder"),
     "compare": (_compare, "tables and figures of several runs: probes, cost and losses over their seeds"),

@@ -1,0 +1,54 @@
+"""A frozen encoder as a torch module: what harnesses that move, train and save modules are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bestrq2.errors import ConfigError
+from bestrq2.inference.embedder import Embedder
+from bestrq2.inference.embeddings import Embeddings
+from bestrq2.inference.layers import layer_indices
+from bestrq2.model.modeling_bestrq2 import BestRQ2Model
+
+
+class FrozenEncoder(nn.Module):
+    """Embeds clips as `Embedder` does, wherever its parameters are now; never trains and has no gradients.
+
+    Args:
+        model: the encoder; it becomes part of this module's state dict.
+        phases: how often the patch grid is shifted, for finer frames.
+        layers: as in `Embedder.embed`.
+
+    Raises:
+        ConfigError: phases or layers are out of range.
+    """
+
+    def __init__(self, model: BestRQ2Model, phases: int = 1, layers: int | None = None) -> None:
+        super().__init__()
+        most = model.config.patch_size[1]
+        if isinstance(phases, bool) or not isinstance(phases, int) or not 1 <= phases <= most:
+            raise ConfigError(f"phases must be a whole number from 1 to {most}, got {phases!r}")
+        layer_indices(layers, model.config.num_hidden_layers)
+        self.model = model.requires_grad_(False)
+        self.phases = phases
+        self.layers = layers
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stay in evaluation mode: trainers switch all modules, and stochastic depth would change the features."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.model.parameters()).device
+
+    def embed(self, clips: Sequence[Tensor], sampling_rate: int, phases: int | None = None) -> Embeddings:
+        """Embed clips float [samples] each; see `Embedder.embed`."""
+        embedder = Embedder(self.model, self.device)
+        chosen: dict[str, Any] = {"phases": phases or self.phases, "layers": self.layers}
+        return embedder.embed(list(clips), sampling_rate, **chosen)

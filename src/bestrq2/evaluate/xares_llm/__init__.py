@@ -1,0 +1,1 @@
+"""XARES-LLM: the encoder in front of a small language model, trained and scored by the benchmark's own package."""

@@ -1,0 +1,234 @@
+"""The package `xares_llm`, in whichever environment it is installed: what is there, its tasks and their tars."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import braceexpand
+import yaml
+
+from bestrq2.errors import ConfigError, DataError
+from bestrq2.flags import nearest
+
+REPOSITORY = "https://github.com/xiaomi-research/xares-llm"
+JOINT_TASKS = ("task1", "task2", "all")
+DATA_VARIABLE = "XARES_DATA_HOME"
+# What importing the encoder needs beside what the benchmark installs.
+ENCODER_NEEDS = "soundfile soxr av 'jsonargparse[signatures]'"
+MISSING = (
+    f"has no package xares_llm; it is on Git alone, and wants transformers 4, so give it an environment of its own: "
+    f"python -m venv xares-llm-env && xares-llm-env/bin/pip install 'xares-llm @ git+{REPOSITORY}' {ENCODER_NEEDS}; "
+    f"then add --python xares-llm-env/bin/python"
+)
+
+_PROBE = """
+import importlib.metadata, importlib.util, json, platform
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+spec = importlib.util.find_spec("xares_llm")
+names = ("xares-llm", "torch", "transformers", "peft", "accelerate", "torchaudio")
+versions = {name: version(name) for name in names} | {"python": platform.python_version()}
+folder = None if spec is None else list(spec.submodule_search_locations)[0]
+print(json.dumps({"folder": folder, "versions": versions}))
+"""
+_CHECK = """
+import importlib.util, json, sys
+if importlib.util.find_spec("xares_llm.audio_encoder_checker") is None:
+    sys.exit()  # another version, which checks elsewhere
+from xares_llm.audio_encoder_checker import check_audio_encoder
+from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder
+encoder = BestRQ2Encoder(**json.loads(sys.argv[1]))
+passed = check_audio_encoder(encoder)
+assert passed is None or passed, "check_audio_encoder refuses it"
+"""
+
+
+@dataclass(frozen=True)
+class Harness:
+    """An installed benchmark.
+
+    Attributes:
+        python: the interpreter that has it.
+        folder: the package's folder; None where it is not installed.
+        versions: of the package and of what scores depend on; None for what is missing.
+    """
+
+    python: str
+    folder: Path | None
+    versions: dict[str, str | None]
+
+    @property
+    def tasks(self) -> Path:
+        """Folder of its task files."""
+        if self.folder is None:
+            raise ConfigError(f"{self.python} {MISSING}")
+        return self.folder / "tasks"
+
+
+def find_harness(python: str) -> Harness:
+    """Look for the benchmark in the environment of an interpreter, without importing it.
+
+    Raises:
+        ConfigError: the interpreter cannot be run.
+    """
+    try:
+        done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise ConfigError(f"{python}: cannot be run as a Python interpreter ({error}); see --python") from error
+    folder = found["folder"]
+    return Harness(python, None if folder is None else Path(folder), found["versions"])
+
+
+def child_environment(imports: Path, data: Path) -> dict[str, str]:
+    """Environment of the benchmark's processes: they find this package, and no other of this environment.
+
+    Args:
+        imports: folder that holds `bestrq2` alone; made here.
+        data: folder of the benchmark's tars.
+    """
+    package = Path(__file__).resolve().parents[2]
+    imports.mkdir(parents=True, exist_ok=True)
+    link = imports / package.name
+    if link.is_symlink():
+        link.unlink()
+    link.symlink_to(package, target_is_directory=True)
+    paths = [str(imports), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", DATA_VARIABLE: str(data)}
+
+
+def own_check(harness: Harness, model_args: dict[str, Any], environment: dict[str, str]) -> None:
+    """The benchmark's own check of the encoder, in its own environment.
+
+    Raises:
+        ConfigError: it refuses the encoder, or cannot import it.
+    """
+    command = [harness.python, "-c", _CHECK, json.dumps(model_args)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        reason = last_error(done.stderr.splitlines())
+        raise ConfigError(
+            f"the check of xares_llm fails in {harness.python}: {reason}; importing the encoder there needs "
+            f"{ENCODER_NEEDS}"
+        )
+
+
+def last_error(lines: Sequence[str]) -> str:
+    """The line of some output that tells best why a program ended."""
+    kept = [line.strip() for line in lines if line.strip()]
+    named = [line for line in kept if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception", "Interrupt"))]
+    return (named or kept or ["it said nothing"])[-1][:300]
+
+
+def training_file(harness: Harness, task: str) -> Path:
+    """The file that says what a task trains on: of a joint task, of one dataset, or one's own.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    return _task_file(harness, task, "train", "_config")
+
+
+def evaluation_file(harness: Harness, task: str) -> Path:
+    """The file that says what is scored, as `training_file`."""
+    return _task_file(harness, task, "eval", "_test_config")
+
+
+def _task_file(harness: Harness, task: str, part: str, ending: str) -> Path:
+    if Path(task).suffix in (".yaml", ".yml"):
+        if not Path(task).is_file():
+            raise ConfigError(f"{task}: there is no such task file")
+        return Path(task).resolve()
+    if task in JOINT_TASKS:
+        found = sorted((harness.tasks / task / part).glob("*.y*ml"))
+        if not found:
+            raise ConfigError(f"{harness.tasks / task / part}: holds no task file; install xares_llm anew")
+        return found[0]
+    single = {file.stem.removesuffix(ending): file for file in (harness.tasks / "single" / part).glob("*.y*ml")}
+    if task not in single:
+        known = [*JOINT_TASKS, *sorted(single)]
+        raise ConfigError(
+            f"there is no task '{task}' to {part}{nearest(task, known)}; there are {', '.join(known)}, and .yaml files"
+        )
+    return single[task]
+
+
+def read_task_file(path: Path) -> dict[str, Any]:
+    """Content of a task file.
+
+    Raises:
+        DataError: it cannot be read, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict) or not content:
+        raise DataError(f"{path}: holds no tasks; expected a mapping of names to their data")
+    return content
+
+
+@dataclass(frozen=True)
+class Tars:
+    """The tars that a task needs.
+
+    Attributes:
+        here: those on disk.
+        absent: those to be downloaded.
+    """
+
+    here: tuple[Path, ...]
+    absent: tuple[Path, ...]
+
+
+def find_tars(training: Path, evaluation: Path, data: Path) -> Tars:
+    """Which tars of a task are on disk.
+
+    Args:
+        training: see `training_file`.
+        evaluation: see `evaluation_file`.
+        data: folder that the benchmark downloads into.
+
+    Raises:
+        DataError: a task file names no data, a tar that cannot be downloaded is missing, or one is empty or no tar.
+    """
+    trained = read_task_file(training).get("train_data")
+    if not isinstance(trained, dict) or not trained:
+        raise DataError(f"{training}: has no train_data")
+    here, absent = [], []
+    for name, entry in (*trained.items(), *read_task_file(evaluation).items()):
+        entry = entry.get("data") if isinstance(entry, dict) and isinstance(entry.get("data"), dict) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("data"), list):
+            raise DataError(f"{training if name in trained else evaluation}: {name} names no data")
+        for path in (one for pattern in entry["data"] for one in braceexpand.braceexpand(str(pattern))):
+            remote = entry.get("repo_id") is not None
+            place = data / path if remote else Path(path)
+            if "://" in path:
+                continue
+            if place.is_file():
+                here.append(place)
+            elif remote:
+                absent.append(place)
+            else:
+                raise DataError(f"{place}: there is no such tar, but {name} names it")
+    for place in here:
+        _check_tar(place)
+    return Tars(tuple(here), tuple(absent))
+
+
+def _check_tar(path: Path) -> None:
+    """By its first bytes alone: reading all would take as long as a download."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not (head[:2] == b"\x1f\x8b" or head[257:262] == b"ustar"):
+        what = "is empty" if not head else "is no tar"
+        raise DataError(f"{path}: {what}, as a broken download leaves it; delete it, so that it is downloaded again")

@@ -1,0 +1,252 @@
+"""`bestrq2 xares-llm` around a stand-in of the benchmark's package."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xares_llm_stand_in as stand_in
+
+from bestrq2 import cli
+from bestrq2.errors import BestRQ2Error, ConfigError, DataError
+from bestrq2.evaluate.xares_llm import command, results
+from bestrq2.evaluate.xares_llm.command import check, xares_llm
+from bestrq2.evaluate.xares_llm.results import TaskScore, XaresLLMResult, format_table, read_result
+
+TARS = ("ESC-50/train/fold_1.tar.gz", "ESC-50/train/fold_2.tar.gz", "ESC-50/test/fold_3.tar.gz")
+GTZAN = "GTZAN/test/fold_1.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_encoder) -> Path:
+    path = tmp_path_factory.mktemp("xares_llm_model") / "model"
+    tiny_encoder(max_seconds=2.5).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """The stand-in, found by child processes; its check of the encoder, which is slow, is left to one test."""
+    folder = stand_in.install(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+    monkeypatch.setattr(command.package, "own_check", lambda *arguments: None)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return folder
+
+
+def _said(package: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (package / "said.jsonl").read_text().splitlines()]
+
+
+def _run(model: Path, tmp_path: Path, **changes: Any) -> XaresLLMResult:
+    return xares_llm(model, **{"output": tmp_path / "out", "data": tmp_path / "data", **changes})
+
+
+def _tar(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("clip.json"), io.BytesIO())
+
+
+def test_a_task_is_trained_and_scored_by_the_packages_own_command(model, package, tmp_path):
+    result = _run(model, tmp_path, training={"max_steps": 7}, decoder="some/model")
+    (said,) = _said(package)
+    assert said["encoder"] == "bestrq2.evaluate.xares_llm.encoder.BestRQ2Encoder"
+    assert said["model_args"]["phases"] == 2
+    assert (Path(said["model_args"]["folder"]) / "model.safetensors").is_file()
+    assert said["train"]["max_steps"] == 7
+    assert said["train"]["decoder_model_name"] == "some/model"
+    assert said["train"]["train_data"]["ESC-50"]["repo_id"] == "some/where"
+    assert said["data"] == str(tmp_path / "data")
+    assert {score.task: (score.score, score.weight) for score in result.scores} == {
+        "esc-50": (0.55, 1.0),
+        "gtzan": (0.5, 3.0),
+    }
+    assert result.overall == pytest.approx((0.55 + 3 * 0.5) / 4)
+    assert result.mean_of_means == pytest.approx((0.55 + 0.5) / 2)
+    (path,) = (tmp_path / "out").glob("*/xares-llm-task1.json")
+    assert read_result(path) == result
+    assert json.loads(path.read_text())["provenance"]["versions"]["torch"]
+    assert len(result.provenance["weights_sha256"]) == 64
+
+
+def test_what_is_done_is_not_done_again(model, package, tmp_path):
+    first = _run(model, tmp_path)
+    second = _run(model, tmp_path)
+    assert [said["trained"] for said in _said(package)] == [True, False]
+    assert second.scores == first.scores
+
+
+def test_models_and_settings_never_share_scores(model, package, tmp_path, tiny_encoder):
+    other = tmp_path / "elsewhere" / "model"
+    tiny_encoder(max_seconds=2.5, num_hidden_layers=1).save_pretrained(other)
+    _run(model, tmp_path)
+    _run(other, tmp_path)
+    _run(model, tmp_path, phases=1)
+    assert [said["trained"] for said in _said(package)] == [True, True, True]
+    assert len({said["train"]["output_dir"] for said in _said(package)}) == 3
+
+
+def test_a_training_that_was_cut_short_is_not_taken_for_a_finished_one(model, package, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUT", "4")
+    with pytest.raises(BestRQ2Error, match="CUDA out of memory") as error:
+        _run(model, tmp_path)
+    assert type(error.value) is BestRQ2Error  # exit code 1: the input was not at fault
+    monkeypatch.delenv("CUT")
+    result = _run(model, tmp_path)
+    assert [said["trained"] for said in _said(package)] == [True, True]
+    assert not result.missing
+
+
+def test_a_dataset_that_fails_takes_no_other_with_it_and_is_all_that_a_rerun_does(
+    model, package, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FAIL", "eval_esc-50")
+    result = _run(model, tmp_path)
+    assert [score.task for score in result.scores] == ["gtzan"]
+    assert result.missing == ("esc-50",)
+    assert "cannot score eval_esc-50" in result.failures["esc-50"]
+    assert result.overall is None
+    table = format_table(result)
+    assert "1 of 2 datasets have a score" in table
+    assert "overall" not in table
+    monkeypatch.delenv("FAIL")
+    again = _run(model, tmp_path)
+    assert not again.missing
+    assert [said["trained"] for said in _said(package)] == [True, False, False, False]
+
+
+def test_a_single_dataset_and_files_of_ones_own_are_tasks_too(model, package, tmp_path):
+    single = _run(model, tmp_path, task="gtzan")
+    assert single.task == "gtzan"
+    own, scored = tmp_path / "mine.yaml", tmp_path / "scored.yaml"
+    _tar(tmp_path / "mine.tar.gz")
+    data = f"{{data: [{tmp_path}/mine.tar.gz], key: label}}"
+    own.write_text(f"max_steps: 3\ntrain_data:\n  mine: {data}\n")
+    scored.write_text(f"mine: {{data: {data}, metric: Accuracy}}\n")
+    result = _run(model, tmp_path, task=str(own), evaluation=str(scored))
+    assert [score.task for score in result.scores] == ["mine"]
+    with pytest.raises(ConfigError, match="--evaluation"):
+        _run(model, tmp_path, task=str(own))
+
+
+def test_the_packages_own_check_is_run_where_it_is_installed(model, tmp_path, monkeypatch):
+    folder = stand_in.install(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+    assert "Passed the own check of xares_llm" in check(model, output=tmp_path / "out")
+    (folder / "audio_encoder_checker.py").write_text("raise ValueError('no good')")
+    with pytest.raises(ConfigError, match="no good"):
+        check(model, output=tmp_path / "out")
+
+
+def test_without_the_package_the_encoder_is_checked_and_installing_explained(model, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "out")]
+    assert cli.run(["xares-llm", str(model), "--check", *output]) == 0
+    said = capsys.readouterr().out
+    assert "keeps the contract" in said
+    assert "pip install 'xares-llm @ git+https://github.com/xiaomi-research/xares-llm'" in said
+    assert cli.run(["xares-llm", str(model), *output]) == 2
+    assert "git+https://github.com/xiaomi-research/xares-llm" in capsys.readouterr().err
+
+
+def test_the_command_prints_the_scores(model, package, tmp_path, capsys):
+    paths = ["--output", str(tmp_path / "out"), "--data", str(tmp_path / "data")]
+    assert cli.run(["xares-llm", str(model), "--task", "task1", "--training", '{"max_steps": 5}', *paths]) == 0
+    said = capsys.readouterr().out
+    assert "XARES-LLM, task1: model" in said
+    assert "gtzan" in said
+    assert "overall (weighted mean)" in said
+    assert _said(package)[0]["train"]["max_steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "taks1"}, "did you mean 'task1'"),
+        ({"task": "nowhere.yaml"}, "no such task file"),
+        ({"python": "/nowhere/python"}, "/nowhere/python: cannot be run"),
+        ({"processes": 0}, "processes"),
+    ],
+)
+def test_wrong_arguments_are_named(model, package, tmp_path, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        _run(model, tmp_path, **changes)
+    assert not (package / "said.jsonl").exists()
+
+
+def test_missing_tars_are_named_before_training_where_nothing_can_be_downloaded(model, package, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in TARS:
+        _tar(tmp_path / "data" / name)
+    with pytest.raises(DataError, match=r"1 of 4 tars are missing, first .*GTZAN/test/fold_1.tar.gz"):
+        _run(model, tmp_path)
+    _tar(tmp_path / "data" / GTZAN)
+    assert not _run(model, tmp_path).missing
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b"<html>404</html>", "is no tar")])
+def test_a_broken_download_is_named(model, package, tmp_path, content, said):
+    path = tmp_path / "data" / GTZAN
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path}: {said}"):
+        _run(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("train_data: [", "cannot be read as YAML"), ("max_steps: 3", "no train_data"), ("- 1", "holds no tasks")],
+)
+def test_a_task_file_with_an_error_is_named(model, package, tmp_path, text, said):
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    with pytest.raises(DataError, match=said):
+        _run(model, tmp_path, task=str(own), evaluation="task1")
+
+
+def test_a_local_tar_that_a_task_file_names_has_to_be_there(model, package, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(f"train_data: {{mine: {{data: ['{tmp_path}/part{{1..2}}.tar']}}}}")
+    with pytest.raises(DataError, match=r"part1\.tar: there is no such tar"):
+        _run(model, tmp_path, task=str(own), evaluation="task1")
+
+
+def test_an_encoder_that_returns_nan_is_refused_before_training(package, tmp_path, tiny_encoder):
+    encoder = tiny_encoder(max_seconds=2.5)
+    next(encoder.encoder.parameters()).data.fill_(float("nan"))
+    encoder.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ConfigError, match="NaN"):
+        _run(tmp_path / "broken", tmp_path)
+
+
+def test_scores_that_are_no_scores_are_named(tmp_path):
+    path = tmp_path / "scores.tsv"
+    for text in ("", "Task\tscore\tweight\nx\tmuch\t1\n", "Task\tscore\tweight\nx\tnan\t1\n", "a\tb\nc\td\n"):
+        path.write_text(text)
+        if not text:
+            assert results.read_scores(path) == []
+            continue
+        with pytest.raises(DataError, match=r"scores\.tsv"):
+            results.read_scores(path)
+
+
+def test_a_foreign_result_file_is_refused(tmp_path):
+    path = tmp_path / "result.json"
+    for text in ("{", "{}", '{"format": 1, "benchmark": "x-ares"}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="holds no result of XARES-LLM"):
+            read_result(path)
+
+
+def test_published_scores_stand_beside_ones_own():
+    result = XaresLLMResult("mine", "task1", ("gtzan",), (TaskScore("gtzan", 0.7),))
+    table = format_table(result)
+    assert re.search(r"overall \(weighted mean\) +0\.700", table)
+    assert re.search(r"BEST-RQ-2 +overall 0\.38, mean of domain means 0\.41", table)
+    assert re.search(r"BEST-RQ +overall 0\.33, mean of domain means 0\.35", table)
+    assert "source: arXiv:2606.30700" in table
