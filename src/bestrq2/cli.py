@@ -96,7 +96,11 @@ def _xares_llm(argv: Sequence[str]) -> None:
         names = ("model", "output", "phases", "layers", "python")
         print(command.check(**{name: values[name] for name in names}))
         return
-    print(format_table(command.xares_llm(**values)))
+    result = command.xares_llm(**values)
+    print(format_table(result))
+    if result.missing:
+        lacking = f"{len(result.missing)} of {len(result.expected)} datasets have no score"
+        raise BestRQ2Error(f"{lacking}; the same command again does those alone")
 
 
 def _finetune(argv: Sequence[str]) -> None:

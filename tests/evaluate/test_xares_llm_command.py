@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate.xares_llm import command, results
 from bestrq2.evaluate.xares_llm.command import check, xares_llm
 from bestrq2.evaluate.xares_llm.results import TaskScore, XaresLLMResult, format_table, read_result
+from bestrq2.evaluate.xares_llm.running import run_harness
 
 TARS = ("ESC-50/train/fold_1.tar.gz", "ESC-50/train/fold_2.tar.gz", "ESC-50/test/fold_3.tar.gz")
 GTZAN = "GTZAN/test/fold_1.tar.gz"
@@ -114,7 +117,7 @@ def test_a_dataset_that_fails_takes_no_other_with_it_and_is_all_that_a_rerun_doe
     assert result.overall is None
     table = format_table(result)
     assert "1 of 2 datasets have a score" in table
-    assert "overall" not in table
+    assert "overall (weighted mean)" not in table
     monkeypatch.delenv("FAIL")
     again = _run(model, tmp_path)
     assert not again.missing
@@ -152,6 +155,14 @@ def test_without_the_package_the_encoder_is_checked_and_installing_explained(mod
     assert "pip install 'xares-llm @ git+https://github.com/xiaomi-research/xares-llm'" in said
     assert cli.run(["xares-llm", str(model), *output]) == 2
     assert "git+https://github.com/xiaomi-research/xares-llm" in capsys.readouterr().err
+
+
+def test_the_command_says_that_scores_are_missing(model, package, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FAIL", "eval_gtzan")
+    assert cli.run(["xares-llm", str(model), "--output", str(tmp_path / "out"), "--data", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "esc-50" in said.out
+    assert "1 of 2 datasets have no score" in said.err
 
 
 def test_the_command_prints_the_scores(model, package, tmp_path, capsys):
@@ -222,6 +233,20 @@ def test_an_encoder_that_returns_nan_is_refused_before_training(package, tmp_pat
     encoder.save_pretrained(tmp_path / "broken")
     with pytest.raises(ConfigError, match="NaN"):
         _run(tmp_path / "broken", tmp_path)
+
+
+def test_an_interruption_ends_the_benchmark_too(tmp_path, monkeypatch):
+    class Interrupted(io.StringIO):
+        def write(self, text: str) -> int:
+            (tmp_path / "pid").write_text(text)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stderr", Interrupted())
+    endless = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    with pytest.raises(KeyboardInterrupt):
+        run_harness([sys.executable, "-c", endless], dict(os.environ), tmp_path / "log")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_scores_that_are_no_scores_are_named(tmp_path):

@@ -23,7 +23,7 @@ from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, write_encoder
 from bestrq2.evaluate.xares_llm.harness import Harness
 from bestrq2.evaluate.xares_llm.results import TaskScore, XaresLLMResult, read_scores, task_name, write_result
 from bestrq2.evaluate.xares_llm.running import drop_unfinished, run_harness
-from bestrq2.files import disk_errors, folder_lock, write_text
+from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
 from bestrq2.inference.corpus.identity import weights_hash
 from bestrq2.inference.embedder import Embedder
 
@@ -170,7 +170,7 @@ def _prepare(
     folder = (output / f"{name}-{digest[:12]}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "encoder" / "config.json").is_file():
-        write_encoder(encoder, folder / "encoder")
+        write_folder(folder / "encoder", lambda fresh: write_encoder(encoder, fresh))
     model_args: dict[str, Any] = {"folder": str(folder / "encoder"), "phases": phases, "layers": layers}
     wrapped = BestRQ2Encoder(**model_args)
     check_encoder(wrapped)

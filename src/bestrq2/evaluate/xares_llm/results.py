@@ -182,6 +182,6 @@ def _published_lines(rows: Sequence[PublishedAverages]) -> list[str]:
     width = max(len(row.model) for row in rows)
     for row in rows:
         means = {"overall": row.global_mean, "mean of domain means": row.mean_of_means}
-        known = ", ".join(f"{name} {value / 100:.2f}" for name, value in means.items() if value is not None)
+        known = ", ".join(f"{name} {float(value) / 100:.2f}" for name, value in means.items() if value)
         lines.append(f"    {row.model:<{width}}  {known}")
     return [*lines, *sorted({f"    source: {row.source}" for row in rows})]
