@@ -78,7 +78,7 @@ class PretrainingModule(pl.LightningModule):
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
         """One batch of a step."""
-        seed_stochastic_depth(self.config.seed, batch.step, self.global_rank)
+        seed_stochastic_depth(self.config.seed, batch.step, self.global_rank, self.device)
         output = self(batch, batch.hidden_mask)
         self._step = add_diagnostics(self._step, output)
         self._step_number = batch.step // self.config.trainer.accumulate_grad_batches + 1
@@ -203,13 +203,17 @@ def checkpoint_activations(model: BestRQ2ForPreTraining) -> None:
             part.gradient_checkpointing = True
 
 
-def seed_stochastic_depth(seed: int, batch: int, rank: int) -> None:
+def seed_stochastic_depth(seed: int, batch: int, rank: int, device: torch.device) -> None:
     """Draw stochastic depth from (seed of the run, number of the batch, process) and not from what ran before.
 
-    So a resumed run repeats it.
+    So a resumed run repeats it. Only this device's generator and the CPU's are seeded: `torch.manual_seed` also puts
+    down a stack trace for every kind of accelerator that is not there, which takes longer than all other work of a step
+    that is not the device's.
     """
-    sequence = np.random.SeedSequence([seed, _DROP_STREAM, batch, rank])
-    torch.manual_seed(int(sequence.generate_state(1)[0]))
+    state = int(np.random.SeedSequence([seed, _DROP_STREAM, batch, rank]).generate_state(1)[0])
+    torch.default_generator.manual_seed(state)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(state)
 
 
 def share_of_step(patches: Tensor) -> Tensor | float:

@@ -158,7 +158,7 @@ def _losses(
     for rank in ranks:
         for number, each in enumerate(saved.ranks[rank]):
             batch = each.batch.to(next(model.parameters()).device)
-            seed_stochastic_depth(config.seed, batch.step, rank)
+            seed_stochastic_depth(config.seed, batch.step, rank, batch.input_values.device)
             with precision.forward_context():
                 values = precision.convert_input(batch.input_values)
                 loss = model(values, padding_mask(batch), batch.hidden_mask).loss
