@@ -30,6 +30,8 @@ class MetricsFile(Logger):
         self.path = path
         self._rows: dict[int, dict[str, str]] = {}
         self._columns: list[str] = []
+        # Rows as they stand in the file, so that saving one more does not spell out all that came before.
+        self._lines: dict[int, str] = {}
         if path.exists() and start_step:
             with path.open(newline="") as file:
                 for row in csv.DictReader(file):
@@ -53,7 +55,10 @@ class MetricsFile(Logger):
         values = {key: repr(float(value)) for key, value in metrics.items() if key != "epoch"}
         if values:
             self._rows.setdefault(step or 0, {}).update(values)
-            self._columns += [key for key in values if key not in self._columns]
+            self._lines.pop(step or 0, None)
+            if new := [key for key in values if key not in self._columns]:
+                self._columns += new
+                self._lines.clear()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -62,12 +67,16 @@ class MetricsFile(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Write the table."""
-        table = io.StringIO()
-        writer = csv.DictWriter(table, ["step", *self._columns], restval="", lineterminator="\n")
-        writer.writeheader()
-        for step, row in sorted(self._rows.items()):
-            writer.writerow({"step": step, **row})
-        write_text(self.path, table.getvalue())
+        for step in self._rows.keys() - self._lines.keys():
+            self._lines[step] = self._line([step, *(self._rows[step].get(name, "") for name in self._columns)])
+        lines = [self._lines[step] for step in sorted(self._lines)]
+        write_text(self.path, "".join([self._line(["step", *self._columns]), *lines]))
+
+    @staticmethod
+    def _line(cells: list[Any]) -> str:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        return line.getvalue()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
