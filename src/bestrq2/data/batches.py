@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows, packed, unpacked
 from bestrq2.data.decoder import FULL_SCALE, UnreadableAudioError, put_samples
 from bestrq2.data.schedule import BatchSchedule, CropKey
 from bestrq2.data.seeding import generator
@@ -100,6 +101,7 @@ class CropDataset(Dataset[Crop]):
         self.sampling_rate = sampling_rate
         self.max_seconds = max_seconds
         self.seed = seed
+        self.longest = max(1, round(max_seconds * sampling_rate))
         self.min_samples = min_samples
         self.order = source.order(seed)
         # Recordings of which no crop is usable: known ones are not opened again. The outcome is the same either way.
@@ -142,14 +144,13 @@ class CropDataset(Dataset[Crop]):
         Raises:
             AllRejectedError: as for single items.
         """
-        shape, rows = (len(keys), max(1, round(self.max_seconds * self.sampling_rate))), None
+        shape, rows = (len(keys), self.longest), None
         crops: list[Crop] = []
         for place, key in enumerate(keys):
             crop = self._crop(key)
             length, kind = len(crop.waveform), _kept_type(crop.waveform)
             if rows is None or (rows.dtype != kind and kind == np.float32):
-                # numpy asks for huge pages where torch does not: fresh small ones cost more than filling them.
-                fresh = np.empty(shape, kind)
+                fresh = new_rows(shape, kind)
                 for row, before in zip(fresh, crops, strict=False):
                     put_samples(before.waveform, row[: len(before.waveform)])
                 crops = [replace(c, waveform=row[: len(c.waveform)]) for c, row in zip(crops, fresh, strict=False)]
@@ -183,6 +184,9 @@ def _kept_type(waveform: np.ndarray) -> np.dtype:
     return np.dtype(np.int16 if waveform.dtype == np.int16 else np.float32)
 
 
+_TENSORS = ("input_values", "lengths", "places", "hidden_mask")
+
+
 @dataclass
 class AudioBatch:
     """Crops of one step, padded to the longest.
@@ -211,6 +215,12 @@ class AudioBatch:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: packed(value) if name in _TENSORS else value for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {name: unpacked(value) if name in _TENSORS else value for name, value in state.items()}
+
     def pin_memory(self) -> AudioBatch:
         """The batch with its audio and mask in page-locked memory."""
         mask = None if self.hidden_mask is None else self.hidden_mask.pin_memory()
@@ -236,7 +246,7 @@ def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBa
     longest = int(lengths.max())
     rows = _shared_rows([item.waveform for item in items])
     if rows is None:
-        rows = np.empty((len(items), longest), np.result_type(*(_kept_type(item.waveform) for item in items)))
+        rows = new_rows((len(items), longest), np.result_type(*(_kept_type(item.waveform) for item in items)))
         for row, item in zip(rows, items, strict=True):
             put_samples(item.waveform, row[: len(item.waveform)])
     input_values = np.ascontiguousarray(rows[:, :longest])
@@ -269,12 +279,14 @@ def _leave_later(number: int, frame: object) -> None:
     leaving.start()
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(worker: int, memory: BatchMemory | None) -> None:
     """One thread a worker, and signals are left to the main process, which ends the workers.
 
     Schedulers signal all processes of a job at once; a worker that died of it would take the last step away.
     """
     torch.set_num_threads(1)
+    if memory is not None:
+        memory.use_here(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_later)
@@ -287,12 +299,13 @@ def end_workers(loader: Any) -> None:
         iterator._shutdown_workers()
 
 
-def worker_settings(num_workers: int, prefetch_factor: int = 4) -> dict[str, Any]:
+def worker_settings(num_workers: int, prefetch_factor: int = 4, batch_samples: int = 0) -> dict[str, Any]:
     """What a `DataLoader` is told about its workers.
 
     Args:
         num_workers: processes that decode; 0 decodes in this one.
         prefetch_factor: batches each worker prepares ahead.
+        batch_samples: samples of the largest `AudioBatch`; 0 where the loader makes something else.
 
     Raises:
         ConfigError: a negative number of workers.
@@ -300,10 +313,12 @@ def worker_settings(num_workers: int, prefetch_factor: int = 4) -> dict[str, Any
     if num_workers < 0:
         raise ConfigError(f"num_workers is {num_workers}; it must be 0 or more.")
     # Forked workers share arrays in memory and need no import guard in the user's script; they run no torch threads.
-    method = "fork" if sys.platform == "linux" else "spawn"
+    method, memory = "fork" if sys.platform == "linux" else "spawn", None
+    if num_workers and batch_samples and method == "fork":
+        memory = memory_for(num_workers, prefetch_factor, batch_samples * np.dtype(np.float32).itemsize)
     return {
         "num_workers": num_workers,
-        "worker_init_fn": _start_worker,
+        "worker_init_fn": partial(_start_worker, memory=memory),
         "multiprocessing_context": multiprocessing.get_context(method) if num_workers else None,
         "persistent_workers": num_workers > 0,
         "prefetch_factor": prefetch_factor if num_workers else None,
@@ -331,12 +346,13 @@ def make_loader(
     Raises:
         ConfigError: a negative number of workers.
     """
+    clips = schedule.batch_size // schedule.world_size
     return DataLoader(
         dataset,
         batch_sampler=schedule,
         collate_fn=partial(collate, draw_mask=draw_mask),
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        **worker_settings(num_workers, prefetch_factor),
+        **worker_settings(num_workers, prefetch_factor, clips * dataset.longest),
     )
 
 

@@ -132,7 +132,8 @@ class StreamFeed:
         check_share(batch_size, start_step, rank, world_size)
         steps = range(start_step, 1 << 62 if max_steps is None else max_steps)
         dataset = StreamDataset(self.source, self.make, self.seed, batch_size, steps, draw_mask, rank, world_size)
-        settings = worker_settings(num_workers)
+        longest = max(1, round(self.make.max_seconds * self.make.sampling_rate))
+        settings = worker_settings(num_workers, batch_samples=batch_size // world_size * longest)
         pin = torch.cuda.is_available()
         return DataLoader(dataset, batch_size=None, collate_fn=_as_it_is, pin_memory=pin, **settings)
 
