@@ -1,0 +1,295 @@
+"""What a clip costs in a whole pretraining run, part by part, and how long the device waits for data.
+
+    python benchmarks/end_to_end.py --output benchmarks/results/end_to_end_cpu.json
+
+Clips of 12 s (with `--lengths varied`: 2 to 12 s) are packed by `bestrq2 prepare` into shards of 16-bit PCM, and
+`bestrq2.pretrain` trains on random crops of them with the recipe's own settings. The first steps are not counted. The
+library knows nothing of this: its public functions are wrapped from here. Every instant of the training thread belongs
+to exactly one row; on a GPU there is a column of the device's own time, in which the row also has what the device idled
+while the row was at work. Rows with `--workers` above 0 that run in the loader's processes are counted in processor
+time and go on while the device works: what they do not hide is in the row "wait for the loader".
+
+"device waits" is the share of the time in which a step could have run if its batch had been there: everything between
+the end of a step and the arrival of the next batch. The run's own clock says the same in its progress line; both are
+in the JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from data_loading import RATE, waveform
+from machine import description
+from stopwatch import Stopwatch
+
+import bestrq2
+from bestrq2.data import batches
+from bestrq2.data.prepare.run import prepare
+from bestrq2.data.shards.shard_source import ShardSource
+from bestrq2.inference.cost import cost
+from bestrq2.model import modeling_bestrq2
+from bestrq2.train import callbacks, failures, module, timing, watch
+from bestrq2.train.progress import Progress
+
+# Loading: in the training thread without workers, else in theirs.
+CROP, READ, MASKS, COLLATE, HAND_OVER, PIN = (
+    "crop: order, place, look-up", "read: from the page cache into the batch", "masks", "collate",
+    "hand over to the training process", "pin",
+)  # fmt: skip
+WAIT, TO_DEVICE = "wait for the loader", "copy to the device, float32"
+LENGTHS, ORDER = "lengths and padding", "order of the masks"
+SPECTROGRAM, PATCHES, QUANTIZER = "spectrogram", "normalise and cut into patches", "quantizer"
+FORWARD, BACKWARD, CLIPPING, OPTIMISER = "forward", "backward", "gradient norm, skipped steps", "optimiser"
+DIAGNOSTICS, LOGGING, KEEPING, REST = "diagnostics", "logging", "checkpoints and rejected files", "Lightning and rest"
+
+LOADING = (CROP, READ, MASKS, COLLATE, HAND_OVER, PIN)
+STEP = (SPECTROGRAM, PATCHES, QUANTIZER, FORWARD, BACKWARD, OPTIMISER)
+ROWS = (
+    *LOADING, WAIT, TO_DEVICE, LENGTHS, ORDER, SPECTROGRAM, PATCHES, QUANTIZER, FORWARD, BACKWARD, OPTIMISER, CLIPPING,
+    DIAGNOSTICS, LOGGING, KEEPING, REST,
+)  # fmt: skip
+
+PLACES: list[tuple[Any, str, str]] = [
+    (ShardSource, "read", CROP),
+    (batches, "put_samples", READ),
+    (module.MaskDrawer, "__call__", MASKS),
+    (batches, "collate", COLLATE),
+    (batches.AudioBatch, "pin_memory", PIN),
+    (torch.utils.data.dataloader._BaseDataLoaderIter, "__next__", WAIT),
+    (module.PretrainingModule, "transfer_batch_to_device", TO_DEVICE),
+    (module, "padding_mask", LENGTHS),
+    (modeling_bestrq2.BestRQ2Model, "patches", LENGTHS),
+    (modeling_bestrq2, "order_by_mask", ORDER),
+    (modeling_bestrq2.LogMel, "forward", SPECTROGRAM),
+    (modeling_bestrq2.BestRQ2Model, "spectrogram_patches", PATCHES),
+    (modeling_bestrq2.RandomProjectionQuantizer, "forward", QUANTIZER),
+    (module.PretrainingModule, "training_step", FORWARD),
+    (module.PretrainingModule, "backward", BACKWARD),
+    (module.PretrainingModule, "configure_gradient_clipping", CLIPPING),
+    (failures.FailureKeeper, "on_train_batch_end", CLIPPING),
+    (torch.optim.AdamW, "step", OPTIMISER),
+    (module.PretrainingModule, "optimizer_zero_grad", OPTIMISER),
+    (module, "add_diagnostics", DIAGNOSTICS),
+    (module, "summarise", LOGGING),
+    (module.PretrainingModule, "publish", LOGGING),
+    (timing.Timing, "on_train_batch_end", LOGGING),
+    (watch.Watch, "on_train_batch_end", LOGGING),
+    (callbacks.RunKeeper, "on_train_batch_end", KEEPING),
+]
+
+
+def write_shards(root: Path, clips: int, varied: bool) -> Path:
+    """Prepared shards of clips of 12 s, or of 2 to 12 s."""
+    folder, shards = root / "clips", root / "shards"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(clips):
+        samples = waveform(number)
+        if varied:
+            samples = samples[: int(rng.integers(2 * RATE, len(samples) + 1))]
+        soundfile.write(folder / f"{number:06d}.wav", samples, RATE)
+    with _quiet():
+        prepare(str(folder), shards, num_workers=os.cpu_count())
+    return shards
+
+
+class Measurement:
+    """Starts the stopwatch after the first steps of a run and stops it, and the run, when the time is up.
+
+    Attributes:
+        watch: the stopwatch.
+        steps: counted.
+    """
+
+    def __init__(self, warm_up: int, seconds: float) -> None:
+        self.watch = Stopwatch(ROWS, REST)
+        self.warm_up, self.seconds = warm_up, seconds
+        self.steps = self.clips = 0
+        self.clock: Any = None
+        self.clock_before = (0.0, 0.0)
+        self.clock_says = 0.0
+
+    def step_ended(self, progress: Progress, trainer: Any, training: Any, batch: Any) -> None:
+        """After every step, when all is done but the next one's batch."""
+        done, every = batch.step + 1, training.config.trainer.log_every_n_steps
+        if done == self.warm_up:
+            if training.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.clock_before = (progress.clock.elapsed, progress.clock.waited)
+            self.watch.start(training.device)
+        elif self.watch.running:
+            self.steps += 1
+            self.clips += len(batch)
+            # Whole rounds of logging, so that its share is what it is in a long run.
+            if self.steps % every == 0 and progress.clock.elapsed - self.clock_before[0] >= self.seconds:
+                self.watch.stop()
+                elapsed, waited = progress.clock.elapsed, progress.clock.waited
+                self.clock_says = (waited - self.clock_before[1]) / (elapsed - self.clock_before[0])
+                trainer.should_stop = True
+
+    @contextlib.contextmanager
+    def of_this_run(self) -> Iterator[None]:
+        """Measure the run in this block."""
+        with self.watch.watching(PLACES), _batches_of_workers(self.watch):
+            plain = Progress.on_train_batch_end
+
+            def ended(progress: Any, trainer: Any, training: Any, outputs: Any, batch: Any, index: int) -> None:
+                with self.watch.part(LOGGING):
+                    plain(progress, trainer, training, outputs, batch, index)
+                self.step_ended(progress, trainer, training, batch)
+
+            Progress.on_train_batch_end = ended  # type: ignore[method-assign]
+            try:
+                yield
+            finally:
+                Progress.on_train_batch_end = plain  # type: ignore[method-assign]
+
+    def result(self) -> dict[str, Any]:
+        """Milliseconds a clip by row, and shares."""
+        tables = {
+            "host_ms_per_clip": self.watch.host_seconds(),
+            "device_ms_per_clip": self.watch.device_seconds(),
+            "workers_ms_per_clip": self.watch.elsewhere_seconds(),
+        }
+        waited = tables["device_ms_per_clip"] or tables["host_ms_per_clip"]
+        busy = sum(waited.get(name, 0.0) for name in STEP)
+        scaled = {
+            table: {name: 1000 * times[name] / self.clips for name in ROWS if times.get(name)}
+            for table, times in tables.items()
+        }
+        return {
+            "steps": self.steps,
+            "clips": self.clips,
+            "seconds": self.watch.seconds,
+            "clips_per_second": self.clips / self.watch.seconds,
+            "device_waits": sum(waited.get(name, 0.0) for name in (*LOADING, WAIT)) / self.watch.seconds,
+            "clock_of_the_run_says": self.clock_says,
+            "in_the_step_itself": busy / self.watch.seconds,
+            **scaled,
+        }
+
+
+@contextlib.contextmanager
+def _batches_of_workers(watch: Stopwatch) -> Iterator[None]:
+    """Book what a worker spends beside its parts, pickling and copying into shared memory, as handing over."""
+    plain, main_process = batches.collate, os.getpid()
+    before: dict[int, tuple[float, float]] = {}
+
+    def collate(*args: Any, **kwargs: Any) -> Any:
+        batch = plain(*args, **kwargs)
+        if os.getpid() != main_process:
+            spent, known = time.process_time(), watch.booked_here()
+            if os.getpid() in before:
+                last_spent, last_known = before[os.getpid()]
+                watch.add_elsewhere(HAND_OVER, spent - last_spent - (known - last_known))
+            before[os.getpid()] = spent, known
+        return batch
+
+    batches.collate = collate
+    try:
+        yield
+    finally:
+        batches.collate = plain
+
+
+def measure(recipe: str, shards: Path, arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
+    """One run."""
+    batch = arguments.batch or bestrq2.recipe(recipe)["loader"]["batch_size"]
+    if not arguments.batch and arguments.accelerator == "cpu":
+        batch = min(batch, 16)
+    every = 1_000_000
+    trainer = {
+        "max_steps": every, "val_every_n_steps": 0, "checkpoint_every_n_steps": every,
+        "accelerator": arguments.accelerator, "precision": arguments.precision, "compile": arguments.compile,
+    }  # fmt: skip
+    if arguments.log_every:
+        trainer["log_every_n_steps"] = arguments.log_every
+    measurement = Measurement(arguments.warm_up, arguments.seconds)
+    with tempfile.TemporaryDirectory() as folder, measurement.of_this_run(), _quiet():
+        bestrq2.pretrain(
+            recipe=recipe,
+            data=shards,
+            output=Path(folder) / "run",
+            loader={"batch_size": batch, "num_workers": workers, "validation_clips": 0, "statistics_clips": 16},
+            trainer=trainer,
+        )
+    gflops = cost(bestrq2.BestRQ2Config(**bestrq2.recipe(recipe)["model"])).training_gflops
+    result = measurement.result()
+    run = {"recipe": recipe, "batch": batch, "workers": workers, "lengths": arguments.lengths}
+    return {**run, "training_gflops_per_clip": gflops, **result}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def print_table(run: dict[str, Any]) -> None:
+    """For people."""
+    print(
+        f"\n{run['recipe']}, {run['steps']} steps of {run['batch']} clips ({run['lengths']} lengths), "
+        f"{run['workers']} workers: {run['clips_per_second']:.1f} clips/s, device waits {run['device_waits']:.2%} "
+        f"(the run's clock: {run['clock_of_the_run_says']:.2%}), in the step itself {run['in_the_step_itself']:.1%}"
+    )
+    host, device, workers = (run[f"{name}_ms_per_clip"] for name in ("host", "device", "workers"))
+    total = sum(host.values())
+    print(f"{'part':<42} {'ms/clip':>9} {'share':>7} {'GPU ms/clip':>12} {'workers ms/clip':>16}")
+    for name in ROWS:
+        if host.get(name) or device.get(name) or workers.get(name):
+            cells = [f"{times[name]:.3f}" if times.get(name) else "" for times in (device, workers)]
+            own = host.get(name, 0.0)
+            print(f"{name:<42} {own:>9.3f} {own / total:>7.1%} {cells[0]:>12} {cells[1]:>16}")
+    print(f"{'sum':<42} {total:>9.3f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--recipes", nargs="+", default=["demo", "best-rq-2-tiny", "best-rq-2"])
+    parser.add_argument("--workers", type=int, nargs="+", default=[4] if on_gpu else [0, 1])
+    parser.add_argument("--batch", type=int, help="clips a step; default the recipe's, on a CPU at most 16")
+    parser.add_argument("--lengths", choices=["equal", "varied"], default="equal")
+    parser.add_argument("--clips", type=int, default=100, help="in the shards")
+    parser.add_argument("--seconds", type=float, default=20.0, help="measured of each run, at least")
+    parser.add_argument("--warm-up", type=int, default=5, help="steps that are not counted")
+    parser.add_argument("--log-every", type=int, help="steps; default the recipe's")
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="gpu" if on_gpu else "cpu")
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+    machine = description(torch.device("cuda" if arguments.accelerator == "gpu" else "cpu"))
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        shards = write_shards(Path(folder), arguments.clips, arguments.lengths == "varied")
+        for recipe in arguments.recipes:
+            for workers in arguments.workers:
+                runs.append(measure(recipe, shards, arguments, workers))
+                print_table(runs[-1])
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(
+            json.dumps({"machine": machine, "command": sys.argv, "runs": runs}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
