@@ -7,9 +7,10 @@ files in the page cache. Rows take turns, so that what else the machine does mee
 is shown with the least and the most. "webdataset" is WebDataset(tars) with a soundfile decoder that seeks to its crop,
 stacked and given to a DataLoader; "soundfile" is a bare loop over the FLAC files without batches.
 
-"per core" counts clips a second of processor time, for rows without workers: on a machine that others use too, it is
-the figure to compare. The last column is the memory traffic that the job cannot do without (16-bit samples read,
-float32 written; for FLAC the latter alone) as a share of what copying memory achieves here in processor time.
+"per core" counts clips a second of processor time, that of workers included (Linux): on a machine that others use too,
+it is the figure to compare. Batches of 16-bit samples are made float32 in the training process, which on a GPU the
+device does. The last column is the memory traffic that the job cannot do without (16-bit samples read, float32 written;
+for FLAC the latter alone) as a share of what copying memory achieves here in processor time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -72,7 +74,7 @@ def own_batches(place: Path, workers: int) -> Iterator[torch.Tensor]:
     dataset = CropDataset(open_source(place), RATE, CROP_SECONDS, seed=0)
     loader = make_loader(dataset, BatchSchedule(dataset.order, BATCH), workers, pin_memory=False)
     for batch in loader:
-        yield batch.input_values
+        yield batch.to("cpu").input_values
 
 
 def crop_of(sample: dict) -> torch.Tensor:
@@ -103,14 +105,23 @@ def soundfile_loop(place: Path, _: int) -> Iterator[list[np.ndarray]]:
         yield crops
 
 
+def processor_seconds() -> float:
+    """Of this process and its workers so far."""
+    spent = time.process_time()
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        spent += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return spent
+
+
 def clips_a_second(batches: Iterator, seconds: float) -> tuple[float, float]:
-    """Clips a second, and a second of this process's processor time, once what workers made at first is used up."""
+    """Clips a second, and a second of processor time, once what workers made at first is used up."""
     for _ in itertools.islice(batches, 12):
         pass
-    count, start, busy = 0, time.perf_counter(), time.process_time()
+    count, start, busy = 0, time.perf_counter(), processor_seconds()
     while time.perf_counter() < start + seconds:
         count += len(next(batches))
-    rates = count / (time.perf_counter() - start), count / (time.process_time() - busy)
+    rates = count / (time.perf_counter() - start), count / (processor_seconds() - busy)
     batches.close()
     return rates
 
@@ -169,8 +180,8 @@ def main() -> None:
         ratios = ["", ""]
         if rival and reader == "bestrq2":
             ratios = [f"{ratio:.1f}" for ratio in np.array([rate, per_core]) / np.median(rival, axis=0)]
-        traffic = (rate if workers else per_core) * CROP * (6 if place == "pcm" else 4)
-        core = ["", ""] if workers else [f"{per_core:.0f}", ratios[1]]
+        traffic = per_core * CROP * (6 if place == "pcm" else 4)
+        core = [f"{per_core:.0f}", ratios[1]]
         spread = f"{min(turns):.0f}-{max(turns):.0f}"
         cells = (reader, place, workers, f"{rate:.0f}", spread, ratios[0], *core, f"{traffic / 1e9:.2f}")
         print(line.format(*cells, f"{traffic / bandwidth:.1%}"))

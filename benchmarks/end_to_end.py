@@ -71,8 +71,10 @@ PLACES: list[tuple[Any, str, str]] = [
     (torch.utils.data.dataloader._BaseDataLoaderIter, "__next__", WAIT),
     (module.PretrainingModule, "transfer_batch_to_device", TO_DEVICE),
     (module, "padding_mask", LENGTHS),
+    (module, "unequal_lengths", LENGTHS),
     (modeling_bestrq2.BestRQ2Model, "patches", LENGTHS),
     (modeling_bestrq2, "order_by_mask", ORDER),
+    (modeling_bestrq2, "split_by_mask", ORDER),
     (modeling_bestrq2.LogMel, "forward", SPECTROGRAM),
     (modeling_bestrq2.BestRQ2Model, "spectrogram_patches", PATCHES),
     (modeling_bestrq2.RandomProjectionQuantizer, "forward", QUANTIZER),
@@ -133,8 +135,9 @@ class Measurement:
         elif self.watch.running:
             self.steps += 1
             self.clips += len(batch)
-            # Whole rounds of logging, so that its share is what it is in a long run.
-            if self.steps % every == 0 and progress.clock.elapsed - self.clock_before[0] >= self.seconds:
+            spent = progress.clock.elapsed - self.clock_before[0]
+            # Whole rounds of logging, so that its share is what it is in a long run; unless a round takes too long.
+            if spent >= self.seconds and (self.steps % every == 0 or spent >= 2 * self.seconds):
                 self.watch.stop()
                 elapsed, waited = progress.clock.elapsed, progress.clock.waited
                 self.clock_says = (waited - self.clock_before[1]) / (elapsed - self.clock_before[0])
@@ -269,7 +272,7 @@ def main() -> None:
     parser.add_argument("--lengths", choices=["equal", "varied"], default="equal")
     parser.add_argument("--clips", type=int, default=100, help="in the shards")
     parser.add_argument("--seconds", type=float, default=20.0, help="measured of each run, at least")
-    parser.add_argument("--warm-up", type=int, default=5, help="steps that are not counted")
+    parser.add_argument("--warm-up", type=int, default=3, help="steps that are not counted")
     parser.add_argument("--log-every", type=int, help="steps; default the recipe's")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="gpu" if on_gpu else "cpu")
     parser.add_argument("--precision", default="32-true")

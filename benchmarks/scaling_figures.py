@@ -1,0 +1,179 @@
+"""The plots of benchmarks/scaling.py."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from bestrq2.files import write_bytes
+from bestrq2.report.comparison.figures import COLOURS, RC
+
+Point = dict[str, Any]
+
+
+class Law:
+    """Milliseconds that are expected, from three constants of the reference.
+
+    Args:
+        reference: the measured point.
+    """
+
+    def __init__(self, reference: Point) -> None:
+        clips = reference["batch"]
+        self.front_end = reference["front_end"] / clips / reference["clip_seconds"]
+        self.gflop = reference["network"] / clips / reference["gflops"]
+        self.parameter = reference["optimiser"] / reference["parameters"]
+
+    def clip(self, point: Point, gflops: str = "gflops") -> float:
+        """Of one clip in a batch like the point's."""
+        front, network = self.front_end * point["clip_seconds"], self.gflop * point[gflops]
+        return front + network + self.parameter * point["parameters"] / point["batch"]
+
+
+def measured_clip(point: Point) -> float:
+    """Milliseconds a clip, measured."""
+    return (point["front_end"] + point["network"] + point["optimiser"]) / point["batch"]
+
+
+def _by_recipe(points: Sequence[Point]) -> dict[str, list[Point]]:
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        found.setdefault(point["recipe"], []).append(point)
+    return found
+
+
+def _dots(axes: Any, points: Sequence[Point], values: Sequence[float], colour: str, label: str) -> None:
+    xs = [point["x"] for point in points]
+    axes.plot(xs, values, "o", color=colour, markersize=5, label=label)
+
+
+def _line(
+    axes: Any, points: Sequence[Point], values: Sequence[float], colour: str, label: str, stroke: Any = "-"
+) -> None:
+    axes.plot([point["x"] for point in points], values, linestyle=stroke, color=colour, linewidth=1.4, label=label)
+
+
+def _ticks(axes: Any, points: Sequence[Point]) -> None:
+    xs = sorted({point["x"] for point in points})
+    axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def draw_length(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
+    law = Law(measured["reference"])
+    _dots(axes, points, [measured_clip(p) / p["x"] for p in points], COLOURS[0], "measured")
+    _line(axes, points, [law.clip(p) / p["x"] for p in points], COLOURS[0], "law")
+    _line(axes, points, [law.clip(p, "linear_gflops") / p["x"] for p in points], COLOURS[1],
+          "law without the quadratic part of attention", "--")  # fmt: skip
+    axes.set_xscale("log")
+    _ticks(axes, points)
+    axes.set_xlabel("length of a clip (s); 160 s of audio in a batch")
+    axes.set_ylabel("ms per second of audio")
+    axes.set_ylim(bottom=0)
+
+
+def draw_batch(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
+    law = Law(measured["reference"])
+    _dots(axes, points, [measured_clip(p) for p in points], COLOURS[0], "measured")
+    _line(axes, points, [law.clip(p) for p in points], COLOURS[0], "law: the optimiser is shared by the batch")
+    axes.set_xscale("log")
+    _ticks(axes, points)
+    axes.set_xlabel("clips in a batch")
+    axes.set_ylabel("ms a clip")
+    axes.set_ylim(bottom=0)
+
+
+def draw_model(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
+    law, peak = Law(measured["reference"]), measured["machine"]["float32_gflops_peak"]
+    points = sorted(points, key=lambda point: point["x"])
+    for stage, colour in (("two steps", COLOURS[0]), ("one stage", COLOURS[1])):
+        some = [point for point in points if ("vit" in point["recipe"]) == (stage == "one stage")]
+        _dots(axes, some, [measured_clip(p) for p in some], colour, stage)
+    _line(axes, points, [law.clip(p) for p in points], COLOURS[0], "law: GFLOP at the rate of the reference")
+    _line(axes, points, [1000 * p["gflops"] / peak for p in points], "#5b5e66", f"floor: {peak:.0f} GFLOP/s", "--")
+    for number, point in enumerate(points):
+        name = point["recipe"].removeprefix("best-rq-")
+        name = f"{name}-base" if name == "2" else name
+        beside = (6, -11) if number % 2 == 0 else (-6, 7)
+        axes.annotate(name, (point["x"], measured_clip(point)), beside, textcoords="offset points", fontsize=7.5,
+                      ha="left" if number % 2 == 0 else "right")  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("GFLOP a clip, forward and backward")
+    axes.set_ylabel("ms a clip")
+
+
+def draw_ratio(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
+    law = Law(measured["reference"])
+    for (recipe, some), colour in zip(_by_recipe(points).items(), COLOURS, strict=False):
+        stage = "one stage" if "vit" in recipe else "two steps"
+        _dots(axes, some, [measured_clip(p) for p in some], colour, f"{stage}, measured")
+        _line(axes, some, [law.clip(p) for p in some], colour, f"{stage}, law")
+    axes.set_xlabel("share of hidden patches")
+    axes.set_ylabel("ms a clip")
+    axes.set_ylim(bottom=0)
+
+
+def draw_masks(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
+    """Cost of a mask relative to one mask a clip, read from FLAC: what several masks a clip save."""
+    read = measured["decoding_ms"]["FLAC"]
+    for (recipe, some), colour in zip(_by_recipe(points).items(), COLOURS, strict=False):
+        first = some[0]
+        fixed = read + first["front_end"] / BATCH_MASKS
+        network = (first["network"] + first["optimiser"]) / BATCH_MASKS
+        values = [read / point["x"] + measured_clip(point) / point["x"] for point in some]
+        name = recipe.removeprefix("best-rq-")
+        _dots(axes, some, [100 * value / values[0] for value in values], colour, f"{name}, measured")
+        law = [100 * (fixed / p["x"] + network) / (fixed + network) for p in some]
+        _line(axes, some, law, colour, f"{name}, law")
+    axes.set_xscale("log", base=2)
+    _ticks(axes, points)
+    axes.set_xlabel("masks a clip; 16 masks in a batch")
+    axes.set_ylabel("cost of a mask (%)")
+    axes.set_ylim(bottom=0)
+
+
+# Masks in a batch of `draw_masks`, however many belong to one clip.
+BATCH_MASKS = 16
+
+
+def draw_processes(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
+    cores, first = measured["machine"]["cpus"], points[0]["step"] / points[0]["batch"]
+    _dots(axes, points, [p["step"] / p["batch"] for p in points], COLOURS[0], "measured")
+    _line(axes, points, [first / min(p["x"], cores) for p in points], COLOURS[0], f"law: shared by up to {cores} cores")
+    axes.set_xscale("log", base=2)
+    _ticks(axes, points)
+    axes.set_xlabel("processes, one thread each; 32 clips a step")
+    axes.set_ylabel("ms a clip")
+    axes.set_ylim(bottom=0)
+
+
+PLOTS: dict[str, Callable[[Any, list[Point], dict[str, Any]], None]] = {
+    "length": draw_length,
+    "batch": draw_batch,
+    "model": draw_model,
+    "ratio": draw_ratio,
+    "masks": draw_masks,
+    "processes": draw_processes,
+}
+
+
+def write(measured: dict[str, Any], folder: Path) -> None:
+    """scaling-NAME.png for every plot that was measured."""
+    for name, points in measured["plots"].items():
+        with rc_context(RC):
+            figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+            FigureCanvasAgg(figure)
+            axes = figure.subplots()
+            PLOTS[name](axes, points, measured)
+            axes.legend(fontsize=7.5, loc="best")
+            content = io.BytesIO()
+            figure.savefig(content, format="png", dpi=110, facecolor="white")
+        write_bytes(folder / f"scaling-{name}.png", content.getvalue())
