@@ -280,18 +280,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file")
     arguments = parser.parse_args()
     machine = description(torch.device("cuda" if arguments.accelerator == "gpu" else "cpu"))
-    runs = []
+    runs: list[dict[str, Any]] = []
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         shards = write_shards(Path(folder), arguments.clips, arguments.lengths == "varied")
         for recipe in arguments.recipes:
             for workers in arguments.workers:
                 runs.append(measure(recipe, shards, arguments, workers))
                 print_table(runs[-1])
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(
-            json.dumps({"machine": machine, "command": sys.argv, "runs": runs}, indent=1) + "\n"
-        )
+                if arguments.output:
+                    content = {"machine": machine, "command": sys.argv, "runs": runs}
+                    arguments.output.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

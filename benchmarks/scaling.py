@@ -114,6 +114,20 @@ def timed_step(
     return Timed(front, network, update, counted.training_gflops, counted.pretraining_parameters)
 
 
+def peak_gflops(device: torch.device, clock: Callable[[], float]) -> float:
+    """GFLOP/s of a large float32 matrix product by this clock."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    times = []
+    for _ in range(8):
+        start = clock()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(clock() - start)
+    return round(2 * size**3 / 1e9 / statistics.median(times[1:]), 1)
+
+
 class Points:
     """Measures settings and prints them as they come."""
 
@@ -185,7 +199,7 @@ def masks(point: Points) -> list[dict[str, Any]]:
     ]
 
 
-def decoding_ms() -> dict[str, float]:
+def decoding_ms(clock: Callable[[], float]) -> dict[str, float]:
     """Milliseconds to get a clip of 10 s, one thread: crops of PCM shards, FLAC, and MP3 of 44.1 kHz stereo."""
     from bestrq2.data.batches import CropDataset
     from bestrq2.data.opening import open_source
@@ -198,20 +212,20 @@ def decoding_ms() -> dict[str, float]:
         for name, place in (("PCM shards", root / "pcm"), ("FLAC", root / "folder")):
             data = CropDataset(open_source(place), RATE, 10.0, seed=0)
             keys = list(next(iter(BatchSchedule(data.order, 32))))
-            found[name] = _median_ms(lambda data=data, keys=keys: data.__getitems__(keys)) / 32  # type: ignore[misc]
+            found[name] = _median_ms(lambda data=data, keys=keys: data.__getitems__(keys), clock) / 32
         mono = np.repeat(waveform(0)[: 10 * RATE], 3)[:441_000]
         soundfile.write(root / "clip.mp3", np.stack([mono, mono[::-1]], 1), 44_100)
-        found["MP3, 44.1 kHz stereo"] = _median_ms(lambda: read_audio(root / "clip.mp3", RATE))
+        found["MP3, 44.1 kHz stereo"] = _median_ms(lambda: read_audio(root / "clip.mp3", RATE), clock)
     return found
 
 
-def _median_ms(call: Any) -> float:
+def _median_ms(call: Callable[[], object], clock: Callable[[], float]) -> float:
     call()
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = clock()
         call()
-        times.append(1000 * (time.perf_counter() - start))
+        times.append(1000 * (clock() - start))
     return statistics.median(times)
 
 
@@ -270,6 +284,7 @@ def main() -> None:
         clock = time.process_time
     point = Points(device, arguments.seconds, clock)
     measured: dict[str, Any] = {"machine": description(device), "command": sys.argv, "plots": {}}
+    measured["peak_gflops"] = peak_gflops(device, clock)
     measured["clock"] = "processor time of one thread" if arguments.processor_time else "wall time"
     print("reference", flush=True)
     measured["reference"] = point(0, REFERENCE, BATCH)
@@ -281,7 +296,7 @@ def main() -> None:
         else:
             measured["plots"][name] = plots[name](point)
         if name == "masks":
-            measured["decoding_ms"] = decoding_ms()
+            measured["decoding_ms"] = decoding_ms(clock)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(measured, indent=1) + "\n")

@@ -91,19 +91,21 @@ def draw_batch(axes: Any, points: list[Point], measured: dict[str, Any]) -> None
 
 
 def draw_model(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
-    law, peak = Law(measured["reference"]), measured["machine"]["float32_gflops_peak"]
+    law, peak = Law(measured["reference"]), measured["peak_gflops"]
     points = sorted(points, key=lambda point: point["x"])
     for stage, colour in (("two steps", COLOURS[0]), ("one stage", COLOURS[1])):
         some = [point for point in points if ("vit" in point["recipe"]) == (stage == "one stage")]
         _dots(axes, some, [measured_clip(p) for p in some], colour, stage)
     _line(axes, points, [law.clip(p) for p in points], COLOURS[0], "law: GFLOP at the rate of the reference")
     _line(axes, points, [1000 * p["gflops"] / peak for p in points], "#5b5e66", f"floor: {peak:.0f} GFLOP/s", "--")
-    for number, point in enumerate(points):
+    for point in points:
         name = point["recipe"].removeprefix("best-rq-")
         name = f"{name}-base" if name == "2" else name
-        beside = (6, -11) if number % 2 == 0 else (-6, 7)
-        axes.annotate(name, (point["x"], measured_clip(point)), beside, textcoords="offset points", fontsize=7.5,
-                      ha="left" if number % 2 == 0 else "right")  # fmt: skip
+        above = measured_clip(point) > law.clip(point) or "vit" in name
+        place, side = ((-6, 6), "right") if above else ((6, -11), "left")
+        at = point["x"], measured_clip(point)
+        axes.annotate(name, at, place, textcoords="offset points", fontsize=7.5, ha=side)
+    axes.margins(x=0.12)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("GFLOP a clip, forward and backward")
