@@ -263,6 +263,30 @@ def print_table(run: dict[str, Any]) -> None:
     print(f"{'sum':<42} {total:>9.3f}", flush=True)
 
 
+def markdown(runs: list[dict[str, Any]]) -> str:
+    """The tables of docs/speed.md."""
+    lines = [
+        "| recipe | workers | clips/s | device waits | the run's clock | in the step itself |",
+        "|---|" + "--:|" * 5,
+    ]
+    for run in runs:
+        shares = " | ".join(
+            f"{run[name]:.2%}" for name in ("device_waits", "clock_of_the_run_says", "in_the_step_itself")
+        )
+        lines.append(f"| `{run['recipe']}` | {run['workers']} | {run['clips_per_second']:.1f} | {shares} |")
+    heads = " | ".join(f"{run['recipe'].removeprefix('best-rq-')}, {run['workers']}" for run in runs)
+    lines += ["", f"| ms a clip | {heads} |", "|---|" + "--:|" * len(runs)]
+    for name in ROWS:
+        cells = []
+        for run in runs:
+            own = run["device_ms_per_clip"].get(name) or run["host_ms_per_clip"].get(name, 0.0)
+            elsewhere = run["workers_ms_per_clip"].get(name)
+            cells.append(f"({elsewhere:.3f})" if elsewhere else f"{own:.3f}" if own >= 0.0005 else "")
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
@@ -278,7 +302,11 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--markdown", type=Path, help="print this JSON file as tables; measure nothing")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        print(markdown(json.loads(arguments.markdown.read_text())["runs"]))
+        return
     machine = description(torch.device("cuda" if arguments.accelerator == "gpu" else "cpu"))
     runs: list[dict[str, Any]] = []
     if arguments.output:
