@@ -318,7 +318,7 @@ def main() -> None:
                 runs.append(measure(recipe, shards, arguments, workers))
                 print_table(runs[-1])
                 if arguments.output:
-                    content = {"machine": machine, "command": sys.argv, "runs": runs}
+                    content = {"machine": machine, "cpus": os.cpu_count(), "command": sys.argv, "runs": runs}
                     arguments.output.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What this machine can do at best: the measuring stick of all benchmarks."""
+"""What this machine is and can do at best: the measuring stick of all benchmarks."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-
-from bestrq2.train.run_folder import environment
 
 
 def seconds_per_call(call: Callable[[], object], device: torch.device, least_seconds: float = 1.0) -> float:
     """Median time of a call, after one to warm up."""
-
-    def timed() -> float:
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    timed()
-    times = [timed()]
+    timed(call, device)
+    times = [timed(call, device)]
     while sum(times) < least_seconds or len(times) < 3:
-        times.append(timed())
+        times.append(timed(call, device))
     return statistics.median(times)
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, until the device is done."""
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def matrix_product_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
@@ -38,18 +36,24 @@ def matrix_product_peak(device: torch.device, dtype: torch.dtype, size: int | No
     return 2 * size**3 / 1e9 / seconds_per_call(lambda: left @ right, device)
 
 
-def processor() -> str:
-    """What the system calls the processor."""
+def description(device: torch.device) -> dict[str, str | int]:
+    """Hardware and versions, for the head of a table of results."""
+    found: dict[str, str | int] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        found["cuda"] = str(torch.version.cuda)
+    return found
+
+
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def description(device: torch.device) -> dict[str, Any]:
-    """Hardware, versions and measured float32 peak, for the JSON files in benchmarks/results."""
-    known = {name: value for name, value in environment().items() if name != "command"}
-    peak = round(matrix_product_peak(device, torch.float32), 1)
-    return {**known, "processor": processor(), "device": str(device), "float32_gflops_peak": peak}
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

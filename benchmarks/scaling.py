@@ -284,6 +284,7 @@ def main() -> None:
         clock = time.process_time
     point = Points(device, arguments.seconds, clock)
     measured: dict[str, Any] = {"machine": description(device), "command": sys.argv, "plots": {}}
+    measured["cpus"] = os.cpu_count()
     measured["peak_gflops"] = peak_gflops(device, clock)
     measured["clock"] = "processor time of one thread" if arguments.processor_time else "wall time"
     print("reference", flush=True)

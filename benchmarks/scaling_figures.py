@@ -147,7 +147,7 @@ BATCH_MASKS = 16
 
 
 def draw_processes(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
-    cores, first = measured["machine"]["cpus"], points[0]["step"] / points[0]["batch"]
+    cores, first = measured["cpus"], points[0]["step"] / points[0]["batch"]
     _dots(axes, points, [p["step"] / p["batch"] for p in points], COLOURS[0], "measured")
     _line(axes, points, [first / min(p["x"], cores) for p in points], COLOURS[0], f"law: shared by up to {cores} cores")
     axes.set_xscale("log", base=2)
