@@ -7,20 +7,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
+from bestrq2.data.decoder import AudioBytes
 from bestrq2.data.opening import audio_files, soundworld_count
 from bestrq2.data.seeding import generator
 from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
 from bestrq2.errors import ConfigError, DataError
 
 DOMAINS = ("speech", "music", "environment")
+PRESENCE = ("absent", "present")
 EVENTS_FILE = "events.csv"
 SOUNDWORLD_TRAIN = 400
 # First word of its seed sequence, so that it shares no random numbers with others.
 SPLIT = 0x1ABE1
+
+ClipAudio: TypeAlias = Path | AudioBytes | np.ndarray
+"""A file, a member of a tar, or a mono float32 waveform [samples]."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,47 @@ class LabelledClips:
     """One split of a task: audio and, in the same order, what is true of it.
 
     Attributes:
-        audio: file paths, or mono float32 waveforms [samples] at `sampling_rate`.
+        audio: files, or mono float32 waveforms [samples] at `sampling_rate`.
         labels: for kind "clip" an int64 array [clips] of class indices; for kind "frame" a list with, for every clip,
             a float64 array [events, 2] of onset and offset in seconds.
-        sampling_rate: Hz, of the waveforms; None where `audio` holds paths.
+        sampling_rate: Hz, of the waveforms; None where `audio` holds files.
     """
 
-    audio: Sequence[Path | np.ndarray]
+    audio: Sequence[ClipAudio]
     labels: np.ndarray | list[np.ndarray]
     sampling_rate: int | None = None
 
     def __len__(self) -> int:
         return len(self.audio)
+
+    def part(self, places: np.ndarray) -> LabelledClips:
+        """The clips at these places, in their order; their audio is still looked up when it is asked for."""
+        labels = [self.labels[place] for place in places]
+        return LabelledClips(
+            _Part(self.audio, places),
+            np.asarray(labels) if isinstance(self.labels, np.ndarray) else labels,
+            self.sampling_rate,
+        )
+
+
+@dataclass(frozen=True)
+class _Part(Sequence[ClipAudio]):
+    """Audio at some places of a sequence."""
+
+    audio: Sequence[ClipAudio]
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> ClipAudio: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ClipAudio]: ...
+    def __getitem__(self, index: int | slice) -> ClipAudio | list[ClipAudio]:
+        if isinstance(index, slice):
+            return [self.audio[place] for place in self.places[index]]
+        return self.audio[self.places[index]]
 
 
 @dataclass(frozen=True)
@@ -82,16 +116,19 @@ def load_labelled(source: str | Path, test_fraction: float = 0.25, seed: int = 0
             - a folder with `events.csv`: columns path (relative to it), split (optional), onset and offset in seconds,
               one row an event, and a row with empty onset and offset for a clip without events;
             - a folder that holds several of the latter two at any depth, for instance `tasks/music/instrument`;
+            - the folder of an X-ARES task, with its tars and `.audio_tar_ready`, or one that holds several, such as
+              `env` (see `tar_tasks`);
             - a table (.csv, .tsv, .jsonl) with path, label and optionally split ("train" or "test");
             - "soundworld" or "soundworld:N": generated tasks with N training and N // 2 test clips (400).
         test_fraction: share of each class that is tested on, where the source does not say; at least one clip.
         seed: of that split, which is a function of it and the sorted names.
 
     Returns:
-        The tasks, sorted by name; `audio` holds paths, or waveforms for SoundWorld.
+        The tasks, sorted by name; `audio` holds files, or waveforms for SoundWorld.
 
     Raises:
-        DataError: missing, no audio, fewer than two classes, a class with a single clip, a missing column or file.
+        DataError: missing, no audio, no labels, fewer than two classes, a class with a single clip, a missing column,
+            file or split.
         ConfigError: `test_fraction` is not between 0 and 1.
     """
     if not 0 < test_fraction < 1:
@@ -108,6 +145,10 @@ def load_labelled(source: str | Path, test_fraction: float = 0.25, seed: int = 0
     folders = _task_folders(path.absolute())
     if folders:
         return [_task(folder, _folder_clips(folder), test_fraction, seed) for folder in folders]
+    from bestrq2.data.labelled_tars import tar_tasks
+
+    if in_tars := tar_tasks(path.absolute()):
+        return in_tars
     return [_task(path.absolute(), _class_clips(path, ""), test_fraction, seed)]
 
 
@@ -201,7 +242,7 @@ def _task(origin: Path, clips: list[_Clip], test_fraction: float, seed: int) -> 
     check_files(origin, [clip.path for clip in clips])
     framewise = isinstance(clips[0].label, np.ndarray)
     if framewise:
-        classes: tuple[str, ...] = ("absent", "present")
+        classes: tuple[str, ...] = PRESENCE
         if not any(len(clip.label) for clip in clips):
             raise DataError(f"{origin} lists no event; expected onsets and offsets in seconds.")
     else:

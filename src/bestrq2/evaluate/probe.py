@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labelled import ClipAudio, LabelledClips, LabelledTask
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.evaluate.classifiers import Standardiser, knn_predict, linear_predict
 from bestrq2.evaluate.scores import (
@@ -39,7 +38,7 @@ class FeatureExtractor(Protocol):
     def name(self) -> str:
         """What tables call these features."""
 
-    def embed(self, audio: list[np.ndarray | Path], sampling_rate: int | None = None) -> Embeddings:
+    def embed(self, audio: list[ClipAudio], sampling_rate: int | None = None) -> Embeddings:
         """Embed waveforms [samples] at `sampling_rate` Hz, or files; AudioError if one of them is unusable."""
 
 
@@ -211,7 +210,7 @@ def _embed_batches(
 
 
 def _embed_batch(
-    features: FeatureExtractor, audio: list[np.ndarray | Path], sampling_rate: int | None
+    features: FeatureExtractor, audio: list[ClipAudio], sampling_rate: int | None
 ) -> list[EmbeddedClip | AudioError]:
     try:
         embeddings = features.embed(audio, sampling_rate)
@@ -227,8 +226,8 @@ def _embed_batch(
     ]
 
 
-def _describe(split: str, place: int, audio: np.ndarray | Path, error: AudioError) -> str:
-    file = f" ({audio})" if isinstance(audio, str | Path) else ""
+def _describe(split: str, place: int, audio: ClipAudio, error: AudioError) -> str:
+    file = "" if isinstance(audio, np.ndarray) else f" ({audio})"
     return f"{split} clip {place}{file}: {error}"
 
 

@@ -154,8 +154,12 @@ class ShardSource(Source):
         frames, rate = int(self.index.frames[index]), int(self.index.sampling_rate[index])
         return decoder(self.maps, self._tar(index), int(self.index.pcm_offset[index]), frames, rate)
 
-    def _member(self, index: int) -> TarMember:
-        """The audio file of a clip."""
+    def member(self, index: int) -> TarMember:
+        """The audio file of a clip, in the map of its tar.
+
+        Raises:
+            AudioError: it cannot be used, or not now.
+        """
         self._check(index)
         start, tar = int(self.index.audio_offset[index]), self._tar(index)
         content = memoryview(self.maps[tar])[start : start + int(self.index.audio_length[index])]
@@ -168,7 +172,7 @@ class ShardSource(Source):
             if self.index.sampling_rate[index]:
                 yield self._pcm(index, PcmDecoder)
                 return
-            member = self._member(index)
+            member = self.member(index)
             try:
                 with open_audio(member) as decoder:
                     yield decoder
@@ -177,21 +181,25 @@ class ShardSource(Source):
                 raise
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The clip's JSON member; empty where there is none, or where it is no JSON object.
+        """The clip's JSON member; empty where there is none, or where it is no JSON object; see `json`."""
+        found = self.json(index)
+        return found if isinstance(found, dict) else {}
+
+    def json(self, index: int) -> Any:
+        """What the clip's JSON member says; None where there is none, or where it is no JSON.
 
         Raises:
             UnreadableAudioError: the tar is not the one that was indexed any more.
         """
         start, length = int(self.index.json_offset[index]), int(self.index.json_length[index])
         if not length:
-            return {}
+            return None
         with errors_named(self.describe(index)):
             content = self.maps.copied(self._tar(index), start, length)
         try:
-            found = json.loads(content.tobytes().decode("utf-8", "surrogatepass"))
+            return json.loads(content.tobytes().decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return None
 
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
         """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, int16 in its tar's map."""
