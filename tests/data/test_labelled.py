@@ -182,14 +182,14 @@ def test_soundworld_tasks_come_from_the_generator(monkeypatch):
     clips = LabelledClips([np.ones(4, np.float32)], np.array([0]), 16_000)
     asked = {}
 
-    def tasks(train, test):
-        asked.update(train=train, test=test)
+    def tasks(names, train, test):
+        asked.update(names=names, train=train, test=test)
         return [LabelledTask("music/key", "music", "clip", ("a", "b"), clips, clips)]
 
     monkeypatch.setattr(soundworld, "tasks", tasks, raising=False)
     assert load_labelled("soundworld:50")[0].name == "music/key"
-    assert asked == {"train": 50, "test": 25}
-    load_labelled("soundworld")
-    assert asked == {"train": 400, "test": 200}
+    assert asked == {"names": None, "train": 50, "test": 25}
+    load_labelled("soundworld", names=["music/key"])
+    assert asked == {"names": ["music/key"], "train": 400, "test": 200}
     with pytest.raises(DataError, match="at least 2"):
         load_labelled("soundworld:1")

@@ -95,6 +95,9 @@ def test_tasks_of_x_ares_have_their_own_fields_and_domains(tmp_path: Path, caplo
         "libricount": ("speech", ("0", "10", "2")),
     }
     assert "fsd50k (several classes a clip)" in caplog.text
+    assert [one.name for one in load_labelled(tmp_path / "env", names=["libricount"])] == ["libricount"]
+    with pytest.raises(DataError, match=r"has no task 'libri'; did you mean 'libricount'\?"):
+        load_labelled(tmp_path / "env", names=["libri"])
     with pytest.raises(DataError, match=r"fsd50k \(several classes a clip\) cannot be probed"):
         load_labelled(tmp_path / "env" / "fsd50k")
 

@@ -155,21 +155,6 @@ def test_the_exported_model_with_averaging_is_the_average(tmp_path: Path, record
     assert torch.equal(plain["quantizer.codebook"], averaged["quantizer.codebook"])
 
 
-def test_the_online_probe_appears_in_the_metrics(tmp_path: Path, recordings: Path):
-    labelled = tmp_path / "labelled"
-    for label, seconds in (("low", 0), ("high", 100)):
-        (labelled / label).mkdir(parents=True)
-        for number in range(8):
-            clip = recording(seconds + number, 1.5) * (1.0 if label == "low" else 0.05)
-            soundfile.write(labelled / label / f"{number}.wav", clip, 16_000)
-    run = small_pretrain(
-        recordings, tmp_path / "run", probe={"data": str(labelled), "every_n_steps": 3}, trainer={"max_steps": 3}
-    )
-    (row,) = [row for row in metrics(run) if row.get("probe/mean")]
-    assert row["step"] == "3"
-    assert 0.0 <= float(row["probe/mean"]) <= 1.0
-
-
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path, recordings: Path):
     plain = weights(small_pretrain(recordings, tmp_path / "plain"))
     saving = weights(small_pretrain(recordings, tmp_path / "saving", trainer={"gradient_checkpointing": True}))

@@ -106,7 +106,9 @@ class _Clip:
     split: str
 
 
-def load_labelled(source: str | Path, test_fraction: float = 0.25, seed: int = 0) -> list[LabelledTask]:
+def load_labelled(
+    source: str | Path, test_fraction: float = 0.25, seed: int = 0, names: Sequence[str] | None = None
+) -> list[LabelledTask]:
     """The tasks in a labelled corpus.
 
     Args:
@@ -122,22 +124,43 @@ def load_labelled(source: str | Path, test_fraction: float = 0.25, seed: int = 0
             - "soundworld" or "soundworld:N": generated tasks with N training and N // 2 test clips (400).
         test_fraction: share of each class that is tested on, where the source does not say; at least one clip.
         seed: of that split, which is a function of it and the sorted names.
+        names: of the tasks that are wanted; None for all.
 
     Returns:
         The tasks, sorted by name; `audio` holds files, or waveforms for SoundWorld.
 
     Raises:
         DataError: missing, no audio, no labels, fewer than two classes, a class with a single clip, a missing column,
-            file or split.
+            file, split or task.
         ConfigError: `test_fraction` is not between 0 and 1.
     """
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}; it must lie between 0 and 1.")
     if isinstance(source, str) and (source == "soundworld" or source.startswith("soundworld:")):
-        return _soundworld(source)
+        return _soundworld(source, names)
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist; give a labelled folder, a table, or 'soundworld'.")
+    tasks = _tasks_at(path, test_fraction, seed, names)
+    check_names(path, [task.name for task in tasks], names)
+    return [task for task in tasks if names is None or task.name in names]
+
+
+def check_names(place: Path, known: Sequence[str], wanted: Sequence[str] | None) -> None:
+    """Pass if all wanted tasks are known.
+
+    Raises:
+        DataError: one is not.
+    """
+    for name in wanted or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
+            raise DataError(f"{place} has no task {name!r}; {hint}")
+
+
+def _tasks_at(path: Path, test_fraction: float, seed: int, names: Sequence[str] | None) -> list[LabelledTask]:
+    """The tasks in a file or a folder; of tars only those that are wanted."""
     if path.is_file():
         if path.suffix.lower() not in TABLE_SUFFIXES:
             raise DataError(f"{path} is no labelled table; expected {', '.join(sorted(TABLE_SUFFIXES))} or a folder.")
@@ -147,18 +170,18 @@ def load_labelled(source: str | Path, test_fraction: float = 0.25, seed: int = 0
         return [_task(folder, _folder_clips(folder), test_fraction, seed) for folder in folders]
     from bestrq2.data.labelled_tars import tar_tasks
 
-    if in_tars := tar_tasks(path.absolute()):
+    if in_tars := tar_tasks(path.absolute(), names):
         return in_tars
     return [_task(path.absolute(), _class_clips(path, ""), test_fraction, seed)]
 
 
-def _soundworld(spec: str) -> list[LabelledTask]:
+def _soundworld(spec: str, names: Sequence[str] | None) -> list[LabelledTask]:
     train = soundworld_count(spec, SOUNDWORLD_TRAIN)
     if train < 2:
         raise DataError(f"{spec!r}: tasks need at least 2 training clips.")
     from bestrq2.data.soundworld import tasks
 
-    return tasks(train=train, test=train // 2)
+    return tasks(names=names, train=train, test=train // 2)
 
 
 def subfolders(folder: Path) -> list[Path]:

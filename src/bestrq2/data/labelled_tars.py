@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 
 from bestrq2.data.decoder import AudioBytes
-from bestrq2.data.labelled import DOMAINS, PRESENCE, LabelledClips, LabelledTask, subfolders
+from bestrq2.data.labelled import DOMAINS, PRESENCE, LabelledClips, LabelledTask, check_names, subfolders
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.errors import DataError
 
@@ -90,7 +90,7 @@ class TarClips(Sequence[AudioBytes]):
         return self.source.member(int(self.places[index]))
 
 
-def tar_tasks(folder: Path) -> list[LabelledTask]:
+def tar_tasks(folder: Path, names: Sequence[str] | None = None) -> list[LabelledTask]:
     """The tasks at or below a folder that lie in tars; none where there are no tars and no marker.
 
     A task is tested on its tars of the test split, else of the validation split, else of the lowest fold, and trained
@@ -99,11 +99,15 @@ def tar_tasks(folder: Path) -> list[LabelledTask]:
 
     Args:
         folder: of one task, or of several at any depth, such as the `env` of X-ARES.
+        names: of the tasks that are wanted; None for all.
 
     Raises:
-        DataError: tars, the marker, a split or all labels of a task are missing, or no task is of a fitting kind.
+        DataError: a task, its tars, marker, split or labels are missing, or none is of a fitting kind.
     """
     folders = list(_folders(folder))
+    if folders and names is not None:
+        check_names(folder, [_name(one)[1] for one in folders], names)
+        folders = [one for one in folders if _name(one)[1] in names]
     fitting = [one for one in folders if one.name not in OTHER_KINDS]
     others = ", ".join(f"{one.name} ({OTHER_KINDS[one.name]})" for one in folders if one.name in OTHER_KINDS)
     if others and not fitting:
@@ -131,8 +135,7 @@ def _task(folder: Path) -> LabelledTask:
     train, test = _split_tars(folder)
     source = open_shards([*train, *test], str(folder))
     usable = np.flatnonzero(source.index.problem == 0)
-    domain, field = PUBLIC_TASKS.get(folder.name, ("", LABEL_FIELD))
-    labels = _labels(folder, source, usable, field)
+    labels = _labels(folder, source, usable, PUBLIC_TASKS.get(folder.name, ("", LABEL_FIELD))[1])
     framewise = isinstance(next(iter(labels.values())), np.ndarray)
     classes = PRESENCE if framewise else tuple(sorted({str(label) for label in labels.values()}))
     if not framewise and len(classes) < 2:
@@ -140,11 +143,16 @@ def _task(folder: Path) -> LabelledTask:
     places, first_test = np.array(list(labels), np.int64), source.starts[len(train)]
     parts = (places[places < first_test], places[places >= first_test])
     splits = [_clips(folder, source, part, labels, classes) for part in parts]
-    name = folder.name
-    if name.partition("-")[0] in DOMAINS:  # SoundWorld's, "music-instrument"
-        domain, _, rest = name.partition("-")
-        name = f"{domain}/{rest}"
+    domain, name = _name(folder)
     return LabelledTask(name, domain, "frame" if framewise else "clip", classes, *splits)
+
+
+def _name(folder: Path) -> tuple[str, str]:
+    """Domain and name of a task; SoundWorld's say their domain, as in "music-instrument"."""
+    domain, _, rest = folder.name.partition("-")
+    if domain in DOMAINS and rest:
+        return domain, f"{domain}/{rest}"
+    return PUBLIC_TASKS.get(folder.name, ("", ""))[0], folder.name
 
 
 def _split_tars(folder: Path) -> tuple[list[Path], list[Path]]:

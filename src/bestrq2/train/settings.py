@@ -99,14 +99,20 @@ class OnlineProbeConfig:
     """A linear probe on labelled data in the course of training.
 
     Args:
-        data: labelled folder or table, or "soundworld"; null for none.
-        every_n_steps: steps between probes.
+        data: labelled folder or table, tars of X-ARES (the folder of a task or of several), or "soundworld"; null for
+            none.
+        tasks: names of those tasks in it that are probed, such as esc50 or music/instrument; null for all.
+        every_n_steps: steps between probes; a probe comes before the first step and after the last one, too.
         clips: at most this many training clips a task.
+        max_share: most of the wall time that probes in between may take. Where they would take more they come at every
+            second, third, ... of those steps, as is found out once and kept in online_probe.json.
     """
 
     data: str | None = None
+    tasks: list[str] | None = None
     every_n_steps: int = 5000
     clips: int = 400
+    max_share: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -258,6 +264,7 @@ def check_settings(config: PretrainConfig) -> None:
         (watch.stall_steps >= 1, f"watch.stall_steps must be at least 1, got {watch.stall_steps}"),
         (config.probe.clips >= 2, f"probe.clips must be at least 2, got {config.probe.clips}"),
         (config.probe.every_n_steps >= 1, f"probe.every_n_steps must be at least 1, got {config.probe.every_n_steps}"),
+        (0 < config.probe.max_share <= 1, f"probe.max_share must lie in (0, 1], got {config.probe.max_share}"),
         (
             trainer.accumulate_grad_batches >= 1 and loader.batch_size % trainer.accumulate_grad_batches == 0,
             f"loader.batch_size ({loader.batch_size}) must be a multiple of trainer.accumulate_grad_batches "
