@@ -129,7 +129,7 @@ def test_tables_name_paths_labels_and_perhaps_splits(tmp_path, name, line, split
         ("path,label\na.wav,x\nb.wav,x\n", "one class only"),
         ("path,label\na.wav,x\nb.wav,y\nc.wav,y\n", "class 'x' has a single clip"),
         ("path,label\na.wav,x\na.wav,y\n", r"a\.wav twice"),
-        ("path,label\na.wav,x\nzz.wav,y\n", r"1 of 2 files that do not exist; first: .*zz\.wav"),
+        ("path,label\na.wav,x\nzz.wav,y\n", r"1 file of 2 that cannot be found; first: .*zz\.wav"),
         ("path,label,split\na.wav,x,training\nb.wav,y,test\n", r"split 'training'; .* \(did you mean 'train'\?\)"),
         ("path,label,split\na.wav,x,train\nb.wav,y,train\n", "no recordings in the split 'test'"),
         ("path,label,split\na.wav,x,train\nb.wav,y,test\n", "'y' is tested on but has no training clips"),

@@ -127,7 +127,7 @@ def test_probes_take_clips_in_tars_and_pass_over_bad_ones(tmp_path: Path, caplog
         pack(folder / f"{split}-0.tar", packed)
     (read,) = load_labelled(folder)
     assert (len(read.train), len(read.test)) == (21, 11)
-    assert "2 of 34 clips have no label" in caplog.text
+    assert "left out without a label: 2 clips of 34" in caplog.text
     (score,) = probe_features(LogMelStatistics(), [read], ("linear",), progress=False)
     assert score.score == 1.0
     assert score.n_test == 10

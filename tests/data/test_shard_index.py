@@ -174,10 +174,10 @@ def header(name="a.wav", size=b"00000000100\0"):
         (header(size=b"-0000000100\0") + bytes(2048), "is damaged at byte 0|is not a tar"),
         (header(size=b"hello world\0") + bytes(2048), "is not a tar"),
         (header() + bytes(512) + b"junk" * 128 + bytes(1024), "is damaged at byte 1,024: no header there"),
-        (header() + bytes(512), "is truncated: after 1 members it ends at byte 1,024 without an end mark"),
-        (header() + bytes(512) + header()[:300], "is truncated: after 1 members it ends at byte 1,324"),
+        (header() + bytes(512), "is truncated: after 1 member it ends at byte 1,024 without an end mark"),
+        (header() + bytes(512) + header()[:300], "is truncated: after 1 member it ends at byte 1,324"),
         (header() + bytes(512 + 1024) + header() + bytes(1536), "goes on behind the end mark at byte 1,024"),
-        (header("x" * 90) + bytes(512 + 1024), "the tar holds 1 members and none with an audio suffix"),
+        (header("x" * 90) + bytes(512 + 1024), "the tar holds 1 member and none with an audio suffix"),
     ],
 )
 def test_what_is_wrong_with_a_tar_is_named(tmp_path, content, reason):
@@ -211,7 +211,7 @@ def test_of_a_tar_that_breaks_off_the_clips_before_are_indexed_and_one_entry_nam
         assert index.problem.tolist() == [0, 0, 1]
         assert index.damages().tolist() == [2]
         assert reason in index.problems[1]
-        assert index.problems[1].endswith("; copy or download it again; only its 2 clips before that are used")
+        assert index.problems[1].endswith("; copy or download it again; only its 2 clips before that can be used")
     with pytest.raises(BadShardError, match=reason):
         build_index(tar)
 

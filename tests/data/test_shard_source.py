@@ -245,7 +245,7 @@ def test_bad_clips_are_rejected_by_name_and_replaced(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         source = open_source(tar)
     assert len(caplog.messages) == 1
-    assert "2 of 9 clips are left out; first: " in caplog.messages[0]
+    assert "2 of 9 clips left out; first: " in caplog.messages[0]
     data = CropDataset(source, RATE, 1.0, seed=0)
     rejected = {}
     for index in range(len(data)):
@@ -288,7 +288,7 @@ def test_a_bad_tar_among_good_ones_is_one_rejected_clip(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         source = open_source(tmp_path)
     assert caplog.messages[0].startswith(
-        f"{tmp_path}: 2 of 4 tars are left out, whole or in part; first: {tars[1]}: the tar is truncated"
+        f"{tmp_path}: 2 of 4 tars left out, whole or in part; first: {tars[1]}: the tar is truncated"
     )
     assert described(source, tmp_path) == [
         *("0.tar/0000.wav", "0.tar/0001.wav", "1.tar", "2.tar", "3.tar/0006.wav", "3.tar/0007.wav")
@@ -310,7 +310,7 @@ def test_of_a_truncated_tar_the_whole_clips_are_used_as_from_a_stream_and_the_da
         source = open_source(tar)
         assert described(source, tmp_path) == [*(f"x.tar/{n:04d}.{kind.lower()}" for n in range(5)), "x.tar"]
         (warning,) = caplog.messages
-        assert f"1 of 1 tars are left out, whole or in part; first: {tar}: the tar is truncated: its member" in warning
+        assert f"1 of 1 tar left out, whole or in part; first: {tar}: the tar is truncated: its member" in warning
         rejected = {entry for batch in batches(source, steps=6) for entry in batch.rejected}
         ((path, reason),) = rejected
         assert path == str(tar)
@@ -481,7 +481,7 @@ def test_what_is_wrong_with_patterns_and_mixtures_is_named(tmp_path):
         open_source(tmp_path / "l.txt")
     (tmp_path / "a.wav").write_bytes(clip())
     with pytest.raises(
-        DataError, match="holds 1 audio files and 1 tars; put them into folders of their own and name the"
+        DataError, match="holds 1 audio file and 1 tar; put them into folders of their own and name the"
     ):
         open_source(tmp_path)
     (tmp_path / "l.txt").write_text("t-0.tar\na.wav\n")

@@ -7,11 +7,13 @@ import io
 import logging
 import lzma
 import os
+import socket
 import tarfile
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from multiprocessing.connection import wait
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -488,6 +490,18 @@ def test_a_server_that_is_not_there_is_named():
         open_stream("file:///nowhere.tar", HASTE)
     with pytest.raises(DataError, match="the command ended with exit code 127"):
         open_stream("pipe:no-such-command-here 2>/dev/null", HASTE)
+
+
+@pytest.mark.parametrize("reason", [ConnectionRefusedError(111, "Connection refused"), socket.gaierror(-2, "No name")])
+def test_a_mistyped_address_is_told_at_once_and_a_server_that_went_away_is_waited_for(monkeypatch, reason):
+    waited = []
+    monkeypatch.setattr(transfer.time, "sleep", waited.append)
+    monkeypatch.setattr(transfer, "urlopen", lambda *_, **__: (_ for _ in ()).throw(URLError(reason)))
+    with pytest.raises(DataError, match=r"a\.tar cannot be fetched: .*; check the address, and that its server runs\."):
+        open_stream("http://somewhere/a.tar")
+    assert waited == []
+    Shard("http://somewhere/a.tar", Patience()).window(0, 1)
+    assert waited == [1.0, 2.0, 4.0, 8.0]
 
 
 def test_urls_that_mean_nothing_are_refused():

@@ -16,6 +16,7 @@ from bestrq2.data.opening import audio_files, soundworld_count
 from bestrq2.data.seeding import generator
 from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
 from bestrq2.errors import ConfigError, DataError
+from bestrq2.wording import counted
 
 DOMAINS = ("speech", "music", "environment")
 PRESENCE = ("absent", "present")
@@ -297,7 +298,9 @@ def check_files(origin: Path, paths: Sequence[Path]) -> None:
         seen.add(path)
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise DataError(f"{origin} lists {len(missing)} of {len(paths)} files that do not exist; first: {missing[0]}.")
+        raise DataError(
+            f"{origin} lists {counted(len(missing), 'file')} of {len(paths)} that cannot be found; first: {missing[0]}."
+        )
 
 
 def _divided(

@@ -16,6 +16,7 @@ from bestrq2.data.decoder import AudioBytes
 from bestrq2.data.labelled import DOMAINS, PRESENCE, LabelledClips, LabelledTask, check_names, subfolders
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.errors import DataError
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def _labels(folder: Path, source: ShardSource, usable: np.ndarray, field: str) -
         raise DataError(f"{folder} has {what}; a probe takes one class a clip, or one kind of event.")
     if len(labels) < len(usable):
         missing = len(usable) - len(labels)
-        logger.warning("%s: %d of %d clips have no label and are left out", folder, missing, len(usable))
+        logger.warning("%s: left out without a label: %s of %d", folder, counted(missing, "clip"), len(usable))
     return labels
 
 

@@ -23,6 +23,7 @@ from bestrq2.evaluate.scores import (
     chance_accuracy,
 )
 from bestrq2.inference.embeddings import Embeddings
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +129,10 @@ def probe_task(
     embedded = time.perf_counter()
     scores = score(train, test)
     logger.info(
-        "%s on %s: embedded %d clips in %.1f s, probed in %.1f s",
+        "%s on %s: embedded %s in %.1f s, probed in %.1f s",
         features.name,
         task.name,
-        len(task.train) + len(task.test),
+        counted(len(task.train) + len(task.test), "clip"),
         embedded - start,
         time.perf_counter() - embedded,
     )
@@ -149,7 +150,7 @@ def embed_split(
     clips: LabelledClips = task.train if split == "train" else task.test
     where = f"{split} split of {task.name}"
     if len(clips.labels) != len(clips):
-        raise DataError(f"The {where} has {len(clips)} clips but {len(clips.labels)} labels.")
+        raise DataError(f"The {where} has {counted(len(clips), 'clip')} but {counted(len(clips.labels), 'label')}.")
     rows, labels, clip, seconds, skipped = [], [], [], [], []
     bar = f"{features.name}: {task.name} {split}" if progress else None
     for place, embedded in enumerate(_embed_batches(features, clips, batch, bar)):
@@ -171,7 +172,8 @@ def embed_split(
         reason = f" (first: {skipped[0]})" if skipped else ""
         raise DataError(f"The {where} has no usable clip out of {len(clips)}{reason}.")
     if skipped:
-        logger.warning("skipped %d of %d clips in the %s, the first: %s", len(skipped), len(clips), where, skipped[0])
+        of = counted(len(clips), "clip")
+        logger.warning("skipped %d of %s in the %s, the first: %s", len(skipped), of, where, skipped[0])
     return ProbeRows(
         np.concatenate(rows),
         np.concatenate(labels).astype(np.int64),

@@ -12,6 +12,7 @@ from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
+from bestrq2.wording import counted
 
 ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
 
@@ -94,7 +95,8 @@ def _provenance(run: Path) -> dict[str, str]:
             (logged, losses), (_, excesses) = curves["train/loss"], curves["train/excess_loss"]
             steps, clips = settings["trainer.max_steps"], settings["loader.batch_size"]
             facts["trained"] = (
-                f"{logged[-1]} of {steps} steps of {clips} clips, loss {losses[-1]:.3f} (excess {excesses[-1]:+.3f})"
+                f"{logged[-1]:,} of {counted(steps, 'step')} of {counted(clips, 'clip')}, loss {losses[-1]:.3f} "
+                f"(excess {excesses[-1]:+.3f})"
             )
     if (run / "environment.json").is_file():
         environment = json.loads((run / "environment.json").read_text())

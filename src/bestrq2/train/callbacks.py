@@ -29,6 +29,7 @@ from bestrq2.train.module import PretrainingModule, add_diagnostics, padding_mas
 from bestrq2.train.processes import gathered
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.stopping import StopRequest
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,8 @@ class RunKeeper(pl.Callback):
         rejected = [entry for entries in gathered(self._rejected) for entry in entries]
         self._rejected = []
         if trainer.is_global_zero and rejected and self.rejections.add(rejected):
-            logger.info("%d recordings rejected so far, listed in %s", len(self.rejections), self.rejections.path)
+            count = counted(len(self.rejections), "recording")
+            logger.info("%s rejected so far, listed in %s", count, self.rejections.path)
 
     def _export(self, trainer: pl.Trainer, module: PretrainingModule, step: int) -> None:
         state = whole_state(trainer, module)

@@ -21,6 +21,7 @@ from bestrq2.data.shards.maps import TarMaps
 from bestrq2.data.shards.members import BadShardError
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, DataError
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -253,11 +254,15 @@ def open_shards(paths: Sequence[Path], name: str) -> ShardSource:
     if len(damages):
         first = f"{source.describe(int(damages[0]))}: {whole.problems[whole.problem[damages[0]]]}"
         logger.warning(
-            "%s: %d of %d tars are left out, whole or in part; first: %s", name, len(damages), len(indices), first
+            "%s: %d of %s left out, whole or in part; first: %s",
+            name,
+            len(damages),
+            counted(len(indices), "tar"),
+            first,
         )
     clips = np.flatnonzero(whole.problem)
     clips = clips[whole.audio_offset[clips] > 0]
     if len(clips):
         first = f"{source.describe(int(clips[0]))}: {whole.problems[whole.problem[clips[0]]]}"
-        logger.warning("%s: %d of %d clips are left out; first: %s", name, len(clips), len(whole), first)
+        logger.warning("%s: %d of %s left out; first: %s", name, len(clips), counted(len(whole), "clip"), first)
     return source
