@@ -11,6 +11,7 @@ from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
 from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
 from bestrq2.wording import counted
 
@@ -33,7 +34,7 @@ def architecture(config: BestRQ2Config) -> dict[str, str]:
     """Size and cost of a model, in words.
 
     Those of pretraining are left out where `config.architectures` names a model without predictor and head, of which
-    the configuration then knows nothing.
+    the configuration then knows nothing; of a classifier, mask and codes too, which it has no use for.
     """
     numbers = cost(config)
     is_whole = config.architectures in (None, [BestRQ2ForPreTraining.__name__])
@@ -57,8 +58,9 @@ def architecture(config: BestRQ2Config) -> dict[str, str]:
         "mask": _mask(config),
         "codes": f"{config.num_codebooks} x {config.codebook_size}, quantizer input: {config.quantizer_normalization}",
     }
-    of_pretraining = () if is_whole else ("parameters in pretraining", "training step")
-    return {name: fact for name, fact in facts.items() if name not in of_pretraining}
+    unknown = () if is_whole else ("parameters in pretraining", "training step")
+    unused = ("mask", "codes") if config.architectures == [BestRQ2ForAudioClassification.__name__] else ()
+    return {name: fact for name, fact in facts.items() if name not in (*unknown, *unused)}
 
 
 def _mask(config: BestRQ2Config) -> str:
