@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import subprocess
 from pathlib import Path
 
@@ -159,6 +160,21 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path, recor
     plain = weights(small_pretrain(recordings, tmp_path / "plain"))
     saving = weights(small_pretrain(recordings, tmp_path / "saving", trainer={"gradient_checkpointing": True}))
     assert all(torch.allclose(plain[key], saving[key], atol=1e-6) for key in plain)
+
+
+def test_what_changes_rounding_alone_may_change_on_resume_and_is_said(
+    tmp_path: Path, recordings: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    whole = weights(small_pretrain(recordings, tmp_path / "whole"))
+    run = small_pretrain(recordings, tmp_path / "run", trainer={"max_steps": 6, "checkpoint_every_n_steps": 2})
+    for name in ("last.ckpt", "step-00000006.ckpt", "step-00000006.ckpt.sha256"):
+        (run / "checkpoints" / name).unlink()
+    small_pretrain(recordings, run, trainer={"gradient_checkpointing": True}, resume=True)
+    said = "goes on, equal but for rounding: trainer.gradient_checkpointing was False and is now True"
+    assert caplog.text.count(said) == 1
+    resumed = weights(run)
+    assert all(torch.allclose(whole[key], resumed[key], atol=1e-6) for key in whole)
 
 
 def test_clips_of_very_different_length_train_together(tmp_path: Path):

@@ -50,7 +50,7 @@ from bestrq2.train.processes import (
 )
 from bestrq2.train.progress import Progress
 from bestrq2.train.run_folder import RunFolder
-from bestrq2.train.settings import PretrainConfig, changed_settings
+from bestrq2.train.settings import PretrainConfig, changed_rounding, changed_settings
 from bestrq2.train.shard_counts import ShardCounts, with_known_counts
 from bestrq2.train.statistics import band_statistics
 from bestrq2.train.stopping import StopRequest
@@ -320,6 +320,8 @@ def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int | N
         changes.append(f"data held {before} recordings and now holds {recordings}")
     if changes:
         raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")
+    if path is not None and (rounding := changed_rounding(old, config.to_dict())):
+        logger.info("%s: goes on, equal but for rounding: %s", folder.root, "; ".join(rounding))
     planned = old["trainer"]["max_steps"]
     if path is not None and config.trainer.max_steps > planned:
         rates = [

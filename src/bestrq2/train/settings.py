@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -287,10 +288,23 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     flat_old, flat_new = flatten(old), flatten(new)
     if flat_new["trainer.max_steps"] > flat_old.get("trainer.max_steps", 0):
         free |= {"trainer.max_steps"}
+    keys = [key for key in flat_old.keys() | flat_new.keys() if key not in free and key.split(".")[0] not in free]
+    return _differences(flat_old, flat_new, keys)
+
+
+def changed_rounding(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Sentences on what differs and lets a resumed run end where another would have, but not to the bit.
+
+    Such settings are the machine's business, and a run must be able to move; so they may change.
+    """
+    return _differences(flatten(_with_defaults(old)), flatten(new), [f"trainer.{name}" for name in _ROUNDING])
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], keys: Iterable[str]) -> list[str]:
     return [
-        f"{key} was {flat_old.get(key)!r} and is now {flat_new.get(key)!r}"
-        for key in sorted(flat_old.keys() | flat_new.keys())
-        if key not in free and key.split(".")[0] not in free and flat_old.get(key) != flat_new.get(key)
+        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+        for key in sorted(keys)
+        if old.get(key) != new.get(key)
     ]
 
 
@@ -308,3 +322,4 @@ def _plain(group: Any) -> dict[str, Any]:
 
 
 _FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
+_ROUNDING = ("accelerator", "compile", "devices", "gradient_checkpointing", "num_nodes", "strategy")
