@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
@@ -51,17 +51,22 @@ class LabelledClips:
         """The clips at these places, in their order; their audio is still looked up when it is asked for."""
         labels = [self.labels[place] for place in places]
         return LabelledClips(
-            _Part(self.audio, places),
+            AudioAt(self.audio.__getitem__, places),
             np.asarray(labels) if isinstance(self.labels, np.ndarray) else labels,
             self.sampling_rate,
         )
 
 
 @dataclass(frozen=True)
-class _Part(Sequence[ClipAudio]):
-    """Audio at some places of a sequence."""
+class AudioAt(Sequence[ClipAudio]):
+    """Audio of numbered clips, each looked up when it is asked for.
 
-    audio: Sequence[ClipAudio]
+    Attributes:
+        lookup: from the number of a clip to its audio.
+        places: int64 [clips], their numbers.
+    """
+
+    lookup: Callable[[int], ClipAudio]
     places: np.ndarray
 
     def __len__(self) -> int:
@@ -73,8 +78,8 @@ class _Part(Sequence[ClipAudio]):
     def __getitem__(self, index: slice) -> list[ClipAudio]: ...
     def __getitem__(self, index: int | slice) -> ClipAudio | list[ClipAudio]:
         if isinstance(index, slice):
-            return [self.audio[place] for place in self.places[index]]
-        return self.audio[self.places[index]]
+            return [self.lookup(int(place)) for place in self.places[index]]
+        return self.lookup(int(self.places[index]))
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,12 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from bestrq2.data.decoder import AudioBytes
-from bestrq2.data.labelled import DOMAINS, PRESENCE, LabelledClips, LabelledTask, check_names, subfolders
+from bestrq2.data.labelled import DOMAINS, PRESENCE, AudioAt, LabelledClips, LabelledTask, check_names, subfolders
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.errors import DataError
 from bestrq2.wording import counted
@@ -64,31 +62,6 @@ _SPLIT_WORDS = {
 _FOLD = re.compile(r"fold[-_]?(\d+)")
 _Label: TypeAlias = "str | np.ndarray"
 """A class, or events as float64 [events, 2]."""
-
-
-@dataclass(frozen=True)
-class TarClips(Sequence[AudioBytes]):
-    """Audio files in tars; each is looked up when it is asked for.
-
-    Attributes:
-        source: the tars.
-        places: int64 [clips], their numbers in it.
-    """
-
-    source: ShardSource
-    places: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @overload
-    def __getitem__(self, index: int) -> AudioBytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[AudioBytes]: ...
-    def __getitem__(self, index: int | slice) -> AudioBytes | list[AudioBytes]:
-        if isinstance(index, slice):
-            return [self.source.member(int(place)) for place in self.places[index]]
-        return self.source.member(int(self.places[index]))
 
 
 def tar_tasks(folder: Path, names: Sequence[str] | None = None) -> list[LabelledTask]:
@@ -242,6 +215,6 @@ def _clips(
         raise DataError(f"{folder} has labels in one of its splits only; both need some.")
     chosen = [labels[place] for place in places.tolist()]
     if classes == PRESENCE and isinstance(chosen[0], np.ndarray):
-        return LabelledClips(TarClips(source, places), [np.asarray(events) for events in chosen])
+        return LabelledClips(AudioAt(source.member, places), [np.asarray(events) for events in chosen])
     number = {name: at for at, name in enumerate(classes)}
-    return LabelledClips(TarClips(source, places), np.array([number[str(label)] for label in chosen], np.int64))
+    return LabelledClips(AudioAt(source.member, places), np.array([number[str(label)] for label in chosen], np.int64))
