@@ -24,7 +24,7 @@ MARKER = ".audio_tar_ready"
 LABEL_FIELD = "label"
 """Field of the JSON with the class of a clip, where the task is none of X-ARES."""
 
-PUBLIC_TASKS = {
+XARES_TASKS = {
     "asvspoof2015": ("speech", "binary_spoof"),
     "cremad": ("speech", "label"),
     "fluentspeechcommands": ("speech", "transcription"),
@@ -40,10 +40,15 @@ PUBLIC_TASKS = {
     "gtzan_genre": ("music", "genre"),
     "nsynthinstument": ("music", "instrument_family_str"),
     "esc50": ("environment", "label"),
+    "finger_snap": ("environment", "tag"),
     "fsdkaggle2018": ("environment", "sound"),
+    "inside_outside_car": ("environment", "position"),
+    "key_scratching": ("environment", "tag"),
+    "liveenv": ("environment", "soundevent"),
+    "subway_broadcast": ("environment", "broadcasting"),
     "urbansound8k": ("environment", "soundevent"),
 }
-"""Public tasks of xares 0.1.3 with one class a clip: domain, and the field of the JSON that holds the class."""
+"""Tasks of xares 0.1.3 with one class a clip: domain, and the field of the JSON that holds the class."""
 
 OTHER_KINDS = {
     "clotho": "captions",
@@ -52,7 +57,7 @@ OTHER_KINDS = {
     "librispeech": "transcripts",
     "maestro": "notes",
 }
-"""Public tasks whose labels a probe of one class a clip, or of one kind of event, cannot take."""
+"""Its tasks whose labels a probe of one class a clip, or of one kind of event, cannot take."""
 
 _SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -109,7 +114,7 @@ def _task(folder: Path) -> LabelledTask:
     train, test = _split_tars(folder)
     source = open_shards([*train, *test], str(folder))
     usable = np.flatnonzero(source.index.problem == 0)
-    labels = _labels(folder, source, usable, PUBLIC_TASKS.get(folder.name, ("", LABEL_FIELD))[1])
+    labels = _labels(folder, source, usable, XARES_TASKS.get(folder.name, ("", LABEL_FIELD))[1])
     framewise = isinstance(next(iter(labels.values())), np.ndarray)
     classes = PRESENCE if framewise else tuple(sorted({str(label) for label in labels.values()}))
     if not framewise and len(classes) < 2:
@@ -126,7 +131,7 @@ def _name(folder: Path) -> tuple[str, str]:
     domain, _, rest = folder.name.partition("-")
     if domain in DOMAINS and rest:
         return domain, f"{domain}/{rest}"
-    return PUBLIC_TASKS.get(folder.name, ("", ""))[0], folder.name
+    return XARES_TASKS.get(folder.name, ("", ""))[0], folder.name
 
 
 def _split_tars(folder: Path) -> tuple[list[Path], list[Path]]:
