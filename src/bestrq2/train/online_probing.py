@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch.distributed.fsdp import FSDPModule
 
 from bestrq2.data.labelled import load_labelled
@@ -93,6 +94,7 @@ class OnlineProbing(pl.Callback):
         """
         self._seconds, self._every = trainer.strategy.broadcast(self._kept())
         if trainer.global_step == 0 or self._seconds is None:
+            _run_whole_once(trainer, module)
             seconds = self._run(trainer, module, trainer.global_step)
             self._seconds = self._seconds or trainer.strategy.broadcast(seconds)
             self._keep(trainer)
@@ -145,3 +147,13 @@ class OnlineProbing(pl.Callback):
             kept = {"settings": asdict(self.settings), "seconds": self._seconds, "every_n_steps": self._every}
             with suppress(OSError):  # a full disk: it is measured again after a restart
                 write_text(self.path, json.dumps(kept, indent=2) + "\n")
+
+
+@torch.no_grad()
+def _run_whole_once(trainer: pl.Trainer, module: PretrainingModule) -> None:
+    """Run a model that is cut into shards on one silent clip: before that, its parts cannot be called alone."""
+    if isinstance(module.model, FSDPModule):
+        config = module.model.config
+        silence = torch.zeros(1, round(config.sampling_rate * config.max_seconds), device=module.device)
+        with trainer.precision_plugin.forward_context():
+            module.model.eval()(silence, generator=torch.Generator().manual_seed(0))
