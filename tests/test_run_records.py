@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bestrq2.errors import DataError
-from bestrq2.run_records import flatten, newest_step, read_columns, read_settings, read_table
+from bestrq2.run_records import flatten, newest_step, read_columns, read_settings, read_table, whole_windows
 
 
 def test_rows_cut_short_cost_only_what_they_lack(tmp_path: Path) -> None:
@@ -26,6 +26,28 @@ def test_a_table_without_rows_has_columns_and_no_steps(tmp_path: Path) -> None:
     assert read_columns(path) == []
     with pytest.raises(DataError, match="no column 'step'; it found an empty file"):
         newest_step(path)
+
+
+@pytest.mark.parametrize(
+    ("logged", "shown"),
+    [
+        ([20, 40, 60, 65], [20, 40, 60]),
+        ([20, 25], [20]),
+        ([20, 40, 60], [20, 40, 60]),
+        ([5], [5]),  # nothing to compare it with
+        ([20, 60, 80, 100], [20, 60, 80, 100]),  # a value that was not finite leaves a gap
+        ([20, 40, 50, 60, 80], [20, 40, 50, 60, 80]),  # extended after step 50
+    ],
+)
+def test_a_last_value_over_fewer_steps_is_left_out_of_curves(
+    tmp_path: Path, logged: list[int], shown: list[int]
+) -> None:
+    rows = "".join(f"{step},1.5,0.001,1.6,0.5\n" for step in logged)
+    header = "step,train/excess_loss,train/learning_rate,validation/loss,probe/mean\n"
+    (tmp_path / "metrics.csv").write_text(header + rows)
+    curves = whole_windows(read_table(tmp_path / "metrics.csv"))
+    assert curves.pop("train/excess_loss")[0].tolist() == shown
+    assert [steps.tolist() for steps, _ in curves.values()] == [logged] * 3
 
 
 def test_settings_have_dotted_names_with_the_root_first(tmp_path: Path) -> None:

@@ -20,21 +20,30 @@ EXIT_WRONG_INPUT, EXIT_FAILURE, EXIT_SIGNAL = 2, 1, 128
 
 
 def _pretrain(argv: Sequence[str]) -> None:
-    from bestrq2.train.config import parse_arguments
-    from bestrq2.train.pretraining import run_pretraining
-    from bestrq2.train.processes import first_process
-
     try:
+        from bestrq2.train.config import parse_arguments
+
         config, resume = parse_arguments(argv)
+        # Lightning takes seconds to import: whoever mistypes a flag, or asks for help, does not wait for it.
+        from bestrq2.train.pretraining import run_pretraining
+
         folder = run_pretraining(config, resume=resume)
     except BestRQ2Error as error:
         # What is wrong with the input is the same for all processes: one says it.
-        if not first_process() and type(error) is not BestRQ2Error:
+        if type(error) is not BestRQ2Error and not _first_process():
             sys.exit(EXIT_WRONG_INPUT)
         raise
-    if not first_process():
+    if not _first_process():
         return
     print(f"{folder}: done. Embed audio with: bestrq2 embed {folder} FOLDER --output embeddings.parquet")
+
+
+def _first_process() -> bool:
+    if not any(name in os.environ for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS")):
+        return True  # there is no other one
+    from bestrq2.train.processes import first_process
+
+    return first_process()
 
 
 def _prepare(argv: Sequence[str]) -> None:

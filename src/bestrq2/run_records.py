@@ -15,6 +15,15 @@ from bestrq2.errors import DataError
 
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
+AVERAGED = frozenset(
+    f"train/{name}"
+    for name in (
+        *("loss", "excess_loss", "accuracy"),
+        *("target_entropy", "code_perplexity", "code_coverage", "top_code_share"),
+    )
+)
+"""Columns of metrics.csv that are means over the steps since the row before."""
+
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Nested settings, as `config.yaml` holds them; empty where the file holds something else.
@@ -79,6 +88,22 @@ def read_table(path: Path) -> dict[str, Curve]:
         steps = sorted(values)
         curves[column] = (np.array(steps, dtype=np.int64), np.array([values[step] for step in steps]))
     return curves
+
+
+def whole_windows(curves: dict[str, Curve]) -> dict[str, Curve]:
+    """Curves of metrics.csv without a last training value that averages fewer steps than the others.
+
+    A run logs its last step whatever the interval, and the codes of a few batches have less entropy than those of many:
+    the excess loss would seem to jump at the end.
+    """
+    return {name: _without_rest(curve) if name in AVERAGED else curve for name, curve in curves.items()}
+
+
+def _without_rest(curve: Curve) -> Curve:
+    steps, values = curve
+    windows = np.diff(steps, prepend=0)
+    shorter = len(steps) > 1 and windows[-1] < np.median(windows[:-1])
+    return (steps[:-1], values[:-1]) if shorter else curve
 
 
 def newest_step(path: Path) -> int | None:

@@ -12,6 +12,8 @@ import numpy as np
 import soundfile
 from recordings import noise
 
+from bestrq2.data.shards.index import ShardIndex
+
 
 def encoded(waveform: np.ndarray, rate: int, kind: str = "WAV", subtype: str = "PCM_16") -> bytes:
     """A whole audio file of [samples] or [channels, samples]."""
@@ -41,3 +43,8 @@ def shard(path: Path, seeds: Iterable[int], seconds: float = 2.0, kind: str = "W
         members.append((f"{seed:04d}.{kind.lower()}", clip(seconds, seed=seed, kind=kind)))
         members.append((f"{seed:04d}.json", json.dumps({"seed": seed}).encode()))
     return pack(path, members)
+
+
+def names(index: ShardIndex) -> list[str]:
+    """Names of the members that an index lists."""
+    return [index.member(i) for i in range(len(index))]

@@ -155,7 +155,7 @@ def test_if_all_are_rejected_one_sentence_says_so(tmp_path, workers):
 def test_the_search_for_a_usable_recording_ends():
     data = CropDataset(ArraySource(np.zeros((1500, 10), np.float32), RATE), RATE, 1.0, seed=0)
     with pytest.raises(
-        AllRejectedError, match="1000 recordings in a row were rejected; first: array clip 7: is silent"
+        AllRejectedError, match="1,000 recordings in a row were rejected; first: array clip 7: is silent"
     ):
         data[CropKey(0, 7, 0, 0)]
 

@@ -136,7 +136,7 @@ def test_folds_of_tars_are_not_separated(tmp_path: Path):
         ("path,lable\na.wav,x\n", r"no column 'label'; found 'path', 'lable'"),
         ("path,label\na.wav,x\nb.wav,\n", "line 3: no value for 'label'"),
         ("path,label\na.wav,x\nb.wav,x\n", r"one class only \('x'\)"),
-        ("path,label\na.wav,x\nzz.wav,y\n", r"1 of 2 files that do not exist; first: .*zz\.wav"),
+        ("path,label\na.wav,x\nzz.wav,y\n", r"1 file of 2 that cannot be found; first: .*zz\.wav"),
         ("path,label\na.wav,x;y\nb.wav,y\n", r"label 'x;y'; call the column 'labels'"),
         ("path,label,labels\na.wav,x,x;y\nb.wav,y,x\n", "columns 'label' and 'labels'; keep one"),
         ("path,label,split\na.wav,x,trian\nb.wav,y,test\n", r"split 'trian'; expected"),

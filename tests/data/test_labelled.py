@@ -129,7 +129,7 @@ def test_tables_name_paths_labels_and_perhaps_splits(tmp_path, name, line, split
         ("path,label\na.wav,x\nb.wav,x\n", "one class only"),
         ("path,label\na.wav,x\nb.wav,y\nc.wav,y\n", "class 'x' has a single clip"),
         ("path,label\na.wav,x\na.wav,y\n", r"a\.wav twice"),
-        ("path,label\na.wav,x\nzz.wav,y\n", r"1 of 2 files that do not exist; first: .*zz\.wav"),
+        ("path,label\na.wav,x\nzz.wav,y\n", r"1 file of 2 that cannot be found; first: .*zz\.wav"),
         ("path,label,split\na.wav,x,training\nb.wav,y,test\n", r"split 'training'; .* \(did you mean 'train'\?\)"),
         ("path,label,split\na.wav,x,train\nb.wav,y,train\n", "no recordings in the split 'test'"),
         ("path,label,split\na.wav,x,train\nb.wav,y,test\n", "'y' is tested on but has no training clips"),
@@ -182,14 +182,14 @@ def test_soundworld_tasks_come_from_the_generator(monkeypatch):
     clips = LabelledClips([np.ones(4, np.float32)], np.array([0]), 16_000)
     asked = {}
 
-    def tasks(train, test):
-        asked.update(train=train, test=test)
+    def tasks(names, train, test):
+        asked.update(names=names, train=train, test=test)
         return [LabelledTask("music/key", "music", "clip", ("a", "b"), clips, clips)]
 
     monkeypatch.setattr(soundworld, "tasks", tasks, raising=False)
     assert load_labelled("soundworld:50")[0].name == "music/key"
-    assert asked == {"train": 50, "test": 25}
-    load_labelled("soundworld")
-    assert asked == {"train": 400, "test": 200}
+    assert asked == {"names": None, "train": 50, "test": 25}
+    load_labelled("soundworld", names=["music/key"])
+    assert asked == {"names": ["music/key"], "train": 400, "test": 200}
     with pytest.raises(DataError, match="at least 2"):
         load_labelled("soundworld:1")

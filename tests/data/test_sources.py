@@ -14,7 +14,7 @@ from recordings import lag, noise, write
 from bestrq2.data import sources
 from bestrq2.data.audio import AUDIO_SUFFIXES, as_mono
 from bestrq2.data.decoding import UnreadableAudioError
-from bestrq2.data.opening import open_source
+from bestrq2.data.opening import open_recordings, open_source
 from bestrq2.data.sources import ArraySource, FileSource, PathList, split_source
 from bestrq2.errors import AudioError, DataError
 
@@ -130,6 +130,10 @@ def test_missing_and_empty_sources_are_named(tmp_path):
         DataError, match="nowhere does not exist; give a folder of audio or of tars, an audio file, a tar, a list"
     ):
         open_source(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="a URL of tars, or soundworld"):
+        open_source("nowhere")
+    with pytest.raises(DataError, match=r"nowhere does not exist; give .*, hub:NAME, or soundworld\.$"):
+        open_recordings("nowhere")  # reads no streams
     with pytest.raises(DataError, match="is empty: no files in it or below"):
         open_source(tmp_path)
     (tmp_path / "a.pdf").touch()

@@ -166,6 +166,7 @@ def test_nothing_is_said_of_pretraining_where_its_model_is_not_in_the_source(tin
     for name in ("encoder", "classifier", "export.safetensors"):
         facts = info(tmp_path / name)
         assert not of_pretraining & facts.keys(), name
+        assert ({"mask", "codes"} <= facts.keys()) == (name != "classifier")
         assert facts["encoder parameters"] == info(tmp_path / "whole")["encoder parameters"]
 
 

@@ -129,7 +129,7 @@ def test_a_remote_tar_that_breaks_off_or_is_gone_is_listed(embed, rejected, tars
 def test_a_network_that_fails_stops_the_run_and_loses_nothing(embed, model, tars, monkeypatch):
     gone = tars / "2.tar"
     command = f"pipe:cat {tars}/{{0,2}}.tar; test -e {tars}/works"
-    monkeypatch.setattr("bestrq2.data.transfer.Patience.__init__.__defaults__", ((), 5.0))
+    monkeypatch.setattr("bestrq2.data.transfer.Patience.__init__.__defaults__", ((), 5.0, True))
     (tars / "works").touch()
     original = reading.decode_span
 

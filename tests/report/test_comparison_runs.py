@@ -118,6 +118,18 @@ def test_wall_time_of_which_the_beginning_is_lost_is_not_given(tmp_path: Path) -
     assert read_run(run).seconds() is None
 
 
+def test_a_probe_before_the_first_step_and_a_last_window_of_few_steps_are_no_part_of_the_curves(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=390)
+    rows = (run / "metrics.csv").read_text().splitlines()
+    probed = [f"{row},{'probe/mean' if number == 0 else ''}" for number, row in enumerate(rows)]
+    probed.insert(1, "0" + "," * rows[0].count(",") + ",0.25")
+    (run / "metrics.csv").write_text("\n".join(probed) + "\n")
+    found = read_run(run)
+    assert found.curves["probe/mean"][0].tolist() == [0]
+    assert found.curves["train/loss"][0].tolist() == list(range(20, 381, 20))
+    assert (found.steps, found.seconds()) == (390, pytest.approx(0.11 * 380))
+
+
 def test_settings_that_json_does_not_know_and_other_scores_beside_a_run_do_no_harm(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", probe=None, changes={"trainer.gradient_clip_val": math.inf})
     (run / "soundworld-scores.json").write_text("{}")

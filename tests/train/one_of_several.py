@@ -37,7 +37,12 @@ def main() -> None:
         stop_at(pytest.MonkeyPatch(), *settings["stop"])
     try:
         small_pretrain(
-            source, output, trainer=settings["trainer"], model={"drop_path_rate": 0.0}, resume=settings["resume"]
+            source,
+            output,
+            trainer=settings["trainer"],
+            model={"drop_path_rate": 0.0},
+            probe=settings["probe"],
+            resume=settings["resume"],
         )
     except StoppedBySignal as error:
         print(f"stopped: {error}", file=sys.stderr)

@@ -54,6 +54,19 @@ def test_help_names_every_setting_with_its_default(command: str, capsys: pytest.
     assert "default" in text
 
 
+@pytest.mark.parametrize(("flag", "code"), [("--mistyped", 2), ("--help", 0)])
+def test_pretrain_looks_at_its_flags_before_it_imports_what_takes_seconds(flag: str, code: int):
+    program = (
+        "import sys\nfrom bestrq2 import cli\n"
+        "try:\n    code = cli.run(sys.argv[1:])\nexcept SystemExit as end:\n    code = end.code\n"
+        "assert not {'lightning', 'sklearn', 'scipy'} & set(sys.modules)\nsys.exit(code)\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program, "pretrain", flag, "1"], capture_output=True, text=True, check=False
+    )
+    assert (finished.returncode, "Traceback" in finished.stderr) == (code, False)
+
+
 def test_pretrain_embed_probe_and_info_work_in_a_row(
     tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
 ):

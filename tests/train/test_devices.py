@@ -35,13 +35,25 @@ def free_port() -> int:
 
 
 def start(
-    launcher: str, output: Path, source: Path, stop: list[int] | None = None, resume: bool = False, **trainer: Any
+    launcher: str,
+    output: Path,
+    source: Path,
+    stop: list[int] | None = None,
+    resume: bool = False,
+    probe: dict[str, Any] | None = None,
+    **trainer: Any,
 ) -> list[subprocess.Popen]:
     """Start a run of two processes: one command by Lightning or torchrun, two as SLURM's srun would start them."""
     devices = 2 if launcher == "lightning" else 1
-    settings = {"trainer": {**STEPS, "devices": devices, **trainer}, "stop": stop, "resume": resume}
+    settings = {
+        "trainer": {**STEPS, "devices": devices, **trainer},
+        "stop": stop,
+        "resume": resume,
+        "probe": probe or {},
+    }
     words = [str(SCRIPT), str(output), str(source), json.dumps(settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
+    paths = filter(None, [os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *paths])}
     commands = [[*TORCHRUN, *words] if launcher == "torchrun" else [sys.executable, *words]]
     environments = [environment]
     if launcher == "slurm":
@@ -104,6 +116,22 @@ def test_two_processes_learn_what_one_does_with_all_their_clips(
     finish(start(launcher, tmp_path / "run", sounds))
     assert_close(alone, tmp_path / "run")
     assert "broken.wav" in (tmp_path / "run" / "rejected.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_two_processes_probe_at_the_steps_and_with_the_scores_of_one(strategy: str, tmp_path: Path, sounds: Path):
+    for number, file in enumerate(sorted(sounds.glob("[0-9]*.wav"))):
+        copy = tmp_path / "labelled" / "ab"[number % 2] / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    settings = {"probe": {"data": str(tmp_path / "labelled"), "every_n_steps": 1, "max_share": 1.0}}
+    steps = {"max_steps": 2, "checkpoint_every_n_steps": 2, "val_every_n_steps": 2}
+    finish(start("torchrun", tmp_path / "two", sounds, **settings, strategy=strategy, **steps))
+    one = small_pretrain(sounds, tmp_path / "one", trainer=STEPS | steps, model={"drop_path_rate": 0.0}, **settings)
+    scores = [[(row["step"], row["probe/mean"]) for row in metrics(run)] for run in (one, tmp_path / "two")]
+    assert scores[0] == scores[1]
+    assert [step for step, _ in scores[0]] == ["0", "1", "2"]
 
 
 @pytest.mark.slow

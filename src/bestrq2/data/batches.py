@@ -131,9 +131,10 @@ class CropDataset(Dataset[Crop]):
                 return Crop(key, result, tuple(rejected), self.source.describe(index))
             rejected.append((self.source.describe(index), result))
         tries = len(rejected)
-        which = f"{tries} recordings in a row" if tries == MAX_TRIES else f"all {tries} recordings"
+        some = f"{tries:,} recordings in a row" if tries == MAX_TRIES else f"all {tries} recordings"
+        which = "its only recording was" if tries == 1 else f"{some} were"
         name, reason = rejected[0]
-        raise AllRejectedError(f"{self.source.name}: {which} were rejected; first: {name}: {reason}")
+        raise AllRejectedError(f"{self.source.name}: {which} rejected; first: {name}: {reason}")
 
     def __getitems__(self, keys: Sequence[CropKey]) -> list[Crop]:
         """The items of one batch, each put into its row while it is still in the processor's caches.

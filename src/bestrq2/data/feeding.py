@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,15 +33,23 @@ from bestrq2.errors import AudioError
 FIXED = 0xF18ED
 
 
-class Feed(Protocol):
+class Share(NamedTuple):
+    """Which batches a process makes, and its part of them; see `Feed.loader`."""
+
+    batch_size: int
+    start_step: int
+    max_steps: int | None
+    rank: int
+    world_size: int
+
+
+class Feed(ABC):
     """Audio on its way to training.
 
     `recordings` is their number in one epoch; None where only reading all of it would tell.
     """
 
-    @property
-    def recordings(self) -> int | None:
-        """Recordings in one epoch."""
+    recordings: int | None = None
 
     def loader(
         self,
@@ -67,9 +75,14 @@ class Feed(Protocol):
         Raises:
             ConfigError: sizes or numbers that are impossible together.
         """
+        return self._loader(Share(batch_size, start_step, max_steps, rank, world_size), num_workers, draw_mask)
+
+    @abstractmethod
+    def _loader(self, share: Share, num_workers: int, draw_mask: DrawMask | None) -> Iterable[AudioBatch]:
+        """The batches of a process."""
 
 
-class SourceFeed:
+class SourceFeed(Feed):
     """Batches of a source with numbered recordings.
 
     Args:
@@ -85,50 +98,27 @@ class SourceFeed:
     """
 
     def __init__(self, source: Source, sampling_rate: int, max_seconds: float, seed: int, min_samples: int = 1) -> None:
-        self.recordings: int | None = len(source)
+        self.recordings = len(source)
         self._dataset = CropDataset(source, sampling_rate, max_seconds, seed, min_samples)
 
-    def loader(
-        self,
-        batch_size: int,
-        start_step: int = 0,
-        num_workers: int = 0,
-        draw_mask: DrawMask | None = None,
-        max_steps: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Iterable[AudioBatch]:
-        """The batches of a run; see `Feed.loader`."""
-        schedule = BatchSchedule(self._dataset.order, batch_size, start_step, max_steps, rank, world_size)
-        return make_loader(self._dataset, schedule, num_workers, draw_mask)
+    def _loader(self, share: Share, num_workers: int, draw_mask: DrawMask | None) -> Iterable[AudioBatch]:
+        return make_loader(self._dataset, BatchSchedule(self._dataset.order, *share), num_workers, draw_mask)
 
 
-@dataclass(frozen=True)
-class StreamFeed:
+class StreamFeed(Feed):
     """Batches of a stream.
 
-    Attributes:
+    Args:
         source: where the audio comes from.
         make: makes the crops.
         seed: of order and crops.
     """
 
-    source: StreamSource
-    make: CropMaker
-    seed: int
-    recordings: int | None = None
+    def __init__(self, source: StreamSource, make: CropMaker, seed: int) -> None:
+        self.source, self.make, self.seed = source, make, seed
 
-    def loader(
-        self,
-        batch_size: int,
-        start_step: int = 0,
-        num_workers: int = 0,
-        draw_mask: DrawMask | None = None,
-        max_steps: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Iterable[AudioBatch]:
-        """The batches of a run; see `Feed.loader`."""
+    def _loader(self, share: Share, num_workers: int, draw_mask: DrawMask | None) -> Iterable[AudioBatch]:
+        batch_size, start_step, max_steps, rank, world_size = share
         check_share(batch_size, start_step, rank, world_size)
         steps = range(start_step, 1 << 62 if max_steps is None else max_steps)
         dataset = StreamDataset(self.source, self.make, self.seed, batch_size, steps, draw_mask, rank, world_size)

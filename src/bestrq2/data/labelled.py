@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
+from bestrq2.data.decoder import AudioBytes
 from bestrq2.data.opening import audio_files, soundworld_count
 from bestrq2.data.seeding import generator
 from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
 from bestrq2.errors import ConfigError, DataError
+from bestrq2.wording import counted
 
 DOMAINS = ("speech", "music", "environment")
+PRESENCE = ("absent", "present")
 EVENTS_FILE = "events.csv"
 SOUNDWORLD_TRAIN = 400
 # First word of its seed sequence, so that it shares no random numbers with others.
 SPLIT = 0x1ABE1
+
+ClipAudio: TypeAlias = Path | AudioBytes | np.ndarray
+"""A file, a member of a tar, or a mono float32 waveform [samples]."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +34,52 @@ class LabelledClips:
     """One split of a task: audio and, in the same order, what is true of it.
 
     Attributes:
-        audio: file paths, or mono float32 waveforms [samples] at `sampling_rate`.
+        audio: files, or mono float32 waveforms [samples] at `sampling_rate`.
         labels: for kind "clip" an int64 array [clips] of class indices; for kind "frame" a list with, for every clip,
             a float64 array [events, 2] of onset and offset in seconds.
-        sampling_rate: Hz, of the waveforms; None where `audio` holds paths.
+        sampling_rate: Hz, of the waveforms; None where `audio` holds files.
     """
 
-    audio: Sequence[Path | np.ndarray]
+    audio: Sequence[ClipAudio]
     labels: np.ndarray | list[np.ndarray]
     sampling_rate: int | None = None
 
     def __len__(self) -> int:
         return len(self.audio)
+
+    def part(self, places: np.ndarray) -> LabelledClips:
+        """The clips at these places, in their order; their audio is still looked up when it is asked for."""
+        labels = [self.labels[place] for place in places]
+        return LabelledClips(
+            AudioAt(self.audio.__getitem__, places),
+            np.asarray(labels) if isinstance(self.labels, np.ndarray) else labels,
+            self.sampling_rate,
+        )
+
+
+@dataclass(frozen=True)
+class AudioAt(Sequence[ClipAudio]):
+    """Audio of numbered clips, each looked up when it is asked for.
+
+    Attributes:
+        lookup: from the number of a clip to its audio.
+        places: int64 [clips], their numbers.
+    """
+
+    lookup: Callable[[int], ClipAudio]
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> ClipAudio: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ClipAudio]: ...
+    def __getitem__(self, index: int | slice) -> ClipAudio | list[ClipAudio]:
+        if isinstance(index, slice):
+            return [self.lookup(int(place)) for place in self.places[index]]
+        return self.lookup(int(self.places[index]))
 
 
 @dataclass(frozen=True)
@@ -72,7 +112,9 @@ class _Clip:
     split: str
 
 
-def load_labelled(source: str | Path, test_fraction: float = 0.25, seed: int = 0) -> list[LabelledTask]:
+def load_labelled(
+    source: str | Path, test_fraction: float = 0.25, seed: int = 0, names: Sequence[str] | None = None
+) -> list[LabelledTask]:
     """The tasks in a labelled corpus.
 
     Args:
@@ -82,25 +124,49 @@ def load_labelled(source: str | Path, test_fraction: float = 0.25, seed: int = 0
             - a folder with `events.csv`: columns path (relative to it), split (optional), onset and offset in seconds,
               one row an event, and a row with empty onset and offset for a clip without events;
             - a folder that holds several of the latter two at any depth, for instance `tasks/music/instrument`;
+            - the folder of an X-ARES task, with its tars and `.audio_tar_ready`, or one that holds several, such as
+              `env` (see `tar_tasks`);
             - a table (.csv, .tsv, .jsonl) with path, label and optionally split ("train" or "test");
             - "soundworld" or "soundworld:N": generated tasks with N training and N // 2 test clips (400).
         test_fraction: share of each class that is tested on, where the source does not say; at least one clip.
         seed: of that split, which is a function of it and the sorted names.
+        names: of the tasks that are wanted; None for all.
 
     Returns:
-        The tasks, sorted by name; `audio` holds paths, or waveforms for SoundWorld.
+        The tasks, sorted by name; `audio` holds files, or waveforms for SoundWorld.
 
     Raises:
-        DataError: missing, no audio, fewer than two classes, a class with a single clip, a missing column or file.
+        DataError: missing, no audio, no labels, fewer than two classes, a class with a single clip, a missing column,
+            file, split or task.
         ConfigError: `test_fraction` is not between 0 and 1.
     """
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}; it must lie between 0 and 1.")
     if isinstance(source, str) and (source == "soundworld" or source.startswith("soundworld:")):
-        return _soundworld(source)
+        return _soundworld(source, names)
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist; give a labelled folder, a table, or 'soundworld'.")
+    tasks = _tasks_at(path, test_fraction, seed, names)
+    check_names(path, [task.name for task in tasks], names)
+    return [task for task in tasks if names is None or task.name in names]
+
+
+def check_names(place: Path, known: Sequence[str], wanted: Sequence[str] | None) -> None:
+    """Pass if all wanted tasks are known.
+
+    Raises:
+        DataError: one is not.
+    """
+    for name in wanted or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
+            raise DataError(f"{place} has no task {name!r}; {hint}")
+
+
+def _tasks_at(path: Path, test_fraction: float, seed: int, names: Sequence[str] | None) -> list[LabelledTask]:
+    """The tasks in a file or a folder; of tars only those that are wanted."""
     if path.is_file():
         if path.suffix.lower() not in TABLE_SUFFIXES:
             raise DataError(f"{path} is no labelled table; expected {', '.join(sorted(TABLE_SUFFIXES))} or a folder.")
@@ -108,16 +174,20 @@ def load_labelled(source: str | Path, test_fraction: float = 0.25, seed: int = 0
     folders = _task_folders(path.absolute())
     if folders:
         return [_task(folder, _folder_clips(folder), test_fraction, seed) for folder in folders]
+    from bestrq2.data.labelled_tars import tar_tasks
+
+    if in_tars := tar_tasks(path.absolute(), names):
+        return in_tars
     return [_task(path.absolute(), _class_clips(path, ""), test_fraction, seed)]
 
 
-def _soundworld(spec: str) -> list[LabelledTask]:
+def _soundworld(spec: str, names: Sequence[str] | None) -> list[LabelledTask]:
     train = soundworld_count(spec, SOUNDWORLD_TRAIN)
     if train < 2:
         raise DataError(f"{spec!r}: tasks need at least 2 training clips.")
     from bestrq2.data.soundworld import tasks
 
-    return tasks(train=train, test=train // 2)
+    return tasks(names=names, train=train, test=train // 2)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -201,7 +271,7 @@ def _task(origin: Path, clips: list[_Clip], test_fraction: float, seed: int) -> 
     check_files(origin, [clip.path for clip in clips])
     framewise = isinstance(clips[0].label, np.ndarray)
     if framewise:
-        classes: tuple[str, ...] = ("absent", "present")
+        classes: tuple[str, ...] = PRESENCE
         if not any(len(clip.label) for clip in clips):
             raise DataError(f"{origin} lists no event; expected onsets and offsets in seconds.")
     else:
@@ -233,7 +303,9 @@ def check_files(origin: Path, paths: Sequence[Path]) -> None:
         seen.add(path)
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise DataError(f"{origin} lists {len(missing)} of {len(paths)} files that do not exist; first: {missing[0]}.")
+        raise DataError(
+            f"{origin} lists {counted(len(missing), 'file')} of {len(paths)} that cannot be found; first: {missing[0]}."
+        )
 
 
 def _divided(

@@ -22,6 +22,7 @@ from bestrq2.data.remote import StreamSource
 from bestrq2.data.seeding import generator
 from bestrq2.data.transfer import Sample, Shard
 from bestrq2.errors import AudioError
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,9 @@ class Lane:
         self._empty = 0 if count else self._empty + 1
         if self._empty >= len(self.source.urls) + self.lanes:
             reasons = "".join(f"; last: {url} {reason}" for url, reason in self.problems[-1:])
-            raise AllRejectedError(f"{self.source.name}: there is no audio in {self._empty} shards in a row{reasons}")
+            raise AllRejectedError(
+                f"{self.source.name}: there is no audio in {counted(self._empty, 'shard')} in a row{reasons}"
+            )
         self._start += count
         self._turn += 1
         self._enter()

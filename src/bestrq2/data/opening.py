@@ -17,8 +17,10 @@ from bestrq2.data.remote import StreamSource, is_remote, open_stream
 from bestrq2.data.sources import ArraySource, FileSource, PathList, Source
 from bestrq2.data.tables import LIST_SUFFIXES, read_rows, resolved
 from bestrq2.errors import AudioError, DataError
+from bestrq2.wording import counted
 
 SOUNDWORLD_CLIPS = 3000
+_FORMS = "a folder of audio or of tars, an audio file, a tar, a list, a mixture (.yaml), an HDF5 file (.h5), hub:NAME"
 
 
 def open_source(spec: str | Path) -> Source | StreamSource:
@@ -47,13 +49,9 @@ def open_source(spec: str | Path) -> Source | StreamSource:
         DataError: missing, not reachable, an empty folder or list, neither list nor audio, a pattern that nothing fits,
             or audio files and tars side by side.
     """
-    if isinstance(spec, str):
-        if (named := _named(spec)) is not None:
-            return named
-        spec, options = _options(spec)
-        if options:
-            return HDF5Source(Path(spec).expanduser(), options["exclude"])
-    return _open_path(Path(spec).expanduser())
+    if isinstance(spec, str) and is_remote(spec):
+        return open_stream(spec)
+    return _open_local(spec, f"{_FORMS}, a URL of tars")
 
 
 def open_recordings(spec: str | Path) -> Source:
@@ -66,9 +64,18 @@ def open_recordings(spec: str | Path) -> Source:
         raise DataError(
             f"{spec} is a stream, which only pretraining reads; download the tars and name the local files."
         )
-    source = open_source(spec)
-    assert not isinstance(source, StreamSource)
-    return source
+    return _open_local(spec, _FORMS)
+
+
+def _open_local(spec: str | Path, forms: str) -> Source:
+    """The source of anything but a stream; `forms` is what there could have been at a path where nothing is."""
+    if isinstance(spec, str):
+        if (named := _named(spec)) is not None:
+            return named
+        spec, options = _options(spec)
+        if options:
+            return HDF5Source(Path(spec).expanduser(), options["exclude"])
+    return _open_path(Path(spec).expanduser(), forms)
 
 
 def absolute_spec(spec: str) -> str:
@@ -105,14 +112,12 @@ def local_folder(spec: str) -> Path | None:
     return folder if spec and folder.is_dir() else None
 
 
-def _named(spec: str) -> Source | StreamSource | None:
+def _named(spec: str) -> Source | None:
     """The source of a word that is no path; None for a path."""
     if spec == "soundworld" or spec.startswith("soundworld:"):
         return _soundworld(spec)
     if spec.startswith(HUB_PREFIX):
         return HubSource(spec)
-    if is_remote(spec):
-        return open_stream(spec)
     return None
 
 
@@ -132,7 +137,7 @@ def _options(spec: str) -> tuple[str, dict[str, str]]:
     return bare, options
 
 
-def _open_path(path: Path) -> Source:
+def _open_path(path: Path, forms: str) -> Source:
     name = str(path.absolute())
     try:
         if path.is_dir():
@@ -140,10 +145,7 @@ def _open_path(path: Path) -> Source:
         if not path.exists():
             if set("{*?[") & set(str(path)):
                 return _of_one_kind(_expanded(path), name)
-            raise DataError(
-                f"{path} does not exist; give a folder of audio or of tars, an audio file, a tar, a list, a mixture "
-                "(.yaml), an HDF5 file, hub:NAME, a URL of tars, or soundworld."
-            )
+            raise DataError(f"{path} does not exist; give {forms}, or soundworld.")
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}).") from error
     if path.suffix.lower() in MIXTURE_SUFFIXES:
@@ -184,7 +186,7 @@ def _of_one_kind(paths: list[str], name: str) -> Source:
         return FileSource(name, PathList(paths))
     if tars < len(paths):
         other = next(path for path in paths if not _is_tar(path))
-        raise DataError(f"{name}: names {tars} tars and other files ({other}); name the two kinds apart.")
+        raise DataError(f"{name}: names {counted(tars, 'tar')} and other files ({other}); name the two kinds apart.")
     from bestrq2.data.shards.shard_source import open_shards
 
     return open_shards(PathList(paths), name)
@@ -194,8 +196,8 @@ def _folder_source(folder: Path, name: str) -> Source:
     files, tars, others = _listed(folder)
     if files and tars:
         raise DataError(
-            f"{folder} holds {len(files)} audio files and {len(tars)} tars; put them into folders of their own and "
-            "name the one you mean."
+            f"{folder} holds {counted(len(files), 'audio file')} and {counted(len(tars), 'tar')}; put them into "
+            "folders of their own and name the one you mean."
         )
     return _of_one_kind(tars, name) if tars else FileSource(name, _needed(folder, files, others))
 
@@ -296,7 +298,7 @@ def _needed(folder: Path, files: list[str], others: dict[str, int]) -> PathList:
     if others:
         kinds = ", ".join(sorted(others, key=lambda suffix: (-others[suffix], suffix))[:5])
         raise DataError(
-            f"{folder} holds {sum(others.values())} files and none with an audio suffix (found: {kinds}; "
+            f"{folder} holds {counted(sum(others.values()), 'file')} and none with an audio suffix (found: {kinds}; "
             "expected .wav, .flac, .mp3, .ogg, .m4a and the like)."
         )
     raise DataError(f"{folder} is empty: no files in it or below; put audio files there.")

@@ -62,7 +62,8 @@ def open_stream(spec: str, patience: Patience | None = None) -> StreamSource:
     for url in urls:
         check_url(url)
     source = StreamSource(spec, urls, patience=patience or Patience())
-    shard = Shard(urls[0], source.patience)
+    # A mistyped address must not take as long as a server that is started again in the middle of a run.
+    shard = Shard(urls[0], replace(source.patience, absent=False))
     _, first = shard.window(0, 1)
     shard.close()
     if shard.failure is not None:

@@ -6,6 +6,7 @@ import http.client
 import logging
 import math
 import shutil
+import socket
 import string
 import tarfile
 import time
@@ -22,6 +23,7 @@ from urllib.request import Request, urlopen
 from bestrq2.data.audio import AUDIO_SUFFIXES
 from bestrq2.data.commands import Command
 from bestrq2.errors import BestRQ2Error, ConfigError
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +48,12 @@ class Patience:
     Attributes:
         waits: seconds before the second, third, ... try; as many tries as these and one more.
         timeout: seconds without a byte after which a connection counts as lost.
+        absent: whether to try again where there is no such host, or nothing answers at its port.
     """
 
     waits: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     timeout: float = 60.0
+    absent: bool = True
 
 
 class TransferError(BestRQ2Error):
@@ -58,11 +62,12 @@ class TransferError(BestRQ2Error):
     Args:
         reason: why.
         lasting: another try would give the same.
+        absent: there is no such host, or nothing answers at its port.
     """
 
-    def __init__(self, reason: str, lasting: bool = False) -> None:
+    def __init__(self, reason: str, lasting: bool = False, absent: bool = False) -> None:
         super().__init__(reason)
-        self.lasting = lasting
+        self.lasting, self.absent = lasting, absent
 
 
 class Sample(NamedTuple):
@@ -173,6 +178,8 @@ def _explained(error: Exception) -> TransferError:
         return TransferError("no answer in time")
     if isinstance(error, FileNotFoundError):
         return TransferError(f"{error.filename} is not there", lasting=True)
+    if isinstance(error, ConnectionRefusedError | socket.gaierror):
+        return TransferError(f"{error.strerror or error}; check the address, and that its server runs", absent=True)
     return TransferError(
         getattr(error, "strerror", None) or str(error) or type(error).__name__,
         isinstance(error, ValueError | http.client.InvalidURL),
@@ -277,10 +284,11 @@ class Shard:
 
     def _described(self, error: Exception) -> str:
         if isinstance(error, _EndsEarlyError):
-            return f"ends early, after {self.whole} whole recordings"
+            return f"ends early, after {counted(self.whole, 'whole recording')}"
         if isinstance(error, _GoesOnError):
-            return f"goes on behind its end mark, after {self.whole} recordings: damaged, or several tars joined by cat"
-        return f"is damaged after {self.whole} whole recordings ({error})"
+            some = counted(self.whole, "recording")
+            return f"goes on behind its end mark, after {some}: damaged, or several tars joined by cat"
+        return f"is damaged after {counted(self.whole, 'whole recording')} ({error})"
 
     def _next(self) -> Sample:
         if self._transfer is None:
@@ -326,7 +334,8 @@ class Shard:
         return False
 
     def _wait(self, error: TransferError, tries: int) -> None:
-        if error.lasting or tries >= len(self.patience.waits):
+        pointless = error.lasting or (error.absent and not self.patience.absent)
+        if pointless or tries >= len(self.patience.waits):
             self.failure, self.ended = error, True
             return
         wait = self.patience.waits[tries]

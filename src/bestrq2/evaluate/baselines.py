@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from bestrq2.data.audio import as_mono, read_audio
+from bestrq2.data.labelled import ClipAudio
 from bestrq2.inference.embeddings import Embeddings
 
 
@@ -29,7 +28,7 @@ class LogMelStatistics:
         self._config = BestRQ2Config()
         self._log_mel = LogMel(self._config)
 
-    def embed(self, audio: list[np.ndarray | Path], sampling_rate: int | None = None) -> Embeddings:
+    def embed(self, audio: list[ClipAudio], sampling_rate: int | None = None) -> Embeddings:
         """Describe clips.
 
         Args:
@@ -56,7 +55,7 @@ class LogMelStatistics:
         timestamps = np.where(mask, (np.arange(frames.shape[1]) + 0.5) * seconds, np.nan)
         return Embeddings(clip.reshape(len(audio), width), frames, mask, timestamps)
 
-    def _spectrogram(self, audio: np.ndarray | Path, sampling_rate: int | None) -> np.ndarray:
+    def _spectrogram(self, audio: ClipAudio, sampling_rate: int | None) -> np.ndarray:
         """Log-mel spectrogram of one clip, float64 [frames, bands]."""
         import torch
 

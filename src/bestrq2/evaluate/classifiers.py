@@ -5,6 +5,7 @@ Nothing here sees test labels, and each test row is answered on its own: the oth
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,8 +84,11 @@ def linear_predict(
     rows = standardise(train)
     balanced = groups is not None
     fold = stratified_folds(labels, seed) if groups is None else grouped_folds(groups, seed)
-    strength = choose_regularisation(rows, labels, fold, balanced=balanced)
-    model = _logistic_regression(balanced).set_params(C=strength).fit(rows, labels)
+    with warnings.catch_warnings():
+        # of few clips a class, scikit-learn asks whether this is a regression
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater")
+        strength = choose_regularisation(rows, labels, fold, balanced=balanced)
+        model = _logistic_regression(balanced).set_params(C=strength).fit(rows, labels)
     return np.asarray(model.predict(standardise(test)))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from bestrq2.data.labelled import LabelledClips, LabelledTask
-from bestrq2.errors import DataError
+from bestrq2.errors import AudioError, DataError
 from bestrq2.evaluate.probe import FeatureExtractor, probe_features
 
 logger = logging.getLogger(__name__)
@@ -43,13 +43,20 @@ class OnlineProbe:
         self.seed = seed
         self.batch = batch
 
-    def run(self, features: FeatureExtractor) -> dict[str, float]:
+    def run(self, features: FeatureExtractor, first: bool = False) -> dict[str, float]:
         """Probe the features now.
+
+        Args:
+            features: of the encoder as it is.
+            first: nothing was trained yet: a task that cannot be scored never will be.
 
         Returns:
             "probe/<task>" for every task (accuracy, or balanced accuracy for frame tasks), "probe/<domain>" for the
             mean of its tasks and "probe/mean" for the mean over domains. A task that cannot be scored, say because
             the encoder gives NaN, is NaN and so are the means over it; a warning says why, training goes on.
+
+        Raises:
+            BestRQ2Error: a task cannot be scored the first time.
         """
         by_domain: dict[str, list[float]] = {}
         results: dict[str, float] = {}
@@ -59,7 +66,9 @@ class OnlineProbe:
                     features, [task], methods=("linear",), seed=self.seed, batch=self.batch, progress=False
                 )
                 results[f"probe/{task.name}"] = score.score
-            except DataError as error:
+            except (DataError, AudioError) as error:
+                if first:
+                    raise
                 logger.warning("online probe: %s", error)
                 results[f"probe/{task.name}"] = float("nan")
             by_domain.setdefault(task.domain or "other", []).append(results[f"probe/{task.name}"])
@@ -73,10 +82,4 @@ def _part(clips: LabelledClips, most: int, seed: int) -> LabelledClips:
     """At most `most` clips, drawn at random, in their order."""
     if len(clips) <= most:
         return clips
-    kept = np.sort(np.random.default_rng(seed).permutation(len(clips))[:most])
-    part = [clips.labels[place] for place in kept]
-    return LabelledClips(
-        audio=[clips.audio[place] for place in kept],
-        labels=np.asarray(part) if isinstance(clips.labels, np.ndarray) else part,
-        sampling_rate=clips.sampling_rate,
-    )
+    return clips.part(np.sort(np.random.default_rng(seed).permutation(len(clips))[:most]))

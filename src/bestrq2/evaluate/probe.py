@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labelled import ClipAudio, LabelledClips, LabelledTask
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.evaluate.classifiers import Standardiser, knn_predict, linear_predict
 from bestrq2.evaluate.scores import (
@@ -24,6 +23,7 @@ from bestrq2.evaluate.scores import (
     chance_accuracy,
 )
 from bestrq2.inference.embeddings import Embeddings
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class FeatureExtractor(Protocol):
     def name(self) -> str:
         """What tables call these features."""
 
-    def embed(self, audio: list[np.ndarray | Path], sampling_rate: int | None = None) -> Embeddings:
+    def embed(self, audio: list[ClipAudio], sampling_rate: int | None = None) -> Embeddings:
         """Embed waveforms [samples] at `sampling_rate` Hz, or files; AudioError if one of them is unusable."""
 
 
@@ -129,10 +129,10 @@ def probe_task(
     embedded = time.perf_counter()
     scores = score(train, test)
     logger.info(
-        "%s on %s: embedded %d clips in %.1f s, probed in %.1f s",
+        "%s on %s: embedded %s in %.1f s, probed in %.1f s",
         features.name,
         task.name,
-        len(task.train) + len(task.test),
+        counted(len(task.train) + len(task.test), "clip"),
         embedded - start,
         time.perf_counter() - embedded,
     )
@@ -150,7 +150,7 @@ def embed_split(
     clips: LabelledClips = task.train if split == "train" else task.test
     where = f"{split} split of {task.name}"
     if len(clips.labels) != len(clips):
-        raise DataError(f"The {where} has {len(clips)} clips but {len(clips.labels)} labels.")
+        raise DataError(f"The {where} has {counted(len(clips), 'clip')} but {counted(len(clips.labels), 'label')}.")
     rows, labels, clip, seconds, skipped = [], [], [], [], []
     bar = f"{features.name}: {task.name} {split}" if progress else None
     for place, embedded in enumerate(_embed_batches(features, clips, batch, bar)):
@@ -172,7 +172,8 @@ def embed_split(
         reason = f" (first: {skipped[0]})" if skipped else ""
         raise DataError(f"The {where} has no usable clip out of {len(clips)}{reason}.")
     if skipped:
-        logger.warning("skipped %d of %d clips in the %s, the first: %s", len(skipped), len(clips), where, skipped[0])
+        of = counted(len(clips), "clip")
+        logger.warning("skipped %d of %s in the %s, the first: %s", len(skipped), of, where, skipped[0])
     return ProbeRows(
         np.concatenate(rows),
         np.concatenate(labels).astype(np.int64),
@@ -211,7 +212,7 @@ def _embed_batches(
 
 
 def _embed_batch(
-    features: FeatureExtractor, audio: list[np.ndarray | Path], sampling_rate: int | None
+    features: FeatureExtractor, audio: list[ClipAudio], sampling_rate: int | None
 ) -> list[EmbeddedClip | AudioError]:
     try:
         embeddings = features.embed(audio, sampling_rate)
@@ -227,8 +228,8 @@ def _embed_batch(
     ]
 
 
-def _describe(split: str, place: int, audio: np.ndarray | Path, error: AudioError) -> str:
-    file = f" ({audio})" if isinstance(audio, str | Path) else ""
+def _describe(split: str, place: int, audio: ClipAudio, error: AudioError) -> str:
+    file = "" if isinstance(audio, np.ndarray) else f" ({audio})"
     return f"{split} clip {place}{file}: {error}"
 
 

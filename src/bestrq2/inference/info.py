@@ -11,7 +11,9 @@ from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
 from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
+from bestrq2.wording import counted
 
 ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
 
@@ -32,7 +34,7 @@ def architecture(config: BestRQ2Config) -> dict[str, str]:
     """Size and cost of a model, in words.
 
     Those of pretraining are left out where `config.architectures` names a model without predictor and head, of which
-    the configuration then knows nothing.
+    the configuration then knows nothing; of a classifier, mask and codes too, which it has no use for.
     """
     numbers = cost(config)
     is_whole = config.architectures in (None, [BestRQ2ForPreTraining.__name__])
@@ -56,8 +58,9 @@ def architecture(config: BestRQ2Config) -> dict[str, str]:
         "mask": _mask(config),
         "codes": f"{config.num_codebooks} x {config.codebook_size}, quantizer input: {config.quantizer_normalization}",
     }
-    of_pretraining = () if is_whole else ("parameters in pretraining", "training step")
-    return {name: fact for name, fact in facts.items() if name not in of_pretraining}
+    unknown = () if is_whole else ("parameters in pretraining", "training step")
+    unused = ("mask", "codes") if config.architectures == [BestRQ2ForAudioClassification.__name__] else ()
+    return {name: fact for name, fact in facts.items() if name not in (*unknown, *unused)}
 
 
 def _mask(config: BestRQ2Config) -> str:
@@ -94,7 +97,8 @@ def _provenance(run: Path) -> dict[str, str]:
             (logged, losses), (_, excesses) = curves["train/loss"], curves["train/excess_loss"]
             steps, clips = settings["trainer.max_steps"], settings["loader.batch_size"]
             facts["trained"] = (
-                f"{logged[-1]} of {steps} steps of {clips} clips, loss {losses[-1]:.3f} (excess {excesses[-1]:+.3f})"
+                f"{logged[-1]:,} of {counted(steps, 'step')} of {counted(clips, 'clip')}, loss {losses[-1]:.3f} "
+                f"(excess {excesses[-1]:+.3f})"
             )
     if (run / "environment.json").is_file():
         environment = json.loads((run / "environment.json").read_text())

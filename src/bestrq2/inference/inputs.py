@@ -20,8 +20,8 @@ from bestrq2.data.audio import QUALITY, array_decoder, errors_named, open_audio
 from bestrq2.data.decoding import AudioBytes, Decoder
 from bestrq2.errors import AudioError, ConfigError
 
-Audio: TypeAlias = "np.ndarray | Tensor | str | os.PathLike[str] | BinaryIO | bytes | Iterable[float]"
-"""A waveform, the path of an audio file, an open audio file or its bytes."""
+Audio: TypeAlias = "np.ndarray | Tensor | str | os.PathLike[str] | AudioBytes | BinaryIO | bytes | Iterable[float]"
+"""A waveform, the path of an audio file, an open audio file or its bytes, perhaps with a name."""
 
 LOWEST_RATE, HIGHEST_RATE = 100, 10_000_000
 """Hz. Outside of these a rate is no rate of audio but, say, one in kHz or a damaged header."""
@@ -75,9 +75,8 @@ def named_items(audio: Any) -> list[tuple[str, Any]]:
 
 
 def _is_one(audio: Any) -> bool:
-    return isinstance(audio, str | os.PathLike | np.ndarray | Tensor | bytes | bytearray | memoryview) or _is_file(
-        audio
-    )
+    kinds = str | os.PathLike | AudioBytes | np.ndarray | Tensor | bytes | bytearray | memoryview
+    return isinstance(audio, kinds) or _is_file(audio)
 
 
 def _is_file(audio: Any) -> bool:
@@ -88,7 +87,7 @@ def _name(item: Any, otherwise: str) -> str:
     if isinstance(item, str | os.PathLike):
         return str(Path(item))
     name = getattr(item, "name", None)
-    return name if _is_file(item) and isinstance(name, str) else otherwise
+    return name if (_is_file(item) or isinstance(item, AudioBytes)) and isinstance(name, str) else otherwise
 
 
 def _no_audio(item: Any) -> AudioError:
@@ -159,6 +158,8 @@ def _opened(name: str, audio: Any, sampling_rate: float) -> Iterator[tuple[Decod
     """A decoder and the rate of what it gives, in Hz."""
     if isinstance(audio, str | os.PathLike):
         place: Path | AudioBytes = Path(audio)
+    elif isinstance(audio, AudioBytes):
+        place = audio
     elif isinstance(audio, bytes | bytearray | memoryview):
         place = AudioBytes(name, bytes(audio))
     elif _is_file(audio):

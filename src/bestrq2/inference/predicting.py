@@ -17,6 +17,7 @@ from bestrq2.data.rejections import RejectionLog
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import check_writable, disk_errors, write_text
 from bestrq2.inference.classifier import load_classifier
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +75,11 @@ def predict(
             else:
                 rows.append((opened.describe(found.recording), found.probabilities))
         if not rows:
-            raise DataError(f"{source}: not one of {len(opened)} recordings could be read; see {rejections.path}")
+            raise DataError(
+                f"{source}: not one of {counted(len(opened), 'recording')} could be read; see {rejections.path}"
+            )
         write_text(output, predictions_table(rows, classifier.classes, classifier.multi_label, threshold))
-    logger.info("%s: %d of %d recordings, %d rejected", output, len(rows), len(opened), len(rejections))
+    logger.info("%s: %d of %s, %d rejected", output, len(rows), counted(len(opened), "recording"), len(rejections))
     return output
 
 

@@ -29,6 +29,7 @@ from bestrq2.report.curves import runs_table
 from bestrq2.report.model_card import ModelCard
 from bestrq2.report.run_folder import read_curves
 from bestrq2.run_records import is_finetuned, read_settings
+from bestrq2.wording import counted
 
 # Of what a run's report shows, how it ended.
 _FINALS = (
@@ -223,7 +224,7 @@ def _finetuning(
     if "recordings" in environment:
         names = {"train": "training", "valid": "validation", "test": "test"}
         parts = ", ".join(f"{environment.get(split, 0):,} for {name}" for split, name in names.items())
-        known.append(f"{environment['recordings']:,} recordings ({parts})")
+        known.append(f"{counted(environment['recordings'], 'recording')} ({parts})")
     if result is not None:
         known.append(f"{len(result.classes)} classes, {'any number' if result.multi_label else 'one'} a recording")
     mode, layers = settings.get("mode"), settings.get("layers")
@@ -259,11 +260,11 @@ def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
     stage = "validation" if "validation/loss" in run.curves else "training"
     finals = {f"{name} ({stage})": facts[name] for name in _FINALS if name in facts}
     gflops = cost(run.model).training_gflops * run.batch_size * step
-    seconds = run.seconds()
+    seconds, clips = run.seconds(), counted(run.batch_size, "clip")
     return {
         "recipe": run.recipe,
         "data": ", ".join([_public_name(data), *_data_summary(folder, Path(data))]),
-        "steps": f"{step:,} of {run.max_steps:,}, {run.batch_size} clips of up to {run.model.max_seconds:g} s each",
+        "steps": f"{step:,} of {run.max_steps:,}, {clips} of up to {run.model.max_seconds:g} s each",
         **{name: facts[name] for name in ("learning rate", "precision", "seed") if name in facts},
         "training compute": flops_text(gflops),
         **({} if seconds is None else {"wall time": time_text(seconds)}),
@@ -278,7 +279,7 @@ def _data_summary(folder: Path, data: Path) -> list[str]:
     known = []
     if isinstance(recordings := environment.get("recordings"), int):
         held_out = environment.get("held_out") or 0
-        known.append(f"{recordings:,} recordings" + (f" ({held_out:,} of them for validation)" if held_out else ""))
+        known.append(counted(recordings, "recording") + (f" ({held_out:,} of them for validation)" if held_out else ""))
     if (data / SUMMARY).is_file():
         hours = float(read_summary(data)["hours_kept"])
         known.append(f"{hours:,.1f} hours" if hours >= 10 else f"{hours:.3g} hours")

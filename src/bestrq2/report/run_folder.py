@@ -7,7 +7,7 @@ from typing import Any
 
 from bestrq2.errors import DataError
 from bestrq2.report.contents import RunCurves
-from bestrq2.run_records import flatten, read_settings, read_table
+from bestrq2.run_records import flatten, read_settings, read_table, whole_windows
 
 # Last part of a setting's dotted name → what the report calls it, in the order shown.
 TELLING_SETTINGS = {
@@ -48,8 +48,8 @@ def read_curves(run_folder: Path) -> RunCurves:
     }
     if facts.get("objective") == "one_stage":
         facts.pop("predictor layers", None)  # there is no predictor
-    name = run_folder.resolve().name
-    return RunCurves(name, facts.get("recipe", name), facts, read_table(run_folder / "metrics.csv"))
+    name, curves = run_folder.resolve().name, whole_windows(read_table(run_folder / "metrics.csv"))
+    return RunCurves(name, facts.get("recipe", name), facts, curves)
 
 
 def _settings(path: Path) -> dict[str, Any]:

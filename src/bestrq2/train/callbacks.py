@@ -1,4 +1,4 @@
-"""What happens beside the training step: validation, online probe, checkpoints, rejected files, stopping."""
+"""What happens beside the training step: validation, checkpoints, rejected files, stopping."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from bestrq2.convert.weights import quiet_hub, write_exported_step
 from bestrq2.data.batches import AudioBatch
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.errors import ConfigError
-from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.files import write_folder
-from bestrq2.inference.embedder import Embedder
 from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
@@ -31,6 +29,7 @@ from bestrq2.train.module import PretrainingModule, add_diagnostics, padding_mas
 from bestrq2.train.processes import gathered
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.stopping import StopRequest
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -91,44 +90,27 @@ def model_in_use(trainer: pl.Trainer, module: PretrainingModule) -> BestRQ2ForPr
 
 
 class Evaluation(pl.Callback):
-    """Validation loss on held-out clips with fixed masks, and the online probe.
+    """Validation loss on held-out clips with fixed masks.
 
     Args:
         batches: of held-out clips.
-        probe: None for none.
     """
 
-    def __init__(self, batches: Sequence[AudioBatch], probe: OnlineProbe | None) -> None:
+    def __init__(self, batches: Sequence[AudioBatch]) -> None:
         self.batches = batches
-        self.probe = probe
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Evaluate after the steps the configuration names, and after the last one."""
-        step = finished_step(module, batch)
-        if step is None:
-            return
-        settings, last = module.config.trainer, step == module.config.trainer.max_steps
+        step, settings = finished_step(module, batch), module.config.trainer
         every = settings.val_every_n_steps
-        values: dict[str, Tensor | float] = {}
+        if step is None or not self.batches or not every or (step % every and step != settings.max_steps):
+            return
         with usable_parts(module.model):
-            if self.batches and every and (step % every == 0 or last):
-                values |= self.validate(trainer, module)
-            if self.probe is not None and (step % module.config.probe.every_n_steps == 0 or last):
-                values |= self._probe(trainer, module)
+            values = self.validate(trainer, module)
         module.model.train()
-        if values:
-            module.publish(values, step)
-            if "validation/loss" in values:
-                # The same number everywhere: it decides whether all save together.
-                module.validation = (trainer.strategy.broadcast(float(values["validation/loss"])), step)
-
-    def _probe(self, trainer: pl.Trainer, module: PretrainingModule) -> dict[str, float]:
-        """Scores of the online probe; replicas leave the work to the first process."""
-        assert self.probe is not None
-        if not trainer.is_global_zero and not isinstance(module.model, FSDPModule):
-            return {}
-        model = model_in_use(trainer, module).base_model
-        return self.probe.run(Embedder(model, module.device, name="encoder"))
+        module.publish(values, step)
+        # The same number everywhere: it decides whether all save together.
+        module.validation = (trainer.strategy.broadcast(float(values["validation/loss"])), step)
 
     @torch.no_grad()
     def validate(self, trainer: pl.Trainer, module: PretrainingModule) -> dict[str, Tensor]:
@@ -222,7 +204,8 @@ class RunKeeper(pl.Callback):
         rejected = [entry for entries in gathered(self._rejected) for entry in entries]
         self._rejected = []
         if trainer.is_global_zero and rejected and self.rejections.add(rejected):
-            logger.info("%d recordings rejected so far, listed in %s", len(self.rejections), self.rejections.path)
+            count = counted(len(self.rejections), "recording")
+            logger.info("%s rejected so far, listed in %s", count, self.rejections.path)
 
     def _export(self, trainer: pl.Trainer, module: PretrainingModule, step: int) -> None:
         state = whole_state(trainer, module)

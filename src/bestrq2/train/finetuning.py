@@ -41,6 +41,7 @@ from bestrq2.train.finetune_settings import FinetuneConfig, choose_trainable, la
 from bestrq2.train.module import padding_mask
 from bestrq2.train.optimizer import learning_rate_factor
 from bestrq2.train.run_folder import RunFolder
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -313,7 +314,7 @@ class _Run:
             probabilities.append(found.probabilities)
         if not names:
             raise DataError(
-                f"{source.name}: not one of {len(source)} recordings can be read; see {self.rejections.path}"
+                f"{source.name}: not one of {counted(len(source), 'recording')} can be read; see {self.rejections.path}"
             )
         return names, self.data.targets[places], np.stack(probabilities)
 

@@ -17,7 +17,6 @@ import torch
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batches import AudioBatch, Crop, collate, end_workers
 from bestrq2.data.feeding import count_recordings, fixed_crops, make_feed, split_any
-from bestrq2.data.labelled import load_labelled
 from bestrq2.data.opening import open_source
 from bestrq2.data.prepare.summary import prepared_statistics
 from bestrq2.data.rejections import RejectionLog
@@ -36,6 +35,7 @@ from bestrq2.train.config import resolve
 from bestrq2.train.failures import FailureKeeper
 from bestrq2.train.loggers import make_loggers
 from bestrq2.train.module import MaskDrawer, PretrainingModule, ShardedPretrainingModule, checkpoint_activations
+from bestrq2.train.online_probing import OnlineProbing, open_probe
 from bestrq2.train.optimizer import ema_decay, learning_rate_factor, warmup_steps
 from bestrq2.train.processes import (
     ChildEndFilter,
@@ -50,7 +50,7 @@ from bestrq2.train.processes import (
 )
 from bestrq2.train.progress import Progress
 from bestrq2.train.run_folder import RunFolder
-from bestrq2.train.settings import PretrainConfig, changed_settings
+from bestrq2.train.settings import PretrainConfig, changed_rounding, changed_settings
 from bestrq2.train.shard_counts import ShardCounts, with_known_counts
 from bestrq2.train.statistics import band_statistics
 from bestrq2.train.stopping import StopRequest
@@ -132,6 +132,7 @@ def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source
         if start == config.trainer.max_steps and folder.report.exists():
             logger.info("%s: all %d steps are done already", folder.root, start)
             return folder.root
+        probe = open_probe(config)
         source = with_known_counts(source, folder.root / _SHARD_COUNTS)
         training, held_out = split_any(source, config.loader.validation_clips, config.seed)
         if first:
@@ -139,7 +140,7 @@ def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source
             folder.write_config(config.to_dict())
             counts = {"recordings": count_recordings(source), "held_out": count_recordings(held_out)}
             folder.write_environment(counts)
-        _Run(config, folder, training, held_out, start, checkpoint, stop).fit()
+        _Run(config, folder, training, held_out, start, checkpoint, stop, probe).fit()
     return folder.root
 
 
@@ -155,7 +156,9 @@ class _Run:
         start: int,
         checkpoint: Path | None,
         stop: StopRequest,
+        probe: OnlineProbe | None,
     ) -> None:
+        self.probe = probe
         self.config, self.folder, self.start, self.checkpoint, self.stop = config, folder, start, checkpoint, stop
         self.rejections = RejectionLog(folder.rejected)
         self.io = RunCheckpointIO(folder.store(config.trainer))
@@ -219,12 +222,13 @@ class _Run:
         if settings.ema:
             steps = warmup_steps(settings.max_steps, config.optimizer)
             callbacks.append(MovingAverage(ema_decay(settings.max_steps, config.optimizer), steps))
-        evaluation, progress = Evaluation(self._validation_batches(held_out), self._online_probe()), Progress()
+        evaluation, progress = Evaluation(self._validation_batches(held_out)), Progress()
         failures = FailureKeeper(self.folder.root, config.watch.max_skipped_in_a_row)
         watch = Watch(config, self.folder.warnings, progress.clock)
         timing = Timing(self.folder.timing, self.start)
         shards = ShardCounts(self.folder.root / _SHARD_COUNTS)
-        callbacks += [failures, evaluation, timing, watch, self.keeper, progress, shards]
+        probing = [OnlineProbing(self.probe, config.probe, self.folder.online_probe, timing)] if self.probe else []
+        callbacks += [failures, evaluation, *probing, timing, watch, self.keeper, progress, shards]
         try:
             devices, num_nodes = launched_shape(settings)
             return pl.Trainer(
@@ -253,12 +257,6 @@ class _Run:
     def _validation_batches(crops: list[np.ndarray]) -> list[AudioBatch]:
         items = [Crop(CropKey(0, index, 0, index), crop) for index, crop in enumerate(crops)]
         return [collate(items[first : first + _VALIDATION_BATCH]) for first in range(0, len(items), _VALIDATION_BATCH)]
-
-    def _online_probe(self) -> OnlineProbe | None:
-        probe = self.config.probe
-        if probe.data is None:
-            return None
-        return OnlineProbe(load_labelled(probe.data), max_train=probe.clips, seed=self.config.seed)
 
     def fit(self) -> None:
         """Train to the last step.
@@ -322,6 +320,8 @@ def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int | N
         changes.append(f"data held {before} recordings and now holds {recordings}")
     if changes:
         raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")
+    if path is not None and (rounding := changed_rounding(old, config.to_dict())):
+        logger.info("%s: goes on, equal but for rounding: %s", folder.root, "; ".join(rounding))
     planned = old["trainer"]["max_steps"]
     if path is not None and config.trainer.max_steps > planned:
         rates = [

@@ -60,6 +60,11 @@ class RunFolder:
         return self.root / "timing.csv"
 
     @property
+    def online_probe(self) -> Path:
+        """What the online probe costs, and when it comes."""
+        return self.root / "online_probe.json"
+
+    @property
     def rejected(self) -> Path:
         """Recordings that could not be used."""
         return self.root / "rejected.csv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -99,14 +100,20 @@ class OnlineProbeConfig:
     """A linear probe on labelled data in the course of training.
 
     Args:
-        data: labelled folder or table, or "soundworld"; null for none.
-        every_n_steps: steps between probes.
+        data: labelled folder or table, tars of X-ARES (the folder of a task or of several), or "soundworld"; null for
+            none.
+        tasks: names of those tasks in it that are probed, such as esc50 or music/instrument; null for all.
+        every_n_steps: steps between probes; a probe comes before the first step and after the last one, too.
         clips: at most this many training clips a task.
+        max_share: most of the wall time that probes in between may take. Where they would take more they come at every
+            second, third, ... of those steps, as is found out once and kept in online_probe.json.
     """
 
     data: str | None = None
+    tasks: list[str] | None = None
     every_n_steps: int = 5000
     clips: int = 400
+    max_share: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -258,6 +265,7 @@ def check_settings(config: PretrainConfig) -> None:
         (watch.stall_steps >= 1, f"watch.stall_steps must be at least 1, got {watch.stall_steps}"),
         (config.probe.clips >= 2, f"probe.clips must be at least 2, got {config.probe.clips}"),
         (config.probe.every_n_steps >= 1, f"probe.every_n_steps must be at least 1, got {config.probe.every_n_steps}"),
+        (0 < config.probe.max_share <= 1, f"probe.max_share must lie in (0, 1], got {config.probe.max_share}"),
         (
             trainer.accumulate_grad_batches >= 1 and loader.batch_size % trainer.accumulate_grad_batches == 0,
             f"loader.batch_size ({loader.batch_size}) must be a multiple of trainer.accumulate_grad_batches "
@@ -280,10 +288,23 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     flat_old, flat_new = flatten(old), flatten(new)
     if flat_new["trainer.max_steps"] > flat_old.get("trainer.max_steps", 0):
         free |= {"trainer.max_steps"}
+    keys = [key for key in flat_old.keys() | flat_new.keys() if key not in free and key.split(".")[0] not in free]
+    return _differences(flat_old, flat_new, keys)
+
+
+def changed_rounding(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Sentences on what differs and lets a resumed run end where another would have, but not to the bit.
+
+    Such settings are the machine's business, and a run must be able to move; so they may change.
+    """
+    return _differences(flatten(_with_defaults(old)), flatten(new), [f"trainer.{name}" for name in _ROUNDING])
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], keys: Iterable[str]) -> list[str]:
     return [
-        f"{key} was {flat_old.get(key)!r} and is now {flat_new.get(key)!r}"
-        for key in sorted(flat_old.keys() | flat_new.keys())
-        if key not in free and key.split(".")[0] not in free and flat_old.get(key) != flat_new.get(key)
+        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+        for key in sorted(keys)
+        if old.get(key) != new.get(key)
     ]
 
 
@@ -301,3 +322,4 @@ def _plain(group: Any) -> dict[str, Any]:
 
 
 _FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
+_ROUNDING = ("accelerator", "compile", "devices", "gradient_checkpointing", "num_nodes", "strategy")

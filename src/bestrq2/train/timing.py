@@ -38,10 +38,16 @@ class Timing(pl.Callback):
                 }
                 self._before = max(self.rows.values(), default=0.0)
         self._known = not start or bool(self.rows)
+        self._start = start
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._began = time.monotonic()
+
+    def seconds_per_step(self, step: int) -> float:
+        """Mean over the steps so far; over those since the restart where earlier times are lost."""
+        since = time.monotonic() - self._began
+        return (self._before + since) / step if self._known else since / max(1, step - self._start)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the time of a step whose averages are logged."""

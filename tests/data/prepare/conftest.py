@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from recordings import cut, noise, write
 
+from bestrq2.data.prepare.run import prepare
 from example_sounds import RATE, scene
 
 
@@ -99,8 +101,30 @@ def prepared_folder() -> Callable[[Path], Prepared]:
 @pytest.fixture(scope="session")
 def prepared_mixed(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """The mixed corpus in segments of one second, by two workers, in shards of about 0.15 MB."""
-    from bestrq2.data.prepare.run import prepare
-
     output = tmp_path_factory.mktemp("prepared") / "out"
     prepare(str(mixed), output, segment_seconds=1.0, shard_size=0.15, num_workers=2)
     return Prepared(output)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six sounds."""
+    folder = tmp_path_factory.mktemp("source")
+    for number in range(6):
+        soundfile.write(folder / f"{number}.wav", scene(RATE, number), RATE)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["wav", "flac"])
+def made(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What prepare makes of them."""
+    output = tmp_path_factory.mktemp("made") / "out"
+    prepare(str(source), output, format=request.param, shard_size=0.01, num_workers=2)
+    return output
+
+
+@pytest.fixture
+def damaged(made: Path, tmp_path: Path) -> Path:
+    """A copy to damage; time stamps are not copied, which is no damage."""
+    shutil.copytree(made, tmp_path / "copy", copy_function=shutil.copyfile)
+    return tmp_path / "copy"

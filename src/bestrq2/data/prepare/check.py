@@ -25,6 +25,7 @@ from bestrq2.data.shards.building import build_index, index_path
 from bestrq2.data.shards.index import ShardIndex, read_index
 from bestrq2.data.workers import WorkerPool
 from bestrq2.errors import DataError
+from bestrq2.wording import counted
 
 # Sums of the same numbers in the same order; more would be another corpus.
 _TOLERANCE_DB = 1e-3
@@ -94,7 +95,7 @@ def _check_for_strangers(output: Path, shards: int) -> None:
     strangers = sorted({*output.glob("*.tar")} - {shard_path(output, number) for number in range(shards)})
     if strangers:
         more = f" (the first of {len(strangers)} such files)" if len(strangers) > 1 else ""
-        raise DataError(f"{strangers[0]}: is none of the {shards} shards of the summary{more}; move it away")
+        raise DataError(f"{strangers[0]}: is none of the {counted(shards, 'shard')} of the summary{more}; move it away")
 
 
 class _Totals:
@@ -120,7 +121,7 @@ class _Totals:
     def problems(self) -> list[str]:
         """Where the summary or the list of rejections say something else."""
         if self.ledger is None:
-            return [f"the summary says {self.summary['clips']:,} clips, and there is no shard"]
+            return [f"the summary says {counted(self.summary['clips'], 'clip')}, and there is no shard"]
         return [*self._differences(self.ledger), *self._other_statistics(self.ledger), *self._other_list(self.ledger)]
 
     def _ends(self, ledger: Ledger) -> bool:
@@ -227,7 +228,7 @@ def _check_shard(folder: Path, rate: int, suffix: str, number: int) -> _Found:
     if actual.checksum() != index.checksum() or found.size != index.stamp.size:
         found.problems.append(f"{index_path(tar)}: does not fit its tar")
     if len(ledger.members) != len(actual):
-        found.problems.append(f"{tar}: holds {len(actual)} clips, its index knows of {len(ledger.members)}")
+        found.problems.append(f"{tar}: holds {counted(len(actual), 'clip')}, its index knows of {len(ledger.members)}")
     with tar.open("rb") as file:
         for clip, written in zip(range(len(actual)), ledger.members, strict=False):
             member = actual.member(clip)

@@ -21,6 +21,7 @@ from bestrq2.data.sources import Source
 from bestrq2.data.workers import WorkerPool
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,8 @@ def _finished(packing: Packing, source: Source, options: Options) -> dict[str, A
     """
     if not packing.totals.clips:
         raise DataError(
-            f"{source.name}: not one of {len(source)} recordings could be used; see {packing.folder / REJECTED}"
+            f"{source.name}: not one of {counted(len(source), 'recording')} could be used; "
+            f"see {packing.folder / REJECTED}"
         )
     size = sum(shard_path(packing.folder, number).stat().st_size for number in range(packing.shards))
     summary = summary_of(packing.totals, source, options, packing.shards, size)

@@ -17,6 +17,7 @@ from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError
 from bestrq2.files import write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.wording import counted
 
 SUMMARY = "summary.json"
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -131,7 +132,8 @@ def in_words(summary: dict[str, Any]) -> str:
     dropped = ", ".join(f"{count} {kind}" for kind, count in summary["dropped"].items() if count)
     clipped = f", {summary['clipped']} with samples beyond full scale" if summary["clipped"] else ""
     return (
-        f"{summary['clips']:,} clips{clipped}, {summary['hours_kept']:.2f} of {summary['hours_in']:.2f} hours from "
-        f"{summary['recordings']:,} recordings, in {summary['shards']} shards of {summary['bytes'] / 1e6:,.0f} MB; "
+        f"{counted(summary['clips'], 'clip')}{clipped}, {summary['hours_kept']:.2f} of {summary['hours_in']:.2f} hours "
+        f"from {counted(summary['recordings'], 'recording')}, in {counted(summary['shards'], 'shard')} of "
+        f"{summary['bytes'] / 1e6:,.0f} MB; "
         f"dropped: {dropped or 'nothing'}"
     )

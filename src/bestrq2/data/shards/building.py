@@ -19,6 +19,7 @@ from bestrq2.data.shards.members import BadShardError, BrokenOffError, Member, m
 from bestrq2.data.shards.pcm import HEAD_BYTES, PcmLayout, pcm_layout
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,9 @@ def scan(tar: Path) -> tuple[ShardIndex, BrokenOffError | None]:
             general = folder + slash + base.partition(".")[0]
             rows.add(key, suffix, (offset, size), metadata.get(key, metadata.get(general, NOWHERE)), layout, problem)
         if damage is not None:
-            rows.add_damage(f"{problem_of(damage, tar)}; only its {len(found):,} clips before that are used")
+            rows.add_damage(
+                f"{problem_of(damage, tar)}; only its {counted(len(found), 'clip')} before that can be used"
+            )
         if stamp_of(handle) != stamp:
             raise BadShardError(f"{tar}: the tar changes while it is read; wait until it is whole.")
     return rows.index(stamp, {}), damage
@@ -212,7 +215,11 @@ def _found(
     if damage is not None and not clips:
         raise damage
     if not clips:
-        what = f"{others + len(metadata)} members and none with an audio suffix" if others or metadata else "no members"
+        what = (
+            f"{counted(others + len(metadata), 'member')} and none with an audio suffix"
+            if others or metadata
+            else "no members"
+        )
         raise BadShardError(f"{tar}: the tar holds {what}; expected .wav, .flac, .mp3 and the like.")
     return clips, metadata, damage
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bestrq2.errors import DataError
+from bestrq2.wording import counted
 
 # Long names and pax records take less; a header that claims more is damaged, and would be read into memory.
 HEADER_LIMIT = 1 << 20
@@ -129,8 +130,8 @@ def _next(tar: Path, headers: _Headers, size: int, count: int) -> tarfile.TarInf
         if start == 0:
             raise BadShardError(f"{tar}: is not a tar ({size:,} bytes); copy or download it again.") from error
         raise BrokenOffError(
-            f"{tar}: the tar is truncated: after {count:,} members it ends at byte {size:,} without an end mark; "
-            "copy or download it again."
+            f"{tar}: the tar is truncated: after {counted(count, 'member')} it ends at byte {size:,} without an end "
+            "mark; copy or download it again."
         ) from error
     except OSError as error:
         raise BadShardError(f"{tar}: cannot be read at byte {start:,} ({error.strerror}).") from error

@@ -21,6 +21,7 @@ from bestrq2.data.shards.maps import TarMaps
 from bestrq2.data.shards.members import BadShardError
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, DataError
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +155,12 @@ class ShardSource(Source):
         frames, rate = int(self.index.frames[index]), int(self.index.sampling_rate[index])
         return decoder(self.maps, self._tar(index), int(self.index.pcm_offset[index]), frames, rate)
 
-    def _member(self, index: int) -> TarMember:
-        """The audio file of a clip."""
+    def member(self, index: int) -> TarMember:
+        """The audio file of a clip, in the map of its tar.
+
+        Raises:
+            AudioError: it cannot be used, or not now.
+        """
         self._check(index)
         start, tar = int(self.index.audio_offset[index]), self._tar(index)
         content = memoryview(self.maps[tar])[start : start + int(self.index.audio_length[index])]
@@ -168,7 +173,7 @@ class ShardSource(Source):
             if self.index.sampling_rate[index]:
                 yield self._pcm(index, PcmDecoder)
                 return
-            member = self._member(index)
+            member = self.member(index)
             try:
                 with open_audio(member) as decoder:
                     yield decoder
@@ -177,21 +182,25 @@ class ShardSource(Source):
                 raise
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The clip's JSON member; empty where there is none, or where it is no JSON object.
+        """The clip's JSON member; empty where there is none, or where it is no JSON object; see `json`."""
+        found = self.json(index)
+        return found if isinstance(found, dict) else {}
+
+    def json(self, index: int) -> Any:
+        """What the clip's JSON member says; None where there is none, or where it is no JSON.
 
         Raises:
             UnreadableAudioError: the tar is not the one that was indexed any more.
         """
         start, length = int(self.index.json_offset[index]), int(self.index.json_length[index])
         if not length:
-            return {}
+            return None
         with errors_named(self.describe(index)):
             content = self.maps.copied(self._tar(index), start, length)
         try:
-            found = json.loads(content.tobytes().decode("utf-8", "surrogatepass"))
+            return json.loads(content.tobytes().decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return None
 
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
         """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, int16 in its tar's map."""
@@ -245,11 +254,15 @@ def open_shards(paths: Sequence[Path], name: str) -> ShardSource:
     if len(damages):
         first = f"{source.describe(int(damages[0]))}: {whole.problems[whole.problem[damages[0]]]}"
         logger.warning(
-            "%s: %d of %d tars are left out, whole or in part; first: %s", name, len(damages), len(indices), first
+            "%s: %d of %s left out, whole or in part; first: %s",
+            name,
+            len(damages),
+            counted(len(indices), "tar"),
+            first,
         )
     clips = np.flatnonzero(whole.problem)
     clips = clips[whole.audio_offset[clips] > 0]
     if len(clips):
         first = f"{source.describe(int(clips[0]))}: {whole.problems[whole.problem[clips[0]]]}"
-        logger.warning("%s: %d of %d clips are left out; first: %s", name, len(clips), len(whole), first)
+        logger.warning("%s: %d of %s left out; first: %s", name, len(clips), counted(len(whole), "clip"), first)
     return source

@@ -21,6 +21,7 @@ from bestrq2.inference.corpus.sharing import Process, own_count, own_stretches, 
 from bestrq2.inference.corpus.tasks import AnySource, Stretch
 from bestrq2.inference.corpus.work import Part, PartMaker
 from bestrq2.inference.embedder import load
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,9 @@ def embed_corpus(
             )  # fmt: skip
             return output
     if not counts.rows:
-        raise DataError(f"{source}: not one of {counts.rejected} recordings could be embedded; see {parts.listing}")
+        raise DataError(
+            f"{source}: not one of {counted(counts.rejected, 'recording')} could be embedded; see {parts.listing}"
+        )
     logger.info("%s: %s", output, _in_words(counts, parts))
     return output
 
@@ -154,10 +157,10 @@ def _joined(parts: PartsFolder, source: AnySource, maker: PartMaker, made_by: di
 
 
 def _in_words(counts: Counts, parts: PartsFolder) -> str:
-    rows = "" if counts.rows == counts.embedded else f" in {counts.rows} frames"
-    text = f"{counts.embedded} recordings embedded{rows}, {counts.rejected} rejected"
+    rows = "" if counts.rows == counts.embedded else f" in {counted(counts.rows, 'frame')}"
+    text = f"{counted(counts.embedded, 'recording')} embedded{rows}, {counts.rejected} rejected"
     if counts.damaged_shards:
-        text += f", {counts.damaged_shards} shards damaged"
+        text += f", {counted(counts.damaged_shards, 'shard')} damaged"
     return text + (f"; see {parts.listing}" if counts.rejected or counts.damaged_shards else "")
 
 

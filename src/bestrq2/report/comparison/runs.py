@@ -12,7 +12,7 @@ from bestrq2.evaluate.benchmark_result import BenchmarkResult
 from bestrq2.evaluate.xares.entries import XaresResult
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.report.comparison.results import find_result, find_xares
-from bestrq2.run_records import Curve, flatten, read_columns, read_settings, read_table
+from bestrq2.run_records import Curve, flatten, read_columns, read_settings, read_table, whole_windows
 
 LOSSES = ("validation/loss", "train/loss")
 
@@ -113,8 +113,10 @@ def read_training(folder: str | Path, unfinished: bool = False, reference: str |
         model=model,
         steps=steps,
         max_steps=max_steps,
-        curves=curves,
-        timing=_read_timing(folder / "timing.csv", min(int(logged[0]) for logged, _ in curves.values()), steps),
+        curves=whole_windows(curves),
+        timing=_read_timing(
+            folder / "timing.csv", min(int(curves[name][0][0]) for name in LOSSES if name in curves), steps
+        ),
         result=None,
         reference=reference,
     )
