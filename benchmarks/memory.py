@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -45,7 +46,12 @@ def forward(model: bestrq2.BestRQ2ForPreTraining, batch: int, bf16: bool, device
     audio = 0.1 * torch.randn(batch, config.max_samples, device=device)
     mask = draw_hidden_mask(config, [config.columns(config.max_samples)] * batch, 0, 0, range(batch))
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return model(audio, hidden_mask=mask).loss
+        return model(audio, hidden_mask=mask, output_logits=False).loss
+
+
+def state_bytes(model: torch.nn.Module) -> int:
+    """Weights, gradients and both moments."""
+    return STATE_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def kept_bytes(model: bestrq2.BestRQ2ForPreTraining, batch: int, bf16: bool, device: torch.device) -> int:
@@ -74,14 +80,28 @@ def resident_bytes(which: str) -> int:
 
 def peak_bytes(recipe: str, batch: int, checkpointing: bool, bf16: bool, device: torch.device) -> int:
     """Peak of two real steps beyond what an empty process takes."""
+
+    def make_step() -> Callable[[], None]:
+        model = build(recipe, checkpointing, device)
+        optimizer = make_optimizer(model, OptimizerConfig(), "32-true")
+
+        def step() -> None:
+            forward(model, batch, bf16, device).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    return peak_of(make_step, device)
+
+
+def peak_of(make_step: Callable[[], Callable[[], object]], device: torch.device) -> int:
+    """Peak of making a step and doing it twice, beyond what an empty process takes; to be called in one of its own."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: a child begins with that of its parent
     before = resident_bytes("VmRSS")
-    model = build(recipe, checkpointing, device)
-    optimizer = make_optimizer(model, OptimizerConfig(), "32-true")
+    step = make_step()
     for _ in range(2):
-        forward(model, batch, bf16, device).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        step()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resident_bytes("VmHWM") - before
@@ -106,7 +126,7 @@ def main() -> None:
     for recipe in arguments.recipes:
         for checkpointing in (False, True):
             model = build(recipe, checkpointing, device)
-            state = STATE_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
+            state = state_bytes(model)
             one, two = (kept_bytes(model, batch, arguments.bf16, device) for batch in (2, 4))
             clip = (two - one) / 2
             row = f"{recipe:<18} {checkpointing!s:>13} {state / gib:>10.2f} {clip / 2**20:>9.1f} "

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
-from bestrq2.model.transformer import DropPath, eager_attention
+from bestrq2.model.transformer import branch_scales, eager_attention
 from example_sounds import padded_batch, scenes
 
 VARIANTS = [
@@ -112,28 +112,37 @@ def test_tokens_may_come_in_any_order_as_long_as_their_places_are_told(tiny_enco
         torch.testing.assert_close(shuffled, in_order[:, order], atol=2e-5, rtol=1e-5)
 
 
-def test_drop_path_is_the_identity_outside_training():
-    branch = torch.randn(4, 3, 2)
-    assert torch.equal(DropPath(0.5).eval()(branch), branch)
-    assert torch.equal(DropPath(0.0).train()(branch), branch)
-
-
-def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
+def test_stochastic_depth_drops_each_branch_of_each_clip_by_itself_and_keeps_the_expectation():
     torch.manual_seed(0)
-    drop = DropPath(0.3).train()
-    branch = torch.randn(20_000, 2, 3)
-    ratio = drop(branch) / branch
-    kept = ratio[:, :1, :1] > 0
-    torch.testing.assert_close(ratio, (kept / 0.7).expand_as(ratio))
-    assert ratio.mean().item() == pytest.approx(1.0, abs=0.02)
-    assert (ratio[:, 0, 0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    scales = branch_scales((0.0, 0.3), 20_000, torch.device("cpu"))
+    assert scales.shape == (2, 2, 20_000, 1, 1)
+    assert torch.all(scales[0] == 1)
+    dropped = scales[1].flatten(1) == 0
+    torch.testing.assert_close(scales[1].flatten(1)[~dropped], torch.full((int((~dropped).sum()),), 1 / 0.7))
+    assert dropped.float().mean(dim=1).tolist() == pytest.approx([0.3, 0.3], abs=0.01)
+    assert (dropped[0] & dropped[1]).float().mean().item() == pytest.approx(0.09, abs=0.01)
+
+
+def test_a_dropped_branch_leaves_the_tokens_of_its_clip_as_they_are(tiny_encoder):
+    block = tiny_encoder().encoder.blocks[0]
+    torch.manual_seed(0)
+    tokens = torch.randn(3, 6, 32)
+    scales = torch.tensor([[0.0, 0.0, 2.0], [0.0, 1.0, 1.0]])[..., None, None]
+    with torch.no_grad():
+        found, plain = block(tokens, None, None, scales), block(tokens, None, None)
+        second = tokens[1] + block.mlp(block.norm2(tokens[1:2]))[0]
+        branch = block.attn(block.norm1(tokens[2:]), None, None)[0]
+    assert torch.equal(found[0], tokens[0])
+    torch.testing.assert_close(found[1], second)
+    assert not torch.allclose(found[2], plain[2])
+    middle = tokens[2] + 2.0 * branch
+    torch.testing.assert_close(found[2], middle + block.mlp(block.norm2(middle[None]))[0])
 
 
 def test_stochastic_depth_rises_linearly_in_the_encoder_and_spares_the_predictor(tiny_pretraining):
     model = tiny_pretraining(num_hidden_layers=5, drop_path_rate=0.2, predictor_num_layers=2)
-    rates = [block.drop_path.rate for block in model.bestrq2.encoder.blocks]
-    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
-    assert [block.drop_path.rate for block in model.predictor.blocks] == [0.0, 0.0]
+    assert model.bestrq2.encoder.drop_path_rates == pytest.approx((0.0, 0.05, 0.1, 0.15, 0.2))
+    assert model.predictor.drop_path_rates == (0.0, 0.0)
     clips = scenes(2, 80_000)
     torch.manual_seed(0)
     assert not torch.allclose(model.train().base_model(clips)[1], model.base_model(clips)[1])
@@ -220,7 +229,13 @@ def test_embedding_in_inference_mode_first_does_not_disturb_training(tiny_pretra
     """Cached positions and filters are made in whatever mode comes first."""
     from bestrq2.model import log_mel, patches
 
-    for cached in (log_mel.mel_filters, log_mel._window, patches.sine_cosine_positions, patches.rotary_angles):
+    for cached in (
+        log_mel.mel_filters,
+        log_mel._window,
+        patches.sine_cosine_positions,
+        patches.rotary_angles,
+        patches.rotary_tables,
+    ):
         cached.cache_clear()
     for positions in ("sincos", "rope_2d", "rope_time", "learned"):
         model = tiny_pretraining(position_embedding=positions)

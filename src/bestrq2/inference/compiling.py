@@ -1,25 +1,69 @@
-"""Compiling a model block by block."""
+"""Compiling a model part by part."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from typing import Any
+
 import torch
+import torch._dynamo
 from torch import nn
 
 from bestrq2.model.conformer import ConformerBlock
+from bestrq2.model.log_mel import Decibels, InputStatistics
+from bestrq2.model.quantizer import RandomProjectionQuantizer
 from bestrq2.model.transformer import Block
+
+logger = logging.getLogger(__name__)
+
+BLOCKS = (Block, ConformerBlock)
+# All but the Fourier transform, which no compiler improves.
+FRONT_END = (Decibels, InputStatistics, RandomProjectionQuantizer)
+# What one kind of part may be compiled into before it runs as it is: blocks of encoder and predictor, each with and
+# without padding, stochastic depth and gradients, and for a single clip.
+MOST_GRAPHS = 32
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile every block of encoder and predictor in place, so that weights keep their names.
+    """Compile every block of encoder and predictor; see `compile_parts`."""
+    compile_parts(model, BLOCKS, backend)
 
-    Blocks of one kind share what is compiled, and one graph serves all batch sizes and numbers of tokens. What cannot
-    be compiled runs as it is, with a warning.
+
+def compile_parts(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...] = (*BLOCKS, *FRONT_END), backend: str = "inductor"
+) -> None:
+    """Compile parts of a model in place, each for itself, so that weights keep their names.
+
+    Parts of one kind share what is compiled, and one graph serves all batch sizes and numbers of tokens: the hidden
+    count may change from step to step, as in the paper, and nothing is compiled anew. Where compiling fails (no C++
+    compiler, no Triton) a notice says so once, and the model runs as it is.
 
     Args:
-        model: what is compiled, when its blocks run for the first time.
+        model: what is compiled, when its parts run for the first time.
+        kinds: of its modules; by default blocks and front end.
         backend: of torch.compile.
     """
-    torch._dynamo.config.suppress_errors = True
-    for part in model.modules():
-        if isinstance(part, Block | ConformerBlock):
-            part.compile(dynamic=True, backend=backend)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+    parts = [part for part in model.modules() if isinstance(part, kinds)]
+    for part in parts:
+        part.compile(dynamic=True, backend=backend)
+        part._compiled_call_impl = _or_as_it_is(part, part._compiled_call_impl, parts)
+
+
+def _or_as_it_is(part: nn.Module, compiled: Callable[..., Any] | None, parts: list[nn.Module]) -> Callable[..., Any]:
+    """A call of a compiled part; if it cannot be compiled, all parts are called uncompiled from then on."""
+    assert compiled is not None
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return compiled(*arguments, **keywords)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            cause = getattr(error, "inner_exception", error)
+            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            logger.warning("torch.compile does not work here, the model runs uncompiled: %s", reason)
+            for each in parts:
+                each._compiled_call_impl = None
+            return part._call_impl(*arguments, **keywords)
+
+    return call

@@ -47,6 +47,15 @@ def reflect_index(positions: Tensor, length: Tensor | int) -> Tensor:
     return torch.minimum(folded, period - folded)
 
 
+class Decibels(nn.Module):
+    """Power spectrum to mel bands in dB, 10 log10(max(power, 1e-10))."""
+
+    def forward(self, power: Tensor, filters: Tensor) -> Tensor:
+        """float32 [B, bins, T] and [bins, bands] to [B, bands, T]."""
+        mel = power.transpose(1, 2) @ filters
+        return mel.clamp_min(POWER_FLOOR).log10().mul(10.0).transpose(1, 2)
+
+
 class LogMel(nn.Module):
     """Log-mel spectrogram of the paper (section 3): Hann window, reflect padding, power, HTK bands, dB.
 
@@ -56,6 +65,7 @@ class LogMel(nn.Module):
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__()
         self.config = config
+        self.decibels = Decibels()
         # One whole patch: shorter clips are continued by reflection until they fill it.
         self.min_samples = (config.patch_size[1] - 1) * config.hop_length
 
@@ -97,8 +107,7 @@ class LogMel(nn.Module):
             config.n_fft, config.num_mel_bands, config.mel_min_hz, config.mel_max_hz, config.sampling_rate, device
         )
         # Dividing the window itself by its norm would round the quietest bands differently from the reference.
-        mel = power.transpose(1, 2) @ (filters / window.square().sum())
-        return mel.clamp_min(POWER_FLOOR).log10().mul(10.0).transpose(1, 2)
+        return self.decibels(power, filters / window.square().sum())
 
     def _pad(self, waveform: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Reflect every clip at its own ends; returns [B, S + n_fft] and the frames of each clip."""

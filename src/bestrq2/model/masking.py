@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -117,3 +118,66 @@ def order_by_mask(selected: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.argsort((~selected).to(torch.uint8), dim=1, stable=True)[:, :most]
     real = torch.arange(most, device=selected.device) < counts[:, None]
     return index, real
+
+
+@dataclass(frozen=True)
+class Split:
+    """A batch of grids taken apart: B clips, K visible and H hidden patches, one after the other.
+
+    Attributes:
+        places: int64 [B, K + H], where each patch stands in the grid, in grid order within either part.
+        visible_count: K, the largest number of visible patches in one clip.
+        visible_valid: bool [B, K], False at surplus places; None where there are none in the whole batch.
+        hidden_valid: bool [B, H], likewise; None together with `visible_valid`.
+    """
+
+    places: Tensor
+    visible_count: int
+    visible_valid: Tensor | None = None
+    hidden_valid: Tensor | None = None
+
+    @property
+    def visible(self) -> Tensor:
+        """int64 [B, K], places of the visible patches."""
+        return self.places[:, : self.visible_count]
+
+    @property
+    def hidden(self) -> Tensor:
+        """int64 [B, H], places of the hidden patches."""
+        return self.places[:, self.visible_count :]
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Bool [B, K + H], False at surplus places; None where there are none."""
+        if self.visible_valid is None or self.hidden_valid is None:
+            return None
+        return torch.cat([self.visible_valid, self.hidden_valid], dim=1)
+
+
+def split_by_mask(hidden_mask: Tensor, valid: Tensor | None, device: torch.device) -> Split:
+    """Take grids apart into visible and hidden patches, and move the result to a device.
+
+    Args:
+        hidden_mask: bool [B, N]; on the CPU it costs an accelerator no synchronisation.
+        valid: bool [B, N] on the same device, patches inside their clip; None for all.
+        device: where the patches are.
+    """
+    visible_mask = ~hidden_mask if valid is None else ~hidden_mask & valid
+    visible_counts, hidden_counts = visible_mask.sum(dim=1), hidden_mask.sum(dim=1)
+    if all(bool((counts == counts[0]).all()) for counts in (visible_counts, hidden_counts)):
+        parts = [mask.nonzero()[:, 1].view(len(mask), -1) for mask in (visible_mask, hidden_mask)]
+        return Split(to_device(torch.cat(parts, dim=1), device), parts[0].shape[1])
+    (visible, visible_valid), (hidden, hidden_valid) = order_by_mask(visible_mask), order_by_mask(hidden_mask)
+    return Split(
+        to_device(torch.cat([visible, hidden], dim=1), device),
+        visible.shape[1],
+        to_device(visible_valid, device),
+        to_device(hidden_valid, device),
+    )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; from the CPU it is sent without waiting, through page-locked memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

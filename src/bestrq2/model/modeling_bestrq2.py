@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from .configuration_bestrq2 import BestRQ2Config
 from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention, init_convolution
+from .cross_entropy import head_cross_entropy
 from .log_mel import InputStatistics, LogMel
-from .masking import draw_hidden_mask, order_by_mask
+from .masking import Split, draw_hidden_mask, split_by_mask, to_device
 from .outputs import BestRQ2ForPreTrainingOutput, BestRQ2ModelOutput
 from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
@@ -80,11 +81,14 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         self.statistics.mean.copy_(mean)
         self.statistics.deviation.copy_(deviation)
 
-    def patches(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Patches:
-        """Cut a batch of waveforms into patches; arguments as in `forward`."""
+    def patches(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Patches:
+        """Cut a batch of waveforms into patches; arguments as in `forward`, or the lengths that the mask stands for."""
         if input_values.ndim != 2:
             raise ValueError(f"input_values must be [batch, samples], got shape {tuple(input_values.shape)}")
-        lengths = None if attention_mask is None else _lengths(attention_mask, input_values)
+        if attention_mask is not None:
+            lengths = _lengths(attention_mask, input_values)
         log_mel, frames = self.log_mel(input_values, lengths)
         padded = lengths is not None
         if padded and frames.device.type == "cpu":  # elsewhere the look would cost a synchronisation
@@ -225,6 +229,8 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         attention_mask: Tensor | None = None,
         hidden_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        lengths: Tensor | None = None,
+        output_logits: bool = True,
         **unused: Any,
     ) -> BestRQ2ForPreTrainingOutput:
         """Hide patches and name their codes.
@@ -235,6 +241,9 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             hidden_mask: bool [B, N], or [N] (then shared by all clips), or [B, M, N] (M masks for every clip), True =
                 hidden; drawn where None. On the CPU it costs an accelerator no synchronisation.
             generator: CPU generator from which the mask is drawn; None uses torch's global one.
+            lengths: int64 [B], samples of each clip, in place of `attention_mask`: the same for less work.
+            output_logits: whether logits are returned. Training asks for none: the loss is then worked out from parts
+                of them, and what follows from `code_counts` (`target_entropy` to `top_code_share`) is left out too.
             unused: ignored keyword arguments that transformers passes around.
 
         Returns:
@@ -244,7 +253,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         Raises:
             ValueError: if a mask has the wrong shape, or hides none or all of a clip's patches.
         """
-        patches = self.bestrq2.patches(input_values, attention_mask)
+        patches = self.bestrq2.patches(input_values, attention_mask, lengths)
         if hidden_mask is None:
             seed = int(torch.randint(2**31, (), generator=generator))
             clip_columns = patches.clip_columns.tolist()
@@ -258,23 +267,18 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             patches = patches.repeated(hidden_mask.shape[1])
             hidden_mask = hidden_mask.flatten(0, 1)
         hidden_mask = self._checked_mask(hidden_mask, patches)
-        visible_mask = ~hidden_mask if patches.valid is None else ~hidden_mask & patches.valid.to(hidden_mask.device)
-        hidden, hidden_valid = order_by_mask(hidden_mask)
-        visible, visible_valid = order_by_mask(visible_mask)
-        # Where all clips hide and show equally many there are no surplus places, and attention needs no mask.
-        surplus = not bool(hidden_valid.all() & visible_valid.all())
-        hidden, hidden_valid, visible, visible_valid = (
-            part.to(input_values.device, non_blocking=True) for part in (hidden, hidden_valid, visible, visible_valid)
-        )
-        predict = self._two_step if self.config.objective == "two_step" else self._one_stage
-        context, predicted = predict(
-            patches, hidden, visible, hidden_valid if surplus else None, visible_valid if surplus else None
-        )
-        if codes is None:
-            targets = self.quantizer(_take(patches.quantizer_input, hidden))
+        valid = None if patches.valid is None else patches.valid.to(hidden_mask.device)
+        split = split_by_mask(hidden_mask, valid, input_values.device)
+        if self.config.objective == "two_step":
+            context, predicted = self._two_step(patches, split)
         else:
-            targets = codes.gather(1, hidden) if codes.ndim == 2 else _take(codes, hidden)
-        return self._score(self.head(predicted), targets, hidden_mask, hidden_valid, context)
+            context, predicted = self._one_stage(patches, split, hidden_mask)
+        if codes is None:
+            targets = self.quantizer(_take(patches.quantizer_input, split.hidden))
+        else:
+            targets = codes.gather(1, split.hidden) if codes.ndim == 2 else _take(codes, split.hidden)
+        scores = self._scored(predicted, targets, split.hidden_valid, output_logits)
+        return BestRQ2ForPreTrainingOutput(hidden_mask=hidden_mask, context_hidden_state=context, **scores)
 
     def _checked_mask(self, hidden_mask: Tensor, patches: Patches) -> Tensor:
         batch, count, _ = patches.encoder_input.shape
@@ -293,46 +297,28 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
                 raise ValueError("hidden_mask must hide at least one patch of every clip and leave one visible")
         return hidden_mask
 
-    def _two_step(
-        self,
-        patches: Patches,
-        hidden: Tensor,
-        visible: Tensor,
-        hidden_valid: Tensor | None,
-        visible_valid: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _two_step(self, patches: Patches, split: Split) -> tuple[Tensor, Tensor]:
         """Contextualize, then predict (paper section 2.2): the encoder never touches a hidden patch.
 
         Attention does not depend on the order of tokens, so the predictor reads [context, mask tokens] one after the
         other, each with its place in the grid, and nothing is scattered.
         """
-        columns, device = patches.columns, hidden.device
+        columns, device, visible = patches.columns, split.places.device, split.visible
         tokens = self.bestrq2.embed_values(_take(patches.encoder_input, visible))
         tokens = _add(tokens, self.bestrq2.encoder.added_positions(columns, device), visible)
-        context = self.bestrq2.encoder(tokens, columns, visible, visible_valid)
+        context = self.bestrq2.encoder(tokens, columns, visible, split.visible_valid)
 
         positions = self.predictor.added_positions(columns, device)
         known = self.predictor_input(context).to(self.mask_token.dtype)
         if self.config.predictor_context_positions:
             known = _add(known, positions, visible)
-        asked = _add(self.mask_token.to(known.dtype).expand(*hidden.shape, -1), positions, hidden)
-        valid = None if hidden_valid is None or visible_valid is None else torch.cat([visible_valid, hidden_valid], 1)
-        states = self.predictor(torch.cat([known, asked], 1), columns, torch.cat([visible, hidden], 1), valid)
-        return context, states[:, visible.shape[1] :]
+        asked = _add(self.mask_token.expand(*split.hidden.shape, -1), positions, split.hidden)
+        states = self.predictor(torch.cat([known, asked], 1), columns, split.places, split.valid)
+        return context, states[:, split.visible_count :]
 
-    def _one_stage(
-        self,
-        patches: Patches,
-        hidden: Tensor,
-        visible: Tensor,
-        hidden_valid: Tensor | None,
-        visible_valid: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _one_stage(self, patches: Patches, split: Split, hidden_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mask tokens or noise in place of hidden patches, the whole grid through the encoder (paper section 2.1)."""
-        count = patches.encoder_input.shape[1]
-        is_hidden = torch.zeros(hidden.shape[0], count, dtype=torch.bool, device=hidden.device)
-        real = torch.ones_like(hidden, dtype=torch.bool) if hidden_valid is None else hidden_valid
-        is_hidden.scatter_(1, hidden, real)
+        is_hidden = to_device(hidden_mask, split.places.device)
         if self.config.mask_fill == "noise":
             tokens = self.bestrq2.embed_values(self._with_noise(patches.encoder_input, is_hidden))
         else:
@@ -341,9 +327,9 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         positions = self.bestrq2.encoder.added_positions(patches.columns, tokens.device)
         if positions is not None:
             tokens = tokens + positions.to(tokens.dtype)
-        valid = None if patches.valid is None else patches.valid.to(tokens.device)
+        valid = None if patches.valid is None else to_device(patches.valid, tokens.device)
         states = self.bestrq2.encoder(tokens, patches.columns, None, valid)
-        return _take(states, visible), _take(states, hidden)
+        return _take(states, split.visible), _take(states, split.hidden)
 
     def _with_noise(self, values: Tensor, is_hidden: Tensor) -> Tensor:
         """Values [B, N, P] with Gaussian noise in the hidden patches; outside of training always the same noise."""
@@ -351,37 +337,42 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         noise = torch.randn(values.shape, generator=generator, device=values.device, dtype=values.dtype)
         return torch.where(is_hidden[..., None], self.config.mask_noise_std * noise, values)
 
-    def _score(
-        self, logits: Tensor, targets: Tensor, hidden_mask: Tensor, hidden_valid: Tensor, context: Tensor
-    ) -> BestRQ2ForPreTrainingOutput:
-        """Cross-entropy in float32 and the diagnostics that tell learning from collapse."""
+    def _scored(self, states: Tensor, targets: Tensor, valid: Tensor | None, output_logits: bool) -> dict[str, Tensor]:
+        """Cross-entropy in float32 and the diagnostics that tell learning from collapse.
+
+        Args:
+            states: [B, H, D], what the head reads.
+            targets: int64 [B, H] or [B, H, codebooks].
+            valid: bool [B, H], targets that count; None for all.
+            output_logits: see `forward`.
+        """
+        hidden_valid = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if valid is None else valid
+        counts = count_codes(targets, hidden_valid, self.config.codebook_size)
+        total = targets.numel() if valid is None else valid.sum() * self.config.num_codebooks
+        known = {"targets": targets, "hidden_valid": hidden_valid, "code_counts": counts}
+        if not output_logits:
+            loss, right = head_cross_entropy(self.head, states, targets, valid)
+            return {**known, "loss": loss / total, "accuracy": right / total}
+        logits = self.head(states)
         if self.config.num_codebooks > 1:
             logits = logits.unflatten(-1, (self.config.num_codebooks, self.config.codebook_size))
         with torch.autocast(logits.device.type, enabled=False):
             losses = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
             weights = hidden_valid.float().reshape(*hidden_valid.shape, *[1] * (targets.ndim - 2)).expand(targets.shape)
-            total = weights.sum()
             loss = (losses.view(targets.shape) * weights).sum() / total
-            with torch.no_grad():
-                right = (logits.argmax(dim=-1) == targets).float()
-                accuracy = (right * weights).sum() / total
-                counts = count_codes(targets, hidden_valid, self.config.codebook_size)
-                usage = code_usage(counts)
-        return BestRQ2ForPreTrainingOutput(
-            loss=loss,
-            logits=logits,
-            targets=targets,
-            hidden_mask=hidden_mask,
-            context_hidden_state=context,
-            accuracy=accuracy,
-            hidden_valid=hidden_valid,
-            code_counts=counts,
-            target_entropy=usage.entropy,
-            excess_loss=loss.detach() - usage.entropy,
-            code_perplexity=usage.perplexity,
-            code_coverage=usage.coverage,
-            top_code_share=usage.top_share,
-        )
+        right = ((logits.detach().argmax(dim=-1) == targets) * weights).sum()
+        usage = code_usage(counts)
+        return {
+            **known,
+            "loss": loss,
+            "logits": logits,
+            "accuracy": right / total,
+            "target_entropy": usage.entropy,
+            "excess_loss": loss.detach() - usage.entropy,
+            "code_perplexity": usage.perplexity,
+            "code_coverage": usage.coverage,
+            "top_code_share": usage.top_share,
+        }
 
 
 def _take(states: Tensor, index: Tensor) -> Tensor:

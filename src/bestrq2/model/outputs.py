@@ -32,6 +32,8 @@ class BestRQ2ModelOutput(ModelOutput):
 class BestRQ2ForPreTrainingOutput(ModelOutput):
     """What `BestRQ2ForPreTraining` returns; B clips, H hidden patches, V codes, C codebooks.
 
+    Where no logits were asked for they are None, and so are `target_entropy` to `top_code_share`.
+
     Attributes:
         loss: mean cross-entropy over hidden patches and codebooks, nats.
         logits: float [B, H, V], or [B, H, C, V] where C > 1, hidden patches in grid order.

@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .derivatives import Rotation, traced
+
 
 @dataclass
 class Patches:
@@ -116,6 +118,17 @@ def rotary_angles(rows: int, columns: int, head_width: int, two_dimensional: boo
     return both.reshape(rows * columns, head_width).to(device=device, dtype=torch.float32)
 
 
+@lru_cache(maxsize=64)
+def rotary_tables(
+    rows: int, columns: int, head_width: int, two_dimensional: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of `rotary_angles`, float32 [rows * columns, head_width] each."""
+    # Made while evaluating, an inference tensor would be of no use to a later training step.
+    with torch.inference_mode(False):
+        angles = rotary_angles(rows, columns, head_width, two_dimensional, torch.device("cpu"))
+        return angles.cos().to(device), angles.sin().to(device)
+
+
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor], parts: int) -> Tensor:
     """Turn queries or keys by their position ("rotate-half" form).
 
@@ -128,6 +141,9 @@ def rotate(states: Tensor, rotary: tuple[Tensor, Tensor], parts: int) -> Tensor:
         The turned states in their own dtype.
     """
     cosine, sine = rotary
+    if not traced():
+        wide = torch.promote_types(states.dtype, cosine.dtype)
+        return Rotation.apply(states.to(wide), cosine.to(wide), sine.to(wide), parts).to(states.dtype)
     grouped = states.float().unflatten(-1, (parts, -1))
     first, second = grouped.chunk(2, dim=-1)
     half_turned = torch.cat([-second, first], dim=-1).flatten(-2)

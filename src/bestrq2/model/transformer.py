@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_bestrq2 import BestRQ2Config
-from .patches import rotary_angles, rotate, sine_cosine_positions
+from .derivatives import RMSNormalization, SwiGLU, traced
+from .patches import rotary_tables, rotate, sine_cosine_positions
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to the same shape in the weight's type."""
+        if x.device.type == "cpu" and not traced():  # elsewhere PyTorch has a kernel of its own
+            return RMSNormalization.apply(x, self.weight, self.eps)
         return super().forward(x.to(self.weight.dtype))
 
 
@@ -65,20 +70,26 @@ def make_norm(config: BestRQ2Config, width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.use_bias)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole samples and scales the others up."""
+@lru_cache(maxsize=64)
+def _kept_shares(rates: tuple[float, ...], device: torch.device) -> Tensor:
+    """1 - rate of every block, float32 [blocks, 1, 1, 1, 1]."""
+    with torch.inference_mode(False):
+        return (1.0 - torch.tensor(rates, device="cpu")).view(-1, 1, 1, 1, 1).to(device)
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """[B, N, D] to [B, N, D]; the identity outside training."""
-        if not self.training or self.rate == 0.0:
-            return branch
-        keep = 1.0 - self.rate
-        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep
-        return branch * (kept.to(branch.dtype) / keep)
+def branch_scales(rates: tuple[float, ...], clips: int, device: torch.device) -> Tensor:
+    """Stochastic depth: which branch of which block is dropped for which clip, drawn for a whole stack at once.
+
+    Args:
+        rates: probability of every block that one of its branches is dropped.
+        clips: B.
+        device: where to draw.
+
+    Returns:
+        float32 [blocks, 2, B, 1, 1]: 0 for dropped branches, 1 / (1 - rate) for the others.
+    """
+    kept = _kept_shares(rates, device)
+    return (torch.rand(len(rates), 2, clips, 1, 1, device=device) < kept) / kept
 
 
 class Attention(nn.Module):
@@ -98,8 +109,10 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
         """[B, N, D] to [B, N, D]; `attention_mask` is bool [B, 1, 1, N], True for keys that may be attended to."""
         batch, count, width = tokens.shape
-        qkv = self.qkv(tokens).view(batch, count, 3, self.heads, width // self.heads)
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Cut along the width, so that the backward pass puts the three gradients together in a single copy.
+        queries, keys, values = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1)
+        )
         queries, keys = self.q_norm(queries), self.k_norm(keys)
         if rotary is not None:
             queries = rotate(queries, rotary, self.rotary_parts)
@@ -130,6 +143,8 @@ class FeedForward(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
         inner = self.fc1(tokens)
+        if self.gated and not traced():
+            return self.fc2(SwiGLU.apply(inner))
         if self.gated:
             gate, values = inner.chunk(2, dim=-1)
             return self.fc2(F.silu(gate) * values)
@@ -139,22 +154,34 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm block: attention and feed-forward, each with a residual branch and stochastic depth."""
 
-    def __init__(self, config: BestRQ2Config, shape: TransformerShape, drop_path_rate: float) -> None:
+    def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
         super().__init__()
         self.norm1 = make_norm(config, shape.width)
         self.attn = Attention(config, shape)
         self.norm2 = make_norm(config, shape.width)
         self.mlp = FeedForward(config, shape)
-        self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
-        """[B, N, D] to [B, N, D]."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), rotary, attention_mask))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+    def forward(
+        self,
+        tokens: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        attention_mask: Tensor | None,
+        scales: Tensor | None = None,
+    ) -> Tensor:
+        """[B, N, D] to [B, N, D]; `scales` [2, B, 1, 1] of the branches as from `branch_scales`, None for ones."""
+        branch = self.attn(self.norm1(tokens), rotary, attention_mask)
+        tokens = tokens + branch if scales is None else torch.addcmul(tokens, branch, scales[0])
+        branch = self.mlp(self.norm2(tokens))
+        return tokens + branch if scales is None else torch.addcmul(tokens, branch, scales[1])
 
 
 def run_blocks(
-    blocks: nn.ModuleList, recompute: bool, hidden_states: list[Tensor] | None, tokens: Tensor, *others: Any
+    blocks: nn.ModuleList,
+    recompute: bool,
+    hidden_states: list[Tensor] | None,
+    tokens: Tensor,
+    *others: Any,
+    own: Sequence[Any] | None = None,
 ) -> Tensor:
     """Tokens [B, N, D] through blocks one after the other.
 
@@ -164,9 +191,11 @@ def run_blocks(
         hidden_states: where to put every block's output; None for nowhere.
         tokens: what enters the first block.
         others: further arguments of every block.
+        own: a last argument for each block; None for none.
     """
-    for block in blocks:
-        tokens = checkpoint(block, tokens, *others, use_reentrant=False) if recompute else block(tokens, *others)
+    for index, block in enumerate(blocks):
+        arguments = (tokens, *others) if own is None else (tokens, *others, own[index])
+        tokens = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
         if hidden_states is not None:
             hidden_states.append(tokens)
     return tokens
@@ -185,9 +214,8 @@ class Transformer(nn.Module):
         self.shape = shape
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable` of transformers
         last = max(1, shape.layers - 1)
-        self.blocks = nn.ModuleList(
-            Block(config, shape, shape.drop_path_rate * index / last) for index in range(shape.layers)
-        )
+        self.drop_path_rates = tuple(shape.drop_path_rate * index / last for index in range(shape.layers))
+        self.blocks = nn.ModuleList(Block(config, shape) for _ in range(shape.layers))
         self.norm = make_norm(config, shape.width)
         if config.position_embedding == "learned":
             self.positions = nn.Parameter(torch.zeros(config.patch_rows, config.max_columns, shape.width))
@@ -232,13 +260,17 @@ class Transformer(nn.Module):
         rotary = self._rotary(columns, places, tokens.device)
         attention_mask = None if valid is None else valid[:, None, None, :]
         recompute = self.gradient_checkpointing and self.training
-        return self.norm(run_blocks(self.blocks, recompute, hidden_states, tokens, rotary, attention_mask))
+        scales = None
+        if self.training and any(self.drop_path_rates):
+            scales = branch_scales(self.drop_path_rates, tokens.shape[0], tokens.device).unbind(0)
+        return self.norm(run_blocks(self.blocks, recompute, hidden_states, tokens, rotary, attention_mask, own=scales))
 
     def _rotary(self, columns: int, places: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
         if not self.config.position_embedding.startswith("rope"):
             return None
         head_width = self.shape.width // self.shape.heads
         two_dimensional = self.config.position_embedding == "rope_2d"
-        angles = rotary_angles(self.config.patch_rows, columns, head_width, two_dimensional, device)
-        angles = angles[None] if places is None else angles[places]
-        return angles.cos()[:, None], angles.sin()[:, None]
+        cosine, sine = rotary_tables(self.config.patch_rows, columns, head_width, two_dimensional, device)
+        if places is None:
+            return cosine[None, None], sine[None, None]
+        return cosine[places][:, None], sine[places][:, None]

@@ -25,7 +25,7 @@ from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.train.checkpoints import RunCheckpointIO
-from bestrq2.train.module import PretrainingModule, add_diagnostics, padding_mask, summarise
+from bestrq2.train.module import PretrainingModule, add_diagnostics, summarise, unequal_lengths
 from bestrq2.train.processes import gathered
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.stopping import StopRequest
@@ -121,7 +121,9 @@ class Evaluation(pl.Callback):
             columns = [model.config.columns(int(length)) for length in batch.lengths]
             mask = draw_hidden_mask(model.config, columns, _VALIDATION_SEED, index, batch.places.tolist(), masks=1)
             with trainer.precision_plugin.forward_context():
-                sums = add_diagnostics(sums, model(batch.to(module.device).input_values, padding_mask(batch), mask))
+                values, lengths = batch.to(module.device).input_values, unequal_lengths(batch)
+                output = model(values, hidden_mask=mask, lengths=lengths, output_logits=False)
+            sums = add_diagnostics(sums, output)
         return summarise("validation", sums)
 
 

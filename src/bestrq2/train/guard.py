@@ -81,7 +81,7 @@ class Guard:
 
     def kept(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the latest step adds to a running sum: zeros if it is left out."""
-        return {name: torch.where(self.skip, torch.zeros_like(value), value) for name, value in sums.items()}
+        return {name: torch.where(self.skip, 0.0, value) for name, value in sums.items()}
 
     def too_many(self, limit: int) -> bool:
         """Whether the latest `limit` steps or more were left out; to be asked once after every step.

@@ -73,8 +73,10 @@ class PretrainingModule(pl.LightningModule):
         self._step_number = 0
 
     def forward(self, batch: AudioBatch, hidden_mask: Tensor | None) -> BestRQ2ForPreTrainingOutput:
-        """Loss and diagnostics of one batch."""
-        return self.model(batch.input_values, padding_mask(batch), hidden_mask)
+        """Loss and diagnostics of one batch, without logits."""
+        return self.model(
+            batch.input_values, hidden_mask=hidden_mask, lengths=unequal_lengths(batch), output_logits=False
+        )
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
         """One batch of a step."""
@@ -232,12 +234,15 @@ def share_of_step(patches: Tensor) -> Tensor | float:
     return patches * torch.distributed.get_world_size() / total
 
 
+def unequal_lengths(batch: AudioBatch) -> Tensor | None:
+    """Samples of each clip, int64 [B] on the CPU; None where no clip is padded."""
+    return None if bool((batch.lengths == batch.input_values.shape[1]).all()) else batch.lengths
+
+
 def padding_mask(batch: AudioBatch) -> Tensor | None:
     """Bool [B, S] on the CPU, True for samples of a clip; None where no clip is padded."""
-    samples = batch.input_values.shape[1]
-    if bool((batch.lengths == samples).all()):
-        return None
-    return torch.arange(samples) < batch.lengths[:, None]
+    lengths = unequal_lengths(batch)
+    return None if lengths is None else torch.arange(batch.input_values.shape[1]) < lengths[:, None]
 
 
 @torch.no_grad()

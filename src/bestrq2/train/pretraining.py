@@ -26,7 +26,7 @@ from bestrq2.data.sources import Source
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.files import disk_errors, folder_lock
-from bestrq2.inference.compiling import compile_blocks
+from bestrq2.inference.compiling import compile_parts
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.report.of_run import write_run_report
 from bestrq2.train.callbacks import Evaluation, MovingAverage, RunKeeper
@@ -171,7 +171,7 @@ class _Run:
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(pretraining_model)
         if config.trainer.compile:
-            compile_blocks(pretraining_model)
+            compile_parts(pretraining_model)
         kind = ShardedPretrainingModule if config.trainer.strategy == "fsdp" else PretrainingModule
         self.module = kind(pretraining_model, config)
         if model.uses_dataset_statistics and not start:

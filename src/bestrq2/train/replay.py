@@ -21,7 +21,7 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.train.config import resolve
 from bestrq2.train.failures import Failure, SavedBatch, load_failure
 from bestrq2.train.guard import gradient_norm, marked
-from bestrq2.train.module import checkpoint_activations, padding_mask, seed_stochastic_depth
+from bestrq2.train.module import checkpoint_activations, seed_stochastic_depth, unequal_lengths
 from bestrq2.train.settings import PretrainConfig
 
 # Gradients of several processes are added in another order here than they were there.
@@ -161,7 +161,8 @@ def _losses(
             seed_stochastic_depth(config.seed, batch.step, rank, batch.input_values.device)
             with precision.forward_context():
                 values = precision.convert_input(batch.input_values)
-                loss = model(values, padding_mask(batch), batch.hidden_mask).loss
+                lengths = unequal_lengths(batch)
+                loss = model(values, hidden_mask=batch.hidden_mask, lengths=lengths, output_logits=False).loss
             share = _patches(each) / sum(_patches(batches[number]) for batches in saved.ranks)
             (marked(loss) * share / len(saved.ranks[rank]) * saved.loss_scale).backward()
             losses.append(float(loss.detach()))

@@ -74,7 +74,7 @@ class TrainerConfig:
         keep_last: newest checkpoints to keep; more than one lets a run outlive a damaged file.
         keep_every_n_steps: checkpoints of these steps stay for good; 0 for none. The best by validation loss stays.
         gradient_checkpointing: recompute activations of encoder and predictor in the backward pass to save memory.
-        compile: compile the blocks of encoder and predictor with torch.compile; takes a minute at the start.
+        compile: compile front end, encoder and predictor with torch.compile; takes a minute or two at the start.
     """
 
     max_steps: int = 200_000

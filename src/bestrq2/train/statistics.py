@@ -10,7 +10,7 @@ from torch import Tensor
 from bestrq2.data.band_sums import BandSums
 from bestrq2.data.batches import AudioBatch
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
-from bestrq2.train.module import padding_mask
+from bestrq2.train.module import unequal_lengths
 
 
 @torch.no_grad()
@@ -29,6 +29,5 @@ def band_statistics(model: BestRQ2Model, batches: Iterable[AudioBatch]) -> tuple
     rejected: list[tuple[str, str]] = []
     for batch in batches:
         rejected += batch.rejected
-        lengths = None if padding_mask(batch) is None else batch.lengths
-        sums.add(*model.log_mel(batch.to("cpu").input_values, lengths))
+        sums.add(*model.log_mel(batch.to("cpu").input_values, unequal_lengths(batch)))
     return *sums.statistics(), rejected

@@ -1,0 +1,67 @@
+"""The yardsticks of the benchmarks measure what they say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bestrq2 import BestRQ2ForPreTraining
+from bestrq2.model.masking import draw_hidden_mask
+from example_sounds import scenes
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+
+
+def test_the_plain_step_has_our_loss_and_gradients(benchmarks, tiny_pretraining):
+    from plain_step import PlainModel
+
+    model = tiny_pretraining(drop_path_rate=0.2, predictor_num_layers=2)
+    plain = PlainModel(model).eval()
+    clips, mask = scenes(3, 80_000), draw_hidden_mask(model.config, [8] * 3, 0, 0, range(3))
+    ours, theirs = model(clips, hidden_mask=mask, output_logits=False).loss, plain(clips, mask)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    ours.backward()
+    theirs.backward()
+    of_plain = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    of_ours = {name.removeprefix("bestrq2."): parameter.grad for name, parameter in model.named_parameters()}
+    assert of_ours.keys() == of_plain.keys()
+    for name, gradient in of_ours.items():
+        scale = float(of_plain[name].abs().max())
+        torch.testing.assert_close(gradient, of_plain[name], rtol=1e-3, atol=1e-4 * scale, msg=name)
+
+
+def test_the_plain_step_refuses_what_it_does_not_know(benchmarks, tiny_config):
+    from plain_step import PlainModel
+
+    with pytest.raises(ValueError, match="best-rq-2 only"):
+        PlainModel(BestRQ2ForPreTraining(tiny_config(objective="one_stage")))
+
+
+def test_the_table_of_the_step_holds_what_it_promises(benchmarks, monkeypatch, tmp_path, capsys):
+    import pretraining_step
+
+    monkeypatch.setattr(pretraining_step, "matrix_product_peak", lambda device, dtype: 100.0)
+    monkeypatch.setitem(sys.modules, "speechbrain", None)
+    file = tmp_path / "step.json"
+    arguments = ["step", "--recipes", "best-rq-2-tiny", "best-rq-conformer-tiny", "--batches", "1", "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--peers", "--device", "cpu", "--json", str(file)])
+    pretraining_step.main()
+    content = json.loads(file.read_text())
+    assert content["machine"]["torch"] == torch.__version__
+    rows = {(row["recipe"], row["step"]): row for row in content["rows"]}
+    ours, plain = (rows["best-rq-2-tiny", name] for name in ("eager", "plain"))
+    assert ours["parameters"] == plain["parameters"] > 3e6
+    assert ours["share_of_peak"] == pytest.approx(ours["gflops_per_second"] / 100.0)
+    assert ours["times_plain"] == pytest.approx(ours["clips_per_second"] / plain["clips_per_second"])
+    assert sum(ours["parts"].values()) == pytest.approx(1.0, abs=0.01)
+    assert all(ours["parts"][name] > 0 for name in pretraining_step.PARTS)
+    assert "best-rq-2 only" in rows["best-rq-conformer-tiny", "plain"]["note"]
+    assert rows["best-rq-conformer-tiny", "SpeechBrain"]["note"] == "not installed"
+    assert "not installed" in capsys.readouterr().out

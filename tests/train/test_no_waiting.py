@@ -1,0 +1,112 @@
+"""A training step never waits for the device.
+
+The device of these tests holds shapes and no values: whatever would have to read one (`item`, `nonzero`, a comparison
+in an `if`, a copy to the CPU) fails there, as it would make the host wait on a GPU. Masks and lengths are on the CPU by
+design.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining, recipe
+from bestrq2.data.batches import AudioBatch
+from bestrq2.model.masking import draw_hidden_mask
+from bestrq2.train.module import PretrainingModule
+from bestrq2.train.optimizer import make_optimizer
+from bestrq2.train.settings import OptimizerConfig, PretrainConfig
+
+RECIPES = [
+    "demo",
+    "best-rq-2-tiny",
+    "best-rq-2-plus-tiny",
+    "best-rq-2.1-tiny",
+    "best-rq-vit-tiny",
+    "best-rq-conformer-tiny",
+]
+
+
+@pytest.fixture(autouse=True)
+def _autocast_on_meta(monkeypatch):
+    """The meta device has no autocast of its own; that of the CPU casts the same products."""
+    for name in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
+        original = getattr(torch, name)
+        monkeypatch.setattr(
+            torch,
+            name,
+            lambda kind, *others, original=original, **named: original(
+                "cpu" if kind == "meta" else kind, *others, **named
+            ),
+        )
+
+
+def step_on_device(name: str, share: float = 1.0, **changes):
+    """A module on the device and a batch whose second clip has that share of the full length."""
+    model_config = BestRQ2Config(**{**recipe(name)["model"], **changes})
+    with torch.device("meta"):
+        model = BestRQ2ForPreTraining(model_config).train()
+    config = PretrainConfig(data="nowhere", output=Path("nowhere"), model=model_config)
+    samples = model_config.max_samples
+    lengths = torch.tensor([samples, int(share * samples), samples])
+    mask = draw_hidden_mask(model_config, [model_config.columns(int(n)) for n in lengths], 0, 0, range(3))
+    batch = AudioBatch(torch.empty(3, samples, device="meta"), lengths, 0, torch.arange(3), hidden_mask=mask)
+    return PretrainingModule(model, config), batch
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("share", [1.0, 0.4], ids=["equal lengths", "padded"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_forward_backward_diagnostics_and_clipping_read_nothing_from_the_device(name, share, bf16):
+    module, batch = step_on_device(name, share)
+    module.guard.to(torch.device("meta"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = module.training_step(batch, 0)
+    loss.backward()
+    optimizer = torch.optim.AdamW(module.parameters(), foreach=True)
+    optimizer.param_groups[0]["fused"] = False
+    norm = module.guard.judge(module.parameters(), optimizer)
+    torch.nn.utils.clip_grads_with_norm_(module.parameters(), 1.0, norm)
+    module._close_step()
+    assert loss.device.type == norm.device.type == "meta"
+    assert {value.device.type for value in module._window.values()} == {"meta"}
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_several_masks_and_codebooks_read_nothing_either():
+    module, batch = step_on_device("best-rq-2-plus-tiny", 0.6, masks_per_clip=2, num_codebooks=2)
+    module.training_step(batch, 0).backward()
+
+
+def test_the_optimiser_is_fused():
+    model = torch.nn.Linear(2, 2)
+    for precision, fused in (("32-true", True), ("bf16-mixed", True), ("16-mixed", False)):
+        optimizer = make_optimizer(model, OptimizerConfig(), precision)
+        assert all(group["fused"] is fused for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda loss: loss.item(),
+        lambda loss: float(loss),
+        lambda loss: 1 if loss > 0 else 0,
+        lambda loss: loss[None].nonzero(),
+        lambda loss: loss.cpu(),
+        lambda loss: loss[None][loss[None] > 0],
+    ],
+    ids=["item", "float", "if", "nonzero", "copy", "boolean index"],
+)
+def test_this_device_would_notice(read):
+    module, batch = step_on_device("demo")
+    loss = module.training_step(batch, 0).detach()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        read(loss)
+
+
+def test_a_mask_on_the_device_has_to_be_read():
+    module, batch = step_on_device("demo")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        module.model(batch.input_values, hidden_mask=batch.hidden_mask.to("meta"), output_logits=False)
