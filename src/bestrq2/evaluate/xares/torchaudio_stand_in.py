@@ -18,6 +18,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from bestrq2._torchaudio import import_torchaudio
 from bestrq2.data.audio import open_audio, resampled
 
 VERSION = "0+bestrq2"
@@ -29,7 +30,7 @@ def provide_torchaudio() -> str:
     Returns:
         What that is: "torchaudio VERSION", the same "with bestrq2's decoder", or "bestrq2's stand-in".
     """
-    real = _import_real()
+    real: Any = import_torchaudio()
     if real is None:
         _install(_functional())
         return "bestrq2's stand-in"
@@ -53,17 +54,6 @@ def resample(waveform: Tensor, orig_freq: int, new_freq: int, **_: Any) -> Tenso
     rows = waveform.reshape(-1, waveform.shape[-1]).numpy()
     converted = np.stack([resampled(row, orig_freq, new_freq) for row in rows])
     return torch.from_numpy(converted).reshape(*waveform.shape[:-1], -1)
-
-
-def _import_real() -> Any:
-    """The installed torchaudio; None where there is none that can be imported."""
-    try:
-        import torchaudio
-    except Exception:  # a missing native part shows as OSError, ImportError or RuntimeError
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-            del sys.modules[name]
-        return None
-    return torchaudio
 
 
 def _decodes(torchaudio: Any) -> bool:
