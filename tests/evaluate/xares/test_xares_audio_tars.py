@@ -7,8 +7,9 @@ import os
 import pytest
 from xares_toy_tasks import write_tars
 
+from bestrq2.data.labelled_tars import MARKER
 from bestrq2.errors import DataError
-from bestrq2.evaluate.xares.audio_tars import READY, find_audio_tars, lend
+from bestrq2.evaluate.xares.audio_tars import find_audio_tars, lend
 
 SPLITS = {"train": "train*.tar", "test": "test*.tar"}
 
@@ -68,6 +69,6 @@ def test_lent_tars_are_links_and_the_folder_of_the_data_stays_as_it_was(tmp_path
     tars = find_audio_tars(folder, SPLITS, downloaded=False)
     lend(tars.paths, tmp_path / "work")
     lend(tars.paths, tmp_path / "work")
-    assert (tmp_path / "work" / READY).exists()
+    assert (tmp_path / "work" / MARKER).exists()
     assert (tmp_path / "work" / "train-000000.tar").read_bytes() == (folder / "train-000000.tar").read_bytes()
     assert sorted(folder.iterdir()) == before

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bestrq2.data.labelled_tars import MARKER
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.evaluate.xares.audio_tars import READY
 from bestrq2.evaluate.xares.downloading import download
 from bestrq2.files import folder_lock
 
@@ -28,7 +28,7 @@ def harness(monkeypatch):
         def download_audio_tar(self):
             stand_in.calls += 1
             stand_in.act(self.folder)
-            (self.folder / READY).touch()
+            (self.folder / MARKER).touch()
 
     monkeypatch.setitem(sys.modules, "xares", types.ModuleType("xares"))
     module = types.ModuleType("xares.task")
@@ -71,7 +71,7 @@ def test_a_damaged_archive_is_deleted_so_that_the_next_call_gets_it_anew(tmp_pat
     with pytest.raises(DataError, match=r"123\.zip: what Zenodo sent is no whole archive, and is deleted; run the"):
         download(config(), tmp_path)
     assert not (tmp_path / "toy" / "123.zip").exists()
-    assert not (tmp_path / "toy" / READY).exists()
+    assert not (tmp_path / "toy" / MARKER).exists()
 
 
 def test_a_failing_connection_is_one_sentence_with_a_way_by_hand(tmp_path, harness):

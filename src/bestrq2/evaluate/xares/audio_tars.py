@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bestrq2.data.labelled_tars import MARKER
 from bestrq2.data.shards.members import BadShardError, members
 from bestrq2.errors import DataError
 
-READY = ".audio_tar_ready"
 # What of a tar goes into its fingerprint, at its beginning and at its end.
 _ENDS = 1 << 18
 
@@ -70,7 +70,7 @@ def lend(paths: Sequence[Path], folder: Path) -> None:
         if not link.is_symlink() or os.readlink(link) != str(path.absolute()):
             link.unlink(missing_ok=True)
             link.symlink_to(path.absolute())
-    (folder / READY).touch()
+    (folder / MARKER).touch()
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bestrq2.convert.weights import first_line
+from bestrq2.data.labelled_tars import MARKER
 from bestrq2.errors import DataError
-from bestrq2.evaluate.xares.audio_tars import READY
 from bestrq2.files import folder_lock
 
 
@@ -28,7 +28,7 @@ def download(config: Any, data: Path) -> None:
         ConfigError: another process downloads them.
     """
     folder = data / config.name
-    if (folder / READY).exists():
+    if (folder / MARKER).exists():
         return
     if config.private or not config.zenodo_id:
         raise DataError(f"its data are not public; put their tars into {folder} and name {data} in --data")

@@ -1,4 +1,4 @@
-"""An encoder as the harness of X-ARES wants it, made of an `Embedder` (METHOD.md section 7)."""
+"""An encoder as the harness of X-ARES wants it (METHOD.md section 7)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bestrq2.errors import CheckpointError
-from bestrq2.inference.embedder import Embedder
+from bestrq2.evaluate.frozen import FrozenEncoder
 from bestrq2.inference.layers import Layers
+from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 
-class XaresEncoder(nn.Module):
+class XaresEncoder(FrozenEncoder):
     """[B, samples] → [B, frames, D], of any length: what is longer than the model's clips goes through it in windows.
 
     The harness pads the clips of a batch with zeros and does not tell their lengths. For clip-level tasks zeros at the
@@ -23,7 +24,7 @@ class XaresEncoder(nn.Module):
     assume: frame i lies between i and i + 1 hops.
 
     Args:
-        embedder: the model.
+        model: the encoder.
         phases: shifted copies of the patch grid; the hop becomes so many times smaller.
         frame_level: whether frames or their mean is what counts.
         layers: hidden layer or layers, see `Embedder.embed`.
@@ -32,18 +33,16 @@ class XaresEncoder(nn.Module):
 
     def __init__(
         self,
-        embedder: Embedder,
+        model: BestRQ2Model,
         phases: int = 1,
         frame_level: bool = False,
         layers: Layers = None,
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
-        super().__init__()
-        self.model = embedder.model  # the harness moves it to its device
-        self.sampling_rate = embedder.config.sampling_rate
-        self.output_dim = embedder.config.hidden_size
-        self.hop_size_in_ms = 1000 * embedder.hop_seconds / phases
-        self._embedder, self._phases, self._layers = embedder, phases, layers
+        super().__init__(model, phases, layers)
+        config = model.config
+        self.sampling_rate, self.output_dim = config.sampling_rate, config.hidden_size
+        self.hop_size_in_ms = 1000 * config.frame_hop_samples / config.sampling_rate / phases
         self._frame_level, self._on_batch = frame_level, on_batch
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -53,12 +52,11 @@ class XaresEncoder(nn.Module):
             CheckpointError: the model gives values that are not finite.
             AudioError: samples are not finite or far above full scale.
         """
-        rows = list(audio.detach().cpu().numpy())
+        rows = list(audio.detach().cpu())
         if not self._frame_level:
-            shortest = self._embedder.config.frame_hop_samples
+            shortest = self.model.config.frame_hop_samples
             rows = [without_padding(row, shortest) for row in rows]
-        self._embedder.device = next(self.model.parameters()).device
-        found = self._embedder.embed(rows, phases=self._phases, layers=self._layers)
+        found = self.embed(rows, self.sampling_rate)
         broken = int((~np.isfinite(found.clip).all(axis=1)).sum())
         if broken:
             raise CheckpointError(
@@ -68,18 +66,18 @@ class XaresEncoder(nn.Module):
         if self._on_batch is not None:
             self._on_batch(len(rows))
         if self._frame_level:
-            frames = found.frames[:, _on_time(found.frames.shape[1], self._phases)]
+            frames = found.frames[:, _on_time(found.frames.shape[1], self.phases)]
         else:
             frames = np.where(found.frame_mask[..., None], found.frames, found.clip[:, None])
         return torch.from_numpy(frames).to(audio.device)
 
 
-def without_padding(row: np.ndarray, shortest: int) -> np.ndarray:
+def without_padding(row: Tensor, shortest: int) -> Tensor:
     """A row [samples] without the zeros at its end, `shortest` samples at least; all of it if all is zero."""
-    sounding = np.flatnonzero(row)
+    sounding = row.nonzero()
     if len(sounding) == 0:
         return row
-    return row[: max(int(sounding[-1]) + 1, shortest)]
+    return row[: max(int(sounding[-1, 0]) + 1, shortest)]
 
 
 def _on_time(count: int, phases: int) -> np.ndarray:

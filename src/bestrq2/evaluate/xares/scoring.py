@@ -131,7 +131,7 @@ class _TaskRun:
 
     def _encoder(self, embedder: Embedder, extraction: Extraction, frame_level: bool) -> XaresEncoder:
         phases = extraction.phases if frame_level else extraction.clip_phases
-        return encoder_class(self.job.identity)(embedder, phases, frame_level, extraction.layers, self._count)
+        return encoder_class(self.job.identity)(embedder.model, phases, frame_level, extraction.layers, self._count)
 
     def _count(self, clips: int) -> None:
         self.done += clips
