@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import subprocess
 import sys
@@ -81,3 +82,18 @@ def test_every_public_name_stands_for_the_same_whatever_was_imported_before():
     assert set(bestrq2.__all__) <= set(dir(bestrq2))
     with pytest.raises(AttributeError, match="module 'bestrq2' has no attribute 'laod'"):
         _ = bestrq2.laod
+
+
+def test_a_torchaudio_that_cannot_be_loaded_does_not_take_the_audio_classes_along(tmp_path):
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libc10_cuda.so: cannot open')\n")
+    code = (
+        "import bestrq2; from transformers import AutoFeatureExtractor, utils; bestrq2.BestRQ2FeatureExtractor(); "
+        "print(utils.is_torchaudio_available())"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"

@@ -14,6 +14,7 @@ from bestrq2._version import __version__
 if TYPE_CHECKING:
     from bestrq2.convert.reference import load_reference
     from bestrq2.evaluate.command import probe
+    from bestrq2.evaluate.xares.command import xares
     from bestrq2.exporting import export, push
     from bestrq2.inference.embedder import Embedder, load
     from bestrq2.inference.embeddings import Embeddings
@@ -47,6 +48,7 @@ __all__ = [
     "push",
     "recipe",
     "recipes",
+    "xares",
 ]
 
 _HOMES = {
@@ -68,6 +70,7 @@ _HOMES = {
     "push": "exporting",
     "recipe": "recipe_book",
     "recipes": "recipe_book",
+    "xares": "evaluate.xares.command",
 }
 
 _registration.register()

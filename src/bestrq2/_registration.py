@@ -9,6 +9,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from bestrq2._torchaudio import hide_broken_torchaudio
+
 _AUTO = "transformers.models.auto."
 
 
@@ -42,33 +44,42 @@ _CALLBACKS: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _AfterImport(MetaPathFinder):
-    """Runs a callback right after one of the Auto modules is imported."""
+_BEFORE: dict[str, Callable[[], None]] = {"transformers.audio_utils": hide_broken_torchaudio}
+
+
+class _AroundImport(MetaPathFinder):
+    """Runs a callback right before or after some modules of transformers are imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        callback = _CALLBACKS.pop(fullname, None)  # popped first: the search below comes back here
-        if callback is None:
+        # popped first: the search below comes back here
+        before, after = _BEFORE.pop(fullname, None), _CALLBACKS.pop(fullname, None)
+        if before is None and after is None:
             return None
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Calling(spec.loader, callback)
+            spec.loader = _Calling(spec.loader, before, after)
         return spec
 
 
 class _Calling(Loader):
-    """A loader that calls back when the module is complete."""
+    """A loader that calls back before the module runs, and when it is complete."""
 
-    def __init__(self, loader: Loader, callback: Callable[[ModuleType], None]) -> None:
-        self._loader, self._callback = loader, callback
+    def __init__(
+        self, loader: Loader, before: Callable[[], None] | None, after: Callable[[ModuleType], None] | None
+    ) -> None:
+        self._loader, self._before, self._after = loader, before, after
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        if self._before is not None:
+            self._before()
         self._loader.exec_module(module)
-        self._callback(module)
+        if self._after is not None:
+            self._after(module)
 
 
 def register() -> None:
@@ -76,5 +87,5 @@ def register() -> None:
     for name in list(_CALLBACKS):
         if name in sys.modules:
             _CALLBACKS.pop(name)(sys.modules[name])
-    if _CALLBACKS:
-        sys.meta_path.insert(0, _AfterImport())
+    if _CALLBACKS or _BEFORE:
+        sys.meta_path.insert(0, _AroundImport())

@@ -92,6 +92,26 @@ def _probe(argv: Sequence[str]) -> None:
     print(format_table(probe(**_values(flags.parse_flags(parser, argv)))))
 
 
+def _xares(argv: Sequence[str]) -> None:
+    from bestrq2 import flags
+    from bestrq2.evaluate.xares.command import check_complete, list_tasks, xares
+    from bestrq2.evaluate.xares.table import render_table
+
+    parser = flags.make_parser("xares", "Score a model on X-ARES by the benchmark's own harness.")
+    parser.add_argument("model", nargs="?", type=str, help="run folder, exported folder, checkpoint, recipe or hub id")
+    parser.add_function_arguments(xares, as_group=False, skip={"model"})
+    parser.add_argument("--list", action="store_true", help="list the tasks and where their data are, and end")
+    values = _values(flags.parse_flags(parser, argv))
+    if values.pop("list"):
+        print(list_tasks(values["data"], values["cache"]))
+        return
+    if values["model"] is None:
+        raise ConfigError("name a model to score, or give --list")
+    result = xares(**values)
+    print(render_table(result))
+    check_complete(result)
+
+
 def _xares_llm(argv: Sequence[str]) -> None:
     from bestrq2 import flags
     from bestrq2.evaluate.xares_llm import command
@@ -221,6 +241,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "soundworld": (_soundworld, "write the synthetic corpus and its labelled tasks"),
     "embed": (_embed, "embed every recording of a corpus into a Parquet file"),
     "probe": (_probe, "linear probe and k-NN on labelled audio, beside the baselines"),
+    "xares": (_xares, "score a model on X-ARES by the benchmark's own harness, beside published results"),
     "xares-llm": (_xares_llm, "score an encoder in front of a small language model, by XARES-LLM itself"),
     "finetune": (_finetune, "fine-tune an encoder as a classifier of labelled recordings"),
     "predict": (_predict, "name the classes of every recording of a corpus with a fine-tuned encoder"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bestrq2.errors import ConfigError
 from bestrq2.inference.embedder import Embedder
 from bestrq2.inference.embeddings import Embeddings
-from bestrq2.inference.layers import layer_indices
+from bestrq2.inference.layers import Layers, layer_indices
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 
@@ -27,7 +27,7 @@ class FrozenEncoder(nn.Module):
         ConfigError: phases or layers are out of range.
     """
 
-    def __init__(self, model: BestRQ2Model, phases: int = 1, layers: int | None = None) -> None:
+    def __init__(self, model: BestRQ2Model, phases: int = 1, layers: Layers = None) -> None:
         super().__init__()
         most = model.config.patch_size[1]
         if isinstance(phases, bool) or not isinstance(phases, int) or not 1 <= phases <= most:

@@ -1,5 +1,6 @@
 """SoundWorld in bulk: parallel generation, caching, and files on disk."""
 
+import ast
 import csv
 import json
 import os
@@ -176,6 +177,18 @@ def test_xares_corpus_has_a_tar_per_split(tmp_path, few_tasks):
     assert [[event["onset"], event["offset"]] for event in label["events"]] == tasks.presence_events(
         0, "test", 0, 5.0
     ).tolist()
+
+
+def test_xares_corpus_has_a_task_file_per_task(tmp_path, few_tasks):
+    soundworld.write_corpus(tmp_path / "xares", 2, format="xares", progress=False)
+    files = sorted((tmp_path / "xares" / "tasks").iterdir())
+    names = ["soundworld_environment_presence_task.py", "soundworld_music_key_task.py"]
+    assert [file.name for file in files] == names
+    for file, folder in zip(files, ("environment-presence", "music-key"), strict=True):
+        defined = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+        assert defined == [file.name.replace("_task.py", "_config")], "the harness wants one such function"
+        assert f'name="{folder}"' in file.read_text()
+        assert (tmp_path / "xares" / "env" / folder).is_dir()
 
 
 def test_a_corpus_is_never_written_into_a_foreign_folder(tmp_path, few_tasks):

@@ -16,6 +16,7 @@ from bestrq2.data.soundworld import speech
 from bestrq2.data.soundworld.acoustics import SAMPLE_RATE
 from bestrq2.data.soundworld.corpus import VERSION, Series, run_parallel, to_int16
 from bestrq2.data.soundworld.task_specs import TASKS, TaskSpec, label_of, presence_events
+from bestrq2.data.soundworld.xares_tasks import folder_name, task_file, task_file_name
 from bestrq2.errors import DataError
 from bestrq2.files import write_bytes
 
@@ -129,12 +130,15 @@ def _write_events(output: Path, clips: int, seed: int) -> None:
 def _write_xares(output: Path, clips: int, seed: int, progress: bool) -> None:
     jobs = []
     for spec, series, count in _series(clips, seed):
-        folder = output / "env" / spec.name.replace("/", "-")
+        folder = output / "env" / folder_name(spec)
         folder.mkdir(parents=True, exist_ok=True)
         jobs.append((series, count, str(folder / f"{series.split}-000000.tar")))
     run_parallel(_write_tar, jobs, sum(count for _, count, _ in jobs), None, progress)
     for folder in (output / "env").iterdir():
         (folder / ".audio_tar_ready").touch()
+    (output / "tasks").mkdir(exist_ok=True)
+    for spec in TASKS.values():
+        write_bytes(output / "tasks" / task_file_name(spec), task_file(spec).encode())
 
 
 def write_corpus(output: Path, clips: int, format: str = "folder", seed: int = 0, progress: bool = True) -> None:
@@ -142,7 +146,8 @@ def write_corpus(output: Path, clips: int, format: str = "folder", seed: int = 0
 
     "folder": `unlabelled/*.wav`, and per task `tasks/<domain>/<task>/{train,test}/<class>/NNNN.wav`; frame-level tasks
     have no class folders but an `events.csv` (path, split, onset, offset in seconds; empty where a clip has none).
-    "xares": `env/<domain>-<task>/{train,test}-000000.tar` with a wav and a json member per clip.
+    "xares": `env/<domain>-<task>/{train,test}-000000.tar` with a wav and a json member per clip, and the harness's task
+    files `tasks/soundworld_<domain>_<task>_task.py`; `bestrq2 xares MODEL --data OUTPUT` runs them.
 
     Every file is whole or absent; the same call again completes an interrupted one.
 

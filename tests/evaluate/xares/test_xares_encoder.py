@@ -1,0 +1,154 @@
+"""The encoder that the harness of X-ARES is given."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from bestrq2 import Embedder
+from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.evaluate.xares.encoder import XaresEncoder, encoder_class, without_padding
+from bestrq2.evaluate.xares.identity import Extraction, digest, model_identity
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_encoder) -> Embedder:
+    return Embedder(tiny_encoder(), "cpu")
+
+
+def sounds(*seconds: float, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    tones = [np.sin(np.arange(round(length * RATE)) * rng.uniform(0.05, 0.5)) for length in seconds]
+    return [(0.3 * tone + 0.05 * rng.normal(size=len(tone)) + 1e-6).astype(np.float32) for tone in tones]
+
+
+def padded(clips: list[np.ndarray]) -> torch.Tensor:
+    """A batch as the harness makes it."""
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(clip) for clip in clips], batch_first=True)
+
+
+@pytest.mark.parametrize("phases", [1, 4])
+@pytest.mark.parametrize("frame_level", [False, True])
+def test_it_keeps_the_harness_contract(embedder, phases, frame_level):
+    encoder = encoder_class("0123abcd")(embedder.model, phases, frame_level)
+    assert type(encoder).__name__ == "BestRQ2_0123abcd_Encoder"
+    assert isinstance(encoder, torch.nn.Module)
+    frames = encoder(torch.randn(2, 50_000))
+    assert frames.dtype == torch.float32
+    assert frames.ndim == 3
+    assert (frames.shape[0], frames.shape[2]) == (2, encoder.output_dim)
+    assert encoder.sampling_rate == RATE
+    assert encoder.hop_size_in_ms == pytest.approx(625 / phases)
+
+
+@pytest.mark.parametrize("phases", [1, 2, 3])
+def test_frames_of_a_clip_are_those_of_the_embedder(embedder, phases):
+    (clip,) = sounds(7.3)
+    expected = embedder.embed(clip, phases=phases).frames[0]
+    frames = XaresEncoder(embedder.model, phases)(torch.from_numpy(clip)[None])[0].numpy()
+    np.testing.assert_allclose(frames, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("phases", [1, 3])
+def test_padding_does_not_change_the_mean_of_the_frames(embedder, phases):
+    clips = sounds(1.9, 4.4, 12.0)
+    means = XaresEncoder(embedder.model, phases)(padded(clips)).mean(dim=1).numpy()
+    np.testing.assert_allclose(means, embedder.embed(clips, phases=phases).clip, rtol=0, atol=1e-5)
+
+
+def test_a_silent_clip_is_embedded_whole_and_a_click_as_one_patch():
+    silent, click = torch.zeros(100), torch.zeros(100)
+    click[3] = 1.0
+    assert len(without_padding(silent, 10)) == 100
+    assert len(without_padding(click, 10)) == 10
+    assert len(without_padding(click, 2)) == 4
+    assert len(without_padding(click[:6], 10)) == 6
+
+
+@pytest.mark.parametrize("phases", [1, 3, 5])
+def test_frame_i_lies_between_i_and_i_plus_1_hops(embedder, phases):
+    (clip,) = sounds(5.0)
+    found = embedder.embed(clip, phases=phases)
+    encoder = XaresEncoder(embedder.model, phases, frame_level=True)
+    frames = encoder(torch.from_numpy(clip)[None])[0].numpy()
+    hop = encoder.hop_size_in_ms / 1000
+    assert len(frames) == round(5.0 / hop)
+    for moment, expected in zip(found.timestamps[0], found.frames[0], strict=True):
+        place = int(moment / hop)
+        assert moment == pytest.approx((place + 0.5) * hop, abs=1e-3)
+        np.testing.assert_allclose(frames[place], expected, rtol=0, atol=1e-5)
+
+
+def test_frame_level_tasks_keep_the_silence_at_the_end_of_a_clip(embedder):
+    (clip,) = sounds(2.5)
+    clip = np.concatenate([clip, np.zeros(round(2.5 * RATE), np.float32)])
+    assert XaresEncoder(embedder.model, frame_level=True)(torch.from_numpy(clip)[None]).shape[1] == 8
+    assert XaresEncoder(embedder.model)(torch.from_numpy(clip)[None]).shape[1] == 4
+
+
+def test_ten_minutes_pass_in_bounded_memory(embedder):
+    encoder = XaresEncoder(embedder.model)
+    audio = torch.from_numpy(sounds(600.0)[0])[None]
+    tracemalloc.start()
+    try:
+        frames = encoder(audio)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert frames.shape[1] == 960
+    assert bool(frames.isfinite().all())
+    # the clip as windows that overlap by half, and their frames
+    assert peak < 4 * audio.nbytes
+
+
+def test_nan_from_the_encoder_is_refused_with_its_count(tiny_encoder):
+    model = tiny_encoder()
+    model.patch_embedding.weight.data[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match="NaN or infinite values for 2 of 2 clips"):
+        XaresEncoder(model)(torch.randn(2, 20_000))
+
+
+def test_it_counts_the_clips_it_has_encoded(embedder):
+    counts: list[int] = []
+    encoder = XaresEncoder(embedder.model, on_batch=counts.append)
+    encoder(torch.randn(3, 20_000))
+    encoder(torch.randn(1, 20_000))
+    assert counts == [3, 1]
+
+
+def test_weights_architecture_and_options_make_the_identity(embedder, tiny_encoder, tiny_config, monkeypatch):
+    from bestrq2.evaluate.xares import identity
+
+    monkeypatch.setattr(identity, "harness_version", lambda: "0.1.3")
+    base = model_identity(embedder, Extraction())
+    assert digest(base) == digest(model_identity(Embedder(tiny_encoder(), "cpu"), Extraction()))
+    other = tiny_encoder()
+    other.patch_embedding.bias.data[0] += 1e-6
+    shorter = tiny_encoder(max_seconds=2.5)
+    shorter.load_state_dict(embedder.model.state_dict())
+    others = [
+        model_identity(Embedder(other, "cpu"), Extraction()),
+        model_identity(Embedder(shorter, "cpu"), Extraction()),
+        model_identity(embedder, Extraction(phases=4)),
+        model_identity(embedder, Extraction(clip_phases=2)),
+        model_identity(embedder, Extraction(layers=1)),
+    ]
+    assert len({digest(one) for one in [base, *others]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("extraction", "sentence"),
+    [
+        (Extraction(phases=17), "phases must be a whole number from 1 to 16, got 17"),
+        (Extraction(clip_phases=0), "clip_phases must be a whole number from 1 to 16, got 0"),
+        (Extraction(layers=9), "layers must be None"),
+    ],
+)
+def test_impossible_extractions_are_refused(embedder, extraction, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        extraction.check(embedder.config)
