@@ -99,7 +99,8 @@ def _xares(argv: Sequence[str]) -> None:
 
     parser = flags.make_parser("xares", "Score a model on X-ARES by the benchmark's own harness.")
     parser.add_argument("model", nargs="?", type=str, help="run folder, exported folder, checkpoint, recipe or hub id")
-    parser.add_function_arguments(xares, as_group=False, skip={"model"})
+    parser.add_function_arguments(xares, as_group=False, skip={"model", "keep_embeddings"})
+    parser.add_argument("--keep-embeddings", action="store_true", help="leave embeddings on disk after their scores")
     parser.add_argument("--list", action="store_true", help="list the tasks and where their data are, and end")
     values = _values(flags.parse_flags(parser, argv))
     if values.pop("list"):

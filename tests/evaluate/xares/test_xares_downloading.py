@@ -38,7 +38,10 @@ def harness(monkeypatch):
 
 
 def config(**changes):
-    return types.SimpleNamespace(**{"name": "toy", "private": False, "zenodo_id": "123", "env_root": None} | changes)
+    return types.SimpleNamespace(
+        **{"name": "toy", "private": False, "zenodo_id": "123", "env_root": None, "pretrained_dependencies": None}
+        | changes
+    )
 
 
 def test_what_is_there_is_not_downloaded_again(tmp_path, harness):
@@ -81,9 +84,19 @@ def test_a_failing_connection_is_one_sentence_with_a_way_by_hand(tmp_path, harne
     harness.act = act
     with pytest.raises(DataError) as caught:
         download(config(), tmp_path)
-    assert "record 123 of Zenodo cannot be downloaded (ConnectionError: Max retries exceeded" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "record 123 of Zenodo cannot be downloaded (zenodo.org cannot be reached); run the" in str(caught.value)
     assert f"put its tars into {tmp_path / 'toy'} and name {tmp_path} in --data" in str(caught.value)
+
+
+def test_what_a_task_needs_from_the_hub_is_named(tmp_path, harness, monkeypatch):
+    def refuse(self, config):
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nmore")
+
+    monkeypatch.setattr(sys.modules["xares.task"].XaresTask, "__init__", refuse)
+    with pytest.raises(
+        DataError, match=r"^the task needs bert:tokenizer, which cannot be fetched from .* hub \(We could"
+    ):
+        download(config(pretrained_dependencies=["bert:tokenizer"]), tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{"private": True}, {"zenodo_id": None}])

@@ -12,7 +12,7 @@ from typing import Any
 
 from bestrq2.convert.weights import first_line
 from bestrq2.data.labelled_tars import MARKER
-from bestrq2.errors import DataError
+from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.files import folder_lock
 
 
@@ -42,19 +42,44 @@ def download(config: Any, data: Path) -> None:
             raise DataError(
                 f"{archive}: what Zenodo sent is no whole archive, and is deleted; run the command again later"
             ) from error
+        except BestRQ2Error:
+            raise
         except Exception as error:  # of requests, of the disk, of unpacking
             raise DataError(
-                f"record {config.zenodo_id} of Zenodo cannot be downloaded ({type(error).__name__}: "
-                f"{first_line(error)}); run the command again later, or put its tars into {folder} and name {data} "
-                "in --data"
+                f"record {config.zenodo_id} of Zenodo cannot be downloaded ({_reason(error)}); run the command again "
+                f"later, or put its tars into {folder} and name {data} in --data"
             ) from error
 
 
-def _by_harness(config: Any, data: Path) -> None:
+def harness_task(config: Any) -> Any:
+    """The harness's `XaresTask` of a configuration; for some it fetches a tokenizer or a language model.
+
+    Raises:
+        DataError: that cannot be fetched.
+    """
     from xares.task import XaresTask
 
+    needed = ", ".join(config.pretrained_dependencies or ())
+    try:
+        return XaresTask(config)
+    except Exception as error:
+        if not needed:
+            raise
+        raise DataError(
+            f"the task needs {needed}, which cannot be fetched from the Hugging Face hub ({first_line(error)})"
+        ) from error
+
+
+def _by_harness(config: Any, data: Path) -> None:
     config.env_root = data
-    XaresTask(config).download_audio_tar()
+    harness_task(config).download_audio_tar()
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong; errors of a connection repeat the address and more."""
+    if isinstance(error, ConnectionError | TimeoutError) or type(error).__name__ in ("ConnectionError", "Timeout"):
+        return "zenodo.org cannot be reached"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 @contextmanager

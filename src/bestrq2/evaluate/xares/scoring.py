@@ -22,7 +22,7 @@ from typing import Any
 
 from bestrq2.errors import DataError
 from bestrq2.evaluate.xares.audio_tars import AudioTars, find_audio_tars, lend
-from bestrq2.evaluate.xares.downloading import download
+from bestrq2.evaluate.xares.downloading import download, harness_task
 from bestrq2.evaluate.xares.encoder import XaresEncoder, encoder_class
 from bestrq2.evaluate.xares.entries import Score
 from bestrq2.evaluate.xares.identity import Extraction
@@ -114,8 +114,6 @@ class _TaskRun:
     def __init__(
         self, job: Job, embedder: Embedder, folder: Path, tars: AudioTars, on_clips: Callable[[int, int], None]
     ) -> None:
-        from xares.task import XaresTask
-
         self.job, self.folder, self.tars = job, folder, tars
         self.done, self.on_clips = 0, on_clips
         frame_level = checked_config(Path(job.task_file), None).task_type in FRAME_LEVEL
@@ -127,7 +125,7 @@ class _TaskRun:
             self.config.batch_size_encode = 1  # no padding among frames that all count
         self.hop_ms = encoder.hop_size_in_ms
         lend(tars.paths, folder / "env" / self.config.name)
-        self.task = XaresTask(self.config)
+        self.task = harness_task(self.config)
 
     def _encoder(self, embedder: Embedder, extraction: Extraction, frame_level: bool) -> XaresEncoder:
         phases = extraction.phases if frame_level else extraction.clip_phases
