@@ -115,16 +115,35 @@ class LogMel(nn.Module):
         reach = self.config.n_fft // 2
         if samples == 0:
             raise ValueError("a waveform of 0 samples has no spectrogram")
+        full = lengths is None
         if lengths is None:
             lengths = torch.full((batch,), samples, dtype=torch.int64)
-            if samples >= self.min_samples and samples > reach:
-                padded = nn.functional.pad(waveform[:, None], (reach, reach), mode="reflect")[:, 0]
-                return padded, 1 + lengths // self.config.hop_length
+        # Elsewhere than on the CPU, looking for the shortest clip would cost a synchronisation.
+        if lengths.device.type == "cpu" and int(lengths.min()) >= max(self.min_samples, reach + 1):
+            padded = nn.functional.pad(waveform[:, None], (reach, reach), mode="reflect")[:, 0]
+            if not full:
+                padded = _reflect_ends(padded, lengths.to(waveform.device, torch.int64)[:, None], reach)
+            return padded, 1 + lengths.to(torch.int64) // self.config.hop_length
         total = max(samples, self.min_samples)
         positions = torch.arange(-reach, total + reach, device=waveform.device)
         index = reflect_index(positions, lengths.to(waveform.device, torch.int64)[:, None])
         frames = 1 + lengths.to(torch.int64).clamp_min(self.min_samples) // self.config.hop_length
         return waveform.gather(1, index), frames
+
+
+def _reflect_ends(padded: Tensor, length: Tensor, reach: int) -> Tensor:
+    """Put behind every clip its own last `reach` samples reflected, and zeros behind those.
+
+    Args:
+        padded: float32 [B, S + 2 * reach], clips from `reach` on.
+        length: int64 [B, 1], samples of each clip, more than `reach`.
+        reach: samples on either side.
+    """
+    steps = torch.arange(reach, device=padded.device)
+    end = length + reach
+    places = torch.arange(padded.shape[1], device=padded.device)
+    tail = padded.gather(1, end - 2 - steps)
+    return padded.masked_fill(places >= end, 0.0).scatter(1, end + steps, tail)
 
 
 class InputStatistics(nn.Module):
