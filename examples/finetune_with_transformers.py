@@ -13,6 +13,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+# First, because it keeps transformers from a torchaudio that cannot be loaded. It registers the classes, too, so that
+# no remote code is run.
+import bestrq2  # noqa: F401  # isort: skip
+
 import numpy as np
 import torch
 from transformers import (
@@ -24,7 +28,6 @@ from transformers import (
     set_seed,
 )
 
-import bestrq2  # noqa: F401  registers the classes, so that no remote code is run
 from bestrq2.data.audio import read_audio
 from bestrq2.data.labelled import LabelledClips, load_labelled
 

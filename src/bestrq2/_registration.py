@@ -84,8 +84,8 @@ class _Calling(Loader):
 
 def register() -> None:
     """Register now with what is imported, and later with what is not yet."""
+    # first of all: registering itself imports parts of transformers
+    sys.meta_path.insert(0, _AroundImport())
     for name in list(_CALLBACKS):
         if name in sys.modules:
             _CALLBACKS.pop(name)(sys.modules[name])
-    if _CALLBACKS or _BEFORE:
-        sys.meta_path.insert(0, _AroundImport())
