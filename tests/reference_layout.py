@@ -1,4 +1,4 @@
-"""Our models under the reference's names and shapes (METHOD.md section 5), written down apart from the converter."""
+"""Our models under the reference's names and shapes, written down apart from the converter."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def htk_filters(bands: int, low: float, high: float, n_fft: int, rate: int) -> n
 
 
 def log_mel_by_definition(waveform: np.ndarray, config: BestRQ2Config) -> np.ndarray:
-    """METHOD.md section 2 in float64, frame by frame."""
+    """The spectrogram of the paper (section 3) in float64, frame by frame."""
     n, hop = config.n_fft, config.hop_length
     window = np.zeros(n)
     start = (n - config.win_length) // 2

@@ -1,4 +1,4 @@
-"""Labelled tasks in the tars that X-ARES reads (METHOD.md section 7): which clips, which splits, which labels."""
+"""Labelled tasks in the tars that X-ARES (github.com/jimbozhang/xares) reads: clips, splits and labels."""
 
 from __future__ import annotations
 

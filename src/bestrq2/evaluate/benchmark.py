@@ -1,6 +1,6 @@
 """Frozen labelled benchmarks: every number that could move a score is written down and never changes under its name.
 
-soundworld-1 judges any encoder on 14 generated tasks by the two classifiers of X-ARES (METHOD.md section 7). What is
+soundworld-1 judges any encoder on 14 generated tasks by the two classifiers of X-ARES (`xares_probe`). What is
 improved later gets a name of its own.
 """
 

@@ -127,7 +127,7 @@ def knn_predict(
     temperature: float = 0.07,
     balanced: bool = False,
 ) -> np.ndarray:
-    """Classes of the test rows by the votes of their k most similar training rows (METHOD.md section 7).
+    """Classes of the test rows by the votes of their k most similar training rows.
 
     Similarity is the cosine; a neighbour's vote weighs exp(similarity / temperature), as in X-ARES. The cosine is taken
     of the rows as they are given.

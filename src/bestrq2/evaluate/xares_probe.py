@@ -1,4 +1,4 @@
-"""The two classifiers of X-ARES on embeddings made before: a linear layer behind a LayerNorm, and k-NN.
+"""The two classifiers of X-ARES (github.com/jimbozhang/xares) on embeddings made before: a linear layer and k-NN.
 
 Unlike those of `classifiers.py` nothing is chosen by validation: all numbers are given, so that scores of a frozen
 benchmark stay comparable. Nothing here sees test labels.
@@ -24,7 +24,7 @@ SEED = 42
 
 
 class LinearProbe(nn.Module):
-    """LayerNorm and a linear layer: the probe's model in X-ARES (METHOD.md section 7), in float64.
+    """LayerNorm and a linear layer: the probe's model in X-ARES, in float64.
 
     Args:
         width: D, values of an embedding.
@@ -57,7 +57,7 @@ def fit_linear_probe(
     lr: float = LEARNING_RATE,
     seed: int = SEED,
 ) -> LinearProbe:
-    """Fit a linear probe as X-ARES does: cross-entropy, Adam, cosine decay to 0 over all steps (METHOD.md section 7).
+    """Fit a linear probe as X-ARES does: cross-entropy, Adam, cosine decay to 0 over all steps.
 
     It runs in float64 on one thread, draws from its own generators, and so gives the same weights whatever else goes on
     in the process.
@@ -150,7 +150,10 @@ def xares_knn_predict(
     k: int = 10,
     temperature: float = 0.07,
 ) -> np.ndarray:
-    """Classes of the test rows by the k-NN of X-ARES, which takes embeddings as they are (METHOD.md section 7).
+    """Classes of the test rows by k-NN with the numbers of X-ARES, on embeddings as they are.
+
+    The similarity is the cosine. The harness itself scales the columns of the training rows instead of the rows, so its
+    scores differ by some points (docs/benchmarks.md).
 
     Args:
         train: float [N, D].

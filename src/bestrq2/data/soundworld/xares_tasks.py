@@ -1,4 +1,4 @@
-"""Task files by which the harness of X-ARES runs SoundWorld's tasks (METHOD.md section 7); each stands on its own."""
+"""Task files by which the harness of X-ARES runs SoundWorld's tasks; each stands on its own."""
 
 from __future__ import annotations
 

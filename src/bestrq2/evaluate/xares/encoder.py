@@ -1,4 +1,4 @@
-"""An encoder as the harness of X-ARES wants it (METHOD.md section 7)."""
+"""An encoder as the harness of X-ARES wants it (github.com/jimbozhang/xares)."""
 
 from __future__ import annotations
 

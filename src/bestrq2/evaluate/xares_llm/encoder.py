@@ -1,4 +1,4 @@
-"""The encoder by the contract of XARES-LLM (METHOD.md section 7).
+"""The encoder by the contract of XARES-LLM (github.com/xiaomi-research/xares-llm).
 
 The benchmark imports this module in its own environment, where transformers may be of another major version; so the
 weights are read directly and not by `from_pretrained`.
