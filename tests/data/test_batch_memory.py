@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import sys
 
@@ -133,3 +134,19 @@ def test_a_block_that_is_not_sent_is_free_again(monkeypatch: pytest.MonkeyPatch)
     assert bool((opened == 7).all())
     del opened
     assert taken(memory) == 0
+
+
+def test_a_process_forked_later_frees_nothing_of_its_parent():
+    memory = BatchMemory(1, 1, 4096)
+    memory.use_here(0)
+    array = memory.fresh((2, 16), np.dtype(np.int16))
+    assert array is not None
+    child = os.fork()
+    if not child:
+        del array
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert memory.fresh((2, 16), np.dtype(np.int16)) is None
+    del array
+    assert memory.fresh((2, 16), np.dtype(np.int16)) is not None

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
-from bestrq2.model.transformer import branch_scales, eager_attention
+from bestrq2.model.transformer import RMSNorm, branch_scales, eager_attention
 from example_sounds import padded_batch, scenes
 
 VARIANTS = [
@@ -244,3 +244,32 @@ def test_embedding_in_inference_mode_first_does_not_disturb_training(tiny_pretra
             model.base_model(clips)
         model.train()(clips).loss.backward()
         assert model.bestrq2.patch_embedding.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rms_norms_of_16_bits_take_values_whose_squares_they_could_not_hold(dtype):
+    values = 50 * torch.randn(4, 768, generator=torch.Generator().manual_seed(0))
+    norm = RMSNorm(768, eps=1e-5)
+    expected = norm(values)
+    found = norm.to(dtype)(values.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_a_model_of_16_bits_trains_with_stochastic_depth(tiny_encoder, norm):
+    model = tiny_encoder(norm=norm, drop_path_rate=0.5).to(torch.bfloat16).train()
+    batch, mask = padded_batch([80_000, 33_000])
+    states = model(batch, mask).patch_hidden_states
+    assert states.dtype == torch.bfloat16
+    states.float().square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.encoder.parameters())
+
+
+@torch.no_grad()
+def test_the_encoder_can_be_exported_from_the_waveform_on(tiny_encoder):
+    model = tiny_encoder()
+    batch = scenes(2, 40_000)
+    expected = model(batch).pooler_output
+    found = torch.export.export(model, (batch,)).module()(batch)
+    torch.testing.assert_close(found.pooler_output, expected, atol=1e-5, rtol=1e-5)

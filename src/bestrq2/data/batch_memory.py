@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import os
 import weakref
 from typing import NamedTuple
 
@@ -75,9 +76,15 @@ class BatchMemory:
     def array(self, number: int, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, weakref.finalize]:
         """A block as an array, and what frees the block as soon as nothing refers to the array's memory."""
         array = np.ndarray(shape, dtype, self._pages, number * self.size)
-        free = weakref.finalize(array, self._taken.__setitem__, number, 0)
+        free = weakref.finalize(array, self._free, self._taken, number, os.getpid())
         free.atexit = False
         return array, free
+
+    @staticmethod
+    def _free(taken: mmap.mmap, number: int, owner: int) -> None:
+        """Mark a block as free; a process forked later drops its copy of the array, not the block."""
+        if os.getpid() == owner:
+            taken[number] = 0
 
     def fresh(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
         """A block of this worker that nobody uses, uninitialised; None where there is none, or it is too small."""

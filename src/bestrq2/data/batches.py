@@ -229,7 +229,9 @@ class AudioBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> AudioBatch:
         """The batch with its audio on a device, as float32; 16-bit samples are converted there."""
-        values = self.input_values.to(device, non_blocking=non_blocking)
+        # Other devices do not all keep the source until they have read it.
+        waiting = torch.device(device).type != "cuda" or not non_blocking
+        values = self.input_values.to(device, non_blocking=not waiting)
         if values.dtype == torch.int16:
             values = values.to(torch.float32).mul_(1 / FULL_SCALE["int16"])
         return replace(self, input_values=values)

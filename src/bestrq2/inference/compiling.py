@@ -37,14 +37,17 @@ def compile_parts(
 
     Parts of one kind share what is compiled, and one graph serves all batch sizes and numbers of tokens: the hidden
     count may change from step to step, as in the paper, and nothing is compiled anew. Where compiling fails (no C++
-    compiler, no Triton) a notice says so once, and the model runs as it is.
+    compiler, no Triton) a notice says so once, and the model runs as it is. Only a backward pass that cannot be
+    compiled where the forward pass could is an error.
 
     Args:
         model: what is compiled, when its parts run for the first time.
         kinds: of its modules; by default blocks and front end.
         backend: of torch.compile.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+    settings = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"  # its name in torch 2.6
+    setattr(settings, limit, max(getattr(settings, limit), MOST_GRAPHS))
     parts = [part for part in model.modules() if isinstance(part, kinds)]
     for part in parts:
         part.compile(dynamic=True, backend=backend)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 # Logits made at a time, and rows at least: a processor wants the logits in its caches, a GPU wants large products, and
 # both pay for every chunk with a pass over the gradient of the weights.
-_VALUES_ON_CPU, _VALUES_ELSEWHERE, _LEAST_ROWS = 2**19, 2**25, 128
+_VALUES_ON_CPU, _VALUES_ELSEWHERE, _LEAST_ROWS, _MOST_ROWS_IN_FLOAT16 = 2**19, 2**25, 128, 4096
 
 
 def head_cross_entropy(
@@ -63,6 +63,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         of_bias = torch.zeros_like(bias) if differentiate and bias is not None else None
         values = _VALUES_ON_CPU if states.device.type == "cpu" else _VALUES_ELSEWHERE
         chunk = max(_LEAST_ROWS, values // weight.shape[0])
+        if dtype == torch.float16:  # whose largest number is 65504, and a chunk's sum is not divided by anything
+            chunk = min(chunk, _MOST_ROWS_IN_FLOAT16)
         for first in range(0, len(states), chunk):
             part = slice(first, first + chunk)
             inputs, answers = states[part].to(dtype), targets[part]

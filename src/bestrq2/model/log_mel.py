@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_bestrq2 import BestRQ2Config
+from .devices import to_device
 
 POWER_FLOOR = 1e-10
 # Statistics of ordinary recordings in dB, in use until `set_statistics` is called with measured ones.
@@ -115,19 +116,22 @@ class LogMel(nn.Module):
         reach = self.config.n_fft // 2
         if samples == 0:
             raise ValueError("a waveform of 0 samples has no spectrogram")
-        full = lengths is None
+        full, shortest = lengths is None, 0
         if lengths is None:
-            lengths = torch.full((batch,), samples, dtype=torch.int64)
-        # Elsewhere than on the CPU, looking for the shortest clip would cost a synchronisation.
-        if lengths.device.type == "cpu" and int(lengths.min()) >= max(self.min_samples, reach + 1):
+            lengths, shortest = torch.full((batch,), samples, dtype=torch.int64), samples
+        elif lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Elsewhere, looking for the shortest clip would cost a synchronisation.
+            shortest = int(lengths.min())
+        lengths = lengths.to(torch.int64)
+        if shortest >= max(self.min_samples, reach + 1):
             padded = nn.functional.pad(waveform[:, None], (reach, reach), mode="reflect")[:, 0]
             if not full:
-                padded = _reflect_ends(padded, lengths.to(waveform.device, torch.int64)[:, None], reach)
-            return padded, 1 + lengths.to(torch.int64) // self.config.hop_length
+                padded = _reflect_ends(padded, to_device(lengths, waveform.device)[:, None], reach)
+            return padded, 1 + lengths // self.config.hop_length
         total = max(samples, self.min_samples)
         positions = torch.arange(-reach, total + reach, device=waveform.device)
-        index = reflect_index(positions, lengths.to(waveform.device, torch.int64)[:, None])
-        frames = 1 + lengths.to(torch.int64).clamp_min(self.min_samples) // self.config.hop_length
+        index = reflect_index(positions, to_device(lengths, waveform.device)[:, None])
+        frames = 1 + lengths.clamp_min(self.min_samples) // self.config.hop_length
         return waveform.gather(1, index), frames
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .configuration_bestrq2 import BestRQ2Config
+from .devices import to_device
 
 # Keeps the ratio's random stream apart from those of the clips, whose places start at 0.
 _RATIO_STREAM = 2**32 - 1
@@ -174,10 +175,3 @@ def split_by_mask(hidden_mask: Tensor, valid: Tensor | None, device: torch.devic
         to_device(visible_valid, device),
         to_device(hidden_valid, device),
     )
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; from the CPU it is sent without waiting, through page-locked memory."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

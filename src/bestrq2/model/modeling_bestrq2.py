@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from .configuration_bestrq2 import BestRQ2Config
 from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention, init_convolution
 from .cross_entropy import head_cross_entropy
+from .devices import to_device
 from .log_mel import InputStatistics, LogMel
-from .masking import Split, draw_hidden_mask, split_by_mask, to_device
+from .masking import Split, draw_hidden_mask, split_by_mask
 from .outputs import BestRQ2ForPreTrainingOutput, BestRQ2ModelOutput
 from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
@@ -125,7 +126,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         if self.config.input_normalization == "dataset":
             return self.statistics(log_mel)
         if self.config.input_normalization == "clip":
-            inside = torch.arange(log_mel.shape[-1], device=log_mel.device) < frames.to(log_mel.device)[:, None]
+            inside = torch.arange(log_mel.shape[-1], device=log_mel.device) < to_device(frames, log_mel.device)[:, None]
             weights = inside[:, None].float()
             count = weights.sum(dim=(1, 2), keepdim=True) * log_mel.shape[1]
             mean = (log_mel * weights).sum(dim=(1, 2), keepdim=True) / count

@@ -58,7 +58,9 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to the same shape in the weight's type."""
-        if x.device.type == "cpu" and not traced():  # elsewhere PyTorch has a kernel of its own
+        # Elsewhere PyTorch has a kernel of its own, and squares in 16 bits need its wider sums.
+        wide = self.weight.dtype in (torch.float32, torch.float64)
+        if wide and x.device.type == "cpu" and not traced():
             return RMSNormalization.apply(x, self.weight, self.eps)
         return super().forward(x.to(self.weight.dtype))
 
@@ -262,7 +264,7 @@ class Transformer(nn.Module):
         recompute = self.gradient_checkpointing and self.training
         scales = None
         if self.training and any(self.drop_path_rates):
-            scales = branch_scales(self.drop_path_rates, tokens.shape[0], tokens.device).unbind(0)
+            scales = branch_scales(self.drop_path_rates, tokens.shape[0], tokens.device).to(tokens.dtype).unbind(0)
         return self.norm(run_blocks(self.blocks, recompute, hidden_states, tokens, rotary, attention_mask, own=scales))
 
     def _rotary(self, columns: int, places: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:

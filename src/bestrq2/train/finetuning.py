@@ -292,7 +292,7 @@ class _Run:
         labels = targets if self.data.multi_label else targets.argmax(dim=1)
         bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            loss = self.model(batch.input_values.to(self.device, non_blocking=True), mask, labels.to(self.device)).loss
+            loss = self.model(batch.to(self.device).input_values, mask, labels.to(self.device)).loss
         self.optimizer.zero_grad()
         loss.backward()
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
