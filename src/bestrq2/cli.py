@@ -96,6 +96,7 @@ def _xares(argv: Sequence[str]) -> None:
     from bestrq2 import flags
     from bestrq2.evaluate.xares.command import check_complete, list_tasks, xares
     from bestrq2.evaluate.xares.table import render_table
+    from bestrq2.report.of_xares import write_pages
 
     parser = flags.make_parser("xares", "Score a model on X-ARES by the benchmark's own harness.")
     parser.add_argument("model", nargs="?", type=str, help="run folder, exported folder, checkpoint, recipe or hub id")
@@ -110,6 +111,8 @@ def _xares(argv: Sequence[str]) -> None:
         raise ConfigError("name a model to score, or give --list")
     result = xares(**values)
     print(render_table(result))
+    for page in write_pages(values["model"], values["output"]):
+        print(f"report: {page}")
     check_complete(result)
 
 

@@ -119,7 +119,7 @@ def test_facts_of_a_recipe_name_units_and_say_that_it_is_untrained():
     assert facts["frames"].startswith("1.6 per second (every 625 ms)")
     assert facts["tokens"] == "12.8 per second of audio"
     assert facts["inference"].endswith("GFLOPs for 10 s")
-    assert "not a run folder" in facts["trained"]
+    assert facts["trained"] == "no: a recipe, whose weights are random"
 
 
 def test_facts_of_the_conformer_name_its_spans_and_noise():

@@ -138,7 +138,10 @@ def test_comparison_averages_over_the_seeds_that_are_whole(tmp_path: Path) -> No
     write_result(three / "xares.json", partial())
     other = write_run(tmp_path / "other", changes=ONE_STAGE)
     comparison = together(one, two, three, other)
-    (table,) = [table for table in comparison.tables if table.title.startswith("X-ARES")]
+    table, tasks = [table for table in comparison.tables if table.title.startswith("X-ARES")]
+    esc50 = next(row for row in tasks.rows if row[0] == "esc50")
+    assert re.fullmatch(r"\d+\.\d ± \d+\.\d / \d+\.\d ± \d+\.\d", esc50[1]), esc50
+    assert esc50[2] == "–"
     # Whisper 42.75 and data2vec 37.83: mean 40.29, half the interval 12.706 x 4.92 / 2 of unrounded values
     mean = table.rows[0][4]
     assert re.fullmatch(r"40\.29 ± 31\.2\d \(2 of 3 seeds\)", mean)
@@ -154,7 +157,8 @@ def test_comparison_says_how_much_of_the_means_is_there(tmp_path: Path) -> None:
     run, bare = write_run(tmp_path / "run"), write_run(tmp_path / "bare", seed=1)
     assert not [table for table in together(run, bare).tables if table.title.startswith("X-ARES")]
     write_result(run / "xares.json", partial())
-    (table,) = [table for table in together(run, bare).tables if table.title.startswith("X-ARES")]
+    table, tasks = [table for table in together(run, bare).tables if table.title.startswith("X-ARES")]
+    assert {row[0] for row in tasks.rows} == {score.task for score in partial().scores}
     assert table.rows[0][1:] == ("0 of 22 entries", "1 of 7 entries", "2 of 8 entries", *["3 of 37 entries"] * 2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model, BestRQ2PreTrainedModel
 from bestrq2.recipe_book import is_recipe_file, recipe, recipes
+
+logger = logging.getLogger(__name__)
 
 RANDOM_SEED = 0
 
@@ -45,6 +48,7 @@ def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedMod
         return _export(folder, model_class) if is_hub_export(folder) else load_model_folder(folder, model_class)
     if name in recipes() or is_recipe_file(name):
         config = _recipe_config(name)
+        logger.info("%s is a recipe: its weights are random, nothing was trained", name)
         return random_encoder(config) if model_class is BestRQ2Model else _random_pretraining(config)
     if path.is_file():
         load_file = load_reference_encoder if model_class is BestRQ2Model else load_reference

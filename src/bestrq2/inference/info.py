@@ -12,6 +12,7 @@ from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
+from bestrq2.recipe_book import is_recipe_file, recipes
 from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
 from bestrq2.wording import counted
 
@@ -80,6 +81,8 @@ def _mask(config: BestRQ2Config) -> str:
 
 def _provenance(run: Path) -> dict[str, str]:
     """Where a run folder's model comes from; for other models, that this is not known."""
+    if not run.is_dir() and (str(run) in recipes() or is_recipe_file(str(run))):
+        return {"trained": "no: a recipe, whose weights are random"}
     if not (run / "config.yaml").is_file():
         return {"trained": "not a run folder: nothing is known of its training"}
     if is_finetuned(run):

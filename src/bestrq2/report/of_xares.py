@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bestrq2.errors import DataError
+from bestrq2.evaluate.xares.command import result_files
 from bestrq2.evaluate.xares.entries import RESULT_NAME, XaresResult, read_result
+from bestrq2.evaluate.xares.table import write_csv
 from bestrq2.report.contents import ReportContents
 from bestrq2.report.html import write_report
 
@@ -29,6 +31,29 @@ def write_xares_report(output: str | os.PathLike[str], results: Sequence[XaresRe
     title = f"X-ARES: {names[0]}" if len(names) == 1 else "X-ARES"
     lead = "How well frozen embeddings serve the tasks of the X-ARES benchmark, beside what was published of others."
     write_report(Path(output), ReportContents(title, lead, xares=list(results)))
+
+
+def write_pages(model: str | os.PathLike[str], output: Path | None) -> list[Path]:
+    """Write what `bestrq2 xares` has scored as a page and a table beside each of its JSON files.
+
+    Args:
+        model: that was scored; a run folder holds its result.
+        output: the JSON file that was asked for; None for none.
+
+    Returns:
+        The pages.
+
+    Raises:
+        OSError: a file cannot be written.
+        DataError: a JSON file was changed meanwhile.
+    """
+    pages = []
+    for file in result_files(model, output):
+        result = read_result(file)
+        write_csv(file.with_suffix(".csv"), result)
+        write_xares_report(file.with_suffix(".html"), [result])
+        pages.append(file.with_suffix(".html"))
+    return pages
 
 
 def run_result(run: Path) -> tuple[list[XaresResult], list[str]]:

@@ -200,7 +200,7 @@ def test_bad_tasks_are_listed_with_a_sentence_and_the_others_are_scored(tmp_path
     assert "none of its 28 clips could be decoded" in failures.pop("silent")
     assert not failures
     assert read_result(tmp_path / "result.json") == result.__class__.from_json(result.to_json())
-    with pytest.raises(BestRQ2Error, match="8 of 9 tasks have no score, the first: "):
+    with pytest.raises(BestRQ2Error, match="8 of 9 tasks without a score: "):
         check_complete(result)
 
     # a call after one was repaired does that one alone
@@ -224,7 +224,7 @@ def test_an_encoder_that_gives_nan_is_named_and_leaves_no_score(tmp_path, tiny_e
     )
     assert result == cli.EXIT_WRONG_INPUT
     said = capsys.readouterr().err
-    assert "1 of 1 tasks have no score, the first: toy: the encoder gives NaN or infinite values for 4 of 4" in said
+    assert "1 of 1 task without a score: toy; the same command again does what is missing" in said
     assert "Traceback" not in said
 
 

@@ -33,6 +33,7 @@ from bestrq2.evaluate.xares.task_files import TaskFile
 from bestrq2.files import cache_folder, check_writable, disk_errors, write_folder
 from bestrq2.inference.corpus.identity import weights_hash
 from bestrq2.inference.embedder import Embedder, load
+from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def xares(
     wanted, version = split_names(tasks), harness_version()
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}; at least 1 task must run")
-    files = _result_files(model, output)
+    files = result_files(model, output)
     root = cache_folder(cache).absolute() / "xares"
     folder = data_folder(None if data is None else Path(data), root)
     embedder = load(model, "cpu")
@@ -147,13 +148,14 @@ def check_complete(result: XaresResult) -> None:
         BestRQ2Error: some were not.
     """
     if result.failures:
-        task, reason = next(iter(result.failures.items()))
         total = len({score.task for score in result.scores} | set(result.failures))
         kind = BestRQ2Error if result.scores else DataError
-        raise kind(f"{len(result.failures)} of {total} tasks have no score, the first: {task}: {reason}")
+        lacking = f"{len(result.failures)} of {counted(total, 'task')} without a score: {', '.join(result.failures)}"
+        raise kind(f"{lacking}; the same command again does what is missing")
 
 
-def _result_files(model: str | os.PathLike[str], output: Path | None) -> list[Path]:
+def result_files(model: str | os.PathLike[str], output: Path | None) -> list[Path]:
+    """The JSON files that a result goes into: `output`, and a run folder's own."""
     files = [] if output is None else [Path(output)]
     if is_run_folder(model):
         files.insert(0, Path(model) / RESULT_NAME)
