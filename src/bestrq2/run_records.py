@@ -96,10 +96,11 @@ def whole_windows(curves: dict[str, Curve]) -> dict[str, Curve]:
     A run logs its last step whatever the interval, and the codes of a few batches have less entropy than those of many:
     the excess loss would seem to jump at the end.
     """
-    return {name: _without_rest(curve) if name in AVERAGED else curve for name, curve in curves.items()}
+    return {name: without_rest(curve) if name in AVERAGED else curve for name, curve in curves.items()}
 
 
-def _without_rest(curve: Curve) -> Curve:
+def without_rest(curve: Curve) -> Curve:
+    """A curve without a last value that came after fewer steps than the others."""
     steps, values = curve
     windows = np.diff(steps, prepend=0)
     shorter = len(steps) > 1 and windows[-1] < np.median(windows[:-1])

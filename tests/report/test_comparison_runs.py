@@ -13,6 +13,7 @@ from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.benchmark_result import write_result
 from bestrq2.report.comparison import compare
 from bestrq2.report.comparison.arms import group
+from bestrq2.report.comparison.notes import notes
 from bestrq2.report.comparison.probes import pairs, probe_rows
 from bestrq2.report.comparison.runs import read_run
 from bestrq2.report.run_folder import value_text
@@ -128,6 +129,7 @@ def test_a_probe_before_the_first_step_and_a_last_window_of_few_steps_are_no_par
     assert found.curves["probe/mean"][0].tolist() == [0]
     assert found.curves["train/loss"][0].tolist() == list(range(20, 381, 20))
     assert (found.steps, found.seconds()) == (390, pytest.approx(0.11 * 380))
+    assert not [note for note in notes(group([found])) if "finite" in note]
 
 
 def test_settings_that_json_does_not_know_and_other_scores_beside_a_run_do_no_harm(tmp_path: Path) -> None:

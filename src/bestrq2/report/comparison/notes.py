@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bestrq2.report.comparison.arms import Arm, differing
 from bestrq2.report.comparison.contents import Table
 from bestrq2.report.run_folder import value_text
+from bestrq2.run_records import without_rest
 
 TARGETS = tuple(
     f"model.{name}"
@@ -39,11 +40,8 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         found.append("Labels with … name a part of what differs; table.md has all.")
     for arm in arms:
         for run in arm.runs:
-            logged = run.curves.get("train/loss")
-            last = max(
-                (int(steps[-1]) for name, (steps, _) in run.curves.items() if name == "train/learning_rate"), default=0
-            )
-            if logged is not None and last > logged[0][-1]:
+            logged, rates = run.curves.get("train/loss"), run.curves.get("train/learning_rate")
+            if logged is not None and rates is not None and without_rest(rates)[0][-1] > logged[0][-1]:
                 found.append(f"{run.folder}: the loss was finite for the last time at step {logged[0][-1]:,}.")
     found += _not_logged(arms)
     untimed = [arm.label for arm in arms if any(run.timing is None for run in arm.runs)]
