@@ -308,5 +308,5 @@ def test_a_reader_that_goes_away_early_causes_no_trace():
     command = f"{sys.executable} -c 'from bestrq2.cli import main; main()' info best-rq-2-tiny | true"
     words = ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert result.stderr == ""
+    assert result.stderr in ("", "best-rq-2-tiny is a recipe: its weights are random, nothing was trained\n")
     assert result.returncode in (0, 141)
