@@ -31,11 +31,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, or not as YAML.
     """
+    loaded = read_yaml(path)
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        DataError: it cannot be read, or not as YAML.
+    """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    return loaded if isinstance(loaded, dict) else {}
 
 
 def is_finetuned(run: Path) -> bool:

@@ -102,7 +102,10 @@ def test_columns_are_whole_patches_and_at_least_one(samples, columns):
 
 
 def test_one_stage_does_not_ask_for_a_predictor_that_fits():
-    BestRQ2Config(objective="one_stage", hidden_size=64, num_attention_heads=4, predictor_hidden_size=50)
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "predictor_hidden_size": 50}
+    assert BestRQ2Config(objective="one_stage", **sizes).predictor_hidden_size == 50
+    with pytest.raises(ValueError, match="predictor"):
+        BestRQ2Config(objective="two_step", **sizes)
 
 
 def test_a_configuration_survives_json(tmp_path):

@@ -11,12 +11,12 @@ import example_report
 import pytest
 from example_runs import ONE_STAGE, read, together, write_run
 
-from bestrq2.errors import DataError
+from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.evaluate.xares.entries import Score, XaresResult, write_result
 from bestrq2.report import ReportContents
 from bestrq2.report.colours import PUBLISHED, PUBLISHED_FAMILY
 from bestrq2.report.html import render
-from bestrq2.report.of_xares import run_result, write_xares_report
+from bestrq2.report.of_xares import run_result, write_pages, write_xares_report
 from bestrq2.report.xares import XaresCard, XaresGroup, XaresSection, xares_section
 from published_models import published_result
 
@@ -128,6 +128,21 @@ def test_result_of_a_run_is_found_and_a_damaged_one_is_told_of(tmp_path: Path) -
     (results, (note,)) = run_result(tmp_path)
     assert results == []
     assert re.match(r".*/xares\.json: is no JSON .*; write it anew with `bestrq2 xares MODEL`\.$", note)
+
+
+def test_pages_and_tables_lie_beside_every_result(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_result(run / "xares.json", partial())
+    write_result(tmp_path / "asked.json", published_result("Whisper", name="mine"))
+    pages = write_pages(run, tmp_path / "asked.json")
+    assert pages == [run / "xares.html", tmp_path / "asked.html"]
+    assert "soundworld_word" in pages[0].read_text()
+    assert "soundworld_word" not in pages[1].read_text()
+    assert "mine,score,soundworld_word,,mlp,accuracy,61.5000" in (run / "xares.csv").read_text()
+    (tmp_path / "asked.html").unlink()
+    (tmp_path / "asked.html").mkdir()
+    with pytest.raises(BestRQ2Error, match=r"asked.* cannot be written"):
+        write_pages(run, tmp_path / "asked.json")
 
 
 @pytest.mark.usefixtures("steady_and_quick")

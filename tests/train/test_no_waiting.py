@@ -78,6 +78,8 @@ def test_forward_backward_diagnostics_and_clipping_read_nothing_from_the_device(
 def test_several_masks_and_codebooks_read_nothing_either():
     module, batch = step_on_device("best-rq-2-plus-tiny", 0.6, masks_per_clip=2, num_codebooks=2)
     module.training_step(batch, 0).backward()
+    assert module._step["codes"].device.type == "meta"
+    assert all(parameter.grad is not None for parameter in module.parameters())
 
 
 def test_the_optimiser_is_fused():

@@ -10,6 +10,7 @@ from bestrq2.errors import DataError
 from bestrq2.evaluate.xares.command import result_files
 from bestrq2.evaluate.xares.entries import RESULT_NAME, XaresResult, read_result
 from bestrq2.evaluate.xares.table import write_csv
+from bestrq2.files import disk_errors
 from bestrq2.report.contents import ReportContents
 from bestrq2.report.html import write_report
 
@@ -44,14 +45,14 @@ def write_pages(model: str | os.PathLike[str], output: Path | None) -> list[Path
         The pages.
 
     Raises:
-        OSError: a file cannot be written.
-        DataError: a JSON file was changed meanwhile.
+        BestRQ2Error: a file cannot be written, or a JSON file was changed meanwhile.
     """
     pages = []
     for file in result_files(model, output):
         result = read_result(file)
-        write_csv(file.with_suffix(".csv"), result)
-        write_xares_report(file.with_suffix(".html"), [result])
+        with disk_errors(file):
+            write_csv(file.with_suffix(".csv"), result)
+            write_xares_report(file.with_suffix(".html"), [result])
         pages.append(file.with_suffix(".html"))
     return pages
 

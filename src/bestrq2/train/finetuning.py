@@ -38,7 +38,7 @@ from bestrq2.model.modeling_bestrq2_classification import MULTI, SINGLE, BestRQ2
 from bestrq2.recipe_book import recipes
 from bestrq2.train.checkpoints import CheckpointStore
 from bestrq2.train.finetune_settings import FinetuneConfig, choose_trainable, layer_groups, peak_rate
-from bestrq2.train.module import padding_mask
+from bestrq2.train.module import unequal_lengths
 from bestrq2.train.optimizer import learning_rate_factor
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.wording import counted
@@ -287,7 +287,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         torch.manual_seed(int(generator(_NOISE, config.seed, batch.step).integers(2**62)))
-        mask = padding_mask(batch)
+        mask = _padding_mask(batch)
         targets = torch.from_numpy(self.data.targets[[self.number[name] for name in batch.recordings]])
         labels = targets if self.data.multi_label else targets.argmax(dim=1)
         bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -352,3 +352,9 @@ class _Run:
         )  # fmt: skip
         write_result(result, names, targets, probabilities)
         return result
+
+
+def _padding_mask(batch: AudioBatch) -> Tensor | None:
+    """Bool [B, S] on the CPU, True for samples of a clip; None where no clip is padded."""
+    lengths = unequal_lengths(batch)
+    return None if lengths is None else torch.arange(batch.input_values.shape[1]) < lengths[:, None]

@@ -239,12 +239,6 @@ def unequal_lengths(batch: AudioBatch) -> Tensor | None:
     return None if bool((batch.lengths == batch.input_values.shape[1]).all()) else batch.lengths
 
 
-def padding_mask(batch: AudioBatch) -> Tensor | None:
-    """Bool [B, S] on the CPU, True for samples of a clip; None where no clip is padded."""
-    lengths = unequal_lengths(batch)
-    return None if lengths is None else torch.arange(batch.input_values.shape[1]) < lengths[:, None]
-
-
 @torch.no_grad()
 def add_diagnostics(sums: Mapping[str, Tensor], output: BestRQ2ForPreTrainingOutput) -> dict[str, Tensor]:
     """Sums over hidden patches of loss, accuracy and codes with those of one more batch; nothing is synchronised."""

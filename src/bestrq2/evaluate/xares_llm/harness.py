@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import braceexpand
-import yaml
 
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.flags import nearest
+from bestrq2.run_records import read_yaml
 
 REPOSITORY = "https://github.com/xiaomi-research/xares-llm"
 JOINT_TASKS = ("task1", "task2", "all")
@@ -168,10 +168,7 @@ def read_task_file(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, or is no mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path}: holds no tasks; expected a mapping of names to their data")
     return content
