@@ -28,7 +28,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from bestrq2.data import soundworld
 from bestrq2.data.labelled import LabelledClips, LabelledTask
-from bestrq2.data.soundworld import scenes
+from bestrq2.soundworld import scenes
 
 WINDOW, HOP = 2048, 625
 MEL = mel_filter_bank(WINDOW // 2 + 1, 128, 0.0, 8000.0, soundworld.SAMPLE_RATE, norm=None, mel_scale="htk")

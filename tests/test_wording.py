@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def _info(argv: Sequence[str]) -> None:
 
 def _soundworld(argv: Sequence[str]) -> None:
     from bestrq2 import flags
-    from bestrq2.data.soundworld import write_corpus
+    from bestrq2.soundworld import write_corpus
 
     parser = flags.make_parser("soundworld", "Write the synthetic corpus and its labelled tasks.")
     parser.add_function_arguments(write_corpus, as_group=False, as_positional=True, skip={"progress", "clips"})

@@ -177,7 +177,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
 
 
 def test_soundworld_tasks_come_from_the_generator(monkeypatch):
-    import bestrq2.data.soundworld as soundworld
+    import bestrq2.soundworld as soundworld
 
     clips = LabelledClips([np.ones(4, np.float32)], np.array([0]), 16_000)
     asked = {}

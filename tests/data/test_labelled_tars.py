@@ -15,12 +15,12 @@ from tars import clip, encoded, pack
 from bestrq2.data.audio import read_audio
 from bestrq2.data.labelled import load_labelled
 from bestrq2.data.labelled_tars import MARKER
-from bestrq2.data.soundworld import tasks as soundworld_tasks
-from bestrq2.data.soundworld import write_corpus
 from bestrq2.errors import DataError
 from bestrq2.evaluate.baselines import LogMelStatistics
 from bestrq2.evaluate.probe import probe_features
 from bestrq2.inference.embedder import load
+from bestrq2.soundworld import tasks as soundworld_tasks
+from bestrq2.soundworld import write_corpus
 
 
 def members(contents: Iterable[Any], seed: int = 0) -> list[tuple[str, bytes]]:

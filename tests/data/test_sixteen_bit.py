@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bestrq2.data.prepare import cutting
-from bestrq2.data.soundworld import corpus
+from bestrq2.soundworld import corpus
 
 
 def both(wave):

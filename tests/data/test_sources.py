@@ -165,7 +165,7 @@ def test_soundworld_needs_a_count(spec):
 
 
 def test_soundworld_is_an_array_source(monkeypatch):
-    import bestrq2.data.soundworld as soundworld
+    import bestrq2.soundworld as soundworld
 
     clips = np.stack([(noise(3, 16_000, seed) * 32767).astype(np.int16) for seed in range(4)])
     monkeypatch.setattr(soundworld, "unlabelled", lambda count, seed=0: clips[:count], raising=False)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bestrq2.data.order import EpochOrder
-from bestrq2.data.seeding import generator
 from bestrq2.data.sources import SubsetSource
+from bestrq2.seeding import generator
 
 # First word of the seed sequence, so that the order shares no random numbers with others.
 BALANCED = 0xBA1A

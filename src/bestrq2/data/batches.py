@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows, packed, unpacked
 from bestrq2.data.decoder import FULL_SCALE, UnreadableAudioError, put_samples
 from bestrq2.data.schedule import BatchSchedule, CropKey
-from bestrq2.data.seeding import generator
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, ConfigError, DataError
+from bestrq2.seeding import generator
 
 MAX_TRIES = 1000
 # First word of the seed sequence of crops, so that they share no random numbers with others.

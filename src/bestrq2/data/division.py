@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bestrq2.data.seeding import generator
+from bestrq2.seeding import generator
 
 SPLITS = ("train", "valid", "test")
 SHARES = {"valid": 0.1, "test": 0.2}

@@ -24,10 +24,10 @@ from bestrq2.data.decoding import to_float32
 from bestrq2.data.lanes import CropMaker
 from bestrq2.data.remote import StreamSource
 from bestrq2.data.schedule import BatchSchedule, check_share
-from bestrq2.data.seeding import generator
 from bestrq2.data.sources import Source, split_source
 from bestrq2.data.stream import StreamDataset, stream_crops
 from bestrq2.errors import AudioError
+from bestrq2.seeding import generator
 
 # First word of the seed sequence of validation crops.
 FIXED = 0xF18ED

@@ -13,10 +13,10 @@ import numpy as np
 
 from bestrq2.data.decoder import AudioBytes
 from bestrq2.data.opening import audio_files, soundworld_count
-from bestrq2.data.seeding import generator
 from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.wording import counted
+from bestrq2.seeding import generator
+from bestrq2.text import counted
 
 DOMAINS = ("speech", "music", "environment")
 PRESENCE = ("absent", "present")
@@ -185,7 +185,7 @@ def _soundworld(spec: str, names: Sequence[str] | None) -> list[LabelledTask]:
     train = soundworld_count(spec, SOUNDWORLD_TRAIN)
     if train < 2:
         raise DataError(f"{spec!r}: tasks need at least 2 training clips.")
-    from bestrq2.data.soundworld import tasks
+    from bestrq2.soundworld import tasks
 
     return tasks(names=names, train=train, test=train // 2)
 

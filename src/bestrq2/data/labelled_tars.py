@@ -14,7 +14,7 @@ import numpy as np
 from bestrq2.data.labelled import DOMAINS, PRESENCE, AudioAt, LabelledClips, LabelledTask, check_names, subfolders
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.errors import DataError
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

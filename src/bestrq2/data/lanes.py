@@ -19,10 +19,10 @@ from bestrq2.data.audio import open_audio, random_crop
 from bestrq2.data.batches import AllRejectedError, LoaderError, check_length
 from bestrq2.data.decoding import AudioBytes, UnreadableAudioError
 from bestrq2.data.remote import StreamSource
-from bestrq2.data.seeding import generator
 from bestrq2.data.transfer import Sample, Shard
 from bestrq2.errors import AudioError
-from bestrq2.wording import counted
+from bestrq2.seeding import generator
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from bestrq2.data.hdf5 import HDF5_SUFFIXES
 from bestrq2.data.options import check_keys, split_options, with_options
 from bestrq2.data.order import Order
 from bestrq2.data.remote import is_remote
-from bestrq2.data.seeding import generator
 from bestrq2.data.sources import Source, split_source
 from bestrq2.errors import ConfigError, DataError
+from bestrq2.seeding import generator
 
 MIXTURE_SUFFIXES = frozenset({".yaml", ".yml"})
 # Places of the row over which the shares are exact; larger where whole numbers would be too far from a small share.

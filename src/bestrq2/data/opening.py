@@ -17,7 +17,7 @@ from bestrq2.data.remote import StreamSource, is_remote, open_stream
 from bestrq2.data.sources import ArraySource, FileSource, PathList, Source
 from bestrq2.data.tables import LIST_SUFFIXES, read_rows, resolved
 from bestrq2.errors import AudioError, DataError
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 SOUNDWORLD_CLIPS = 3000
 _FORMS = "a folder of audio or of tars, an audio file, a tar, a list, a mixture (.yaml), an HDF5 file (.h5), hub:NAME"
@@ -239,7 +239,7 @@ def soundworld_count(spec: str, default: int) -> int:
 
 def _soundworld(spec: str) -> Source:
     count = soundworld_count(spec, SOUNDWORLD_CLIPS)
-    from bestrq2.data.soundworld import SAMPLE_RATE, unlabelled
+    from bestrq2.soundworld import SAMPLE_RATE, unlabelled
 
     return ArraySource(unlabelled(count, seed=0), SAMPLE_RATE, name="soundworld")
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bestrq2.data.seeding import generator
+from bestrq2.seeding import generator
 
 # First word of the seed sequence, so that the order shares no random numbers with others.
 ORDER = 0x04DE4

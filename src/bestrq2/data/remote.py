@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from bestrq2.data.seeding import generator
 from bestrq2.data.transfer import Patience, Shard, check_url
 from bestrq2.errors import ConfigError, DataError
+from bestrq2.seeding import generator
 
 
 @dataclass(frozen=True)

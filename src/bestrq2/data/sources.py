@@ -15,7 +15,7 @@ import numpy as np
 from bestrq2.data.audio import array_decoder, errors_named, open_audio, random_crop
 from bestrq2.data.decoding import Decoder
 from bestrq2.data.order import EpochOrder, Order
-from bestrq2.data.seeding import generator
+from bestrq2.seeding import generator
 
 # First word of its seed sequence, so that it shares no random numbers with others.
 SPLIT = 0x5B117

@@ -11,9 +11,9 @@ from bestrq2.data.batches import AudioBatch, Crop, DrawMask, collate
 from bestrq2.data.lanes import CropMaker, Lane, LaneCrops, Lanes, UnreachableError
 from bestrq2.data.remote import StreamSource
 from bestrq2.data.schedule import CropKey
-from bestrq2.data.seeding import generator
 from bestrq2.data.transfer import Shard
 from bestrq2.errors import AudioError
+from bestrq2.seeding import generator
 
 
 class StreamDataset(IterableDataset[AudioBatch]):

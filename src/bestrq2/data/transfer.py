@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 from bestrq2.data.audio import AUDIO_SUFFIXES
 from bestrq2.data.commands import Command
 from bestrq2.errors import BestRQ2Error, ConfigError
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from bestrq2.evaluate.scores import (
     chance_accuracy,
 )
 from bestrq2.inference.embeddings import Embeddings
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

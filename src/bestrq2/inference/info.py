@@ -14,7 +14,7 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
 from bestrq2.recipe_book import is_recipe_file, recipes
 from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
 

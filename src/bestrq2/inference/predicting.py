@@ -17,7 +17,7 @@ from bestrq2.data.rejections import RejectionLog
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import check_writable, disk_errors, write_text
 from bestrq2.inference.classifier import load_classifier
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

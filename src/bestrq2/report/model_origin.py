@@ -29,7 +29,7 @@ from bestrq2.report.curves import runs_table
 from bestrq2.report.model_card import ModelCard
 from bestrq2.report.run_folder import read_curves
 from bestrq2.run_records import is_finetuned, read_settings
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 # Of what a run's report shows, how it ended.
 _FINALS = (

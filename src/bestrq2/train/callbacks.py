@@ -24,12 +24,12 @@ from bestrq2.files import write_folder
 from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.text import counted
 from bestrq2.train.checkpoints import RunCheckpointIO
 from bestrq2.train.module import PretrainingModule, add_diagnostics, summarise, unequal_lengths
 from bestrq2.train.processes import gathered
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.stopping import StopRequest
-from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 

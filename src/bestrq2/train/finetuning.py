@@ -26,7 +26,6 @@ from bestrq2.data.batches import AudioBatch, CropDataset, end_workers, make_load
 from bestrq2.data.classification import ClassificationData, load_classification
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.schedule import BatchSchedule
-from bestrq2.data.seeding import generator
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError, StoppedBySignal
 from bestrq2.evaluate.classification import BEST_BY, log_loss, point_metrics
 from bestrq2.evaluate.finetune_result import FinetuneResult, read_result, write_result
@@ -36,12 +35,13 @@ from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.model.modeling_bestrq2_classification import MULTI, SINGLE, BestRQ2ForAudioClassification
 from bestrq2.recipe_book import recipes
+from bestrq2.seeding import generator
+from bestrq2.text import counted
 from bestrq2.train.checkpoints import CheckpointStore
 from bestrq2.train.finetune_settings import FinetuneConfig, choose_trainable, layer_groups, peak_rate
 from bestrq2.train.module import unequal_lengths
 from bestrq2.train.optimizer import learning_rate_factor
 from bestrq2.train.run_folder import RunFolder
-from bestrq2.wording import counted
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ from xares_toy_tasks import write_tars, write_task
 import bestrq2
 from bestrq2 import Embedder, cli
 from bestrq2.data import soundworld
-from bestrq2.data.soundworld import export
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate.probe import event_present
 from bestrq2.evaluate.xares import command
@@ -32,6 +31,7 @@ from bestrq2.evaluate.xares.entries import XaresResult, read_result
 from bestrq2.evaluate.xares.identity import digest
 from bestrq2.evaluate.xares.pool import WorkerPool
 from bestrq2.evaluate.xares_probe import fit_linear_probe, xares_linear_predict
+from bestrq2.soundworld import export
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("xares") is None, reason="the extra xares is not installed"),

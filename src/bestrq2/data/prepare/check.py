@@ -25,7 +25,7 @@ from bestrq2.data.shards.building import build_index, index_path
 from bestrq2.data.shards.index import ShardIndex, read_index
 from bestrq2.data.workers import WorkerPool
 from bestrq2.errors import DataError
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 # Sums of the same numbers in the same order; more would be another corpus.
 _TOLERANCE_DB = 1e-3

@@ -21,7 +21,7 @@ from bestrq2.data.sources import Source
 from bestrq2.data.workers import WorkerPool
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError
 from bestrq2.files import write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 SUMMARY = "summary.json"
 _KINDS: dict[str, type | tuple[type, ...]] = {

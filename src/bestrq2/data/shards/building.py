@@ -19,7 +19,7 @@ from bestrq2.data.shards.members import BadShardError, BrokenOffError, Member, m
 from bestrq2.data.shards.pcm import HEAD_BYTES, PcmLayout, pcm_layout
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

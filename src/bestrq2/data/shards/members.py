@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bestrq2.errors import DataError
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 # Long names and pax records take less; a header that claims more is damaged, and would be read into memory.
 HEADER_LIMIT = 1 << 20

@@ -21,7 +21,7 @@ from bestrq2.data.shards.maps import TarMaps
 from bestrq2.data.shards.members import BadShardError
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, DataError
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

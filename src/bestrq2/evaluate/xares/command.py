@@ -33,7 +33,7 @@ from bestrq2.evaluate.xares.task_files import TaskFile
 from bestrq2.files import cache_folder, check_writable, disk_errors, write_folder
 from bestrq2.inference.corpus.identity import weights_hash
 from bestrq2.inference.embedder import Embedder, load
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

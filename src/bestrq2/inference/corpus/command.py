@@ -21,7 +21,7 @@ from bestrq2.inference.corpus.sharing import Process, own_count, own_stretches, 
 from bestrq2.inference.corpus.tasks import AnySource, Stretch
 from bestrq2.inference.corpus.work import Part, PartMaker
 from bestrq2.inference.embedder import load
-from bestrq2.wording import counted
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from bestrq2.data.seeding import generator, pick
-from bestrq2.data.soundworld import environment, music, speech
-from bestrq2.data.soundworld.acoustics import (
+from bestrq2.seeding import generator, pick
+from bestrq2.soundworld import environment, music, speech
+from bestrq2.soundworld.acoustics import (
     SAMPLE_RATE,
     coloured_noise,
     fade,
@@ -26,9 +26,9 @@ from bestrq2.data.soundworld.acoustics import (
     reverberate,
     room_response,
 )
-from bestrq2.data.soundworld.instruments import INSTRUMENTS, random_touch
-from bestrq2.data.soundworld.music import CHORDS, CONTOURS, ROOTS, SCALES, TEMPI, Note
-from bestrq2.data.soundworld.vocabulary import KEYWORDS
+from bestrq2.soundworld.instruments import INSTRUMENTS, random_touch
+from bestrq2.soundworld.music import CHORDS, CONTOURS, ROOTS, SCALES, TEMPI, Note
+from bestrq2.soundworld.vocabulary import KEYWORDS
 
 Render = Callable[[np.random.Generator, int, float], np.ndarray]
 

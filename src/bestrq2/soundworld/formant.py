@@ -12,7 +12,7 @@ import numpy as np
 from scipy.fft import irfft, rfft
 from scipy.signal import lfilter
 
-from bestrq2.data.soundworld.acoustics import SAMPLE_RATE
+from bestrq2.soundworld.acoustics import SAMPLE_RATE
 
 _FRAME = 80  # samples, 5 ms: the grid on which the vocal tract moves
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import lfilter
 
-from bestrq2.data.seeding import pick
-from bestrq2.data.soundworld.acoustics import SAMPLE_RATE
+from bestrq2.seeding import pick
+from bestrq2.soundworld.acoustics import SAMPLE_RATE
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bestrq2.data import soundworld
-from bestrq2.data.seeding import generator
-from bestrq2.data.soundworld import environment, instruments, music, scenes, speech
-from bestrq2.data.soundworld import task_specs as tasks
-from bestrq2.data.soundworld.acoustics import active_rms, mix_at_snr, reverberate, room_response
+from bestrq2.seeding import generator
+from bestrq2.soundworld import environment, instruments, music, scenes, speech
+from bestrq2.soundworld import task_specs as tasks
+from bestrq2.soundworld.acoustics import active_rms, mix_at_snr, reverberate, room_response
 
 RATE = soundworld.SAMPLE_RATE
 SPEECH_TASKS = [name for name in soundworld.TASKS if name.startswith("speech/")]
@@ -43,7 +43,7 @@ def test_another_process_generates_the_same_clips():
     indices = [*speech_clips(3), 0, 1, 2]
     code = (
         "import hashlib; from bestrq2.data import soundworld as s;"
-        "from bestrq2.data.soundworld.task_specs import render;"
+        "from bestrq2.soundworld.task_specs import render;"
         f"print([hashlib.md5(s.clip(0, i, 2.0).tobytes()).hexdigest() for i in {indices[::-1]}][::-1],"
         "hashlib.md5(render('speech/voice', 'test', 1, 5).tobytes()).hexdigest())"
     )

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from bestrq2.data import soundworld
-from bestrq2.data.soundworld import corpus, export
-from bestrq2.data.soundworld import task_specs as tasks
 from bestrq2.errors import DataError
+from bestrq2.soundworld import corpus, export
+from bestrq2.soundworld import task_specs as tasks
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import Template
 
-from bestrq2.data.soundworld.task_specs import TaskSpec
+from bestrq2.soundworld.task_specs import TaskSpec
 
 # As many updates on 400 clips as the harness's 10 epochs make on 4000.
 EPOCHS = 100

@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bestrq2.data.labelled import LabelledClips, LabelledTask
-from bestrq2.data.soundworld import scenes, speech
-from bestrq2.data.soundworld.acoustics import SAMPLE_RATE
-from bestrq2.data.soundworld.task_specs import TASKS, TaskSpec, label_of, presence_events, render
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
+from bestrq2.soundworld import scenes, speech
+from bestrq2.soundworld.acoustics import SAMPLE_RATE
+from bestrq2.soundworld.task_specs import TASKS, TaskSpec, label_of, presence_events, render
 
 VERSION = "2"  # raise it whenever the audio changes: cached files carry it in their name
 _CHUNK = 8  # clips a worker renders before it reports

@@ -15,11 +15,11 @@ import numpy as np
 import soxr
 from scipy.fft import irfft, next_fast_len, rfft
 
-from bestrq2.data.seeding import pick
-from bestrq2.data.soundworld import formant
-from bestrq2.data.soundworld.acoustics import SAMPLE_RATE, fade, normalise, place
-from bestrq2.data.soundworld.vocabulary import UNSPACED, WORDS
 from bestrq2.errors import DataError
+from bestrq2.seeding import pick
+from bestrq2.soundworld import formant
+from bestrq2.soundworld.acoustics import SAMPLE_RATE, fade, normalise, place
+from bestrq2.soundworld.vocabulary import UNSPACED, WORDS
 
 LANGUAGES: tuple[str, ...] = tuple(WORDS)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bestrq2.data.seeding import generator, pick
-from bestrq2.data.soundworld import environment, music, speech
-from bestrq2.data.soundworld.acoustics import SAMPLE_RATE, coloured_noise, mix_at_snr, place, random_room, record
+from bestrq2.seeding import generator, pick
+from bestrq2.soundworld import environment, music, speech
+from bestrq2.soundworld.acoustics import SAMPLE_RATE, coloured_noise, mix_at_snr, place, random_room, record
 
 DOMAINS: tuple[str, ...] = ("speech", "music", "environment")
 

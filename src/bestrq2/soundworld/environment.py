@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy.signal import butter, lfilter, sosfilt
 
-from bestrq2.data.seeding import pick
-from bestrq2.data.soundworld import speech
-from bestrq2.data.soundworld.acoustics import SAMPLE_RATE, fade, normalise, place
+from bestrq2.seeding import pick
+from bestrq2.soundworld import speech
+from bestrq2.soundworld.acoustics import SAMPLE_RATE, fade, normalise, place
 
 Event = Callable[[np.random.Generator, float], np.ndarray]
 

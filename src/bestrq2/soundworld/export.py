@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from bestrq2.data.soundworld import speech
-from bestrq2.data.soundworld.acoustics import SAMPLE_RATE
-from bestrq2.data.soundworld.corpus import VERSION, Series, run_parallel, to_int16
-from bestrq2.data.soundworld.task_specs import TASKS, TaskSpec, label_of, presence_events
-from bestrq2.data.soundworld.xares_tasks import folder_name, task_file, task_file_name
 from bestrq2.errors import DataError
 from bestrq2.files import write_bytes
+from bestrq2.soundworld import speech
+from bestrq2.soundworld.acoustics import SAMPLE_RATE
+from bestrq2.soundworld.corpus import VERSION, Series, run_parallel, to_int16
+from bestrq2.soundworld.task_specs import TASKS, TaskSpec, label_of, presence_events
+from bestrq2.soundworld.xares_tasks import folder_name, task_file, task_file_name
 
 MARKER = "soundworld.json"
 FORMATS = ("folder", "xares")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bestrq2.data.seeding import pick
-from bestrq2.data.soundworld.acoustics import SAMPLE_RATE, fade, normalise, place
-from bestrq2.data.soundworld.instruments import INSTRUMENTS, Touch, drum, random_touch
+from bestrq2.seeding import pick
+from bestrq2.soundworld.acoustics import SAMPLE_RATE, fade, normalise, place
+from bestrq2.soundworld.instruments import INSTRUMENTS, Touch, drum, random_touch
 
 SCALES: dict[str, tuple[int, ...]] = {
     "major": (0, 2, 4, 5, 7, 9, 11),
