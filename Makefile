@@ -5,15 +5,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= demo
+# One thread per process: two processes of tests share two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test lint types imports unit format clean
+.PHONY: demo test test-all lint types imports unit slow coverage format clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: name one with make PYTHON=/path/to/python3"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first and by its pinned version, so that no other package's wish decides which build is taken.
+# torch comes first and by its pinned version, so that no other package's requirement decides which build is taken.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	$(INSTALL) torch
 	@touch $@
@@ -29,9 +31,14 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 demo: $(VENV)/.demo
 	$(BIN)/bestrq2 demo --output $(DEMO)
 
+# The quick tier: at most six minutes on two cores.
 test: lint types imports unit
 
+# The slow tier too: full-size fuzzing, kills at random instants, several processes, Ray, the X-ARES harness, browsers.
+test-all: lint types imports unit slow
+
 lint: $(VENV)/.dev
+	.ci/large-files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -42,8 +49,14 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev
+	$(PYTEST) --numprocesses 2 --dist worksteal -m "not slow"
+
+slow: $(VENV)/.dev
+	$(PYTEST) --numprocesses 2 --dist worksteal -m slow
+
+coverage: $(VENV)/.dev
 	$(BIN)/python -m coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=term:skip-covered
+	$(PYTEST) --numprocesses 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

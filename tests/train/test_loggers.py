@@ -69,6 +69,7 @@ def test_tensorboard_shows_what_metrics_csv_holds_also_after_a_kill_and_a_resume
 def test_mlflow_gets_the_same_figures_and_goes_on_with_the_same_run(
     tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    pytest.importorskip("mlflow")
     settings: dict[str, Any] = {
         "trainer": {"log_every_n_steps": 1, "checkpoint_every_n_steps": 3},
         "logging": {"mlflow": str(tmp_path / "store"), "run_name": "tones"},
@@ -100,7 +101,7 @@ def test_mlflow_gets_the_same_figures_and_goes_on_with_the_same_run(
 def test_wandb_gets_the_same_figures_and_goes_on_with_the_same_run(
     tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import wandb
+    wandb = pytest.importorskip("wandb")
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     settings: dict[str, Any] = {"trainer": {"log_every_n_steps": 1, "max_steps": 2}, "logging": {"wandb": "tests"}}
