@@ -22,9 +22,9 @@ import torch
 from machine import seconds_per_call
 
 import bestrq2
+from bestrq2 import soundworld
 from bestrq2.convert import numpy_front_end
 from bestrq2.convert.onnx import INT8_FILE, MODEL_FILE, SpectrogramEncoder, export_onnx
-from bestrq2.data import soundworld
 from bestrq2.data.labelled import LabelledTask
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1
 from bestrq2.evaluate.classifiers import linear_predict

@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers.audio_utils import mel_filter_bank
 
-from bestrq2.data import soundworld
+from bestrq2 import soundworld
 from bestrq2.data.labelled import LabelledClips, LabelledTask
 from bestrq2.soundworld import scenes
 

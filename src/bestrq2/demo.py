@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bestrq2 import soundworld
 from bestrq2.convert.weights import load_model_folder
-from bestrq2.data import soundworld
 from bestrq2.data.labelled import LabelledTask
 from bestrq2.data.sources import ArraySource
 from bestrq2.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from toy_benchmark import SMALL, toy_tasks
 
-from bestrq2.data import soundworld
+from bestrq2 import soundworld
 from bestrq2.data.labelled import LabelledTask
 from bestrq2.evaluate.benchmark import BENCHMARKS
 

@@ -13,8 +13,8 @@ from toy_benchmark import SMALL
 from toy_tasks import WaveformFeatures
 
 import bestrq2
+from bestrq2 import soundworld
 from bestrq2.cli import run
-from bestrq2.data import soundworld
 from bestrq2.data.labelled import LabelledClips, LabelledTask
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate import benchmark as module

@@ -14,8 +14,8 @@ from toy_benchmark import SMALL
 from toy_tasks import WaveformFeatures
 
 import bestrq2
+from bestrq2 import soundworld
 from bestrq2.cli import run
-from bestrq2.data import soundworld
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.evaluate.benchmark import run_benchmark
 from bestrq2.evaluate.benchmark_result import BenchmarkResult, model_provenance, read_result, result_of, write_result

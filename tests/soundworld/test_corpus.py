@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from bestrq2.data import soundworld
+from bestrq2 import soundworld
 from bestrq2.errors import DataError
 from bestrq2.soundworld import corpus, export
 from bestrq2.soundworld import task_specs as tasks

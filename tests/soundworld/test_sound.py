@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from bestrq2.data import soundworld
+from bestrq2 import soundworld
 from bestrq2.seeding import generator
 from bestrq2.soundworld import environment, instruments, music, scenes, speech
 from bestrq2.soundworld import task_specs as tasks
@@ -42,7 +42,7 @@ def test_clip_does_not_depend_on_what_was_generated_before():
 def test_another_process_generates_the_same_clips():
     indices = [*speech_clips(3), 0, 1, 2]
     code = (
-        "import hashlib; from bestrq2.data import soundworld as s;"
+        "import hashlib; from bestrq2 import soundworld as s;"
         "from bestrq2.soundworld.task_specs import render;"
         f"print([hashlib.md5(s.clip(0, i, 2.0).tobytes()).hexdigest() for i in {indices[::-1]}][::-1],"
         "hashlib.md5(render('speech/voice', 'test', 1, 5).tobytes()).hexdigest())"

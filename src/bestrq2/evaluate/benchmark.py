@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bestrq2.data import soundworld
+from bestrq2 import soundworld
 from bestrq2.data.labelled import LabelledClips, LabelledTask
 from bestrq2.errors import DataError
 from bestrq2.evaluate.probe import FeatureExtractor, ProbeRows, event_present, probe_task, score_answers

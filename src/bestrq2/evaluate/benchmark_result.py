@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from bestrq2 import soundworld
 from bestrq2._version import __version__
 from bestrq2.convert.weights import exported_step
-from bestrq2.data import soundworld
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.evaluate.benchmark import METHODS, Benchmark, benchmark_means, benchmark_named
 from bestrq2.evaluate.scores import ProbeScore

@@ -21,8 +21,7 @@ from sklearn.metrics import average_precision_score
 from xares_toy_tasks import write_tars, write_task
 
 import bestrq2
-from bestrq2 import Embedder, cli
-from bestrq2.data import soundworld
+from bestrq2 import Embedder, cli, soundworld
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate.probe import event_present
 from bestrq2.evaluate.xares import command
