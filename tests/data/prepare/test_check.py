@@ -14,7 +14,6 @@ from refusing import refused
 from bestrq2 import cli
 from bestrq2.data.prepare.check import check_prepared
 from bestrq2.data.prepare.run import prepare
-from bestrq2.data.progress import Progress
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import folder_lock
 from example_sounds import RATE
@@ -146,14 +145,6 @@ def test_what_is_dropped_after_the_last_shard_passes_the_check(tmp_path, source)
         file.write("z.wav,is silent.\n")
     with pytest.raises(DataError, match="has 3 entries that nothing was dropped for"):
         check_prepared(tmp_path / "out", 1)
-
-
-def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
-    with Progress("prepare", 200, "files", done=100, lines_every_seconds=0) as progress:
-        progress._started -= 10
-        progress.show(150, 1.5)
-    line = capsys.readouterr().err
-    assert line == "prepare: 150/200 files, 5 files/s, 1.50 h of audio, 00:10 left\n"
 
 
 def test_a_folder_lock_can_be_taken_again_after_it_was_let_go(tmp_path):

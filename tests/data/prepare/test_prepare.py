@@ -22,10 +22,10 @@ from bestrq2.data.prepare import folder, run
 from bestrq2.data.prepare.check import check_prepared
 from bestrq2.data.prepare.run import prepare
 from bestrq2.data.prepare.summary import prepared_statistics
-from bestrq2.data.progress import Progress
 from bestrq2.data.sources import ArraySource
 from bestrq2.errors import DataError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.progress import Progress
 from example_sounds import RATE, scene
 
 

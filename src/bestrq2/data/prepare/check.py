@@ -19,12 +19,12 @@ from bestrq2.data.prepare.folder import REJECTED, follows, shard_path
 from bestrq2.data.prepare.ledger import LEDGER, Ledger, Member, metadata_digest, rejected_key
 from bestrq2.data.prepare.run import worker_count
 from bestrq2.data.prepare.summary import SUMMARY, in_words, read_summary
-from bestrq2.data.progress import Progress
 from bestrq2.data.rejections import ListedKeys, rejection_line
 from bestrq2.data.shards.building import build_index, index_path
 from bestrq2.data.shards.index import ShardIndex, read_index
 from bestrq2.data.workers import WorkerPool
 from bestrq2.errors import DataError
+from bestrq2.progress import Progress
 from bestrq2.text import counted
 
 # Sums of the same numbers in the same order; more would be another corpus.

@@ -14,12 +14,12 @@ from bestrq2.data.prepare.cutting import printable
 from bestrq2.data.prepare.ledger import LEDGER, Ledger
 from bestrq2.data.prepare.options import Options
 from bestrq2.data.prepare.summary import SUMMARY, read_summary
-from bestrq2.data.progress import Progress
 from bestrq2.data.rejections import HEADER
 from bestrq2.data.shards.building import index_path
 from bestrq2.data.shards.index import read_index
 from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError, DataError
+from bestrq2.progress import Progress
 
 REJECTED = "rejected.csv"
 _OURS = re.compile(r"shard-\d{6,}\.tar(\.index\.parquet)?|rejected\.csv|summary\.json|\..*")

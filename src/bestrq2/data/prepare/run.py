@@ -16,11 +16,11 @@ from bestrq2.data.prepare.folder import REJECTED, count_finished, finished_summa
 from bestrq2.data.prepare.options import Options
 from bestrq2.data.prepare.packing import Packing
 from bestrq2.data.prepare.summary import in_words, summary_of, write_summary
-from bestrq2.data.progress import Progress
 from bestrq2.data.sources import Source
 from bestrq2.data.workers import WorkerPool
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
+from bestrq2.progress import Progress
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from bestrq2.convert.weights import quiet_hub
-from bestrq2.data.progress import Progress
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, DataError
 from bestrq2.evaluate.benchmark_result import is_run_folder, model_provenance
 from bestrq2.evaluate.xares.entries import RESULT_NAME, Score, XaresResult, read_result, write_result
@@ -33,6 +32,7 @@ from bestrq2.evaluate.xares.task_files import TaskFile
 from bestrq2.files import cache_folder, check_writable, disk_errors, write_folder
 from bestrq2.inference.corpus.identity import weights_hash
 from bestrq2.inference.embedder import Embedder, load
+from bestrq2.progress import Progress
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ import torch
 
 from bestrq2.data.opening import absolute_spec, open_source
 from bestrq2.data.prepare.run import worker_count
-from bestrq2.data.progress import Progress
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.corpus.identity import EmbedOptions, identity
@@ -21,6 +20,7 @@ from bestrq2.inference.corpus.sharing import Process, own_count, own_stretches, 
 from bestrq2.inference.corpus.tasks import AnySource, Stretch
 from bestrq2.inference.corpus.work import Part, PartMaker
 from bestrq2.inference.embedder import load
+from bestrq2.progress import Progress
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
