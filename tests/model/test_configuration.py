@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from bestrq2 import BestRQ2Config
 from bestrq2.model.configuration_bestrq2 import field_names
-from bestrq2.model.validation import CHOICES
+from bestrq2.model.fields import FIELD_TYPES
+
+CHOICES = {name: get_args(hint) for name, hint in FIELD_TYPES.items() if get_origin(hint) is Literal}
 
 REFUSED = [
     ({"hidden_size": 100}, r"hidden_size \(100\) must be a multiple of num_attention_heads \(12\)"),

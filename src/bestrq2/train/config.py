@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from bestrq2.errors import ConfigError
 from bestrq2.flags import make_parser, parse_flags, parse_settings
-from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.fields import FIELD_TYPES, ModelFields
 from bestrq2.recipe_book import is_recipe_file, recipe, recipes
 from bestrq2.train.settings import DEFAULT_RECIPE, GROUPS, PretrainConfig, check_settings
 
@@ -49,16 +49,13 @@ def _defaults(parser: ArgumentParser, name: str) -> dict[str, Any]:
 
 
 def _add_model_arguments(parser: ArgumentParser) -> None:
-    """One flag per field of `BestRQ2Config`, with its type and the help of its docstring."""
+    """Add one flag per architecture field, with its type and the help of its docstring."""
     group = parser.add_argument_group("The architecture")
-    hints = get_type_hints(BestRQ2Config.__init__)
-    entries = re.findall(
-        r"^        (\w+): (.*?)(?=^        \w+: |^\s*Raises:)", BestRQ2Config.__doc__ or "", re.M | re.S
-    )
+    entries = re.findall(r"^        (\w+): (.*?)(?=^        \w+: |^    \Z|\Z)", ModelFields.__doc__ or "", re.M | re.S)
     helps = {name: " ".join(text.split()) for name, text in entries}
-    for name, parameter in inspect.signature(BestRQ2Config.__init__).parameters.items():
-        if name in field_names():
-            group.add_argument(f"--model.{name}", type=hints[name], default=parameter.default, help=helps[name])
+    for name, hint in FIELD_TYPES.items():
+        default = getattr(ModelFields, name)
+        group.add_argument(f"--model.{name}", type=hint, default=default, help=helps[name])
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, bool]:
