@@ -30,7 +30,7 @@ from bestrq2.evaluate.benchmark import SOUNDWORLD_1
 from bestrq2.evaluate.classifiers import linear_predict
 from bestrq2.evaluate.probe import FeatureExtractor, embed_split
 from bestrq2.evaluate.scores import ACCURACY
-from bestrq2.inference.embeddings import Embeddings
+from bestrq2.inference.embedder import Embeddings
 
 CLIP_TASKS = [task.name for task in SOUNDWORLD_1.tasks if task.metric == ACCURACY]
 FILES = {"ONNX float32": MODEL_FILE, "ONNX int8": INT8_FILE}

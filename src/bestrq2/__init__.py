@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from bestrq2.evaluate.command import probe
     from bestrq2.evaluate.xares.command import xares
     from bestrq2.exporting import export, push
-    from bestrq2.inference.embedder import Embedder, load
-    from bestrq2.inference.embeddings import Embeddings
+    from bestrq2.inference.embedder import Embedder, Embeddings, load
     from bestrq2.inference.predicting import predict
     from bestrq2.model.configuration_bestrq2 import BestRQ2Config
     from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
@@ -58,7 +57,7 @@ _HOMES = {
     "BestRQ2ForPreTraining": "model.modeling_bestrq2",
     "BestRQ2Model": "model.modeling_bestrq2",
     "Embedder": "inference.embedder",
-    "Embeddings": "inference.embeddings",
+    "Embeddings": "inference.embedder",
     "compare": "report.comparison",
     "export": "exporting",
     "finetune": "train.finetuning",

@@ -10,7 +10,7 @@ from bestrq2.data.labelled_tars import OTHER_KINDS, XARES_TASKS
 from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.evaluate.probe import probe_features
 from bestrq2.evaluate.xares.tasks import TASKS
-from bestrq2.inference.embeddings import Embeddings
+from bestrq2.inference.embedder import Embeddings
 
 
 def test_online_probe_names_tasks_domains_and_the_mean() -> None:

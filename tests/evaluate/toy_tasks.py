@@ -9,7 +9,7 @@ import numpy as np
 
 from bestrq2.data.labelled import LabelledClips, LabelledTask
 from bestrq2.errors import AudioError
-from bestrq2.inference.embeddings import Embeddings
+from bestrq2.inference.embedder import Embeddings
 
 FRAME_SECONDS = 0.5
 

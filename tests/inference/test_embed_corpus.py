@@ -14,8 +14,8 @@ import bestrq2
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.inference.corpus import parts, sharing, work
 from bestrq2.inference.corpus.command import embed_corpus
-from bestrq2.inference.corpus.identity import weights_hash
 from bestrq2.inference.corpus.parts import PartsFolder
+from bestrq2.inference.embedder import weights_hash
 from example_sounds import RATE, scene
 
 pytestmark = pytest.mark.usefixtures("small_blocks")

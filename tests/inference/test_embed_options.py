@@ -9,7 +9,7 @@ import torch
 import bestrq2
 from bestrq2 import Embedder
 from bestrq2.errors import ConfigError
-from bestrq2.inference.pooling import pool
+from bestrq2.inference.readout import pool
 from example_sounds import scene
 
 CLIPS = [scene(length, index) for index, length in enumerate([40_000, 95_000, 20_000, 700, 50_000, 41_000])]

@@ -6,7 +6,7 @@ import numpy as np
 
 from bestrq2.data.audio import as_mono, read_audio
 from bestrq2.data.labelled import ClipAudio
-from bestrq2.inference.embeddings import Embeddings
+from bestrq2.inference.embedder import Embeddings
 
 
 class LogMelStatistics:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bestrq2.errors import ConfigError
-from bestrq2.inference.embedder import Embedder
-from bestrq2.inference.embeddings import Embeddings
-from bestrq2.inference.layers import Layers, layer_indices
+from bestrq2.inference.embedder import Embedder, Embeddings
+from bestrq2.inference.readout import Layers, layer_indices
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 

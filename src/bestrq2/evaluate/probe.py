@@ -22,7 +22,7 @@ from bestrq2.evaluate.scores import (
     balanced_accuracy_with_interval,
     chance_accuracy,
 )
-from bestrq2.inference.embeddings import Embeddings
+from bestrq2.inference.embedder import Embeddings
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,7 +36,14 @@ class Cost:
 
 
 def cost(config: BestRQ2Config) -> Cost:
-    """Count what a configuration costs, without allocating its weights."""
+    """Parameters and operations of a configuration, without allocating its weights; counted once per configuration."""
+    # The version and names of classes that a saved configuration carries do not change its cost.
+    return _counted(json.dumps(config.to_diff_dict(), sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=64)
+def _counted(settings: str) -> Cost:
+    config = BestRQ2Config(**json.loads(settings))
     with torch.device("meta"):
         model = BestRQ2ForPreTraining(config)
     columns = config.columns(config.max_samples)

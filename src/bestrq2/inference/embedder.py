@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -15,10 +16,16 @@ import torch
 from bestrq2.convert.loading import load_encoder
 from bestrq2.errors import ConfigError
 from bestrq2.inference.compiling import compile_blocks
-from bestrq2.inference.embeddings import Embeddings
 from bestrq2.inference.inputs import Audio, checked_rate, mono_blocks, named_items
-from bestrq2.inference.layers import Layers, layer_indices, mean_frames
-from bestrq2.inference.pooling import check_pooling, pool, pooled_width, unit_length
+from bestrq2.inference.readout import (
+    Layers,
+    check_pooling,
+    layer_indices,
+    mean_frames,
+    pool,
+    pooled_width,
+    unit_length,
+)
 from bestrq2.inference.windows import JoinedFrames, Window, WindowGrid, plan_batches
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
@@ -30,6 +37,26 @@ _BUFFERED_BATCHES = 8
 # Audio that could be embedded in the time that a batch takes beside its windows: measured at base size on a CPU; a GPU
 # is far quicker than the calls that start its kernels.
 _BATCH_COST_SECONDS, _GPU_BATCH_COST_SECONDS = {"cpu": 1.5}, 60.0
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of B clips, as numpy arrays; rows follow the order of the input.
+
+    Attributes:
+        clip: float32 [B, D], the valid frames of each clip pooled; [B, 2 D] with pooling "mean+max".
+        frames: float32 [B, T, D], zero where `frame_mask` is False.
+        frame_mask: bool [B, T], True for frames that lie inside the clip.
+        timestamps: float64 [B, T], seconds, the centre of each frame (NaN outside the clip).
+    """
+
+    clip: np.ndarray
+    frames: np.ndarray
+    frame_mask: np.ndarray
+    timestamps: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.clip)
 
 
 @dataclass(frozen=True)
@@ -234,6 +261,15 @@ def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if known is None:
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     return known
+
+
+def weights_hash(embedder: Embedder) -> str:
+    """SHA-256 over names and values of all tensors: the identity of an encoder, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(embedder.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(

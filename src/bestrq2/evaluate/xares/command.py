@@ -30,8 +30,7 @@ from bestrq2.evaluate.xares.selection import (
 )
 from bestrq2.evaluate.xares.task_files import TaskFile
 from bestrq2.files import cache_folder, check_writable, disk_errors, write_folder
-from bestrq2.inference.corpus.identity import weights_hash
-from bestrq2.inference.embedder import Embedder, load
+from bestrq2.inference.embedder import Embedder, load, weights_hash
 from bestrq2.progress import Progress
 from bestrq2.text import counted
 

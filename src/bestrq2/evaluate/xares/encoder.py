@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bestrq2.errors import CheckpointError
 from bestrq2.evaluate.frozen import FrozenEncoder
-from bestrq2.inference.layers import Layers
+from bestrq2.inference.readout import Layers
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from bestrq2._version import __version__
 from bestrq2.errors import ConfigError
-from bestrq2.inference.corpus.identity import weights_hash
-from bestrq2.inference.embedder import Embedder
-from bestrq2.inference.layers import layer_indices
+from bestrq2.inference.embedder import Embedder, weights_hash
+from bestrq2.inference.readout import layer_indices
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 
 INSTALL = "the X-ARES harness is not installed: pip install 'bestrq2[xares]'"

@@ -78,8 +78,7 @@ def _answer(request: dict[str, Any], answers: TextIO) -> Any:
 
 def _score(request: dict[str, Any], answers: TextIO) -> dict[str, Any]:
     from bestrq2.evaluate.xares.scoring import Job, as_json, score_task
-    from bestrq2.inference.corpus.identity import weights_hash
-    from bestrq2.inference.embedder import load
+    from bestrq2.inference.embedder import load, weights_hash
 
     said = 0.0
 

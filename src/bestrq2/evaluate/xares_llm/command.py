@@ -24,8 +24,7 @@ from bestrq2.evaluate.xares_llm.harness import Harness
 from bestrq2.evaluate.xares_llm.results import TaskScore, XaresLLMResult, read_scores, task_name, write_result
 from bestrq2.evaluate.xares_llm.running import drop_unfinished, run_harness
 from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
-from bestrq2.inference.corpus.identity import weights_hash
-from bestrq2.inference.embedder import Embedder
+from bestrq2.inference.embedder import Embedder, weights_hash
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from bestrq2._version import __version__
 from bestrq2.data.prepare.cutting import printable
 from bestrq2.data.remote import StreamSource
 from bestrq2.inference.corpus.tasks import AnySource
-from bestrq2.inference.embedder import Embedder
+from bestrq2.inference.embedder import Embedder, weights_hash
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,3 @@ def identity(source: AnySource, embedder: Embedder, options: EmbedOptions) -> di
         "rows": "frames" if options.frames else "clips",
         **{name: str(value) for name, value in options.keywords().items()},
     }
-
-
-def weights_hash(embedder: Embedder) -> str:
-    """SHA-256 over names and values of all tensors: the identity of an encoder, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(embedder.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -13,8 +13,7 @@ from bestrq2.errors import AudioError
 from bestrq2.inference.corpus.identity import EmbedOptions
 from bestrq2.inference.corpus.reading import Recording
 from bestrq2.inference.corpus.sharing import BLOCK
-from bestrq2.inference.embedder import Audio, Embedder
-from bestrq2.inference.embeddings import Embeddings
+from bestrq2.inference.embedder import Audio, Embedder, Embeddings
 
 # Audio in a part, of which a kill costs at most one; a longer recording is a part of its own.
 PART_SECONDS = 1800.0
