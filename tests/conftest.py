@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fork_server import Child, Finished, ForkServer
 
 # pytest-xdist ignores Ctrl-C in its workers, and programs started there would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -84,3 +86,49 @@ def tiny_encoder(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
     from bestrq2 import BestRQ2Model
 
     return lambda **changes: _strengthen(BestRQ2Model(tiny_config(**changes)))
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts processes that have everything imported; see fork_server.py for what differs from a fresh interpreter."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def start_cli(fork_server: ForkServer) -> Iterator[Callable[..., Child]]:
+    """Starts `bestrq2 ARGUMENTS...`: start_cli(arguments, cwd=, env=, stdin=, stdout=, stderr=) -> Child."""
+    yield from _starting(fork_server.start_cli)
+
+
+@pytest.fixture
+def start_python(fork_server: ForkServer) -> Iterator[Callable[..., Child]]:
+    """Starts `python SCRIPT ARGUMENTS...` or `python -c CODE ARGUMENTS...`; otherwise like `start_cli`."""
+    yield from _starting(fork_server.start_python)
+
+
+def _starting(start: Callable[..., Child]) -> Iterator[Callable[..., Child]]:
+    """A function that starts processes; what still runs at the end of the test is killed."""
+    started: list[Child] = []
+
+    def starting(arguments: Any, **options: Any) -> Child:
+        started.append(start(arguments, **options))
+        return started[-1]
+
+    yield starting
+    for child in started:
+        child.kill_group()
+        child.close()
+
+
+@pytest.fixture
+def run_cli(start_cli: Callable[..., Child]) -> Callable[..., Finished]:
+    """Runs `bestrq2 ARGUMENTS...` to its end: run_cli(arguments, timeout=120, cwd=, env=, ...) -> Finished."""
+    return lambda arguments, timeout=120.0, **options: start_cli(arguments, **options).finish(timeout)
+
+
+@pytest.fixture
+def run_python(start_python: Callable[..., Child]) -> Callable[..., Finished]:
+    """Runs `python ARGUMENTS...` to its end; otherwise like `run_cli`."""
+    return lambda arguments, timeout=120.0, **options: start_python(arguments, **options).finish(timeout)
