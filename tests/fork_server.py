@@ -181,8 +181,8 @@ class ForkServer:
             "cwd": os.path.abspath(cwd or os.getcwd()),
             "env": {name: value for name, value in changed.items() if value is not None},
         }
-        output = tempfile.TemporaryFile() if stdout is None else None
-        errors = tempfile.TemporaryFile() if stderr is None else None
+        output = tempfile.TemporaryFile() if stdout is None else None  # noqa: SIM115
+        errors = tempfile.TemporaryFile() if stderr is None else None  # noqa: SIM115
         read_status, write_status = os.pipe()
         with tempfile.TemporaryFile() as file, open(os.devnull, "rb") as nothing:
             file.write(json.dumps(request).encode())
@@ -299,9 +299,9 @@ def _become_a_process(request_file: int, streams: Sequence[int]) -> dict[str, An
     # The server's own objects stay alive, as logging handlers may hold them; closing them would close the descriptors.
     sys.modules["fork_server"] = sys.modules["__main__"]
     sys.modules["fork_server"].streams = (sys.stdin, sys.stdout, sys.stderr)  # type: ignore[attr-defined]
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     # Generators seeded once in the server would give all children the same "random" numbers.
     for module, name in (("numpy.random", "seed"), ("torch", "seed")):
         if module in sys.modules:

@@ -24,7 +24,8 @@ def test_a_command_has_its_own_arguments_directory_and_output(run_cli, tmp_path:
 REPORT = """
 import os, sys, signal, json
 print(json.dumps([os.getcwd(), sys.argv, os.environ.get("COLOUR"), __name__, os.getpgid(0) == os.getpid(),
-                  signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, sys.stdin.read(), len(os.listdir("/proc/self/fd"))]))
+                  signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, sys.stdin.read(),
+                  len(os.listdir("/proc/self/fd"))]))
 sys.exit(int(sys.argv[1]))
 """
 
