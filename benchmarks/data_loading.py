@@ -31,9 +31,9 @@ import soundfile
 import torch
 import webdataset
 
-from bestrq2.data.batches import CropDataset, make_loader
-from bestrq2.data.opening import open_source
-from bestrq2.data.schedule import BatchSchedule
+from bestrq2.data.loader import CropDataset, make_loader
+from bestrq2.data.open_source import open_source
+from bestrq2.data.order import BatchSchedule
 from bestrq2.data.shards.writer import ShardWriter
 
 RATE, CLIP_SECONDS, CROP_SECONDS, BATCH = 16_000, 12, 10, 32

@@ -36,7 +36,7 @@ from machine import description
 from stopwatch import Stopwatch
 
 import bestrq2
-from bestrq2.data import batches
+from bestrq2.data import batch, loader
 from bestrq2.data.prepare.run import prepare
 from bestrq2.data.shards.shard_source import ShardSource
 from bestrq2.inference.cost import cost
@@ -64,10 +64,10 @@ ROWS = (
 
 PLACES: list[tuple[Any, str, str]] = [
     (ShardSource, "read", CROP),
-    (batches, "put_samples", READ),
+    (loader, "put_samples", READ),
     (module.MaskDrawer, "__call__", MASKS),
-    (batches, "collate", COLLATE),
-    (batches.AudioBatch, "pin_memory", PIN),
+    (loader, "collate", COLLATE),
+    (batch.AudioBatch, "pin_memory", PIN),
     (torch.utils.data.dataloader._BaseDataLoaderIter, "__next__", WAIT),
     (module.PretrainingModule, "transfer_batch_to_device", TO_DEVICE),
     (module, "padding_mask", LENGTHS),
@@ -188,24 +188,24 @@ class Measurement:
 @contextlib.contextmanager
 def _batches_of_workers(watch: Stopwatch) -> Iterator[None]:
     """Book what a worker spends beside its parts, pickling and copying into shared memory, as handing over."""
-    plain, main_process = batches.collate, os.getpid()
+    plain, main_process = loader.collate, os.getpid()
     before: dict[int, tuple[float, float]] = {}
 
     def collate(*args: Any, **kwargs: Any) -> Any:
-        batch = plain(*args, **kwargs)
+        made = plain(*args, **kwargs)
         if os.getpid() != main_process:
             spent, known = time.process_time(), watch.booked_here()
             if os.getpid() in before:
                 last_spent, last_known = before[os.getpid()]
                 watch.add_elsewhere(HAND_OVER, spent - last_spent - (known - last_known))
             before[os.getpid()] = spent, known
-        return batch
+        return made
 
-    batches.collate = collate
+    loader.collate = collate
     try:
         yield
     finally:
-        batches.collate = plain
+        loader.collate = plain
 
 
 def measure(recipe: str, shards: Path, arguments: argparse.Namespace, workers: int) -> dict[str, Any]:

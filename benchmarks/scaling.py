@@ -201,9 +201,9 @@ def masks(point: Points) -> list[dict[str, Any]]:
 
 def decoding_ms(clock: Callable[[], float]) -> dict[str, float]:
     """Milliseconds to get a clip of 10 s, one thread: crops of PCM shards, FLAC, and MP3 of 44.1 kHz stereo."""
-    from bestrq2.data.batches import CropDataset
-    from bestrq2.data.opening import open_source
-    from bestrq2.data.schedule import BatchSchedule
+    from bestrq2.data.loader import CropDataset
+    from bestrq2.data.open_source import open_source
+    from bestrq2.data.order import BatchSchedule
 
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from streams import batches, stream
 from tars import encoded, pack
 
 from bestrq2.data import lanes
-from bestrq2.data.opening import open_source
+from bestrq2.data.open_source import open_source
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bestrq2.data.batches import CropDataset, make_loader
-from bestrq2.data.schedule import BatchSchedule
+from bestrq2.data.loader import CropDataset, make_loader
+from bestrq2.data.order import BatchSchedule
 
 RATE = 16_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from shard_server import RATE, clip
 
-from bestrq2.data.feeding import make_feed
+from bestrq2.data.loader import training_batches
 from bestrq2.data.remote import StreamSource
 from bestrq2.data.transfer import Patience
 
@@ -21,8 +21,18 @@ def stream(server, count=9, **changes):
 
 
 def batches(source, steps=range(9), workers=0, batch_size=4, rank=0, world=1):
-    feed = make_feed(source, RATE, 0.2, seed=3)
-    loader = feed.loader(batch_size, steps.start, workers, max_steps=steps.stop, rank=rank, world_size=world)
+    loader = training_batches(
+        source,
+        sampling_rate=RATE,
+        max_seconds=0.2,
+        seed=3,
+        batch_size=batch_size,
+        start_step=steps.start,
+        num_workers=workers,
+        max_steps=steps.stop,
+        rank=rank,
+        world_size=world,
+    )
     return list(loader)
 
 

@@ -14,11 +14,11 @@ from recordings import noise
 from shard_crops import RATE, batches, crop, described
 from tars import clip, encoded, pack, shard
 
-from bestrq2.data.batches import CropDataset, collate
+from bestrq2.data.batch import collate
 from bestrq2.data.decoder import UnreadableAudioError, to_float32
-from bestrq2.data.feeding import fixed_crops
-from bestrq2.data.opening import open_source
-from bestrq2.data.schedule import CropKey
+from bestrq2.data.loader import CropDataset, fixed_crops
+from bestrq2.data.open_source import open_source
+from bestrq2.data.order import CropKey
 from bestrq2.data.shards import maps
 from bestrq2.data.shards.building import load_index
 from bestrq2.data.shards.shard_source import open_shards
@@ -111,7 +111,7 @@ def test_of_a_truncated_tar_the_whole_clips_are_used_as_from_a_stream_and_the_da
     tmp_path, caplog, kind
 ):
     tar = cut_tar(shard(tmp_path / "x.tar", range(10), kind=kind), 0.55)
-    assert len(fixed_crops(open_source(tar.as_uri()), 64, 0, RATE, 1.0)) == 5
+    assert len(fixed_crops(open_source(tar.as_uri()), 64, seed=0, sampling_rate=RATE, max_seconds=1.0)) == 5
     for _ in range(2):
         caplog.clear()
         source = open_source(tar)
@@ -223,7 +223,9 @@ def test_a_tar_that_vanishes_while_a_decoder_is_open_ends_no_process(tmp_path, k
 
 
 def test_validation_crops_of_pcm_shards_are_float32_and_those_of_the_same_files(corpora):
-    found, wanted = (fixed_crops(corpora[name], 6, 3, RATE, 1.0) for name in ("wav", "folder"))
+    found, wanted = (
+        fixed_crops(corpora[name], 6, seed=3, sampling_rate=RATE, max_seconds=1.0) for name in ("wav", "folder")
+    )
     assert len(found) == len(wanted) == 6
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.dtype == theirs.dtype == np.float32

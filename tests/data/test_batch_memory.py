@@ -12,10 +12,11 @@ import pytest
 import torch
 from recordings import noise
 
-from bestrq2.data import batch_memory, batches
+from bestrq2.data import batch_memory
+from bestrq2.data import loader as loading
 from bestrq2.data.batch_memory import BatchMemory
-from bestrq2.data.batches import CropDataset, make_loader
-from bestrq2.data.schedule import BatchSchedule
+from bestrq2.data.loader import CropDataset, make_loader
+from bestrq2.data.order import BatchSchedule
 from bestrq2.data.sources import ArraySource
 
 RATE, CLIPS = 16_000, 4
@@ -89,7 +90,7 @@ def test_a_block_stays_taken_while_a_part_of_the_batch_is_in_use():
 
 def test_batches_larger_than_planned_go_the_usual_way(monkeypatch: pytest.MonkeyPatch):
     expected = list(loader(0, steps=6))
-    monkeypatch.setattr(batches, "memory_for", lambda workers, ahead, size: BatchMemory(workers, ahead, 64))
+    monkeypatch.setattr(loading, "memory_for", lambda workers, ahead, size: BatchMemory(workers, ahead, 64))
     made = loader(1, steps=6)
     for batch, plain in zip(made, expected, strict=True):
         assert not lies_in(memory_of(made), batch.input_values)

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from recordings import cut, noise, write
 
 from bestrq2.data.audio import read_audio
-from bestrq2.data.batches import AllRejectedError, Crop, CropDataset, collate, make_loader
-from bestrq2.data.feeding import fixed_crops
-from bestrq2.data.opening import open_source
-from bestrq2.data.order import EpochOrder, epoch_order
+from bestrq2.data.batch import Crop, collate
+from bestrq2.data.loader import AllRejectedError, CropDataset, fixed_crops, make_loader
+from bestrq2.data.open_source import open_source
+from bestrq2.data.order import BatchSchedule, CropKey, EpochOrder, epoch_order
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.schedule import BatchSchedule, CropKey
 from bestrq2.data.sources import ArraySource, FileSource
 from bestrq2.errors import ConfigError, DataError
 
@@ -295,8 +294,10 @@ def test_validation_crops_are_fixed_and_skip_bad_files(mixed):
     source = open_source(mixed)
     crops = fixed_crops(source, 4, seed=3, sampling_rate=RATE, max_seconds=1.0)
     assert len(crops) == 4
-    for first, second in zip(crops, fixed_crops(source, 4, 3, RATE, 1.0), strict=True):
+    for first, second in zip(crops, fixed_crops(source, 4, seed=3, sampling_rate=RATE, max_seconds=1.0), strict=True):
         np.testing.assert_array_equal(first, second)
-    assert len(fixed_crops(source, 99, 3, RATE, 1.0)) == 6
+    assert len(fixed_crops(source, 99, seed=3, sampling_rate=RATE, max_seconds=1.0)) == 6
     whole = read_audio(mixed / "d.ogg", RATE)
-    assert any(np.array_equal(crop, whole) for crop in fixed_crops(source, 99, 3, RATE, 1.0))
+    assert any(
+        np.array_equal(crop, whole) for crop in fixed_crops(source, 99, seed=3, sampling_rate=RATE, max_seconds=1.0)
+    )

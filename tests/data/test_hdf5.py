@@ -11,10 +11,10 @@ import pytest
 from recordings import noise
 
 from bestrq2.data import hdf5
-from bestrq2.data.batches import CropDataset, make_loader
 from bestrq2.data.hdf5 import HDF5Source
-from bestrq2.data.opening import open_source
-from bestrq2.data.schedule import BatchSchedule
+from bestrq2.data.loader import CropDataset, make_loader
+from bestrq2.data.open_source import open_source
+from bestrq2.data.order import BatchSchedule
 from bestrq2.errors import AudioError, ConfigError, DataError
 
 h5py = pytest.importorskip("h5py")

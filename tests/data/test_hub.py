@@ -20,9 +20,9 @@ import soundfile
 from recordings import noise, write
 
 from bestrq2.data import hub
-from bestrq2.data.batches import CropDataset, make_loader
-from bestrq2.data.opening import open_source
-from bestrq2.data.schedule import BatchSchedule
+from bestrq2.data.loader import CropDataset, make_loader
+from bestrq2.data.open_source import open_source
+from bestrq2.data.order import BatchSchedule
 from bestrq2.errors import AudioError, ConfigError, DataError
 
 datasets = pytest.importorskip("datasets")
@@ -244,7 +244,7 @@ def test_what_the_hub_refuses_is_one_sentence(tmp_path):
     threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     endpoint = f"http://127.0.0.1:{web.server_port}"
     program = (
-        "from bestrq2.data.opening import open_source\n"
+        "from bestrq2.data.open_source import open_source\n"
         "from bestrq2.errors import DataError\n"
         "for name in ('missing', 'gated'):\n"
         "    try: open_source(f'hub:someone/{name}')\n"

@@ -14,9 +14,9 @@ from recordings import noise
 from shard_crops import RATE
 
 from bestrq2.data.audio import check_usable
-from bestrq2.data.batches import Crop, collate
+from bestrq2.data.batch import Crop, collate
 from bestrq2.data.decoder import put_samples, to_float32
-from bestrq2.data.schedule import CropKey
+from bestrq2.data.order import CropKey
 from bestrq2.errors import AudioError
 
 SAMPLES = st.lists(st.one_of(st.integers(-8, 8), st.integers(-32768, 32767)), min_size=1, max_size=50)

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import noise, write
 
-from bestrq2.data.batches import AllRejectedError, CropDataset, make_loader
+from bestrq2.data.loader import AllRejectedError, CropDataset, make_loader
 from bestrq2.data.mixture import MixtureOrder, MixtureSource, apportioned, open_mixture
-from bestrq2.data.opening import open_source
-from bestrq2.data.order import EpochOrder
-from bestrq2.data.schedule import BatchSchedule, CropKey
+from bestrq2.data.open_source import open_source
+from bestrq2.data.order import BatchSchedule, CropKey, EpochOrder
 from bestrq2.data.sources import ArraySource, SubsetSource, split_source
 from bestrq2.errors import ConfigError, DataError
 

@@ -6,7 +6,7 @@ import pytest
 from shard_crops import described
 from tars import clip, shard
 
-from bestrq2.data.opening import open_source
+from bestrq2.data.open_source import open_source
 from bestrq2.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -15,8 +15,8 @@ from shard_server import RATE, clip, serving, tar_of
 from streams import HASTE, assert_same, batches, names, stream
 
 from bestrq2.data import lanes, transfer
-from bestrq2.data.feeding import make_feed
 from bestrq2.data.lanes import CropMaker, Lane, LaneCrops, Lanes
+from bestrq2.data.loader import training_batches
 from bestrq2.data.remote import StreamSource
 from bestrq2.data.transfer import Shard
 from bestrq2.errors import DataError
@@ -211,7 +211,15 @@ def test_the_next_window_stands_in_for_one_that_is_bad_throughout():
 def test_shards_without_a_usable_recording_end_in_one_sentence(monkeypatch, workers):
     monkeypatch.setattr(lanes, "MAX_TRIES", 10)
     with serving({"0.tar": tar_of({f"{i}.wav": b"no audio" for i in range(6)})}) as server:
-        loader = make_feed(stream(server, 1), RATE, 0.2, 0).loader(1, num_workers=workers, max_steps=1)
+        loader = training_batches(
+            stream(server, 1),
+            sampling_rate=RATE,
+            max_seconds=0.2,
+            seed=0,
+            batch_size=1,
+            num_workers=workers,
+            max_steps=1,
+        )
         with pytest.raises(DataError, match=r"^test: 10 recordings in a row were rejected; first: http.*wav: is not"):
             list(loader)
         if workers:

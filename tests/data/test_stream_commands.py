@@ -11,7 +11,7 @@ from shard_server import clip, tar_of
 from streams import HASTE, MEMBER, batches, names
 
 from bestrq2.data.lanes import UnreachableError
-from bestrq2.data.opening import open_source
+from bestrq2.data.open_source import open_source
 from bestrq2.data.remote import StreamSource
 from bestrq2.data.transfer import Patience, Shard
 

@@ -11,8 +11,8 @@ from shard_server import RATE, clip, serving, tar_of
 from streams import HASTE, MEMBER, batches, stream
 
 from bestrq2.data import transfer
-from bestrq2.data.feeding import fixed_crops, split_any
-from bestrq2.data.opening import open_recordings, open_source
+from bestrq2.data.loader import fixed_crops, split_source
+from bestrq2.data.open_source import open_recordings, open_source
 from bestrq2.data.remote import open_stream
 from bestrq2.data.transfer import Patience, Shard
 from bestrq2.errors import ConfigError, DataError
@@ -99,18 +99,18 @@ def test_what_needs_every_recording_at_hand_refuses_streams(server):
 
 def test_a_split_holds_out_one_shard(server):
     source = stream(server)
-    training, held_out = split_any(source, 5, seed=1)
+    training, held_out = split_source(source, 5, seed=1)
     assert sorted(training.urls + held_out.urls) == sorted(source.urls)
     assert len(held_out.urls) == 1
-    assert {split_any(source, 5, seed)[1].urls for seed in range(9)} != {held_out.urls}
-    assert split_any(source, 0, seed=1) == (source, None)
-    assert split_any(stream(server, 1), 5, seed=1)[1] is None
+    assert {split_source(source, 5, seed)[1].urls for seed in range(9)} != {held_out.urls}
+    assert split_source(source, 0, seed=1) == (source, None)
+    assert split_source(stream(server, 1), 5, seed=1)[1] is None
 
 
 def test_damage_of_the_shard_for_validation_is_listed():
     with serving({"0.tar": tar_of({f"{i}.wav": clip(i) for i in range(4)})[: 2 * MEMBER]}) as server:
         source, rejected = stream(server, 1), []
-        assert len(fixed_crops(source, 9, 0, RATE, 0.2, rejected=rejected)) == 2
+        assert len(fixed_crops(source, 9, seed=0, sampling_rate=RATE, max_seconds=0.2, rejected=rejected)) == 2
     assert rejected == [(source.urls[0], "ends early, after 2 whole recordings")]
 
 
@@ -118,8 +118,8 @@ def test_validation_crops_are_the_first_usable_ones_and_fixed():
     members = {f"{i}.wav": clip(i) for i in range(5)} | {"1.wav": b"no audio" * 99}
     with serving({"0.tar": tar_of(members)}) as server:
         source, rejected = stream(server, 1), []
-        crops = fixed_crops(source, 3, 0, RATE, 0.2, rejected=rejected)
-        again = fixed_crops(source, 99, 0, RATE, 0.2)
+        crops = fixed_crops(source, 3, seed=0, sampling_rate=RATE, max_seconds=0.2, rejected=rejected)
+        again = fixed_crops(source, 99, seed=0, sampling_rate=RATE, max_seconds=0.2)
     assert [len(crop) for crop in crops] == [1600] * 3
     assert [path.rpartition("/")[2] for path, _ in rejected] == ["1.wav"]
     assert len(again) == 4

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 import bestrq2
-from bestrq2.data.opening import open_source
+from bestrq2.data.open_source import open_source
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.inference.corpus.command import embed_corpus
 from bestrq2.inference.corpus.identity import EmbedOptions, identity

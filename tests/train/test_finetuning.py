@@ -17,7 +17,7 @@ from small_run import RATE, metrics, weights
 import bestrq2
 from bestrq2 import BestRQ2ForAudioClassification, cli
 from bestrq2.data.audio import read_audio
-from bestrq2.data.opening import open_recordings
+from bestrq2.data.open_source import open_recordings
 from bestrq2.errors import BestRQ2Error, StoppedBySignal
 from bestrq2.inference.classifier import load_classifier
 from bestrq2.train import finetuning

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining, recipe
-from bestrq2.data.batches import AudioBatch
+from bestrq2.data.batch import AudioBatch
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.train.module import PretrainingModule
 from bestrq2.train.optimizer import make_optimizer

@@ -14,7 +14,7 @@ import numpy as np
 
 from bestrq2.data.division import SPLITS, divide
 from bestrq2.data.labelled import EVENTS_FILE, check_files, subfolders
-from bestrq2.data.opening import audio_files, open_recordings
+from bestrq2.data.open_source import audio_files, open_recordings
 from bestrq2.data.shards.members import BrokenOffError, members
 from bestrq2.data.shards.shard_source import ShardSource
 from bestrq2.data.sources import FileSource, PathList, Source, SubsetSource

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 
 from bestrq2.data.decoder import AudioBytes
-from bestrq2.data.opening import audio_files, soundworld_count
+from bestrq2.data.open_source import audio_files, soundworld_count
 from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.seeding import generator

@@ -1,44 +1,123 @@
-"""Which recording comes when: an endless row that is a pure function of the seed."""
+"""Order of recordings and schedule of batches: pure functions of (seed, epoch) and of (seed, step, place).
+
+A corpus stored as shards is shuffled in two stages: the shards, then the recordings inside a window of neighbouring
+shards. So only the shards of one window need to be at hand, whether they are on a local disk or in the cache of remote
+ones. A corpus that fits into one window is shuffled as a whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from torch.utils.data import Sampler
 
+from bestrq2.errors import ConfigError
 from bestrq2.seeding import generator
 
 # First word of the seed sequence, so that the order shares no random numbers with others.
 ORDER = 0x04DE4
+# Changing it changes the order of every corpus that is larger: a resumed run would not continue where it stopped.
+WINDOW_BYTES = 4_000_000_000
+
+
+class Parts(NamedTuple):
+    """Runs of neighbouring recordings that are stored together, such as the clips of one tar.
+
+    Attributes:
+        starts: int64 [parts + 1], number of the first recording of each part, then the number of all recordings.
+        sizes: int64 [parts], bytes of each part; 0 where the recordings of a part are files of their own.
+    """
+
+    starts: np.ndarray
+    sizes: np.ndarray
 
 
 class Order(Protocol):
-    """An endless row of recordings."""
+    """An endless sequence of recordings."""
 
     def __call__(self, number: int) -> tuple[int, int]:
-        """What stands at place `number` (from 0) of the row: (epoch, recording)."""
+        """(epoch, recording) at place `number` (from 0) of the sequence."""
 
     def replacements(self, epoch: int, recording: int) -> Iterator[int]:
-        """Recordings that may take the place of one that cannot be used, the nearest first; each once."""
+        """Recordings that may replace one that cannot be used, the nearest first; each once."""
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of the recordings in one epoch: int64 [length], a permutation that is a function of (seed, epoch)."""
-    return generator(ORDER, seed, epoch).permutation(length)
-
-
-class EpochOrder:
-    """Every recording once an epoch, each epoch in an order of its own.
+def epoch_order(length: int, seed: int, epoch: int, parts: Parts | None = None) -> np.ndarray:
+    """Order of the recordings in one epoch.
 
     Args:
         length: number of recordings.
-        seed: of the orders.
+        seed: random seed.
+        epoch: number of the epoch.
+        parts: shards of the recordings; None where any order is equally fast to read.
+
+    Returns:
+        int64 [length], a permutation that is a function of the arguments.
+    """
+    rng = generator(ORDER, seed, epoch)
+    if parts is None or fits_window(parts):
+        return rng.permutation(length)
+    windows = []
+    for window in _windows(parts, rng.permutation(len(parts.sizes))):
+        recordings = [np.arange(parts.starts[part], parts.starts[part + 1]) for part in window]
+        windows.append(rng.permutation(np.concatenate(recordings)))
+    return np.concatenate(windows)
+
+
+def fits_window(parts: Parts) -> bool:
+    """Whether all parts together fit into one window, so that the corpus is shuffled as a whole."""
+    return int(parts.sizes.sum()) <= WINDOW_BYTES
+
+
+def _windows(parts: Parts, order: np.ndarray) -> Iterator[list[int]]:
+    """Consecutive parts of an order that together have at most `WINDOW_BYTES`; a larger part is a window by itself."""
+    window: list[int] = []
+    total = 0
+    for part in map(int, order):
+        size = int(parts.sizes[part])
+        if window and total + size > WINDOW_BYTES:
+            yield window
+            window, total = [], 0
+        window.append(part)
+        total += size
+    yield window
+
+
+def sample_order(word: int, length: int, seed: int, parts: Parts | None = None) -> np.ndarray:
+    """Order from which a few recordings are taken, for validation for instance.
+
+    Of a corpus larger than a window it begins with the recordings that training begins with, so that no further shards
+    are needed.
+
+    Args:
+        word: first word of the seed sequence for a corpus that fits into one window.
+        length: number of recordings.
+        seed: random seed.
+        parts: shards of the recordings; None where there are none.
+
+    Returns:
+        int64 [length], a permutation.
+    """
+    if parts is None or fits_window(parts):
+        return generator(word, seed).permutation(length)
+    return epoch_order(length, seed, 0, parts)
+
+
+class EpochOrder:
+    """Every recording once an epoch, each epoch in an order of its own; see `epoch_order`.
+
+    Args:
+        length: number of recordings.
+        seed: random seed of the orders.
+        parts: shards of the recordings; None where there are none.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, parts: Parts | None = None) -> None:
         self.length = length
         self.seed = seed
+        self.parts = parts
         self._epoch = -1
         self._order = np.zeros(0, np.int64)
 
@@ -48,10 +127,10 @@ class EpochOrder:
         return self._order
 
     def _drawn(self, epoch: int) -> np.ndarray:
-        return epoch_order(self.length, self.seed, epoch)
+        return epoch_order(self.length, self.seed, epoch, self.parts)
 
     def __call__(self, number: int) -> tuple[int, int]:
-        """(epoch, recording) at place `number` of the row."""
+        """(epoch, recording) at place `number` of the sequence."""
         epoch, position = divmod(number, self.length)
         return epoch, int(self._of(epoch)[position])
 
@@ -61,3 +140,91 @@ class EpochOrder:
         place = int(np.flatnonzero(order == recording)[0])
         for offset in range(1, len(order)):
             yield int(order[(place + offset) % len(order)])
+
+
+class CropKey(NamedTuple):
+    """Key of one item of one batch.
+
+    Attributes:
+        epoch: passes over the source before this one.
+        recording: its number in the source.
+        step: number of the batch.
+        place: position in the global batch.
+    """
+
+    epoch: int
+    recording: int
+    step: int
+    place: int
+
+
+class BatchSchedule(Sampler[list[CropKey]]):
+    """Keys of the items of every batch, for one of several processes.
+
+    Place q of step s is item number s * batch_size + q of the order; a batch may reach over the end of an epoch.
+
+    Args:
+        order: order of the recordings.
+        batch_size: size of the global batch, over all processes.
+        start_step: first step; a resumed run gives the number of steps done.
+        max_steps: step before which to stop; None for never.
+        rank: number of this process; it gets the places that leave this remainder when divided by `world_size`.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: sizes that are not positive, a rank out of range, or a batch that cannot be shared equally.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        batch_size: int,
+        start_step: int = 0,
+        max_steps: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_share(batch_size, start_step, rank, world_size)
+        self.order = order
+        self.batch_size = batch_size
+        self.start_step = start_step
+        self.max_steps = max_steps
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        """Steps left.
+
+        Raises:
+            TypeError: the schedule is endless.
+        """
+        if self.max_steps is None:
+            raise TypeError("an endless schedule has no length")
+        return max(0, self.max_steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[CropKey]]:
+        step = self.start_step
+        while self.max_steps is None or step < self.max_steps:
+            places = range(self.rank, self.batch_size, self.world_size)
+            yield [CropKey(*self.order(step * self.batch_size + place), step, place) for place in places]
+            step += 1
+
+
+def check_share(batch_size: int, start_step: int, rank: int, world_size: int) -> None:
+    """Check that processes can share batches of a size; see `BatchSchedule`.
+
+    Raises:
+        ConfigError: sizes that are not positive, a rank out of range, or a batch that cannot be shared equally.
+    """
+    if batch_size < 1 or start_step < 0:
+        raise ConfigError(
+            f"A schedule of batches of {batch_size} from step {start_step} on is impossible; give a batch size of "
+            "at least 1 and a step of at least 0."
+        )
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} of {world_size} processes does not exist; expected 0 to {world_size - 1}.")
+    if batch_size % world_size:
+        raise ConfigError(
+            f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
+            f"use {batch_size + world_size - batch_size % world_size}."
+        )

@@ -14,8 +14,7 @@ import numpy as np
 
 from bestrq2.data.audio import array_decoder, errors_named, open_audio, random_crop
 from bestrq2.data.decoding import Decoder
-from bestrq2.data.order import EpochOrder, Order
-from bestrq2.seeding import generator
+from bestrq2.data.order import EpochOrder, Order, Parts, sample_order
 
 # First word of its seed sequence, so that it shares no random numbers with others.
 SPLIT = 0x5B117
@@ -54,14 +53,18 @@ class Source(ABC):
         """What is known of a recording besides its audio, ready for JSON: labels, origin; empty by default."""
         return {}
 
+    def parts(self) -> Parts | None:
+        """Shards in which the recordings are stored, in their order; None where each can be read by itself."""
+        return None
+
     def order(self, seed: int) -> Order:
         """Which recording comes when in an endless run: each once an epoch, the epochs shuffled anew."""
-        return EpochOrder(len(self), seed)
+        return EpochOrder(len(self), seed, self.parts())
 
     def split(self, num_validation: int, seed: int) -> tuple[Source, Source | None]:
         """Two disjoint parts, a function of the length and the seed; see `split_source`."""
         taken = min(num_validation, max(1, len(self) // 10))
-        order = generator(SPLIT, seed).permutation(len(self))
+        order = sample_order(SPLIT, len(self), seed, self.parts())
         training, validation = np.sort(order[taken:]), np.sort(order[:taken])
         return SubsetSource(self, training, self.name), SubsetSource(self, validation, self.name)
 
@@ -198,6 +201,13 @@ class SubsetSource(Source):
     def metadata(self, index: int) -> dict[str, Any]:
         """As the whole source knows it."""
         return self.whole.metadata(int(self.indices[index]))
+
+    def parts(self) -> Parts | None:
+        """What is left of the whole source's shards; None where the recordings are not in their order."""
+        parts = self.whole.parts()
+        if parts is None or np.any(np.diff(self.indices) < 0):
+            return None
+        return Parts(self.indices.searchsorted(parts.starts), parts.sizes)
 
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
         """A random crop of one recording; see `Source.read`."""

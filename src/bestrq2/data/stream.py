@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from bestrq2.data.batches import AudioBatch, Crop, DrawMask, collate
+from bestrq2.data.batch import AudioBatch, Crop, DrawMask, collate
 from bestrq2.data.lanes import CropMaker, Lane, LaneCrops, Lanes, UnreachableError
+from bestrq2.data.order import CropKey
 from bestrq2.data.remote import StreamSource
-from bestrq2.data.schedule import CropKey
 from bestrq2.data.transfer import Shard
 from bestrq2.errors import AudioError
 from bestrq2.seeding import generator

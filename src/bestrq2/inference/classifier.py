@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bestrq2.convert.weights import load_model_folder
 from bestrq2.data.audio import read_span
-from bestrq2.data.batches import worker_settings
+from bestrq2.data.loader import worker_settings
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, CheckpointError
 from bestrq2.model.modeling_bestrq2_classification import MULTI, BestRQ2ForAudioClassification

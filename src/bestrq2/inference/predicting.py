@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bestrq2.data.opening import open_recordings
+from bestrq2.data.open_source import open_recordings
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import check_writable, disk_errors, write_text

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from bestrq2.convert.weights import quiet_hub, write_exported_step
-from bestrq2.data.batches import AudioBatch
+from bestrq2.data.batch import AudioBatch
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.errors import ConfigError
 from bestrq2.files import write_folder

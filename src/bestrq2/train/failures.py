@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bestrq2.data.batches import AudioBatch
+from bestrq2.data.batch import AudioBatch
 from bestrq2.errors import BestRQ2Error, CheckpointError
 from bestrq2.files import disk_errors, write_bytes, write_text
 from bestrq2.train.callbacks import finished_step

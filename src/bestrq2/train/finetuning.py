@@ -22,10 +22,10 @@ from bestrq2.convert.hub import write_model
 from bestrq2.convert.loading import load_encoder
 from bestrq2.convert.weights import quiet_hub, write_exported_step
 from bestrq2.data.balance import balanced
-from bestrq2.data.batches import AudioBatch, CropDataset, end_workers, make_loader
+from bestrq2.data.batch import AudioBatch
 from bestrq2.data.classification import ClassificationData, load_classification
+from bestrq2.data.loader import end_workers, training_batches
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.schedule import BatchSchedule
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError, StoppedBySignal
 from bestrq2.evaluate.classification import BEST_BY, log_loss, point_metrics
 from bestrq2.evaluate.finetune_result import FinetuneResult, read_result, write_result
@@ -245,10 +245,17 @@ class _Run:
         if config.balanced:
             training = balanced(training, self.data.targets[self.data.splits["train"]])
         architecture = self.model.config
-        dataset = CropDataset(training, architecture.sampling_rate, architecture.max_seconds, config.seed)
         steps = self.steps_per_epoch
-        schedule = BatchSchedule(dataset.order, config.batch_size, self.epoch * steps, config.epochs * steps)
-        return make_loader(dataset, schedule, config.num_workers)
+        return training_batches(
+            training,
+            sampling_rate=architecture.sampling_rate,
+            max_seconds=architecture.max_seconds,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start_step=self.epoch * steps,
+            num_workers=config.num_workers,
+            max_steps=config.epochs * steps,
+        )
 
     def _fit_epoch(self, batches: Iterator[AudioBatch], bar: tqdm) -> None:
         self.model.eval()  # what is frozen stays as it is in use

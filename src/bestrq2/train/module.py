@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from bestrq2._version import __version__
-from bestrq2.data.batches import AudioBatch
+from bestrq2.data.batch import AudioBatch
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.conformer import Conformer, ConformerBlock
 from bestrq2.model.masking import draw_hidden_mask

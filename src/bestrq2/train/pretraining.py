@@ -15,13 +15,11 @@ import numpy as np
 import torch
 
 from bestrq2.convert.weights import quiet_hub
-from bestrq2.data.batches import AudioBatch, Crop, collate, end_workers
-from bestrq2.data.feeding import count_recordings, fixed_crops, make_feed, split_any
-from bestrq2.data.opening import open_source
+from bestrq2.data.loader import end_workers, fixed_batches, fixed_crops, split_source, training_batches
+from bestrq2.data.open_source import open_source
 from bestrq2.data.prepare.summary import prepared_statistics
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.remote import StreamSource
-from bestrq2.data.schedule import CropKey
 from bestrq2.data.sources import Source
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
@@ -128,17 +126,17 @@ def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source
         stop.listening(),
         lost_processes_named(folder.root),
     ):
-        start, checkpoint = _resume_point(folder, config, count_recordings(source)) if resume else (0, None)
+        start, checkpoint = _resume_point(folder, config, _count(source)) if resume else (0, None)
         if start == config.trainer.max_steps and folder.report.exists():
             logger.info("%s: all %d steps are done already", folder.root, start)
             return folder.root
         probe = open_probe(config)
         source = with_known_counts(source, folder.root / _SHARD_COUNTS)
-        training, held_out = split_any(source, config.loader.validation_clips, config.seed)
+        training, held_out = split_source(source, config.loader.validation_clips, config.seed)
         if first:
             folder.remove_leftovers()
             folder.write_config(config.to_dict())
-            counts = {"recordings": count_recordings(source), "held_out": count_recordings(held_out)}
+            counts = {"recordings": _count(source), "held_out": _count(held_out)}
             folder.write_environment(counts)
         _Run(config, folder, training, held_out, start, checkpoint, stop, probe).fit()
     return folder.root
@@ -163,8 +161,13 @@ class _Run:
         self.rejections = RejectionLog(folder.rejected)
         self.io = RunCheckpointIO(folder.store(config.trainer))
         model = config.model
-        shortest = model.min_training_samples
-        self.feed = make_feed(training, model.sampling_rate, model.max_seconds, config.seed, shortest)
+        self.training = training
+        self.crops: dict[str, Any] = {
+            "seed": config.seed,
+            "sampling_rate": model.sampling_rate,
+            "max_seconds": model.max_seconds,
+            "min_samples": model.min_training_samples,
+        }
         torch.manual_seed(config.seed)
         with quiet_hub():
             pretraining_model = BestRQ2ForPreTraining(model)
@@ -190,7 +193,8 @@ class _Run:
         clips = self.config.loader.statistics_clips
         batch_size = min(_VALIDATION_BATCH, clips)
         steps = -(-clips // batch_size)
-        batches = self.feed.loader(batch_size, num_workers=self.config.loader.num_workers, max_steps=steps)
+        workers = self.config.loader.num_workers
+        batches = training_batches(training, **self.crops, batch_size=batch_size, num_workers=workers, max_steps=steps)
         mean, deviation, rejected = band_statistics(encoder, batches)
         self._reject(rejected)
         encoder.set_statistics(mean, deviation)
@@ -200,17 +204,8 @@ class _Run:
             self.rejections.add(rejected)
 
     def _fixed_crops(self, source: Source | StreamSource, count: int) -> list[np.ndarray]:
-        model = self.config.model
         rejected: list[tuple[str, str]] = []
-        crops = fixed_crops(
-            source,
-            count,
-            self.config.seed,
-            model.sampling_rate,
-            model.max_seconds,
-            model.min_training_samples,
-            rejected,
-        )
+        crops = fixed_crops(source, count, **self.crops, rejected=rejected)
         self._reject(rejected)
         if not crops:
             logger.warning("not one of the recordings held out can be used: no validation")
@@ -222,7 +217,7 @@ class _Run:
         if settings.ema:
             steps = warmup_steps(settings.max_steps, config.optimizer)
             callbacks.append(MovingAverage(ema_decay(settings.max_steps, config.optimizer), steps))
-        evaluation, progress = Evaluation(self._validation_batches(held_out)), Progress()
+        evaluation, progress = Evaluation(fixed_batches(held_out, _VALIDATION_BATCH)), Progress()
         failures = FailureKeeper(self.folder.root, config.watch.max_skipped_in_a_row)
         watch = Watch(config, self.folder.warnings, progress.clock)
         timing = Timing(self.folder.timing, self.start)
@@ -252,11 +247,6 @@ class _Run:
             )
         except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
             raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-
-    @staticmethod
-    def _validation_batches(crops: list[np.ndarray]) -> list[AudioBatch]:
-        items = [Crop(CropKey(0, index, 0, index), crop) for index, crop in enumerate(crops)]
-        return [collate(items[first : first + _VALIDATION_BATCH]) for first in range(0, len(items), _VALIDATION_BATCH)]
 
     def fit(self) -> None:
         """Train to the last step.
@@ -293,14 +283,23 @@ class _Run:
                 f"loader.batch_size ({config.loader.batch_size}) must be a multiple of the {world} devices times "
                 f"trainer.accumulate_grad_batches ({batches})"
             )
-        return self.feed.loader(
-            clips,
-            self.start * batches,
-            config.loader.num_workers,
-            MaskDrawer(config.model, config.seed, batches, clips),
+        return training_batches(
+            self.training,
+            **self.crops,
+            batch_size=clips,
+            start_step=self.start * batches,
+            num_workers=config.loader.num_workers,
+            draw_mask=MaskDrawer(config.model, config.seed, batches, clips),
             rank=self.trainer.global_rank,
             world_size=world,
         )
+
+
+def _count(source: Source | StreamSource | None) -> int | None:
+    """Recordings of a source, 0 for no source; None where only reading all of it would tell."""
+    if isinstance(source, StreamSource):
+        return None
+    return len(source) if source is not None else 0
 
 
 def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int | None) -> tuple[int, Path | None]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bestrq2.data.band_sums import BandSums
-from bestrq2.data.batches import AudioBatch
+from bestrq2.data.batch import AudioBatch
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.train.module import unequal_lengths
 

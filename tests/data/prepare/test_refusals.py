@@ -13,7 +13,7 @@ import soundfile
 from refusing import refused
 
 from bestrq2 import cli
-from bestrq2.data.opening import open_source
+from bestrq2.data.open_source import open_source
 from bestrq2.data.prepare import run
 from bestrq2.data.prepare.run import prepare
 from example_sounds import RATE, scene

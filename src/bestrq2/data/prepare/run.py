@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bestrq2.data.opening import absolute_spec, local_folder, open_recordings
+from bestrq2.data.open_source import absolute_spec, local_folder, open_recordings
 from bestrq2.data.prepare.cutting import Span, Task, cut_span
 from bestrq2.data.prepare.folder import REJECTED, count_finished, finished_summary, identity, shard_path
 from bestrq2.data.prepare.options import Options

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bestrq2.data.opening import absolute_spec, open_source
+from bestrq2.data.open_source import absolute_spec, open_source
 from bestrq2.data.prepare.run import worker_count
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bestrq2.data.opening import open_source
+from bestrq2.data.open_source import open_source
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.inference.corpus.identity import EmbedOptions, identity
 from bestrq2.inference.corpus.reading import Reader
