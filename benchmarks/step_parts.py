@@ -18,8 +18,7 @@ from machine import description, timed
 from torch import Tensor, nn
 
 import bestrq2
-from bestrq2.model.cross_entropy import head_cross_entropy
-from bestrq2.model.derivatives import RMSNormalization, Rotation, SwiGLU
+from bestrq2.model.kernels import RMSNormalization, Rotation, SwiGLU, head_cross_entropy
 from bestrq2.model.masking import draw_hidden_mask, order_by_mask, split_by_mask
 
 Forms = tuple[Callable[[], Tensor], Callable[[], Tensor]]

@@ -77,7 +77,7 @@ def test_a_fine_tuned_run_is_exported_as_a_classifier(finetuned, tmp_path, capsy
     clip = scene(30_000)
     for folder in (tmp_path / "out", tmp_path / "again"):
         config = json.loads((folder / "config.json").read_text())
-        name = "modeling_bestrq2_classification.BestRQ2ForAudioClassification"
+        name = "modeling_bestrq2.BestRQ2ForAudioClassification"
         assert config["auto_map"]["AutoModelForAudioClassification"] == name
         assert config["id2label"] == {"0": "bark", "1": "meow", "2": "rain"}
         assert "AutoModelForPreTraining" not in config["auto_map"]

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from bestrq2.inference.predicting import predict
     from bestrq2.model.configuration_bestrq2 import BestRQ2Config
     from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
-    from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
-    from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
+    from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2Model
     from bestrq2.recipe_book import recipe, recipes
     from bestrq2.report.comparison import compare
     from bestrq2.train.finetuning import finetune
@@ -53,7 +52,7 @@ __all__ = [
 _HOMES = {
     "BestRQ2Config": "model.configuration_bestrq2",
     "BestRQ2FeatureExtractor": "model.feature_extraction_bestrq2",
-    "BestRQ2ForAudioClassification": "model.modeling_bestrq2_classification",
+    "BestRQ2ForAudioClassification": "model.modeling_bestrq2",
     "BestRQ2ForPreTraining": "model.modeling_bestrq2",
     "BestRQ2Model": "model.modeling_bestrq2",
     "Embedder": "inference.embedder",

@@ -22,8 +22,7 @@ def _register_config(module: ModuleType) -> None:
 
 def _register_models(module: ModuleType) -> None:
     from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-    from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
-    from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
+    from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2Model
 
     module.AutoModel.register(BestRQ2Config, BestRQ2Model, exist_ok=True)
     module.AutoModelForPreTraining.register(BestRQ2Config, BestRQ2ForPreTraining, exist_ok=True)

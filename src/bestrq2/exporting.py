@@ -14,8 +14,7 @@ from bestrq2.convert.upload import check_upload, upload
 from bestrq2.errors import ConfigError
 from bestrq2.files import disk_errors, write_bytes, write_folder, write_text
 from bestrq2.inference.classifier import load_classifier
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
-from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2Model
 from bestrq2.report.model_card import render_card
 from bestrq2.report.model_origin import card_of, origin_of
 

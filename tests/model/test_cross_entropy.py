@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from example_masks import OBJECTIVES, random_mask
 
-from bestrq2.model import cross_entropy
-from bestrq2.model.cross_entropy import head_cross_entropy
+from bestrq2.model import kernels
+from bestrq2.model.kernels import head_cross_entropy
 from example_sounds import padded_batch
 
 
@@ -32,8 +32,8 @@ def written_out(head, states, targets, weights):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [7, 64, 1000])
 def test_loss_hits_and_gradients_are_those_of_logits_written_out(monkeypatch, books, bias, rows):
-    monkeypatch.setattr(cross_entropy, "_LEAST_ROWS", rows)  # 210 rows in 30, 4 and 1 chunks
-    monkeypatch.setattr(cross_entropy, "_VALUES_ON_CPU", 1)
+    monkeypatch.setattr(kernels, "_LEAST_ROWS", rows)  # 210 rows in 30, 4 and 1 chunks
+    monkeypatch.setattr(kernels, "_VALUES_ON_CPU", 1)
     head, states, targets, weights = case(books, bias)
     results = []
     for compute in (written_out, head_cross_entropy):

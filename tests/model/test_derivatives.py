@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bestrq2.model import derivatives
-from bestrq2.model.derivatives import RMSNormalization, Rotation, SwiGLU
+from bestrq2.model import kernels
+from bestrq2.model.kernels import RMSNormalization, Rotation, SwiGLU
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -60,7 +60,7 @@ def test_a_compiler_is_given_plain_formulas_with_the_same_result(tiny_pretrainin
         states = model.bestrq2.encoder(tokens, 8, None, None)
         states.square().sum().backward()
         results.append([states, tokens.grad, *(p.grad for p in model.bestrq2.encoder.parameters())])
-    assert derivatives.traced() is False
+    assert kernels.traced() is False
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.detach().abs().max()))
 

@@ -113,7 +113,7 @@ def test_more_columns_than_learned_positions_are_refused(tiny_encoder):
     ("mask", "message"),
     [
         (torch.tensor([[1, 1, 0, 1]]), "pad on the right"),
-        (torch.tensor([[0, 0, 0, 0]]), "without a single sample"),
+        (torch.tensor([[0, 0, 0, 0]]), "without any sample"),
         (torch.tensor([[1, 1, 1]]), r"shape of input_values \(1, 4\), got \(1, 3\)"),
     ],
 )

@@ -12,8 +12,7 @@ from bestrq2.convert.weights import quiet_hub
 from bestrq2.files import write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
-from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2Model
 
 _AUTO_CLASSES: dict[str, type] = {
     "AutoConfig": BestRQ2Config,

@@ -21,8 +21,7 @@ from transformers.utils import logging as hub_logging
 from bestrq2.errors import CheckpointError
 from bestrq2.files import write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2PreTrainedModel
-from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2PreTrainedModel
 
 # In a model folder: the step its weights were taken at.
 EXPORTED = "training.json"

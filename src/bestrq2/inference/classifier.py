@@ -16,7 +16,7 @@ from bestrq2.data.audio import read_span
 from bestrq2.data.loader import worker_settings
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, CheckpointError
-from bestrq2.model.modeling_bestrq2_classification import MULTI, BestRQ2ForAudioClassification
+from bestrq2.model.modeling_bestrq2 import MULTI, BestRQ2ForAudioClassification
 
 
 @dataclass(frozen=True)

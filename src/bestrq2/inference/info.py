@@ -10,8 +10,7 @@ from bestrq2.convert.loading import load_encoder
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining
 from bestrq2.recipe_book import is_recipe_file, recipes
 from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
 from bestrq2.text import counted

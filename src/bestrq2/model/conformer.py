@@ -1,7 +1,7 @@
-"""The Conformer of the original BEST-RQ (arXiv 2202.01855): strided convolutions, then Conformer blocks.
+"""Conformer encoder of the original BEST-RQ (arXiv 2202.01855): strided convolutions, then Conformer blocks.
 
-Blocks follow arXiv 2005.08100 with relative positions after Transformer-XL (arXiv 1901.02860). Where the original
-normalises over the batch this one normalises each token, so no clip depends on the others in its batch.
+Blocks follow arXiv 2005.08100 with the relative positions of Transformer-XL (arXiv 1901.02860). Batch norm is replaced
+by a norm per token, so that no clip depends on the others in its batch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .transformer import run_blocks
 
 @torch.no_grad()
 def init_convolution(convolution: nn.Conv1d | nn.Conv2d) -> None:
-    """Truncated normal of variance 1 / fan-in and zero bias, so that kernels of any size keep the signal's scale."""
+    """Initialize by a truncated normal of variance 1 / fan-in and zero bias, which keeps the scale of the signal."""
     nn.init.trunc_normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)
 
 
 class StridedConvolution(nn.Module):
-    """Convolution that halves time and frequency, LayerNorm of each time step, LeakyReLU."""
+    """Convolution that halves time and frequency, followed by LayerNorm per time step and LeakyReLU."""
 
     def __init__(self, config: BestRQ2Config, inputs: int, channels: int, bands: int) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class StridedConvolution(nn.Module):
         init_convolution(self.conv)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[B, inputs, T, bands] to [B, channels, ceil(T / 2), ceil(bands / 2)].
+        """Map [B, inputs, T, bands] to [B, channels, ceil(T / 2), ceil(bands / 2)].
 
-        In memory the channels of a band lie side by side: the convolution is faster so, and a time step is one stretch.
+        Channels-last memory makes the convolution faster and a time step contiguous.
         """
         steps = self.conv(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1).flatten(2)
         steps = F.leaky_relu(self.norm(steps))
@@ -46,10 +46,10 @@ class StridedConvolution(nn.Module):
 
 
 class ConvolutionalEmbedding(nn.Module):
-    """Tokens from two strided convolutions over the spectrogram, one for each strip of four frames.
+    """Token embedding by two strided convolutions over the spectrogram, one token per strip of four frames.
 
-    Token i reads the frames 4i - 3 to 4i + 3 and none behind its own strip, so padding behind a clip's end never
-    reaches a valid token.
+    Token i reads frames 4i - 3 to 4i + 3 and none after its own strip, so padding after the end of a clip never reaches
+    a valid token.
     """
 
     def __init__(self, config: BestRQ2Config) -> None:
@@ -63,18 +63,19 @@ class ConvolutionalEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.conformer_dropout)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """[B, N, bands * 4], the strips of whole clips in order, to [B, N, D]."""
+        """Map the strips of whole clips in order, [B, N, bands * 4], to tokens [B, N, D]."""
         image = unpatchify(patches, self.patch_size, rows=1).transpose(1, 2)[:, None]
         return self.dropout(self.proj(self.convolutions(image).permute(0, 2, 3, 1).flatten(2)))
 
 
 @lru_cache(maxsize=64)
 def relative_positions(count: int, width: int, device: torch.device) -> Tensor:
-    """Sine-cosine codes of the offsets count - 1 down to -(count - 1), float32 [2 * count - 1, width].
+    """Sine-cosine embeddings of the offsets count - 1 down to -(count - 1), float32 [2 * count - 1, width].
 
-    An offset is the query's place minus the key's. Sines (even) and cosines (odd) alternate, with temperature 10000.
+    An offset is the query's place minus the key's place. Sines (even) and cosines (odd) alternate, with
+    temperature 10000.
     """
-    # Made while evaluating, an inference tensor would be of no use to a later training step.
+    # Created in inference mode, the cached tensor could not be used in a later training step.
     with torch.inference_mode(False):
         offsets = torch.arange(count - 1, -count, -1, dtype=torch.float64, device="cpu")
         frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
@@ -83,7 +84,7 @@ def relative_positions(count: int, width: int, device: torch.device) -> Tensor:
 
 
 def relative_shift(scores: Tensor) -> Tensor:
-    """Scores by offset, [..., N, 2N - 1] with the order of `relative_positions`, to scores by key, [..., N, N].
+    """Turn scores by offset [..., N, 2N - 1], ordered as `relative_positions`, into scores by key [..., N, N].
 
     Query i finds key j in column N - 1 - i + j: each row starts one column before the row above it, so in the
     flattened scores the wanted rows start 2N - 2 values apart.
@@ -95,7 +96,7 @@ def relative_shift(scores: Tensor) -> Tensor:
 
 
 class RelativeAttention(nn.Module):
-    """Multi-head self-attention that also scores how far a key lies from the query."""
+    """Multi-head self-attention with relative positions (Transformer-XL)."""
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__()
@@ -104,7 +105,7 @@ class RelativeAttention(nn.Module):
         width = config.hidden_size
         self.qkv = nn.Linear(width, 3 * width)
         self.position = nn.Linear(width, width, bias=False)
-        # u and v of the paper: what every query adds before it meets keys, and before it meets positions.
+        # u and v of the paper: biases of the queries against keys and against positions.
         self.content_bias = nn.Parameter(torch.empty(self.heads, width // self.heads))
         self.position_bias = nn.Parameter(torch.empty(self.heads, width // self.heads))
         self.proj = nn.Linear(width, width)
@@ -117,7 +118,7 @@ class RelativeAttention(nn.Module):
         nn.init.zeros_(self.position_bias)
 
     def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
-        """[B, N, D] to [B, N, D]; `positions` [2N - 1, D] are `relative_positions`, `valid` bool [B, N] the keys."""
+        """Attend: [B, N, D] to [B, N, D]; `positions` [2N - 1, D] from `relative_positions`, `valid` bool [B, N]."""
         queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         offsets = self.position(positions.to(tokens.dtype)).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
         to_keys = queries + self.content_bias[:, None].to(queries.dtype)
@@ -142,7 +143,7 @@ def eager_biased_attention(
 
 
 class HalfFeedForward(nn.Module):
-    """Feed-forward branch with SiLU; a block adds half of it before and half of it after the rest."""
+    """Feed-forward branch with SiLU, scaled by one half; a block has one at either end."""
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__()
@@ -152,13 +153,13 @@ class HalfFeedForward(nn.Module):
         self.dropout = nn.Dropout(config.conformer_dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, N, D] to [B, N, D]."""
+        """Map [B, N, D] to [B, N, D]."""
         inner = self.dropout(F.silu(self.fc1(self.norm(tokens))))
         return 0.5 * self.dropout(self.fc2(inner))
 
 
 class ConvolutionModule(nn.Module):
-    """Gated pointwise map, depthwise convolution over time, and a pointwise map back."""
+    """Convolution branch: gated pointwise layer, depthwise convolution over time, pointwise layer."""
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class ConvolutionModule(nn.Module):
         init_convolution(self.depthwise)
 
     def forward(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        """[B, N, D] to [B, N, D]; tokens outside `valid`, bool [B, N], count as the silence behind a clip's end."""
+        """Map [B, N, D] to [B, N, D]; tokens outside `valid`, bool [B, N], are zeroed before the convolution."""
         gated = F.glu(self.pointwise1(self.norm(tokens)), dim=-1)
         if valid is not None:
             gated = gated.masked_fill(~valid[..., None], 0.0)
@@ -181,7 +182,7 @@ class ConvolutionModule(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """Attention and convolution between two half feed-forward branches, all pre-norm, and a norm at the end."""
+    """Conformer block: attention and convolution between two half feed-forward branches, and a final norm."""
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__()
@@ -193,7 +194,7 @@ class ConformerBlock(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
     def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
-        """[B, N, D] to [B, N, D]; `positions` [2N - 1, D] are `relative_positions`, `valid` is bool [B, N] or None."""
+        """Map [B, N, D] to [B, N, D]; `positions` [2N - 1, D] from `relative_positions`, `valid` bool [B, N]."""
         tokens = tokens + self.mlp1(tokens)
         tokens = tokens + self.attn(self.attn_norm(tokens), positions, valid)
         tokens = tokens + self.conv(tokens, valid)
@@ -202,15 +203,15 @@ class ConformerBlock(nn.Module):
 
 
 class Conformer(nn.Module):
-    """A stack of Conformer blocks, used like `Transformer`, over tokens that are always the whole grid in order."""
+    """Stack of Conformer blocks with the interface of `Transformer`, for tokens of the whole grid in order."""
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__()
-        self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable` of transformers
+        self.gradient_checkpointing = False  # set by `gradient_checkpointing_enable` of transformers
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
 
     def added_positions(self, columns: int, device: torch.device) -> None:
-        """Nothing is added to the tokens: attention reads relative positions."""
+        """Return None: attention uses relative positions, none are added to the tokens."""
         return None
 
     def forward(
@@ -225,13 +226,13 @@ class Conformer(nn.Module):
 
         Args:
             tokens: [B, N, D].
-            columns: columns of the grid, N.
-            places: ignored. The convolutions need every token beside its neighbours, so tokens are the whole grid.
-            valid: bool [B, N], tokens inside their clip; None for all.
-            hidden_states: where to put every block's output [B, N, D]; None for nowhere.
+            columns: number of columns of the grid, N.
+            places: ignored; the convolutions need every token next to its neighbours, so tokens are the whole grid.
+            valid: bool [B, N], True for tokens inside their clip; None for all.
+            hidden_states: list to which every block's output [B, N, D] is appended; None to keep none.
 
         Returns:
-            [B, N, D]. What stands at invalid tokens means nothing.
+            [B, N, D]. Values at invalid tokens are undefined.
         """
         positions = relative_positions(tokens.shape[1], tokens.shape[2], tokens.device)
         recompute = self.gradient_checkpointing and self.training

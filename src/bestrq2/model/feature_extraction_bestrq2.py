@@ -1,4 +1,4 @@
-"""Pads raw audio and remembers its lengths; the spectrogram is the model's own business."""
+"""Feature extractor: padding of raw audio and its attention mask; the model computes the spectrogram."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 
 
 class BestRQ2FeatureExtractor(SequenceFeatureExtractor):
-    """Waveforms of unequal length to one padded batch with its attention mask.
+    """Feature extractor that pads waveforms of unequal length to a batch with an attention mask.
 
     Args:
         feature_size: values per sample, 1.
-        sampling_rate: Hz the model expects.
-        padding_value: what stands behind the end of a clip; the model never reads it.
-        kwargs: passed on to transformers.
+        sampling_rate: sampling rate of the model, Hz.
+        padding_value: value of samples after the end of a clip; the model never reads them.
+        kwargs: arguments of transformers' `SequenceFeatureExtractor`.
     """
 
     model_input_names = ("input_values", "attention_mask")
@@ -40,18 +40,18 @@ class BestRQ2FeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: one clip [samples] or a list of clips, mono, samples in [-1, 1].
-            sampling_rate: Hz of the clips; None trusts that it is the model's.
-            padding: as in transformers: True or "longest", "max_length", False.
-            max_length: samples, for "max_length" and truncation.
-            truncation: whether clips longer than `max_length` are cut.
+            sampling_rate: sampling rate of the clips, Hz; None assumes the model's.
+            padding: True or "longest", "max_length", or False, as in transformers.
+            max_length: length for "max_length" padding and truncation, samples.
+            truncation: whether to cut clips longer than `max_length`.
             return_tensors: "pt", "np" or None.
-            kwargs: passed on to `pad`.
+            kwargs: further arguments of `pad`.
 
         Returns:
-            `input_values` float32 [B, S] and `attention_mask` int32 [B, S], 1 = sample of the clip.
+            `input_values` float32 [B, S] and `attention_mask` int32 [B, S], 1 for samples of the clip.
 
         Raises:
-            ValueError: for another sampling rate than the model's, or clips that are not mono.
+            ValueError: for a sampling rate other than the model's, or clips that are not mono.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Waveform to log-mel spectrogram in dB, each clip treated as if it were alone."""
+"""Log-mel spectrogram in dB, computed for each clip as if it were alone, and input statistics."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_bestrq2 import BestRQ2Config
-from .devices import to_device
+from .kernels import to_device
 
 POWER_FLOOR = 1e-10
-# Statistics of ordinary recordings in dB, in use until `set_statistics` is called with measured ones.
+# Typical statistics of recordings in dB, used until `set_statistics` provides measured ones.
 DEFAULT_MEAN, DEFAULT_DEVIATION = -20.0, 20.0
 
 
@@ -23,10 +23,10 @@ def _window(win_length: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def mel_filters(n_fft: int, bands: int, low: float, high: float, sampling_rate: int, device: torch.device) -> Tensor:
-    """Triangular filters on the HTK scale without area normalisation, float32 [n_fft/2+1, bands].
+    """Triangular mel filters on the HTK scale without area normalization, float32 [n_fft/2+1, bands].
 
-    Worked out in float32 as the reference does: filters worked out in float64 (as `transformers.audio_utils` does)
-    differ by 1e-5, which moves quiet bands by more than 1e-3 dB.
+    Computed in float32 as in the reference: filters computed in float64 (as in `transformers.audio_utils`) differ by
+    1e-5, which moves quiet bands by more than 1e-3 dB.
     """
     lowest, highest = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (low, high))
     mels = torch.linspace(lowest, highest, bands + 2, dtype=torch.float32, device="cpu")
@@ -39,9 +39,9 @@ def mel_filters(n_fft: int, bands: int, low: float, high: float, sampling_rate: 
 
 
 def reflect_index(positions: Tensor, length: Tensor | int) -> Tensor:
-    """Where in a clip of `length` samples a position outside of it lies after reflection at the ends.
+    """Reflect positions outside of a clip of `length` samples into it.
 
-    The ends themselves are not repeated; a clip shorter than the reach is reflected again and again.
+    The end samples are not repeated; a clip shorter than the padding is reflected repeatedly.
     """
     period = torch.clamp(torch.as_tensor(2 * (length - 1), device=positions.device), min=1)
     folded = positions.remainder(period)
@@ -49,10 +49,10 @@ def reflect_index(positions: Tensor, length: Tensor | int) -> Tensor:
 
 
 class Decibels(nn.Module):
-    """Power spectrum to mel bands in dB, 10 log10(max(power, 1e-10))."""
+    """Conversion of a power spectrum to mel bands in dB, 10 log10(max(power, 1e-10))."""
 
     def forward(self, power: Tensor, filters: Tensor) -> Tensor:
-        """float32 [B, bins, T] and [bins, bands] to [B, bands, T]."""
+        """Map float32 [B, bins, T] and filters [bins, bands] to [B, bands, T]."""
         mel = power.transpose(1, 2) @ filters
         return mel.clamp_min(POWER_FLOOR).log10().mul(10.0).transpose(1, 2)
 
@@ -60,7 +60,7 @@ class Decibels(nn.Module):
 class LogMel(nn.Module):
     """Log-mel spectrogram of the paper (section 3): Hann window, reflect padding, power, HTK bands, dB.
 
-    It has neither parameters nor buffers, so that it adds nothing to a checkpoint, and it always runs in float32.
+    It has no parameters or buffers, so it adds nothing to a checkpoint, and always runs in float32.
     """
 
     def __init__(self, config: BestRQ2Config) -> None:
@@ -75,23 +75,23 @@ class LogMel(nn.Module):
 
         Args:
             waveform: float [B, S], samples in [-1, 1].
-            lengths: int [B], true samples of every clip; None where all fill S. What lies behind is never read.
+            lengths: int [B], samples of every clip; None if all have S. Samples after the end are never read.
 
         Returns:
             log_mel: float32 [B, bands, T] in dB, 10 log10(max(power, 1e-10)).
-            frames: int64 [B], how many of the T frames belong to each clip (on the device of `lengths`).
+            frames: int64 [B], number of frames inside each clip (on the device of `lengths`).
         """
         device = waveform.device
         with torch.autocast(device.type, enabled=False):
             padded, frames = self._pad(waveform.float(), lengths)
             if device.type == "cpu" and not torch.compiler.is_compiling():
-                # A few clips at a time stay in the processor's caches: twice as fast as all at once.
+                # A few clips at a time fit the CPU caches: twice as fast as the whole batch at once.
                 chunks = padded.split(max(1, torch.get_num_threads()))
                 return torch.cat([self._decibels(chunk) for chunk in chunks]), frames
             return self._decibels(padded), frames
 
     def _decibels(self, padded: Tensor) -> Tensor:
-        """Padded waveforms [B, S + n_fft] to [B, bands, T] in dB."""
+        """Map padded waveforms [B, S + n_fft] to [B, bands, T] in dB."""
         config, device = self.config, padded.device
         window = _window(config.win_length, device)
         spectrum = torch.stft(
@@ -107,11 +107,11 @@ class LogMel(nn.Module):
         filters = mel_filters(
             config.n_fft, config.num_mel_bands, config.mel_min_hz, config.mel_max_hz, config.sampling_rate, device
         )
-        # Dividing the window itself by its norm would round the quietest bands differently from the reference.
+        # Scaling the window instead would round the quietest bands differently from the reference.
         return self.decibels(power, filters / window.square().sum())
 
     def _pad(self, waveform: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Reflect every clip at its own ends; returns [B, S + n_fft] and the frames of each clip."""
+        """Reflect every clip at its own ends; return [B, S + n_fft] and the number of frames of each clip."""
         batch, samples = waveform.shape
         reach = self.config.n_fft // 2
         if samples == 0:
@@ -120,7 +120,7 @@ class LogMel(nn.Module):
         if lengths is None:
             lengths, shortest = torch.full((batch,), samples, dtype=torch.int64), samples
         elif lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Elsewhere, looking for the shortest clip would cost a synchronisation.
+            # On other devices, finding the shortest clip would cost a synchronization.
             shortest = int(lengths.min())
         lengths = lengths.to(torch.int64)
         if shortest >= max(self.min_samples, reach + 1):
@@ -136,12 +136,12 @@ class LogMel(nn.Module):
 
 
 def _reflect_ends(padded: Tensor, length: Tensor, reach: int) -> Tensor:
-    """Put behind every clip its own last `reach` samples reflected, and zeros behind those.
+    """Append to every clip its last `reach` samples in reverse, then zeros.
 
     Args:
-        padded: float32 [B, S + 2 * reach], clips from `reach` on.
+        padded: float32 [B, S + 2 * reach], clips starting at `reach`.
         length: int64 [B, 1], samples of each clip, more than `reach`.
-        reach: samples on either side.
+        reach: padding on either side, samples.
     """
     steps = torch.arange(reach, device=padded.device)
     end = length + reach
@@ -151,7 +151,7 @@ def _reflect_ends(padded: Tensor, length: Tensor, reach: int) -> Tensor:
 
 
 class InputStatistics(nn.Module):
-    """Mean and deviation of each mel band in dB, stored with the model."""
+    """Mean and deviation of each mel band in dB over the corpus, stored with the model."""
 
     mean: Tensor
     deviation: Tensor
@@ -164,10 +164,10 @@ class InputStatistics(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Go back to the statistics of ordinary recordings."""
+        """Reset to typical statistics of recordings."""
         self.mean.fill_(DEFAULT_MEAN)
         self.deviation.fill_(DEFAULT_DEVIATION)
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        """[B, bands, T] in dB to the same shape with mean 0 and deviation 1 per band over the corpus."""
+        """Standardize [B, bands, T] in dB per band, to mean 0 and deviation 1 over the corpus."""
         return (log_mel - self.mean.float()[:, None]) / self.deviation.float()[:, None]

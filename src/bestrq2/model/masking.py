@@ -1,4 +1,4 @@
-"""Which patches are hidden: drawn per clip, a pure function of (seed, step, place in the global batch)."""
+"""Masks of hidden patches, drawn per clip as a pure function of (seed, step, place in the global batch)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .configuration_bestrq2 import BestRQ2Config
-from .devices import to_device
+from .kernels import to_device
 
-# Keeps the ratio's random stream apart from those of the clips, whose places start at 0.
+# Separates the random stream of the ratio from those of the clips, whose places start at 0.
 _RATIO_STREAM = 2**32 - 1
 
 
@@ -25,19 +25,19 @@ def draw_hidden_mask(
     least one, and at least one stays visible. Spans are drawn without a ratio: clips hide unequally many.
 
     Args:
-        config: gives the rows of the grid and all that begins with `mask`.
+        config: configuration with the rows of the grid and the `mask_*` fields.
         columns: patch columns of each clip.
-        seed: of the run.
-        step: of the optimiser.
+        seed: random seed of the run.
+        step: optimizer step.
         places: place of each clip in the global batch.
-        masks: masks of every clip; `config.masks_per_clip` where None.
+        masks: number of masks per clip; None for `config.masks_per_clip`.
 
     Returns:
-        bool [B, rows * max(columns)] on the CPU, or [B, masks, rows * max(columns)] for more than one mask; True =
-        hidden, False behind the end of a clip.
+        bool [B, rows * max(columns)] on the CPU, or [B, masks, rows * max(columns)] for more than one mask. True =
+        hidden; False after the end of a clip.
 
     Raises:
-        ValueError: if a clip has a single patch: nothing could be hidden and still be predicted.
+        ValueError: for a clip of a single patch, of which nothing can be hidden and predicted.
     """
     low, high = config.mask_ratio
     ratio = np.random.default_rng([seed, step, _RATIO_STREAM]).uniform(low, high)
@@ -63,7 +63,7 @@ def draw_hidden_mask(
 
 
 def _section(order: np.ndarray, hidden: int, index: int) -> np.ndarray:
-    """Hidden patches of the mask numbered `index`: all but the next section of the shuffled patches.
+    """Return the hidden patches of mask number `index`: all but the next section of the shuffled patches.
 
     The visible sections of a clip's masks follow each other in one order, so that they overlap only once every patch
     has been visible.
@@ -73,9 +73,9 @@ def _section(order: np.ndarray, hidden: int, index: int) -> np.ndarray:
 
 
 def _spans(columns: int, config: BestRQ2Config, rng: np.random.Generator) -> np.ndarray:
-    """Bool [columns]: spans of whole columns, each column starting one by chance (arXiv 2202.01855, section 3).
+    """Draw spans of whole columns, bool [columns]; each column starts one at random (arXiv 2202.01855, section 3).
 
-    There is one at least, and one column at least stays visible.
+    There is at least one span, and at least one column stays visible.
     """
     length = config.mask_block_size[1]
     starts = rng.random(columns) < config.mask_span_probability
@@ -89,7 +89,7 @@ def _spans(columns: int, config: BestRQ2Config, rng: np.random.Generator) -> np.
 
 
 def _blocks(rows: int, columns: int, hidden: int, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """Rectangles at random places until `hidden` patches are covered; the last one is thinned to the exact number."""
+    """Draw rectangles until `hidden` patches are covered; the last one is thinned to the exact number."""
     height, width = min(size[0], rows), min(size[1], columns)
     mask = np.zeros((rows, columns), dtype=bool)
     while (missing := hidden - int(mask.sum())) > 0:
@@ -102,17 +102,17 @@ def _blocks(rows: int, columns: int, hidden: int, size: Sequence[int], rng: np.r
 
 
 def order_by_mask(selected: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the selected patches of every clip, in grid order.
+    """Return the indices of the selected patches of every clip, in grid order.
 
-    Static shapes come from the largest count in the batch, read on the device of the mask: keep masks on the CPU to
-    spare the accelerator a synchronisation.
+    The largest count in the batch sets the shape and is read on the device of the mask: keep masks on the CPU to spare
+    the accelerator a synchronization.
 
     Args:
         selected: bool [B, N].
 
     Returns:
-        index: int64 [B, K], K the largest number selected in one clip; surplus places point at unselected patches.
-        real: bool [B, K], False at those surplus places.
+        index: int64 [B, K], K the largest number selected in one clip; surplus entries point at unselected patches.
+        real: bool [B, K], False at surplus entries.
     """
     counts = selected.sum(dim=1)
     most = int(counts.max())
@@ -123,12 +123,12 @@ def order_by_mask(selected: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Split:
-    """A batch of grids taken apart: B clips, K visible and H hidden patches, one after the other.
+    """Places of K visible and H hidden patches in the grids of B clips.
 
     Attributes:
-        places: int64 [B, K + H], where each patch stands in the grid, in grid order within either part.
+        places: int64 [B, K + H], index of each patch in the grid: visible, then hidden, each in grid order.
         visible_count: K, the largest number of visible patches in one clip.
-        visible_valid: bool [B, K], False at surplus places; None where there are none in the whole batch.
+        visible_valid: bool [B, K], False at surplus entries; None if the whole batch has none.
         hidden_valid: bool [B, H], likewise; None together with `visible_valid`.
     """
 
@@ -139,29 +139,29 @@ class Split:
 
     @property
     def visible(self) -> Tensor:
-        """int64 [B, K], places of the visible patches."""
+        """Places of the visible patches, int64 [B, K]."""
         return self.places[:, : self.visible_count]
 
     @property
     def hidden(self) -> Tensor:
-        """int64 [B, H], places of the hidden patches."""
+        """Places of the hidden patches, int64 [B, H]."""
         return self.places[:, self.visible_count :]
 
     @property
     def valid(self) -> Tensor | None:
-        """Bool [B, K + H], False at surplus places; None where there are none."""
+        """Bool [B, K + H], False at surplus entries; None if there are none."""
         if self.visible_valid is None or self.hidden_valid is None:
             return None
         return torch.cat([self.visible_valid, self.hidden_valid], dim=1)
 
 
 def split_by_mask(hidden_mask: Tensor, valid: Tensor | None, device: torch.device) -> Split:
-    """Take grids apart into visible and hidden patches, and move the result to a device.
+    """Split grids into visible and hidden patches, and move the result to a device.
 
     Args:
-        hidden_mask: bool [B, N]; on the CPU it costs an accelerator no synchronisation.
-        valid: bool [B, N] on the same device, patches inside their clip; None for all.
-        device: where the patches are.
+        hidden_mask: bool [B, N]; on the CPU it costs an accelerator no synchronization.
+        valid: bool [B, N] on the same device, True for patches inside their clip; None for all.
+        device: device of the result.
     """
     visible_mask = ~hidden_mask if valid is None else ~hidden_mask & valid
     visible_counts, hidden_counts = visible_mask.sum(dim=1), hidden_mask.sum(dim=1)

@@ -1,31 +1,91 @@
-"""The encoder that users keep, and its pretraining by either objective."""
+"""BEST-RQ-2 models: encoder, pretraining with either objective, audio classification."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
 
 from .configuration_bestrq2 import BestRQ2Config
 from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention, init_convolution
-from .cross_entropy import head_cross_entropy
-from .devices import to_device
+from .kernels import head_cross_entropy, to_device
 from .log_mel import InputStatistics, LogMel
 from .masking import Split, draw_hidden_mask, split_by_mask
-from .outputs import BestRQ2ForPreTrainingOutput, BestRQ2ModelOutput
 from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
 from .transformer import Transformer, TransformerShape
 
-# What pretraining has beside the encoder; whoever loads the encoder alone passes it over.
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+# Weights that only pretraining needs; ignored when the encoder is loaded alone.
 PRETRAINING_KEYS = (r"^predictor", r"^quantizer\.", r"^head\.", r"^mask_token$")
 
 
+@dataclass
+class BestRQ2ModelOutput(ModelOutput):
+    """Output of `BestRQ2Model`.
+
+    Attributes:
+        last_hidden_state: [B, T', D], frames: mean over the frequency rows; 0 after the end of a clip.
+        pooler_output: [B, D], mean over the valid frames.
+        patch_hidden_states: [B, N, D], frequency-major.
+        frame_attention_mask: bool [B, T'], True for frames inside the clip.
+        hidden_states: None unless requested; else the input of the first block, positions included, and the output of
+            every block, [B, N, D] each, frequency-major, before the final norm. Values at padding are undefined.
+    """
+
+    last_hidden_state: Tensor = None  # type: ignore[assignment]
+    pooler_output: Tensor = None  # type: ignore[assignment]
+    patch_hidden_states: Tensor = None  # type: ignore[assignment]
+    frame_attention_mask: Tensor = None  # type: ignore[assignment]
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class BestRQ2ForPreTrainingOutput(ModelOutput):
+    """Output of `BestRQ2ForPreTraining` for B clips, H hidden patches, V codes and C codebooks.
+
+    Without `output_logits`, `logits` and `target_entropy` to `top_code_share` are None.
+
+    Attributes:
+        loss: mean cross-entropy over hidden patches and codebooks, nats.
+        logits: float [B, H, V], or [B, H, C, V] where C > 1, hidden patches in grid order.
+        targets: int64 [B, H], or [B, H, C] where C > 1.
+        hidden_mask: bool [B, N].
+        context_hidden_state: [B, N - H, D], encoder output at the visible patches in grid order.
+        accuracy: share of correctly predicted codes.
+        hidden_valid: bool [B, H], False where a clip hides fewer patches than the longest does.
+        code_counts: float32 [C, V], number of times each code is a target in this batch.
+        target_entropy: of the batch's targets, nats.
+        excess_loss: loss - target_entropy; negative once the model beats predicting by code frequency.
+        code_perplexity: effective number of codes among the targets.
+        code_coverage: share of the codebook among the targets.
+        top_code_share: share of the most frequent target.
+    """
+
+    loss: Tensor = None  # type: ignore[assignment]
+    logits: Tensor = None  # type: ignore[assignment]
+    targets: Tensor = None  # type: ignore[assignment]
+    hidden_mask: Tensor = None  # type: ignore[assignment]
+    context_hidden_state: Tensor = None  # type: ignore[assignment]
+    accuracy: Tensor = None  # type: ignore[assignment]
+    hidden_valid: Tensor = None  # type: ignore[assignment]
+    code_counts: Tensor = None  # type: ignore[assignment]
+    target_entropy: Tensor = None  # type: ignore[assignment]
+    excess_loss: Tensor = None  # type: ignore[assignment]
+    code_perplexity: Tensor = None  # type: ignore[assignment]
+    code_coverage: Tensor = None  # type: ignore[assignment]
+    top_code_share: Tensor = None  # type: ignore[assignment]
+
+
 class BestRQ2PreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation, shared by the encoder and its pretraining."""
+    """Loading, saving and initialization, shared by all models."""
 
     config_class = BestRQ2Config
     base_model_prefix = "bestrq2"
@@ -34,12 +94,12 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ("Block", "ConformerBlock")
-    # Rounded, they would name other codes and shift the input.
+    # In 16 bits they would change the codes and shift the input.
     _keep_in_fp32_modules_strict = ("quantizer", "statistics")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal for linear maps and tokens, zero biases (paper section 3)."""
+        """Initialize linear layers and tokens by a truncated normal, biases by zero (paper section 3)."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=std)
@@ -60,7 +120,7 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
 
 
 class BestRQ2Model(BestRQ2PreTrainedModel):
-    """Waveform to embeddings: log-mel, patches, and the transformer or Conformer over all of them."""
+    """Encoder from waveform to embeddings: log-mel, patches, and a transformer or Conformer over all of them."""
 
     _keys_to_ignore_on_load_unexpected = (*PRETRAINING_KEYS, r"^classifier\.")
 
@@ -78,22 +138,22 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         self.post_init()
 
     def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
-        """Store the corpus' mean and deviation per mel band in dB, float [bands] each."""
+        """Store mean and deviation of the corpus per mel band in dB, float [bands] each."""
         self.statistics.mean.copy_(mean)
         self.statistics.deviation.copy_(deviation)
 
     def patches(
         self, input_values: Tensor, attention_mask: Tensor | None = None, lengths: Tensor | None = None
     ) -> Patches:
-        """Cut a batch of waveforms into patches; arguments as in `forward`, or the lengths that the mask stands for."""
+        """Cut a batch of waveforms into patches; arguments as in `forward`, or lengths [B] in place of the mask."""
         if input_values.ndim != 2:
             raise ValueError(f"input_values must be [batch, samples], got shape {tuple(input_values.shape)}")
         if attention_mask is not None:
             lengths = _lengths(attention_mask, input_values)
         log_mel, frames = self.log_mel(input_values, lengths)
         padded = lengths is not None
-        if padded and frames.device.type == "cpu":  # elsewhere the look would cost a synchronisation
-            # Clips that differ by less than a patch are equally long to the encoder: no mask slows its attention.
+        if padded and frames.device.type == "cpu":  # on other devices this would cost a synchronization
+            # Clips with equally many patches need no attention mask, which would slow the attention down.
             width = self.config.patch_size[1]
             padded = bool((patch_columns(frames, width) < log_mel.shape[-1] // width).any())
         return self.spectrogram_patches(log_mel, frames, padded)
@@ -103,8 +163,8 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
 
         Args:
             log_mel: float32 [B, bands, T] in dB.
-            frames: int64 [B], how many of the T frames belong to each clip.
-            padded: whether some may be fewer than T.
+            frames: int64 [B], number of frames inside each clip.
+            padded: whether some clips may have fewer than T frames.
         """
         width = self.config.patch_size[1]
         clip_columns = patch_columns(frames, width)
@@ -122,7 +182,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         return Patches(encoder_patches, quantizer_patches, columns, clip_columns, valid)
 
     def _normalize(self, log_mel: Tensor, frames: Tensor) -> Tensor:
-        """Apply `input_normalization`; `frames` [B] are those inside each clip."""
+        """Apply `input_normalization`; `frames` [B] is the number of frames inside each clip."""
         if self.config.input_normalization == "dataset":
             return self.statistics(log_mel)
         if self.config.input_normalization == "clip":
@@ -141,17 +201,18 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         output_hidden_states: bool | None = None,
         **unused: Any,
     ) -> BestRQ2ModelOutput:
-        """Embed a batch of clips; padding changes nothing.
+        """Embed a batch of clips, independently of their padding.
 
         Args:
             input_values: float [B, S], mono waveform at `config.sampling_rate`, samples in [-1, 1].
             attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
-            output_hidden_states: also return what enters and leaves every block; None for what the configuration says.
-            unused: ignored keyword arguments that transformers passes around.
+            output_hidden_states: return the input of the first block and the output of every block; None for the
+                configuration's setting.
+            unused: ignored; transformers passes further keyword arguments.
 
         Returns:
-            Frames [B, T', D], clips [B, D], patches [B, N, D], the mask of frames [B, T'] and, if asked for, the hidden
-            states, one more than there are blocks, [B, N, D] each.
+            Frames [B, T', D], clips [B, D], patches [B, N, D], the mask of frames [B, T'] and, if requested, the hidden
+            states: one more than there are blocks, [B, N, D] each.
         """
         patches = self.patches(input_values, attention_mask)
         tokens = self.embed_patches(patches)
@@ -164,7 +225,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         return output
 
     def pooled(self, states: Tensor, patches: Patches) -> BestRQ2ModelOutput:
-        """Frames and clips from what the encoder makes of all patches, [B, N, D]."""
+        """Pool the encoder output of all patches [B, N, D] into frames and clips."""
         batch, _, width = states.shape
         frames = states.view(batch, self.config.patch_rows, patches.columns, width).mean(dim=1)
         if patches.valid is None:
@@ -176,39 +237,39 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         return BestRQ2ModelOutput(frames, pooled.to(frames.dtype), states, frame_mask)
 
     def embed_patches(self, patches: Patches) -> Tensor:
-        """Tokens of all patches with their positions: [B, N, D]."""
+        """Embed all patches and add their positions: [B, N, D]."""
         tokens = self.embed_values(patches.encoder_input)
         positions = self.encoder.added_positions(patches.columns, tokens.device)
         return tokens if positions is None else tokens + positions.to(tokens.dtype)
 
     def embed_values(self, values: Tensor) -> Tensor:
-        """Tokens without positions: [B, K, patch values] to [B, K, D].
+        """Embed patches without positions: [B, K, patch values] to [B, K, D].
 
-        In the precision of the weights even inside autocast: bfloat16 cannot tell -60.0 from -60.1 dB, nor keep a
-        position beside the large token that decibels make, and the residual stream takes its type from here.
+        Runs in the precision of the weights even inside autocast: bfloat16 cannot resolve 0.1 dB at -60 dB, nor add a
+        position to the large tokens that raw decibels give, and it sets the dtype of the residual stream.
         """
         with torch.autocast(values.device.type, enabled=False):
             return self.patch_embedding(values.to(next(self.patch_embedding.parameters()).dtype))
 
 
 def _lengths(attention_mask: Tensor, input_values: Tensor) -> Tensor:
-    """Samples of each clip, int64 [B], from a mask of the input's shape with padding on the right."""
+    """Return the number of samples of each clip, int64 [B], from a mask with padding on the right."""
     if attention_mask.shape != input_values.shape:
         raise ValueError(
             f"attention_mask must have the shape of input_values {tuple(input_values.shape)}, "
             f"got {tuple(attention_mask.shape)}"
         )
     lengths = attention_mask.sum(dim=1, dtype=torch.int64)
-    if attention_mask.device.type == "cpu":  # elsewhere the check would cost a synchronisation
+    if attention_mask.device.type == "cpu":  # on other devices the check would cost a synchronization
         if bool((lengths == 0).any()):
-            raise ValueError("attention_mask leaves a clip without a single sample")
+            raise ValueError("attention_mask leaves a clip without any sample")
         if bool((attention_mask[:, 1:].to(torch.int8) > attention_mask[:, :-1].to(torch.int8)).any()):
             raise ValueError("attention_mask must pad on the right: ones first, then zeros")
     return lengths
 
 
 class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
-    """Encoder, predictor, head and quantizer, trained to name the codes of hidden patches."""
+    """Encoder, predictor, head and quantizer, trained to predict the codes of hidden patches."""
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__(config)
@@ -234,25 +295,25 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         output_logits: bool = True,
         **unused: Any,
     ) -> BestRQ2ForPreTrainingOutput:
-        """Hide patches and name their codes.
+        """Hide patches and predict their codes.
 
         Args:
             input_values: float [B, S], mono waveform at `config.sampling_rate`.
             attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
-            hidden_mask: bool [B, N], or [N] (then shared by all clips), or [B, M, N] (M masks for every clip), True =
-                hidden; drawn where None. On the CPU it costs an accelerator no synchronisation.
-            generator: CPU generator from which the mask is drawn; None uses torch's global one.
-            lengths: int64 [B], samples of each clip, in place of `attention_mask`: the same for less work.
-            output_logits: whether logits are returned. Training asks for none: the loss is then worked out from parts
-                of them, and what follows from `code_counts` (`target_entropy` to `top_code_share`) is left out too.
-            unused: ignored keyword arguments that transformers passes around.
+            hidden_mask: bool, True = hidden: [B, N], or [N] for one mask shared by all clips, or [B, M, N] for M masks
+                per clip; drawn at random if None. Keep it on the CPU: there it costs an accelerator no synchronization.
+            generator: CPU generator for drawing the mask; None for torch's global one.
+            lengths: int64 [B], samples of each clip, a cheaper alternative to `attention_mask`.
+            output_logits: whether to return logits. Training does not: the loss is then computed in chunks, and the
+                statistics that follow from `code_counts` (`target_entropy` to `top_code_share`) are left out too.
+            unused: ignored; transformers passes further keyword arguments.
 
         Returns:
-            Loss, logits and targets of the hidden patches, and diagnostics; with M masks a clip the batch dimension is
-            B * M, clip by clip.
+            Loss, logits and targets of the hidden patches, and diagnostics. With M masks per clip the batch dimension
+            is B * M, clip by clip.
 
         Raises:
-            ValueError: if a mask has the wrong shape, or hides none or all of a clip's patches.
+            ValueError: for a mask of the wrong shape, or one that hides none or all of a clip's patches.
         """
         patches = self.bestrq2.patches(input_values, attention_mask, lengths)
         if hidden_mask is None:
@@ -299,10 +360,10 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         return hidden_mask
 
     def _two_step(self, patches: Patches, split: Split) -> tuple[Tensor, Tensor]:
-        """Contextualize, then predict (paper section 2.2): the encoder never touches a hidden patch.
+        """Contextualize, then predict (paper section 2.2): the encoder sees visible patches only.
 
-        Attention does not depend on the order of tokens, so the predictor reads [context, mask tokens] one after the
-        other, each with its place in the grid, and nothing is scattered.
+        Attention does not depend on the order of tokens, so the predictor gets [context, mask tokens] concatenated,
+        each with its place in the grid, and nothing needs to be scattered back.
         """
         columns, device, visible = patches.columns, split.places.device, split.visible
         tokens = self.bestrq2.embed_values(_take(patches.encoder_input, visible))
@@ -318,7 +379,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         return context, states[:, split.visible_count :]
 
     def _one_stage(self, patches: Patches, split: Split, hidden_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask tokens or noise in place of hidden patches, the whole grid through the encoder (paper section 2.1)."""
+        """Replace hidden patches by mask tokens or noise and encode the whole grid (paper section 2.1)."""
         is_hidden = to_device(hidden_mask, split.places.device)
         if self.config.mask_fill == "noise":
             tokens = self.bestrq2.embed_values(self._with_noise(patches.encoder_input, is_hidden))
@@ -333,19 +394,19 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         return _take(states, split.visible), _take(states, split.hidden)
 
     def _with_noise(self, values: Tensor, is_hidden: Tensor) -> Tensor:
-        """Values [B, N, P] with Gaussian noise in the hidden patches; outside of training always the same noise."""
+        """Replace hidden patches of [B, N, P] by Gaussian noise; in evaluation mode the noise is always the same."""
         generator = None if self.training else torch.Generator(values.device).manual_seed(0)
         noise = torch.randn(values.shape, generator=generator, device=values.device, dtype=values.dtype)
         return torch.where(is_hidden[..., None], self.config.mask_noise_std * noise, values)
 
     def _scored(self, states: Tensor, targets: Tensor, valid: Tensor | None, output_logits: bool) -> dict[str, Tensor]:
-        """Cross-entropy in float32 and the diagnostics that tell learning from collapse.
+        """Compute the cross-entropy in float32 and diagnostics that tell learning from collapse.
 
         Args:
-            states: [B, H, D], what the head reads.
+            states: [B, H, D], input of the head.
             targets: int64 [B, H] or [B, H, codebooks].
-            valid: bool [B, H], targets that count; None for all.
-            output_logits: see `forward`.
+            valid: bool [B, H], True for targets that count; None for all.
+            output_logits: as in `forward`.
         """
         hidden_valid = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if valid is None else valid
         counts = count_codes(targets, hidden_valid, self.config.codebook_size)
@@ -376,11 +437,60 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         }
 
 
+class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
+    """Audio classifier: encoder, mean over the valid frames, linear layer to `config.num_labels` classes."""
+
+    _keys_to_ignore_on_load_unexpected = PRETRAINING_KEYS
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        super().__init__(config)
+        self.bestrq2 = BestRQ2Model(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **unused: Any
+    ) -> SequenceClassifierOutput:
+        """Classify a batch of clips.
+
+        `config.problem_type` selects the loss. If it is None, the first labels set it, as in transformers: one class
+        means regression, integer labels a single label, floating-point labels several.
+
+        Args:
+            input_values: float [B, S], mono waveform at `config.sampling_rate`, samples in [-1, 1].
+            attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
+            labels: int64 [B], class indices ("single_label_classification"); float [B, classes] of 0 and 1
+                ("multi_label_classification"); float [B] or [B, classes] ("regression"); None for no loss.
+            unused: ignored keyword arguments that transformers passes around.
+
+        Returns:
+            `logits` [B, classes] and, with labels, `loss`: mean cross-entropy, binary cross-entropy or squared error.
+
+        Raises:
+            ValueError: for an unknown `config.problem_type`.
+        """
+        logits = self.classifier(self.bestrq2(input_values, attention_mask).pooler_output)
+        return SequenceClassifierOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        config, logits = self.config, logits.float()
+        if config.problem_type is None:
+            whole = not labels.is_floating_point()
+            config.problem_type = REGRESSION if config.num_labels == 1 else SINGLE if whole else MULTI
+        if config.problem_type == SINGLE:
+            return F.cross_entropy(logits, labels)
+        if config.problem_type == MULTI:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        if config.problem_type == REGRESSION:
+            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
+        raise ValueError(f"problem_type must be {SINGLE}, {MULTI} or {REGRESSION}, got {config.problem_type!r}")
+
+
 def _take(states: Tensor, index: Tensor) -> Tensor:
-    """[B, N, D] at int64 [B, K] to [B, K, D]."""
+    """Gather rows of [B, N, D] at int64 [B, K]: [B, K, D]."""
     return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def _add(tokens: Tensor, positions: Tensor | None, index: Tensor) -> Tensor:
-    """Add to tokens [B, K, D] the positions [N, D] of their places [B, K]; nothing where there are none."""
+    """Add positions [N, D] at places [B, K] to tokens [B, K, D]; None adds nothing."""
     return tokens if positions is None else tokens + positions[index].to(tokens.dtype)

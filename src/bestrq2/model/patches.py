@@ -1,4 +1,4 @@
-"""Log-mel spectrogram to patches and back, where the patches stand, and which of them are real."""
+"""Patches of a spectrogram: cutting, validity, sine-cosine and rotary positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .derivatives import Rotation, traced
+from .kernels import Rotation, traced
 
 
 @dataclass
@@ -16,11 +16,11 @@ class Patches:
     """A batch of spectrograms as patches.
 
     Attributes:
-        encoder_input: float32 [B, N, patch values], normalised as the encoder sees them.
-        quantizer_input: float32 [B, N, patch values], as the quantizer sees them.
-        columns: columns of the grid; N = rows * columns.
-        clip_columns: int64 [B], columns that lie inside each clip.
-        valid: bool [B, N], or None where all patches are inside their clip.
+        encoder_input: float32 [B, N, patch values], input of the encoder.
+        quantizer_input: float32 [B, N, patch values], input of the quantizer.
+        columns: number of columns of the grid; N = rows * columns.
+        clip_columns: int64 [B], columns inside each clip.
+        valid: bool [B, N], True for patches inside their clip; None if all are.
     """
 
     encoder_input: Tensor
@@ -30,10 +30,10 @@ class Patches:
     valid: Tensor | None
 
     def repeated(self, times: int) -> Patches:
-        """Every clip that many times, one after the other: [B * times, ...]."""
+        """Repeat every clip `times` times in a row: [B * times, ...]."""
         return Patches(
             self.encoder_input.repeat_interleave(times, dim=0),
-            self.quantizer_input,  # the codes are known already
+            self.quantizer_input,  # not repeated: the codes have been computed already
             self.columns,
             self.clip_columns.repeat_interleave(times),
             None if self.valid is None else self.valid.repeat_interleave(times, dim=0),
@@ -48,8 +48,8 @@ def patchify(log_mel: Tensor, patch_size: tuple[int, int]) -> Tensor:
         patch_size: (height in mel bands, width in frames).
 
     Returns:
-        [B, rows * columns, height * width]: frequency-major (index = row * columns + column), values of one patch band
-        after band.
+        [B, rows * columns, height * width]: frequency-major (index = row * columns + column), the values of a patch
+        band by band.
     """
     height, width = patch_size
     batch, bands, frames = log_mel.shape
@@ -66,19 +66,19 @@ def unpatchify(patches: Tensor, patch_size: tuple[int, int], rows: int) -> Tenso
 
 
 def patch_columns(frames: Tensor, width: int) -> Tensor:
-    """Whole patch columns in clips of that many frames, at least one. int64 [B] to int64 [B]."""
+    """Return the whole patch columns in clips of `frames` frames, at least one; int64 [B] to int64 [B]."""
     return (frames // width).clamp_min(1)
 
 
 def patch_validity(columns: Tensor, rows: int, total_columns: int) -> Tensor:
-    """Which patches lie inside their clip: int [B] columns of each clip to bool [B, rows * total_columns]."""
+    """Return which patches are inside their clip: columns of each clip, int [B], to bool [B, rows * total_columns]."""
     inside = torch.arange(total_columns, device=columns.device) < columns[:, None]
     return inside.repeat(1, rows)
 
 
 @lru_cache(maxsize=64)
 def sine_cosine_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
-    """2-D sine-cosine positions, float32 [rows * columns, width] (paper section 3).
+    """2-D sine-cosine position embeddings, float32 [rows * columns, width] (paper section 3).
 
     Half of the width encodes the row, half the column, with temperature 10000. The quarters are sine of the row, sine
     of the column, cosine of the row, cosine of the column, as in the released checkpoints.
@@ -98,10 +98,10 @@ def sine_cosine_positions(rows: int, columns: int, width: int, device: torch.dev
 
 @lru_cache(maxsize=64)
 def rotary_angles(rows: int, columns: int, head_width: int, two_dimensional: bool, device: torch.device) -> Tensor:
-    """Rotation angles of queries and keys, float32 [rows * columns, head_width], base 10000, for `rotate`.
+    """Rotary angles of queries and keys, float32 [rows * columns, head_width], base 10000, for `rotate`.
 
-    With two dimensions the first half of a head turns with the row and the second with the column; otherwise all of it
-    turns with the column.
+    In two dimensions the first half of a head encodes the row and the second half the column; otherwise the whole head
+    encodes the column.
     """
 
     def angles(count: int, width: int) -> Tensor:
@@ -123,22 +123,22 @@ def rotary_tables(
     rows: int, columns: int, head_width: int, two_dimensional: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of `rotary_angles`, float32 [rows * columns, head_width] each."""
-    # Made while evaluating, an inference tensor would be of no use to a later training step.
+    # Created in inference mode, the cached tensors could not be used in a later training step.
     with torch.inference_mode(False):
         angles = rotary_angles(rows, columns, head_width, two_dimensional, torch.device("cpu"))
         return angles.cos().to(device), angles.sin().to(device)
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor], parts: int) -> Tensor:
-    """Turn queries or keys by their position ("rotate-half" form).
+    """Apply the rotary embedding to queries or keys ("rotate-half" form).
 
     Args:
         states: [B, heads, N, head_width].
         rotary: cosines and sines of the angles, float32 [1 or B, 1, N, head_width].
-        parts: independent parts of a head: 2 for two-dimensional positions, else 1.
+        parts: number of independently rotated parts of a head: 2 for two-dimensional positions, else 1.
 
     Returns:
-        The turned states in their own dtype.
+        The rotated states in their own dtype.
     """
     cosine, sine = rotary
     if not traced():

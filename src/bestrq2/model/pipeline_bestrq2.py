@@ -1,4 +1,4 @@
-"""`pipeline("feature-extraction")` for audio: that of transformers reads text, so an exported folder brings its own."""
+"""Audio pipeline for the task "feature-extraction", which in transformers itself reads text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AudioClassificationPipeline, Pipeline
 
-from .outputs import BestRQ2ModelOutput
+from .modeling_bestrq2 import BestRQ2ModelOutput
 
 
 class BestRQ2FeatureExtractionPipeline(Pipeline):
@@ -29,13 +29,13 @@ class BestRQ2FeatureExtractionPipeline(Pipeline):
         return {}, {}, {} if return_tensors is None else {"return_tensors": return_tensors}
 
     def preprocess(self, inputs: Any) -> Any:
-        """One clip as the model's input."""
+        """Turn a clip into the model's input."""
         return AudioClassificationPipeline.preprocess(self, inputs)
 
     def _forward(self, model_inputs: Any) -> BestRQ2ModelOutput:
         return self.model(**model_inputs)
 
     def postprocess(self, model_outputs: BestRQ2ModelOutput, return_tensors: bool = False) -> Tensor | list[Any]:
-        """The frames inside the clip: a batch's padding is cut off."""
+        """Return the frames inside the clip, without the padding of the batch."""
         frames = model_outputs["last_hidden_state"][:, model_outputs["frame_attention_mask"][0]]
         return frames if return_tensors else frames.tolist()

@@ -1,4 +1,4 @@
-"""The frozen random-projection quantizer that makes the targets, and how well its codes are used."""
+"""Frozen random-projection quantizer that provides the targets, and statistics of code usage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from .configuration_bestrq2 import BestRQ2Config
 
 
 class RandomProjectionQuantizer(nn.Module):
-    """Patch to code: random projection, then the codebook row of largest cosine (paper section 2; arXiv 2202.01855).
+    """Random-projection quantizer (paper section 2; arXiv 2202.01855).
 
-    Projection (Xavier uniform) and codebook (Gaussian rows of length 1) are buffers drawn from `quantizer_seed`; they
-    are never trained and are saved with the model. All arithmetic is float32.
+    The code of a patch is the codebook row with the largest cosine to its random projection. Projection (Xavier
+    uniform) and codebook (Gaussian rows normalized to length 1) are buffers drawn from `quantizer_seed`, never trained
+    and saved with the model. All arithmetic is float32.
     """
 
     projection: Tensor
@@ -32,7 +33,7 @@ class RandomProjectionQuantizer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw projection and codebook from the seed of the configuration."""
+        """Draw projection and codebook from `quantizer_seed`."""
         generator = torch.Generator().manual_seed(self.config.quantizer_seed)
         for book in range(self.config.num_codebooks):
             projection = torch.empty(self.projection.shape[1:], device="cpu")
@@ -42,7 +43,7 @@ class RandomProjectionQuantizer(nn.Module):
             self.codebook[book].copy_(F.normalize(codes, dim=-1))
 
     def _apply(self, fn: Any, recurse: bool = True) -> RandomProjectionQuantizer:
-        """Follow `.to()` to another device, but keep the precision: rounded buffers would name other codes."""
+        """Follow `.to()` to another device but keep the precision: rounded buffers would give other codes."""
         kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
@@ -53,13 +54,13 @@ class RandomProjectionQuantizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, patches: Tensor) -> Tensor:
-        """Name the code of every patch.
+        """Return the code of every patch.
 
         Args:
             patches: float [B, N, patch values].
 
         Returns:
-            int64 [B, N], or [B, N, codebooks] where there is more than one codebook.
+            int64 [B, N], or [B, N, codebooks] with more than one codebook.
         """
         with torch.autocast(patches.device.type, enabled=False):
             patches = patches.float()
@@ -74,12 +75,12 @@ class RandomProjectionQuantizer(nn.Module):
 
 @dataclass(frozen=True)
 class CodeUsage:
-    """How the codes of a set of targets are spread; scalars, averaged over codebooks.
+    """Usage of the codes by a set of targets; scalars, averaged over codebooks.
 
     Attributes:
-        entropy: of the codes' marginal distribution, nats. A predictor that ignores its input can reach this loss.
+        entropy: entropy of the marginal distribution of codes, nats; the best loss without looking at the input.
         perplexity: exp(entropy), the effective number of codes.
-        coverage: share of the codebook that occurs at all.
+        coverage: share of the codebook that occurs.
         top_share: share of the most frequent code.
     """
 
@@ -90,11 +91,11 @@ class CodeUsage:
 
 
 def count_codes(targets: Tensor, weights: Tensor, codebook_size: int) -> Tensor:
-    """How often each code occurs, without a host-device synchronisation.
+    """Count the occurrences of each code, without a host-device synchronization.
 
     Args:
         targets: int64 [B, H] or [B, H, codebooks].
-        weights: bool [B, H], which targets count.
+        weights: bool [B, H], True for targets that count.
         codebook_size: codes per codebook.
 
     Returns:
@@ -107,7 +108,7 @@ def count_codes(targets: Tensor, weights: Tensor, codebook_size: int) -> Tensor:
 
 
 def code_usage(counts: Tensor) -> CodeUsage:
-    """Summarise counts, float [codebooks, codebook_size], as from `count_codes`."""
+    """Summarize counts from `count_codes`, float [codebooks, codebook_size]."""
     shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1.0)
     entropies = torch.special.entr(shares).sum(dim=1)
     return CodeUsage(

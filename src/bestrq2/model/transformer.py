@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks, shared by the encoder and the predictor."""
+"""Pre-norm transformer of the encoder and the predictor."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_bestrq2 import BestRQ2Config
-from .derivatives import RMSNormalization, SwiGLU, traced
+from .kernels import RMSNormalization, SwiGLU, traced
 from .patches import rotary_tables, rotate, sine_cosine_positions
 
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """Sizes of one stack of blocks (encoder or predictor)."""
+    """Sizes of one stack of blocks: encoder or predictor."""
 
     width: int
     layers: int
@@ -29,7 +29,7 @@ class TransformerShape:
 
     @classmethod
     def of_encoder(cls, config: BestRQ2Config) -> TransformerShape:
-        """The encoder's sizes."""
+        """Return the sizes of the encoder."""
         return cls(
             config.hidden_size,
             config.num_hidden_layers,
@@ -40,7 +40,7 @@ class TransformerShape:
 
     @classmethod
     def of_predictor(cls, config: BestRQ2Config) -> TransformerShape:
-        """The predictor's sizes; it has no stochastic depth (paper section 3)."""
+        """Return the sizes of the predictor, which has no stochastic depth (paper section 3)."""
         return cls(
             config.predictor_hidden_size,
             config.predictor_num_layers,
@@ -53,12 +53,12 @@ class TransformerShape:
 class RMSNorm(nn.RMSNorm):
     """RMSNorm in the precision of its weight.
 
-    PyTorch's fused kernel takes only inputs of the weight's type; inside autocast, queries and keys are not.
+    PyTorch's fused kernel needs inputs of the weight's dtype, which queries and keys inside autocast are not.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to the same shape in the weight's type."""
-        # Elsewhere PyTorch has a kernel of its own, and squares in 16 bits need its wider sums.
+        """Normalize [..., D] over the last dimension, in the dtype of the weight."""
+        # Other devices have a fused kernel in PyTorch; squares in 16 bits need its wider accumulation.
         wide = self.weight.dtype in (torch.float32, torch.float64)
         if wide and x.device.type == "cpu" and not traced():
             return RMSNormalization.apply(x, self.weight, self.eps)
@@ -66,7 +66,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def make_norm(config: BestRQ2Config, width: int) -> nn.Module:
-    """LayerNorm or RMSNorm as configured; LayerNorm loses its bias where linear maps have none."""
+    """Build the configured norm; a LayerNorm has a bias only if linear layers do."""
     if config.norm == "rmsnorm":
         return RMSNorm(width, eps=config.norm_eps)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.use_bias)
@@ -74,18 +74,18 @@ def make_norm(config: BestRQ2Config, width: int) -> nn.Module:
 
 @lru_cache(maxsize=64)
 def _kept_shares(rates: tuple[float, ...], device: torch.device) -> Tensor:
-    """1 - rate of every block, float32 [blocks, 1, 1, 1, 1]."""
+    """Return 1 - rate of every block, float32 [blocks, 1, 1, 1, 1]."""
     with torch.inference_mode(False):
         return (1.0 - torch.tensor(rates, device="cpu")).view(-1, 1, 1, 1, 1).to(device)
 
 
 def branch_scales(rates: tuple[float, ...], clips: int, device: torch.device) -> Tensor:
-    """Stochastic depth: which branch of which block is dropped for which clip, drawn for a whole stack at once.
+    """Draw the stochastic depth of a whole stack: the scale of every branch for every clip.
 
     Args:
-        rates: probability of every block that one of its branches is dropped.
-        clips: B.
-        device: where to draw.
+        rates: drop probability of a branch, for every block.
+        clips: batch size B.
+        device: device of the random numbers.
 
     Returns:
         float32 [blocks, 2, B, 1, 1]: 0 for dropped branches, 1 / (1 - rate) for the others.
@@ -95,7 +95,7 @@ def branch_scales(rates: tuple[float, ...], clips: int, device: torch.device) ->
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention through `scaled_dot_product_attention`, or written out for `eager`."""
+    """Multi-head self-attention by `scaled_dot_product_attention`, or by its definition for "eager"."""
 
     def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
         super().__init__()
@@ -109,9 +109,9 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, head_width) if config.qk_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
-        """[B, N, D] to [B, N, D]; `attention_mask` is bool [B, 1, 1, N], True for keys that may be attended to."""
+        """Attend: [B, N, D] to [B, N, D]; `attention_mask` is bool [B, 1, 1, N], True for keys to attend to."""
         batch, count, width = tokens.shape
-        # Cut along the width, so that the backward pass puts the three gradients together in a single copy.
+        # Split along the width: the backward pass then concatenates the three gradients in a single copy.
         queries, keys, values = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1)
         )
@@ -125,7 +125,7 @@ class Attention(nn.Module):
 
 
 def eager_attention(queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """Attention by its definition, [B, heads, N, d] each: the yardstick for the fused kernels."""
+    """Attention by its definition, [B, heads, N, d] each: the reference for the fused kernels."""
     scores = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf"))
@@ -133,7 +133,7 @@ def eager_attention(queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Te
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with GELU, or SwiGLU with the gate in the first half of `fc1`."""
+    """Feed-forward layers with GELU, or SwiGLU with the gate in the first half of `fc1`."""
 
     def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block: attention and feed-forward, each with a residual branch and stochastic depth."""
+    """Pre-norm block: attention and feed-forward, each a residual branch with stochastic depth."""
 
     def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Block(nn.Module):
         attention_mask: Tensor | None,
         scales: Tensor | None = None,
     ) -> Tensor:
-        """[B, N, D] to [B, N, D]; `scales` [2, B, 1, 1] of the branches as from `branch_scales`, None for ones."""
+        """Map [B, N, D] to [B, N, D]; `scales` [2, B, 1, 1] of the branches from `branch_scales`, None for ones."""
         branch = self.attn(self.norm1(tokens), rotary, attention_mask)
         tokens = tokens + branch if scales is None else torch.addcmul(tokens, branch, scales[0])
         branch = self.mlp(self.norm2(tokens))
@@ -185,15 +185,15 @@ def run_blocks(
     *others: Any,
     own: Sequence[Any] | None = None,
 ) -> Tensor:
-    """Tokens [B, N, D] through blocks one after the other.
+    """Run tokens [B, N, D] through a sequence of blocks.
 
     Args:
-        blocks: each takes the tokens and `others`.
-        recompute: keep no activations and compute them again in the backward pass.
-        hidden_states: where to put every block's output; None for nowhere.
-        tokens: what enters the first block.
+        blocks: modules called with the tokens and `others`.
+        recompute: recompute activations in the backward pass instead of keeping them.
+        hidden_states: list to which every block's output is appended; None to keep none.
+        tokens: input of the first block.
         others: further arguments of every block.
-        own: a last argument for each block; None for none.
+        own: last argument of each block, one per block; None for none.
     """
     for index, block in enumerate(blocks):
         arguments = (tokens, *others) if own is None else (tokens, *others, own[index])
@@ -204,17 +204,17 @@ def run_blocks(
 
 
 class Transformer(nn.Module):
-    """A stack of blocks with a final norm, and the positions its tokens are given.
+    """Stack of blocks with a final norm, and its position embeddings.
 
-    A token is told apart by its place in the grid of patches, not in the sequence, so any subset of the patches, in any
-    order, may be passed.
+    Positions follow the place of a token in the grid of patches, not in the sequence, so any subset of the patches can
+    be passed, in any order.
     """
 
     def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
         super().__init__()
         self.config = config
         self.shape = shape
-        self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable` of transformers
+        self.gradient_checkpointing = False  # set by `gradient_checkpointing_enable` of transformers
         last = max(1, shape.layers - 1)
         self.drop_path_rates = tuple(shape.drop_path_rate * index / last for index in range(shape.layers))
         self.blocks = nn.ModuleList(Block(config, shape) for _ in range(shape.layers))
@@ -223,10 +223,10 @@ class Transformer(nn.Module):
             self.positions = nn.Parameter(torch.zeros(config.patch_rows, config.max_columns, shape.width))
 
     def added_positions(self, columns: int, device: torch.device) -> Tensor | None:
-        """What is added to the tokens of a grid: float32 [rows * columns, D], or None for rotary positions.
+        """Return the added position embeddings of a grid, float32 [rows * columns, D]; None for rotary ones.
 
         Raises:
-            ValueError: if there are more columns than learned positions.
+            ValueError: for more columns than there are learned positions.
         """
         rows = self.config.patch_rows
         if self.config.position_embedding == "sincos":
@@ -250,14 +250,15 @@ class Transformer(nn.Module):
         """Run the blocks and the final norm.
 
         Args:
-            tokens: [B, N, D], positions already added where they are of the added kind.
-            columns: columns of the grid.
-            places: int64 [B, N], index of each token in the grid; None where tokens are the whole grid in order.
-            valid: bool [B, N], tokens that may be attended to; None for all.
-            hidden_states: where to put every block's output [B, N, D], before the final norm; None for nowhere.
+            tokens: [B, N, D], with added positions, if any.
+            columns: number of columns of the grid.
+            places: int64 [B, N], index of each token in the grid; None for the whole grid in order.
+            valid: bool [B, N], True for tokens to attend to; None for all.
+            hidden_states: list to which every block's output [B, N, D] is appended, before the final norm; None to
+                keep none.
 
         Returns:
-            [B, N, D]. What stands at invalid tokens means nothing.
+            [B, N, D]. Values at invalid tokens are undefined.
         """
         rotary = self._rotary(columns, places, tokens.device)
         attention_mask = None if valid is None else valid[:, None, None, :]

@@ -18,8 +18,12 @@ from bestrq2.evaluate.table import read_scores
 from bestrq2.inference.cost import cost
 from bestrq2.inference.info import architecture
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2PreTrainedModel
-from bestrq2.model.modeling_bestrq2_classification import MULTI, BestRQ2ForAudioClassification
+from bestrq2.model.modeling_bestrq2 import (
+    MULTI,
+    BestRQ2ForAudioClassification,
+    BestRQ2ForPreTraining,
+    BestRQ2PreTrainedModel,
+)
 from bestrq2.recipe_book import is_recipe_file, recipes
 from bestrq2.report.comparison.figures import training_figures
 from bestrq2.report.comparison.results import find_result

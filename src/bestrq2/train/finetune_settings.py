@@ -12,7 +12,7 @@ from torch import nn
 
 from bestrq2 import flags
 from bestrq2.errors import ConfigError
-from bestrq2.model.modeling_bestrq2_classification import BestRQ2ForAudioClassification
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification
 from bestrq2.train.optimizer import parameter_groups
 from bestrq2.train.settings import OptimizerConfig
 

@@ -32,8 +32,7 @@ from bestrq2.evaluate.finetune_result import FinetuneResult, read_result, write_
 from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
 from bestrq2.inference.classifier import AudioClassifier, load_classifier
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
-from bestrq2.model.modeling_bestrq2 import BestRQ2Model
-from bestrq2.model.modeling_bestrq2_classification import MULTI, SINGLE, BestRQ2ForAudioClassification
+from bestrq2.model.modeling_bestrq2 import MULTI, SINGLE, BestRQ2ForAudioClassification, BestRQ2Model
 from bestrq2.recipe_book import recipes
 from bestrq2.seeding import generator
 from bestrq2.text import counted

@@ -18,8 +18,7 @@ from bestrq2.data.batch import AudioBatch
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.conformer import Conformer, ConformerBlock
 from bestrq2.model.masking import draw_hidden_mask
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-from bestrq2.model.outputs import BestRQ2ForPreTrainingOutput
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2ForPreTrainingOutput
 from bestrq2.model.quantizer import code_usage
 from bestrq2.model.transformer import Block, Transformer
 from bestrq2.train.guard import Guard
