@@ -29,6 +29,11 @@ class AudioBytes:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return len(self.content)
+
     def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
         """The bytes as an open file, as `Path.open` gives those of a path."""
         return cast(BinaryIO, MemoryFile(self))

@@ -74,7 +74,7 @@ def open_decoder(audio: AudioPlace) -> Decoder:
         UnreadableAudioError: missing, empty, truncated, not a regular file, or not audio.
         AudioError: it cannot be opened now, for instance because too many files are open.
     """
-    size = len(audio.content) if isinstance(audio, AudioBytes) else _regular_size(audio)
+    size = audio.size if isinstance(audio, AudioBytes) else _regular_size(audio)
     if size == 0:
         raise UnreadableAudioError(f"{audio}: the file is empty (0 bytes).")
     try:
