@@ -57,7 +57,7 @@ def test_the_loss_follows_the_kind_of_labels(classifier):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_it_takes_the_weights_of_a_stored_encoder_and_nothing_else(tiny_pretraining, tmp_path, whole):
+def test_a_classifier_loads_the_weights_of_a_stored_encoder_only(tiny_pretraining, tmp_path, whole):
     model = tiny_pretraining()
     (model if whole else model.base_model).save_pretrained(tmp_path)
     loaded, report = AutoModelForAudioClassification.from_pretrained(
@@ -72,7 +72,7 @@ def test_it_takes_the_weights_of_a_stored_encoder_and_nothing_else(tiny_pretrain
         assert torch.equal(loaded.base_model.state_dict()[name], value), name
 
 
-def test_what_was_fine_tuned_comes_back_and_embeds(classifier, tmp_path):
+def test_a_saved_classifier_loads_and_embeds_identically(classifier, tmp_path):
     classifier.config.use_cache = False  # as the Trainer of transformers leaves it
     classifier.save_pretrained(tmp_path)
     loaded = AutoModelForAudioClassification.from_pretrained(tmp_path)
@@ -94,7 +94,7 @@ def test_gradients_reach_encoder_and_head_unless_frozen(classifier):
     assert classifier.bestrq2.patch_embedding.weight.grad.abs().sum() > 0
 
 
-def test_pretraining_can_go_on_from_a_classifier_only_with_fresh_heads(classifier, tmp_path):
+def test_pretraining_from_a_classifier_initializes_new_heads(classifier, tmp_path):
     classifier.save_pretrained(tmp_path)
     model, report = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert {"head.weight", "mask_token", "quantizer.codebook"} <= set(report["missing_keys"])

@@ -80,18 +80,18 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("changes", "message"), REFUSED, ids=lambda value: str(value) if isinstance(value, dict) else ""
 )
-def test_what_is_wrong_is_said_with_the_fields_name(changes, message):
+def test_invalid_values_are_refused_with_the_name_of_the_field(changes, message):
     with pytest.raises(ValueError, match=message):
         BestRQ2Config(**changes)
 
 
 @pytest.mark.parametrize("field", CHOICES)
-def test_choices_are_listed_where_another_is_made(field):
+def test_unknown_choices_are_refused_with_the_list_of_choices(field):
     with pytest.raises(ValueError, match=f"{field} must be one of {', '.join(CHOICES[field])}, got 'other'"):
         BestRQ2Config(**{field: "other"})
 
 
-def test_the_defaults_are_the_papers():
+def test_defaults_are_those_of_the_paper():
     config = BestRQ2Config()
     assert (config.patch_rows, config.columns(config.max_samples), config.patch_values) == (8, 16, 256)
     assert config.frame_hop_samples / config.sampling_rate == 0.625
@@ -104,14 +104,14 @@ def test_columns_are_whole_patches_and_at_least_one(samples, columns):
     assert BestRQ2Config().columns(samples) == columns
 
 
-def test_one_stage_does_not_ask_for_a_predictor_that_fits():
+def test_one_stage_ignores_predictor_fields():
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "predictor_hidden_size": 50}
     assert BestRQ2Config(objective="one_stage", **sizes).predictor_hidden_size == 50
     with pytest.raises(ValueError, match="predictor"):
         BestRQ2Config(objective="two_step", **sizes)
 
 
-def test_a_configuration_survives_json(tmp_path):
+def test_a_configuration_round_trips_through_json(tmp_path):
     config = BestRQ2Config(patch_size=(128, 4), mask_ratio=(0.8, 0.8), position_embedding="rope_time", qk_norm=True)
     config.save_pretrained(tmp_path)
     loaded = BestRQ2Config.from_pretrained(tmp_path)

@@ -134,7 +134,7 @@ def reference_block(block: ConformerBlock, config: BestRQ2Config) -> nn.Module:
 
 @pytest.mark.parametrize("count", [1, 2, 23])
 @torch.no_grad()
-def test_a_block_equals_that_of_transformers(count):
+def test_conformer_block_equals_wav2vec2_conformer(count):
     config = conformer_config()
     block = strengthened(ConformerBlock(config))
     positions = reference.Wav2Vec2ConformerRelPositionalEmbedding(reference_config(config))
@@ -154,7 +154,7 @@ def test_relative_positions_equal_those_of_transformers():
         torch.testing.assert_close(ours, module(torch.zeros(1, count, 32))[0], atol=1e-5, rtol=0)
 
 
-def test_the_shift_picks_the_score_of_every_offset():
+def test_relative_shift_picks_the_score_of_every_offset():
     for count in (1, 2, 3, 6):
         offsets = torch.arange(count - 1, -count, -1)
         shifted = relative_shift(offsets.expand(2, 3, count, -1).contiguous())
@@ -163,7 +163,7 @@ def test_the_shift_picks_the_score_of_every_offset():
 
 
 @torch.no_grad()
-def test_relative_attention_is_what_its_formula_says():
+def test_relative_attention_follows_its_formula():
     config = conformer_config(hidden_size=12, num_attention_heads=2)
     attention = strengthened(RelativeAttention(config)).double()
     tokens = random_tokens(2, 5, 12).double()
@@ -207,7 +207,7 @@ def test_eager_attention_equals_the_fused_kernels_forward_and_backward():
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 @torch.no_grad()
-def test_padding_changes_nothing(count):
+def test_padding_does_not_change_the_output(count):
     config = conformer_config()
     embedding, model = strengthened(ConvolutionalEmbedding(config)), strengthened(Conformer(config))
     patches = random_tokens(2, 24, 320)
@@ -235,7 +235,7 @@ def test_every_valid_token_reaches_every_other():
 
 
 @torch.no_grad()
-def test_a_token_reads_no_frame_behind_its_own_strip():
+def test_a_token_depends_on_no_frame_after_its_strip():
     config = conformer_config()
     embedding = strengthened(ConvolutionalEmbedding(config))
     log_mel = random_tokens(1, 80, 32)
@@ -268,7 +268,7 @@ def test_the_embedding_is_two_convolutions_each_normalised_per_time_step(bands, 
     torch.testing.assert_close(embedding(patchify(log_mel, (bands, 4))), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_parameters_of_the_published_size_are_as_many_as_by_hand():
+def test_parameter_count_of_the_published_size_matches_a_count_by_hand():
     config = conformer_config(
         hidden_size=512,
         intermediate_size=2048,
@@ -359,7 +359,7 @@ def test_training_follows_an_evaluation_in_inference_mode():
 
 
 @torch.no_grad()
-def test_places_and_added_positions_play_no_part():
+def test_places_are_ignored_and_no_positions_are_added():
     model = strengthened(Conformer(conformer_config()))
     tokens = random_tokens(2, 6, 32)
     assert model.added_positions(6, CPU) is None
@@ -367,7 +367,7 @@ def test_places_and_added_positions_play_no_part():
     assert torch.equal(model(tokens, 6, places, None), model(tokens, 6, None, None))
 
 
-def test_convolutions_begin_with_a_scale_that_fits_their_kernel():
+def test_convolutions_are_initialized_to_keep_the_scale():
     torch.manual_seed(0)
     for convolution, fan_in in ((nn.Conv1d(512, 512, 31, groups=512), 31), (nn.Conv2d(128, 32, 3), 9 * 128)):
         init_convolution(convolution)

@@ -35,7 +35,7 @@ def model(request, tiny_encoder) -> BestRQ2Model:
 
 
 @torch.no_grad()
-def test_hidden_states_are_what_enters_and_leaves_the_blocks(model):
+def test_hidden_states_are_inputs_and_outputs_of_the_blocks(model):
     seen: list[torch.Tensor] = []
     hooks = [model.encoder.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))]
     hooks += [block.register_forward_hook(lambda _, __, out: seen.append(out)) for block in model.encoder.blocks]
@@ -53,7 +53,7 @@ def test_hidden_states_are_what_enters_and_leaves_the_blocks(model):
 
 
 @torch.no_grad()
-def test_asking_for_hidden_states_changes_nothing_else(model):
+def test_output_hidden_states_changes_no_other_output(model):
     waveforms = scenes(2, 30_000)
     plain, asked = model(waveforms), model(waveforms, output_hidden_states=True)
     assert plain.hidden_states is None
@@ -63,14 +63,14 @@ def test_asking_for_hidden_states_changes_nothing_else(model):
 
 
 @torch.no_grad()
-def test_the_configuration_may_ask_for_them(model):
+def test_the_configuration_can_request_hidden_states(model):
     waveforms = scenes(1, 20_000)
     model.config.output_hidden_states = True
     assert len(model(waveforms).hidden_states) == model.config.num_hidden_layers + 1
     assert model(waveforms, output_hidden_states=False).hidden_states is None
 
 
-def test_gradient_checkpointing_keeps_them(model):
+def test_gradient_checkpointing_keeps_hidden_states(model):
     waveforms = scenes(1, 20_000)
     expected = model(waveforms, output_hidden_states=True).hidden_states
     model.encoder.gradient_checkpointing = True

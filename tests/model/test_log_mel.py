@@ -65,7 +65,7 @@ def test_mel_filters_agree_with_filters_in_double_precision():
     np.testing.assert_allclose(found, htk_filters(128, 0, 8000, 2048, RATE), atol=5e-5)
 
 
-def test_a_tone_stands_in_the_band_of_its_frequency():
+def test_a_tone_peaks_in_the_band_of_its_frequency():
     config = BestRQ2Config()
     corners = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 130) / 2595) - 1)
     for band in (20, 60, 100):
@@ -93,7 +93,7 @@ def test_power_below_the_floor_is_minus_100_decibels():
 
 
 @pytest.mark.parametrize("length", [1, 2, 100, 1024, 1025, PATCH_SAMPLES - 1, PATCH_SAMPLES, PATCH_SAMPLES + 1, 23_456])
-def test_a_clip_has_the_same_frames_alone_and_before_garbage(length):
+def test_frames_do_not_depend_on_samples_after_the_end(length):
     module = LogMel(BestRQ2Config())
     clip = torch.from_numpy(scene(length, seed=2))
     alone, frames_alone = module(clip[None])
@@ -145,7 +145,7 @@ def test_batches_of_any_lengths_hold_what_each_clip_has_alone(lengths, seed):
         torch.testing.assert_close(together[index, :, :count], alone[0, :, :count], atol=1e-5, rtol=0)
 
 
-def test_autocast_does_not_touch_the_spectrogram():
+def test_autocast_does_not_change_the_spectrogram():
     waveform = scenes(2, 20_000)
     module = LogMel(BestRQ2Config())
     expected, _ = module(waveform)

@@ -19,7 +19,7 @@ CONFORMER = {
 
 
 @torch.no_grad()
-def test_a_conformer_sees_noise_where_frames_are_hidden(tiny_pretraining, monkeypatch):
+def test_a_conformer_sees_noise_in_hidden_frames(tiny_pretraining, monkeypatch):
     model = tiny_pretraining(**CONFORMER)
     clips = scenes(2, 32_000)
     hidden = random_mask(model, [50, 50])[0]
@@ -49,7 +49,7 @@ def test_a_conformers_clip_is_the_same_alone_and_in_a_padded_batch(tiny_pretrain
         torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0], rtol=0, atol=2e-5)
 
 
-def test_noise_is_drawn_anew_in_training_and_the_same_in_evaluation(tiny_pretraining):
+def test_noise_is_random_in_training_and_fixed_in_evaluation(tiny_pretraining):
     model = tiny_pretraining(**{**CONFORMER, "conformer_dropout": 0.0})
     clips, hidden = scenes(2, 32_000), random_mask(model, [50, 50])
     evaluated = [model(clips, hidden_mask=hidden).loss.item() for _ in range(2)]

@@ -22,7 +22,7 @@ def drawn(config, columns, seed=0, step=0, places=None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", ["uniform", "block"])
-def test_every_clip_hides_the_same_share_of_its_own_patches(tiny_config, shape):
+def test_every_clip_hides_the_same_share_of_its_patches(tiny_config, shape):
     config = tiny_config(mask_ratio=[0.55, 0.55], mask_shape=shape)
     columns = [8, 1, 3, 5, 8]
     masks = drawn(config, columns)
@@ -76,7 +76,7 @@ def test_clips_steps_and_seeds_have_different_masks(tiny_config):
 
 
 @pytest.mark.parametrize("shape", ["uniform", "block"])
-def test_a_mask_is_a_function_of_seed_step_and_place_whatever_the_batch(tiny_config, shape):
+def test_a_mask_depends_on_seed_step_and_place_only(tiny_config, shape):
     config = tiny_config(mask_shape=shape)
     whole = drawn(config, [8, 5, 8, 2], seed=11, step=7, places=[40, 41, 42, 43])
     for index, (place, own) in enumerate([(40, 8), (41, 5), (42, 8), (43, 2)]):
@@ -153,7 +153,7 @@ def several(config, columns, masks, seed=0, step=0) -> np.ndarray:
     return drawn.view(len(columns), masks, ROWS, -1).numpy()
 
 
-def test_two_masks_of_one_half_are_each_others_complement(tiny_config):
+def test_two_masks_of_one_half_are_complements(tiny_config):
     masks = several(tiny_config(mask_ratio=[0.5, 0.5]), [8, 5], 2)
     assert np.array_equal(masks[0, 0], ~masks[0, 1])
     assert np.array_equal(masks[1, 0, :, :5], ~masks[1, 1, :, :5])
@@ -174,12 +174,12 @@ def test_the_first_of_several_masks_is_the_only_one_otherwise(tiny_config):
     assert np.array_equal(several(config, [8, 3], 3, seed=3, step=9)[:, 0], alone)
 
 
-def test_masks_per_clip_is_how_many_are_drawn(tiny_config):
+def test_masks_per_clip_sets_the_number_of_masks(tiny_config):
     assert draw_hidden_mask(tiny_config(masks_per_clip=3), [8, 8], 0, 0, [0, 1]).shape == (2, 3, 64)
     assert draw_hidden_mask(tiny_config(masks_per_clip=3), [8, 8], 0, 0, [0, 1], masks=1).shape == (2, 64)
 
 
-def test_spans_hide_whole_columns_as_often_as_their_probability_says(tiny_config):
+def test_spans_hide_whole_columns_at_their_probability(tiny_config):
     config = tiny_config(mask_shape="span", mask_block_size=[1, 4], mask_span_probability=0.15)
     masks = drawn(config, [40] * 400)
     assert (masks == masks[:, :1]).all()  # whole columns
@@ -196,7 +196,7 @@ def test_spans_hide_whole_columns_as_often_as_their_probability_says(tiny_config
 
 
 @pytest.mark.parametrize("probability", [1e-9, 1 - 1e-9])
-def test_spans_hide_one_column_at_least_and_show_one_at_least(tiny_config, probability):
+def test_spans_hide_and_show_at_least_one_column(tiny_config, probability):
     masks = drawn(tiny_config(mask_shape="span", mask_block_size=[1, 4], mask_span_probability=probability), [2, 8])
     hidden = masks[:, 0].sum(axis=1).tolist()
     assert hidden == ([1, 4] if probability < 0.5 else [1, 7])

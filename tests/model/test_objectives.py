@@ -16,7 +16,7 @@ from example_sounds import padded_batch, scenes
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("positions", ["sincos", "rope_2d", "rope_time", "learned"])
 @torch.no_grad()
-def test_what_is_hidden_changes_nothing(tiny_pretraining, monkeypatch, objective, positions):
+def test_hidden_values_do_not_change_the_output(tiny_pretraining, monkeypatch, objective, positions):
     model = tiny_pretraining(objective=objective, position_embedding=positions)
     clips = scenes(2, 80_000)
     hidden = random_mask(model, [8, 8])[0]
@@ -163,7 +163,7 @@ def test_masks_drawn_in_the_model_never_hide_padding(tiny_pretraining, objective
 
 
 @torch.no_grad()
-def test_the_generator_decides_the_mask(tiny_pretraining):
+def test_the_generator_determines_the_mask(tiny_pretraining):
     model, clips = tiny_pretraining(), scenes(2, 80_000)
     masks = [model(clips, generator=torch.Generator().manual_seed(seed)).hidden_mask for seed in (1, 1, 2)]
     assert torch.equal(masks[0], masks[1])
@@ -192,7 +192,7 @@ def test_one_mask_can_serve_the_whole_batch(tiny_pretraining):
         (torch.ones(2, N), r"bool \[2, 64\], got torch.float32"),
     ],
 )
-def test_hidden_masks_that_make_no_sense_are_refused(tiny_pretraining, mask, message):
+def test_invalid_hidden_masks_are_refused(tiny_pretraining, mask, message):
     with pytest.raises(ValueError, match=message):
         tiny_pretraining()(scenes(2, 80_000), hidden_mask=mask)
 
@@ -239,7 +239,7 @@ def test_gradients_reach_every_parameter_and_no_buffer(tiny_pretraining, objecti
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("codebooks", [1, 3])
 @torch.no_grad()
-def test_loss_and_diagnostics_are_those_of_logits_and_targets(tiny_pretraining, objective, codebooks):
+def test_loss_and_diagnostics_follow_from_logits_and_targets(tiny_pretraining, objective, codebooks):
     model = tiny_pretraining(objective=objective, num_codebooks=codebooks, quantizer_normalization="layernorm")
     batch, attention_mask = padded_batch([80_000, 31_000, 52_000])
     output = model(batch, attention_mask, hidden_mask=random_mask(model, [8, 3, 5]))
@@ -273,7 +273,7 @@ def test_loss_and_diagnostics_are_those_of_logits_and_targets(tiny_pretraining, 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @torch.no_grad()
-def test_with_several_codebooks_the_loss_is_the_mean_of_theirs(tiny_pretraining, objective):
+def test_the_loss_is_the_mean_over_codebooks(tiny_pretraining, objective):
     model = tiny_pretraining(objective=objective, num_codebooks=3)
     clips, mask = scenes(2, 80_000), torch.arange(N) % 2 == 0
     output = model(clips, hidden_mask=mask)
@@ -285,7 +285,7 @@ def test_with_several_codebooks_the_loss_is_the_mean_of_theirs(tiny_pretraining,
     assert torch.equal(output.targets, model.quantizer(model.bestrq2.patches(clips).quantizer_input)[:, mask])
 
 
-def test_an_untrained_model_has_the_loss_of_guessing(tiny_config):
+def test_an_untrained_model_has_the_loss_of_uniform_guessing(tiny_config):
     torch.manual_seed(0)
     for objective in OBJECTIVES:
         model = BestRQ2ForPreTraining(tiny_config(objective=objective))
@@ -293,7 +293,7 @@ def test_an_untrained_model_has_the_loss_of_guessing(tiny_config):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_one_batch_can_be_learnt_by_heart(tiny_config, objective):
+def test_one_batch_can_be_overfitted(tiny_config, objective):
     config = tiny_config(
         objective=objective,
         input_normalization="clip",

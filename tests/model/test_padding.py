@@ -117,7 +117,7 @@ def test_more_columns_than_learned_positions_are_refused(tiny_encoder):
         (torch.tensor([[1, 1, 1]]), r"shape of input_values \(1, 4\), got \(1, 3\)"),
     ],
 )
-def test_attention_masks_that_make_no_sense_are_refused(tiny_encoder, mask, message):
+def test_invalid_attention_masks_are_refused(tiny_encoder, mask, message):
     with pytest.raises(ValueError, match=message):
         tiny_encoder()(torch.tensor([[0.1, 0.2, -0.1, 0.3]]), mask)
 

@@ -85,7 +85,7 @@ def test_positions_of_a_short_clip_are_those_rows_and_columns_of_a_long_one():
             assert torch.equal(few, many[:, :short])
 
 
-def test_no_two_patches_share_a_position():
+def test_positions_of_patches_are_distinct():
     positions = sine_cosine_positions(8, 64, 64, CPU)
     distances = torch.cdist(positions, positions) + 10 * torch.eye(len(positions))
     assert distances.min() > 0.1
@@ -113,7 +113,7 @@ def rotary(rows: int, columns: int, width: int, two_dimensional: bool) -> tuple[
 
 
 @pytest.mark.parametrize("two_dimensional", [True, False])
-def test_rotary_positions_turn_pairs_of_values_as_complex_numbers(two_dimensional):
+def test_rotary_embedding_equals_multiplication_of_complex_numbers(two_dimensional):
     rows, columns, width = 4, 9, 16
     states = np.random.default_rng(0).normal(size=(rows * columns, width))
     parts = 2 if two_dimensional else 1

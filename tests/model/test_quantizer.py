@@ -38,7 +38,7 @@ def code_by_hand(patch: np.ndarray, projection: np.ndarray, codebook: np.ndarray
     return int(np.argmax(cosines))
 
 
-def test_codes_are_those_of_largest_cosine(quantizer, patches):
+def test_codes_have_the_largest_cosine(quantizer, patches):
     module = quantizer(quantizer_normalization="layernorm")
     codes = module(patches)
     assert (codes.shape, codes.dtype) == ((4, 64), torch.int64)
@@ -50,7 +50,7 @@ def test_codes_are_those_of_largest_cosine(quantizer, patches):
     assert len(codes.unique()) > 20
 
 
-def test_codes_of_raw_decibels_are_those_of_largest_cosine(quantizer, patches):
+def test_codes_of_raw_decibels_have_the_largest_cosine(quantizer, patches):
     module = quantizer()
     codes = module(patches)
     projection, codebook = module.projection[0].double().numpy(), module.codebook[0].double().numpy()
@@ -67,13 +67,13 @@ def test_projection_is_xavier_uniform_and_codes_have_length_one(quantizer):
     assert module.codebook.mean(dim=1).abs().max() < 0.02  # directions point everywhere
 
 
-def test_loudness_as_a_factor_does_not_change_a_code(quantizer, patches):
+def test_scaling_a_patch_does_not_change_its_code(quantizer, patches):
     module = quantizer()
     for factor in (1e-3, 0.5, 40.0):
         assert torch.equal(module(patches * factor), module(patches))
 
 
-def test_layer_normalised_codes_ignore_gain_and_offset_in_decibels(quantizer, patches):
+def test_layer_normalized_codes_are_invariant_to_scale_and_offset_in_decibels(quantizer, patches):
     normalised, raw = quantizer(quantizer_normalization="layernorm"), quantizer()
     changed = 1.7 * patches + 12.0
     assert (normalised(changed) == normalised(patches)).float().mean() > 0.995
@@ -81,7 +81,7 @@ def test_layer_normalised_codes_ignore_gain_and_offset_in_decibels(quantizer, pa
     assert len(normalised(patches).unique()) > 2 * len(raw(patches).unique())
 
 
-def test_the_seed_decides_projection_and_codebook(quantizer):
+def test_the_seed_determines_projection_and_codebook(quantizer):
     torch.manual_seed(1)
     first = quantizer(quantizer_seed=3).state_dict()
     torch.manual_seed(2)
@@ -122,7 +122,7 @@ def test_codebooks_are_independent_quantizers(quantizer, patches):
 
 
 @pytest.mark.parametrize("used", [1, 2, 7, 64])
-def test_codes_used_equally_often_have_a_perplexity_of_their_number(used):
+def test_perplexity_of_uniform_codes_is_their_number(used):
     targets = torch.arange(used).repeat(5)[None]
     usage = code_usage(count_codes(targets, torch.ones_like(targets, dtype=torch.bool), 64))
     assert usage.perplexity.item() == pytest.approx(used, rel=1e-5)
@@ -131,7 +131,7 @@ def test_codes_used_equally_often_have_a_perplexity_of_their_number(used):
     assert usage.top_share.item() == pytest.approx(1 / used)
 
 
-def test_usage_of_counts_worked_out_by_hand():
+def test_code_usage_matches_values_computed_by_hand():
     usage = code_usage(torch.tensor([[2.0, 1.0, 1.0, 0.0], [0.0, 0.0, 4.0, 0.0]]))
     first = 0.5 * math.log(2) + 2 * 0.25 * math.log(4)
     assert usage.entropy.item() == pytest.approx(first / 2)
@@ -140,7 +140,7 @@ def test_usage_of_counts_worked_out_by_hand():
     assert usage.top_share.item() == pytest.approx((0.5 + 1.0) / 2)
 
 
-def test_usage_of_no_codes_at_all_is_zero_and_finite():
+def test_code_usage_of_no_targets_is_zero_and_finite():
     usage = code_usage(torch.zeros(1, 8))
     assert (usage.entropy.item(), usage.coverage.item(), usage.top_share.item()) == (0.0, 0.0, 0.0)
 
@@ -153,7 +153,7 @@ def test_usage_of_no_codes_at_all_is_zero_and_finite():
     size=st.integers(2, 9),
     seed=st.integers(0),
 )
-def test_counting_codes_is_counting(batch, hidden, books, size, seed):
+def test_count_codes_equals_a_plain_count(batch, hidden, books, size, seed):
     rng = np.random.default_rng(seed)
     targets = torch.from_numpy(rng.integers(0, size, size=(batch, hidden, books)))
     weights = torch.from_numpy(rng.random((batch, hidden)) < 0.7)
@@ -163,7 +163,7 @@ def test_counting_codes_is_counting(batch, hidden, books, size, seed):
         assert found[book].tolist() == expected.tolist()
 
 
-def test_codes_stay_the_same_when_a_model_is_made_narrower(tiny_config, tmp_path):
+def test_codes_do_not_change_in_lower_precision(tiny_config, tmp_path):
     model = BestRQ2ForPreTraining(tiny_config(num_codebooks=2)).eval()
     model.bestrq2.set_statistics(torch.linspace(-61.3, -20.7, model.config.num_mel_bands), torch.tensor(17.77))
     model.save_pretrained(tmp_path)

@@ -33,13 +33,13 @@ def log_mel(small) -> torch.Tensor:
     return LogMel(BestRQ2Config())(waveform[None])[0][0]
 
 
-def test_log_mel_is_the_references_within_a_thousandth_of_a_decibel(small, log_mel):
+def test_log_mel_equals_the_reference_within_a_thousandth_of_a_decibel(small, log_mel):
     assert log_mel.shape == (128, 257)
     assert np.ptp(small["log_mel"]) > 60  # loud and quiet places are among them
     assert np.abs(log_mel[:, :256].numpy() - small["log_mel"]).max() < 1e-3
 
 
-def test_mel_filters_are_the_references(small):
+def test_mel_filters_equal_the_reference(small):
     filters = mel_filters(2048, 128, 0.0, 8000.0, 16_000, CPU).numpy()
     assert filters.shape == small["mel_filters"].shape
     np.testing.assert_allclose(filters, small["mel_filters"], atol=1e-6)
@@ -47,13 +47,13 @@ def test_mel_filters_are_the_references(small):
 
 
 @pytest.mark.parametrize("part", ["encoder", "predictor"])
-def test_positions_are_the_references(small, part):
+def test_positions_equal_the_reference(small, part):
     expected = small[f"{part}_positions"]
     found = sine_cosine_positions(8, 16, expected.shape[1], CPU).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_the_references_quantizer_names_the_same_codes(small, log_mel):
+def test_codes_equal_those_of_the_reference_quantizer(small, log_mel):
     config = BestRQ2Config(codebook_size=512)
     quantizer = RandomProjectionQuantizer(config)
     quantizer.projection.copy_(torch.from_numpy(small["projection"])[None])

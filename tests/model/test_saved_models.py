@@ -17,7 +17,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_a_pretraining_model_comes_back_bit_by_bit(tiny_pretraining, tmp_path, changes):
+def test_a_pretraining_model_round_trips_exactly(tiny_pretraining, tmp_path, changes):
     model = tiny_pretraining(**changes)
     model.bestrq2.set_statistics(torch.linspace(-30, -60, 128), torch.linspace(8, 20, 128))
     model.quantizer.codebook[0, 3] *= -1  # what is stored counts, not what the seed would give
@@ -37,7 +37,7 @@ def test_a_pretraining_model_comes_back_bit_by_bit(tiny_pretraining, tmp_path, c
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_the_encoder_is_taken_out_of_a_pretraining_model(tiny_pretraining, tmp_path, changes):
+def test_the_encoder_loads_from_a_pretraining_model(tiny_pretraining, tmp_path, changes):
     model = tiny_pretraining(**changes)
     model.bestrq2.set_statistics(torch.linspace(-30, -60, 128), torch.linspace(8, 20, 128))
     model.save_pretrained(tmp_path)
@@ -48,7 +48,7 @@ def test_the_encoder_is_taken_out_of_a_pretraining_model(tiny_pretraining, tmp_p
     assert not any(name.startswith(("quantizer", "head", "predictor")) for name in encoder.state_dict())
 
 
-def test_an_encoder_alone_comes_back_bit_by_bit(tiny_encoder, tmp_path):
+def test_an_encoder_round_trips_exactly(tiny_encoder, tmp_path):
     model = tiny_encoder()
     model.save_pretrained(tmp_path)
     loaded = BestRQ2Model.from_pretrained(tmp_path)
@@ -95,7 +95,7 @@ def test_the_feature_extractor_pads_and_the_model_ignores_the_padding(tiny_encod
         torch.testing.assert_close(together[index], alone, atol=1e-5, rtol=0)
 
 
-def test_the_feature_extractor_takes_one_clip_as_numbers_or_array():
+def test_the_feature_extractor_accepts_one_clip_as_list_or_array():
     extractor = BestRQ2FeatureExtractor()
     clip = scene(1000)
     from_array, from_list = (extractor(one, return_tensors="np")["input_values"] for one in (clip, clip.tolist()))

@@ -100,7 +100,7 @@ def test_a_block_follows_its_definition(tiny_encoder, changes):
     torch.testing.assert_close(block(tokens, None, None), expected)
 
 
-def test_tokens_may_come_in_any_order_as_long_as_their_places_are_told(tiny_encoder):
+def test_the_order_of_tokens_does_not_matter_given_their_places(tiny_encoder):
     for changes in VARIANTS:
         model = tiny_encoder(**changes)
         patches = model.patches(scenes(1, 80_000))
@@ -139,7 +139,7 @@ def test_a_dropped_branch_leaves_the_tokens_of_its_clip_as_they_are(tiny_encoder
     torch.testing.assert_close(found[2], middle + block.mlp(block.norm2(middle[None]))[0])
 
 
-def test_stochastic_depth_rises_linearly_in_the_encoder_and_spares_the_predictor(tiny_pretraining):
+def test_stochastic_depth_rises_linearly_in_the_encoder_and_is_zero_in_the_predictor(tiny_pretraining):
     model = tiny_pretraining(num_hidden_layers=5, drop_path_rate=0.2, predictor_num_layers=2)
     assert model.bestrq2.encoder.drop_path_rates == pytest.approx((0.0, 0.05, 0.1, 0.15, 0.2))
     assert model.predictor.drop_path_rates == (0.0, 0.0)
@@ -184,7 +184,7 @@ def test_every_variant_runs_in_bfloat16_autocast(tiny_pretraining, changes):
 
 @pytest.mark.parametrize("normalization", ["none", "clip"])
 @torch.no_grad()
-def test_autocast_rounds_branches_but_not_the_stream_beside_them(tiny_config, normalization):
+def test_autocast_rounds_branches_but_not_the_residual_stream(tiny_config, normalization):
     """Decibels and large tokens do not fit bfloat16; at initialisation the branches are small and hardly matter."""
     torch.manual_seed(0)
     model = BestRQ2Model(tiny_config(hidden_size=64, input_normalization=normalization)).eval()
@@ -197,7 +197,7 @@ def test_autocast_rounds_branches_but_not_the_stream_beside_them(tiny_config, no
     assert (rough - exact).norm() < 3e-3 * spread.norm()
 
 
-def test_a_bfloat16_model_embeds_audio_close_to_the_exact_one(tiny_encoder):
+def test_a_bfloat16_model_embeds_close_to_float32(tiny_encoder):
     model = tiny_encoder(position_embedding="rope_2d", qk_norm=True)
     clips = scenes(2, 80_000)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_a_bfloat16_model_embeds_audio_close_to_the_exact_one(tiny_encoder):
     assert similarity.min() > 0.99
 
 
-def test_weights_begin_as_in_the_paper(tiny_config):
+def test_weights_are_initialized_as_in_the_paper(tiny_config):
     torch.manual_seed(0)
     config = tiny_config(hidden_size=128, intermediate_size=256, num_attention_heads=4, position_embedding="learned")
     model = BestRQ2ForPreTraining(config)
@@ -225,7 +225,7 @@ def test_weights_begin_as_in_the_paper(tiny_config):
             assert torch.all(module.bias == 0)
 
 
-def test_embedding_in_inference_mode_first_does_not_disturb_training(tiny_pretraining):
+def test_training_works_after_embedding_in_inference_mode(tiny_pretraining):
     """Cached positions and filters are made in whatever mode comes first."""
     from bestrq2.model import log_mel, patches
 
@@ -247,7 +247,7 @@ def test_embedding_in_inference_mode_first_does_not_disturb_training(tiny_pretra
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_rms_norms_of_16_bits_take_values_whose_squares_they_could_not_hold(dtype):
+def test_16_bit_rms_norms_handle_values_whose_squares_overflow(dtype):
     values = 50 * torch.randn(4, 768, generator=torch.Generator().manual_seed(0))
     norm = RMSNorm(768, eps=1e-5)
     expected = norm(values)

@@ -1,4 +1,4 @@
-"""Without logits loss and gradients are the same, and what is kept does not grow with the number of codes."""
+"""Fused kernels: chunked cross-entropy, and autograd functions equal to their formulas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from example_masks import OBJECTIVES, random_mask
 
 from bestrq2.model import kernels
-from bestrq2.model.kernels import head_cross_entropy
+from bestrq2.model.kernels import RMSNormalization, Rotation, SwiGLU, head_cross_entropy
 from example_sounds import padded_batch
 
 
@@ -31,7 +31,7 @@ def written_out(head, states, targets, weights):
 @pytest.mark.parametrize("books", [1, 4])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [7, 64, 1000])
-def test_loss_hits_and_gradients_are_those_of_logits_written_out(monkeypatch, books, bias, rows):
+def test_chunked_loss_accuracy_and_gradients_equal_those_of_full_logits(monkeypatch, books, bias, rows):
     monkeypatch.setattr(kernels, "_LEAST_ROWS", rows)  # 210 rows in 30, 4 and 1 chunks
     monkeypatch.setattr(kernels, "_VALUES_ON_CPU", 1)
     head, states, targets, weights = case(books, bias)
@@ -50,7 +50,7 @@ def test_loss_hits_and_gradients_are_those_of_logits_written_out(monkeypatch, bo
     )
 
 
-def test_under_autocast_gradients_are_as_close_to_the_true_ones_as_autograds():
+def test_autocast_gradients_are_as_accurate_as_those_of_autograd():
     head, states, targets, weights = case(2, True)
     gradients = {}
     for name, compute, enabled in (
@@ -68,7 +68,7 @@ def test_under_autocast_gradients_are_as_close_to_the_true_ones_as_autograds():
         assert (ours - true).norm() < 0.01 * true.norm()
 
 
-def test_nothing_is_differentiated_where_no_gradients_are_kept():
+def test_no_gradients_are_computed_without_grad():
     head, states, targets, weights = case(1, True)
     with torch.no_grad():
         loss, right = head_cross_entropy(head, states, targets, weights)
@@ -77,7 +77,7 @@ def test_nothing_is_differentiated_where_no_gradients_are_kept():
     assert (loss.item(), right.item()) == (pytest.approx(expected.item(), rel=1e-6), hits.item())
 
 
-def test_an_impossible_answer_costs_what_its_logit_says():
+def test_loss_of_an_extreme_logit_is_exact():
     """The share of the code is too small for float32; its logarithm is not."""
     head = torch.nn.Linear(1, 2, bias=False)
     head.weight.data.copy_(torch.tensor([[0.0], [300.0]]))
@@ -87,7 +87,7 @@ def test_an_impossible_answer_costs_what_its_logit_says():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("codebooks", [1, 3])
-def test_training_without_logits_is_training_with_them(tiny_pretraining, objective, codebooks):
+def test_training_without_logits_equals_training_with_logits(tiny_pretraining, objective, codebooks):
     model = tiny_pretraining(objective=objective, num_codebooks=codebooks, quantizer_normalization="layernorm")
     lengths = [80_000, 31_000, 52_000]
     batch, attention_mask = padded_batch(lengths)
@@ -109,7 +109,7 @@ def test_training_without_logits_is_training_with_them(tiny_pretraining, objecti
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-6, atol=1e-6 * scale, msg=name)
 
 
-def test_memory_kept_for_the_backward_pass_does_not_grow_with_the_number_of_targets(tiny_pretraining):
+def test_memory_for_the_backward_pass_does_not_grow_with_the_number_of_targets(tiny_pretraining):
     """Beyond the states, of which there are 24 values a target: 2048 logits would be 2048."""
 
     def kept(rows: int, compute) -> int:
@@ -128,3 +128,78 @@ def test_memory_kept_for_the_backward_pass_does_not_grow_with_the_number_of_targ
 
     assert kept(4000, head_cross_entropy) - kept(2000, head_cross_entropy) == 2000 * 24 * 4
     assert kept(4000, written_out) - kept(2000, written_out) > 2000 * 2048 * 4
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def angles(parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    half = numbers(5, parts, 1, 6 // parts, seed=1).expand(-1, -1, 2, -1).reshape(5, 12)
+    return half.cos(), half.sin()
+
+
+CASES = [
+    (lambda x, weight: RMSNormalization.apply(x, weight, 1e-5), [(2, 5, 12), (12,)]),
+    (lambda x: Rotation.apply(x, *angles(1), 1), [(2, 3, 5, 12)]),
+    (lambda x: Rotation.apply(x, *angles(2), 2), [(2, 3, 5, 12)]),
+    (SwiGLU.apply, [(2, 5, 12)]),
+]
+
+
+@pytest.mark.parametrize(("compute", "shapes"), CASES, ids=["rms", "rotation", "rotation 2-D", "swiglu"])
+def test_gradients_match_finite_differences(compute, shapes):
+    inputs = [numbers(*shape, seed=index).requires_grad_() for index, shape in enumerate(shapes)]
+    assert torch.autograd.gradcheck(compute, inputs)
+    # Queries and keys come as slices of a wider tensor.
+    wide = torch.cat([inputs[0].detach(), numbers(*shapes[0], seed=9)], dim=-1).chunk(2, dim=-1)[0].transpose(0, 1)
+    sliced = [wide.transpose(0, 1).requires_grad_(), *inputs[1:]]
+    assert not sliced[0].is_contiguous()
+    assert torch.autograd.gradcheck(compute, sliced)
+
+
+def test_norm_and_gate_equal_those_of_pytorch():
+    x, weight = 3.0 * numbers(2, 5, 12), numbers(12, seed=1)
+    torch.testing.assert_close(RMSNormalization.apply(x, weight, 1e-5), F.rms_norm(x, (12,), weight, 1e-5))
+    gate, values = x.chunk(2, dim=-1)
+    torch.testing.assert_close(SwiGLU.apply(x), F.silu(gate) * values)
+
+
+@pytest.mark.parametrize("positions", ["rope_2d", "rope_time"])
+def test_tracing_uses_plain_formulas_with_the_same_result(tiny_pretraining, monkeypatch, positions):
+    model = tiny_pretraining(
+        position_embedding=positions, norm="rmsnorm", activation="swiglu", use_bias=False, qk_norm=True
+    ).train()
+    tokens = numbers(2, 64, 32).float().requires_grad_()
+    results = []
+    for plain in (False, True):
+        for module in ("transformer", "patches"):
+            monkeypatch.setattr(f"bestrq2.model.{module}.traced", lambda answer=plain: answer)
+        model.zero_grad()
+        tokens.grad = None
+        states = model.bestrq2.encoder(tokens, 8, None, None)
+        states.square().sum().backward()
+        results.append([states, tokens.grad, *(p.grad for p in model.bestrq2.encoder.parameters())])
+    assert kernels.traced() is False
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.detach().abs().max()))
+
+
+def test_only_inputs_are_kept_for_the_backward_pass():
+    kept: list[int] = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    x, weight = numbers(4, 100, 64).requires_grad_(), numbers(64).requires_grad_()
+    cosine, sine = (numbers(100, 64, seed=seed) for seed in (1, 2))
+    for compute, expected in (
+        (lambda: RMSNormalization.apply(x, weight, 1e-5), x.numel() + 64 + 400),
+        (lambda: Rotation.apply(x, cosine, sine, 1), 2 * 6400),
+        (lambda: SwiGLU.apply(x), x.numel()),
+    ):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            compute()
+        assert sum(kept) == expected
