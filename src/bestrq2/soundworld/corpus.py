@@ -12,12 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from tqdm import tqdm
 
-from bestrq2.data.labelled import LabelledClips, LabelledTask
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
 from bestrq2.soundworld import scenes, speech
@@ -242,6 +241,19 @@ def unlabelled(
     return generate([(Series(seed, seconds), count)], cache, workers, progress)[0]
 
 
+class Split(NamedTuple):
+    """One split of a task.
+
+    Attributes:
+        audio: float32 waveforms [samples] at 16 kHz.
+        labels: int64 [clips], class indices; of a frame task float64 [events, 2] for each clip, onsets and offsets in
+            seconds.
+    """
+
+    audio: Waveforms
+    labels: np.ndarray | list[np.ndarray]
+
+
 def _labels(spec: TaskSpec, split: str, seed: int, count: int) -> np.ndarray | list[np.ndarray]:
     if spec.kind == "frame":
         return [presence_events(seed, split, index, spec.seconds) for index in range(count)]
@@ -255,7 +267,7 @@ def spec_of(name: str) -> TaskSpec:
     return TASKS[name]
 
 
-def tasks(
+def generated_tasks(
     names: Sequence[str] | None = None,
     train: int = 400,
     test: int = 200,
@@ -263,20 +275,20 @@ def tasks(
     cache: Path | None = None,
     workers: int | None = None,
     progress: bool = True,
-) -> list[LabelledTask]:
-    """Return labelled tasks, generated once in one parallel pool and cached.
+) -> list[tuple[TaskSpec, Split, Split]]:
+    """Labelled tasks, generated once in one parallel pool and cached.
 
     Args:
         names: keys of `TASKS`; None for all.
         train: clips in the training split; classes differ by at most one clip.
         test: clips in the test split, from seeds disjoint from training and pretraining.
-        seed: which world.
-        cache: folder; None for $BESTRQ2_CACHE or ~/.cache/bestrq2.
+        seed: random seed of the world.
+        cache: folder; None for the default one.
         workers: processes; None for one per core.
         progress: show progress.
 
     Returns:
-        tasks in the order of `names`, with float32 waveforms at 16 kHz.
+        For each name the task with its training and test split.
 
     Raises:
         DataError: a name is unknown, a count is not positive, or the cache cannot be written.
@@ -287,22 +299,6 @@ def tasks(
     arrays = iter(generate(requests, cache, workers, progress))
     result = []
     for spec in specs:
-        train_clips, test_clips = (
-            LabelledClips(Waveforms(next(arrays)), _labels(spec, split, seed, count), SAMPLE_RATE)
-            for split, count in splits
-        )
-        result.append(LabelledTask(spec.name, spec.domain, spec.kind, spec.classes, train_clips, test_clips))
+        one, other = (Split(Waveforms(next(arrays)), _labels(spec, split, seed, count)) for split, count in splits)
+        result.append((spec, one, other))
     return result
-
-
-def task(
-    name: str,
-    train: int = 400,
-    test: int = 200,
-    seed: int = 0,
-    cache: Path | None = None,
-    workers: int | None = None,
-    progress: bool = True,
-) -> LabelledTask:
-    """Return one labelled task; see `tasks`."""
-    return tasks([name], train, test, seed, cache, workers, progress)[0]

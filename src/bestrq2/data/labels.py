@@ -1,0 +1,524 @@
+"""Labelled audio: tasks with classes and splits, read from folders, tables, tars and SoundWorld.
+
+Probes, fine-tuning, the online probe and the report read labels here and nowhere else, so that one corpus has the same
+classes and the same test recordings for all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Literal, TypeAlias, overload
+
+import numpy as np
+
+from bestrq2.data.decoder import AudioBytes
+from bestrq2.data.opening import audio_files, open_recordings, soundworld_count
+from bestrq2.data.shards.shard_source import ShardSource, open_shards
+from bestrq2.data.sources import FileSource, PathList, Source, SubsetSource
+from bestrq2.data.splits import SPLITS, checked_split, complete_splits, split_named
+from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
+from bestrq2.data.tar_labels import MARKER, OTHER_KINDS, XARES_TASKS, ClipLabel, tar_groups, tar_labels
+from bestrq2.errors import DataError
+from bestrq2.text import counted
+
+logger = logging.getLogger(__name__)
+
+DOMAINS = ("speech", "music", "environment")
+PRESENCE = ("absent", "present")
+EVENTS_FILE = "events.csv"
+SEPARATOR = ";"
+"""Between the classes of one recording in a column `labels`."""
+
+_SOUNDWORLD_TRAIN = 400
+_FORMS = (
+    f"a folder with a subfolder per class, a table ({', '.join(sorted(TABLE_SUFFIXES))}) with path and label, "
+    "or tars with KEY.json or KEY.cls"
+)
+
+ClipAudio: TypeAlias = Path | AudioBytes | np.ndarray
+"""A file, a member of a tar, or a mono float32 waveform [samples]."""
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """One split of a task: audio and, in the same order, its labels.
+
+    Attributes:
+        audio: files, or mono float32 waveforms [samples] at `sampling_rate`.
+        labels: int64 [clips], class indices (kind "clip"); float32 [clips, classes], 1 for the classes of each clip
+            (kind "multilabel"); or for each clip float64 [events, 2], onset and offset in seconds (kind "frame").
+        sampling_rate: sampling rate of the waveforms in Hz; None where `audio` holds files.
+        source: the same recordings as a source of batches; None for waveforms.
+    """
+
+    audio: Sequence[ClipAudio]
+    labels: np.ndarray | list[np.ndarray]
+    sampling_rate: int | None = None
+    source: SubsetSource | None = None
+
+    def __len__(self) -> int:
+        return len(self.audio)
+
+    def part(self, places: np.ndarray) -> LabelledClips:
+        """The clips at these places, in their order; their audio is still looked up when it is asked for."""
+        labels = [self.labels[place] for place in places]
+        return LabelledClips(
+            AudioAt(self.audio.__getitem__, places),
+            np.asarray(labels) if isinstance(self.labels, np.ndarray) else labels,
+            self.sampling_rate,
+        )
+
+
+@dataclass(frozen=True)
+class AudioAt(Sequence[ClipAudio]):
+    """Audio of numbered clips, looked up when it is asked for.
+
+    Attributes:
+        lookup: from the number of a clip to its audio.
+        places: int64 [clips], their numbers.
+    """
+
+    lookup: Callable[[int], ClipAudio]
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> ClipAudio: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ClipAudio]: ...
+    def __getitem__(self, index: int | slice) -> ClipAudio | list[ClipAudio]:
+        if isinstance(index, slice):
+            return [self.lookup(int(place)) for place in self.places[index]]
+        return self.lookup(int(self.places[index]))
+
+
+@dataclass(frozen=True)
+class LabelledTask:
+    """A classification task with disjoint splits.
+
+    Attributes:
+        name: short identifier, such as "music/instrument".
+        domain: "speech", "music", "environment", or "" where unknown.
+        kind: "clip" (one class per clip), "multilabel" (any number of classes per clip) or "frame" (presence of an
+            event at each moment).
+        classes: names of the classes in the order of their indices; ("absent", "present") for kind "frame".
+        train: training clips.
+        test: test clips.
+        valid: validation clips; None where there are none.
+    """
+
+    name: str
+    domain: str
+    kind: Literal["clip", "multilabel", "frame"]
+    classes: tuple[str, ...]
+    train: LabelledClips
+    test: LabelledClips
+    valid: LabelledClips | None = None
+
+    def clips(self, split: str) -> LabelledClips:
+        """Clips of the split "train", "valid" or "test".
+
+        Raises:
+            DataError: the task has no such split.
+        """
+        found = {"train": self.train, "valid": self.valid, "test": self.test}[split]
+        if found is None:
+            raise DataError(f"{self.name} has no recordings in the split {split!r}.")
+        return found
+
+    def targets(self, split: str) -> np.ndarray:
+        """Classes of the clips of a split: float32 [clips, classes], 1 for the classes of each clip, else 0."""
+        labels = np.asarray(self.clips(split).labels)
+        return labels if self.kind == "multilabel" else np.eye(len(self.classes), dtype=np.float32)[labels]
+
+
+def load_labelled(source: str | Path, seed: int = 0, names: Sequence[str] | None = None) -> list[LabelledTask]:
+    """Load the tasks of a labelled corpus for probes: one class per clip, or one kind of event.
+
+    Args:
+        source: one of
+            - a folder with a subfolder of audio for every class;
+            - a folder with `train`, `test` and perhaps `valid`, each with a subfolder for every class;
+            - a folder with `events.csv`: columns path (relative to it), onset and offset in seconds, and perhaps split
+              and group; one row per event, and a row with empty onset and offset for a clip without events;
+            - a folder with tars, such as that of an X-ARES task (see `tar_labels`);
+            - a folder that holds several of the latter three at any depth, such as `tasks/music/instrument`;
+            - a table (.csv, .tsv, .jsonl) with the columns path and label, and perhaps split and group;
+            - a tar, or a pattern such as "fold-*.tar";
+            - "soundworld" or "soundworld:N": generated tasks with N training and N // 2 test clips (400).
+        seed: random seed of splits that are not given (see `complete_splits`). Probes keep a fifth for test and fit on
+            the rest; where validation recordings are given but no test recordings, they are the test.
+        names: names of the wanted tasks; None for all.
+
+    Returns:
+        The tasks, sorted by place; `audio` holds files, or waveforms for SoundWorld.
+
+    Raises:
+        DataError: missing, no audio, no labels, fewer than two classes, or a missing column, file, split or task.
+    """
+    if isinstance(source, str) and source.partition(":")[0] == "soundworld":
+        train = soundworld_count(source, _SOUNDWORLD_TRAIN)
+        if train < 2:
+            raise DataError(f"{source!r}: tasks need at least 2 training clips.")
+        return soundworld_tasks(names, train, train // 2)
+    places = _places(source)
+    known = [_task_name(place)[1] for place in places]
+    for name in names or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
+            raise DataError(f"{source} has no task {name!r}; {hint}")
+    wanted = [place for place, name in zip(places, known, strict=True) if names is None or name in names]
+    unfit = [PurePath(place).name for place in wanted if PurePath(place).name in OTHER_KINDS]
+    fitting = [place for place in wanted if PurePath(place).name not in OTHER_KINDS]
+    others = ", ".join(f"{name} ({OTHER_KINDS[name]})" for name in unfit)
+    if others and not fitting:
+        raise DataError(f"{source}: {others} cannot be probed; a task has one class per clip, or one kind of event.")
+    if others:
+        logger.info("%s: left out, because a probe takes one class per clip or one kind of event: %s", source, others)
+    return [_probe_task(_read(place), seed) for place in fitting]
+
+
+def load_task(labelled: str | os.PathLike[str], seed: int = 0) -> LabelledTask:
+    """Load the one task of a labelled corpus for fine-tuning, with training, validation and test recordings.
+
+    Args:
+        labelled: as for `load_labelled`, but with one task; instead of `label`, a table may have the column `labels`
+            (any number of classes with ";" between them, empty for none), and KEY.json in tars a list "labels".
+        seed: random seed of splits that are not given: from the training recordings a tenth is drawn for validation
+            and a fifth for test (see `complete_splits`).
+
+    Raises:
+        DataError: as `load_labelled`; also several tasks, labelled moments, a split without recordings, or a class
+            without training recordings.
+    """
+    name = os.fspath(labelled)
+    if name.partition(":")[0] == "soundworld":
+        raise DataError(f"{name} holds several tasks; write it as files (bestrq2 soundworld) and name one task.")
+    places = _places(name)
+    if len(places) > 1:
+        several = ", ".join(_task_name(place)[1] for place in places[:3]) + (", ..." if len(places) > 3 else "")
+        raise DataError(f"{name} holds {len(places)} tasks ({several}); name the folder of one.")
+    task = _task(_read(places[0]), seed)
+    if task.kind == "frame":
+        raise DataError(f"{name} labels moments (onset and offset); fine-tuning takes classes of whole recordings.")
+    for split in SPLITS:
+        if task.valid is None or not len(task.clips(split)):
+            raise DataError(f"{name} leaves no recordings for the split {split!r}; give more, or a split for each.")
+    for split in ("valid", "test"):
+        missing = [task.classes[place] for place in np.flatnonzero(~task.targets(split).any(axis=0))]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            logger.warning("%s: no %s recordings of %s; means leave them out", name, split, shown)
+    return task
+
+
+def soundworld_tasks(
+    names: Sequence[str] | None = None,
+    train: int = 400,
+    test: int = 200,
+    seed: int = 0,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[LabelledTask]:
+    """Labelled tasks of SoundWorld, with float32 waveforms at 16 kHz; see `soundworld.generated_tasks`."""
+    from bestrq2.soundworld import SAMPLE_RATE, generated_tasks
+
+    return [
+        LabelledTask(
+            spec.name, spec.domain, spec.kind, spec.classes, *(LabelledClips(*split, SAMPLE_RATE) for split in splits)
+        )
+        for spec, *splits in generated_tasks(names, train, test, seed, cache, workers, progress)
+    ]
+
+
+# Reading: places of tasks, then the labels of each.
+
+
+@dataclass(frozen=True)
+class _Annotations:
+    """Labels as they were read.
+
+    Attributes:
+        place: file, folder or pattern of the task, for its name and for messages.
+        source: all recordings.
+        labels: classes or events of each recording.
+        splits: split of each recording; "" where it is not given.
+        groups: group of each recording; "" for none.
+        multilabel: whether a recording may have any number of classes.
+    """
+
+    place: str
+    source: Source
+    labels: Sequence[ClipLabel]
+    splits: list[str]
+    groups: list[str]
+    multilabel: bool = False
+
+    @property
+    def framewise(self) -> bool:
+        """Whether labels are events."""
+        return isinstance(self.labels[0], np.ndarray)
+
+
+def _places(source: str | os.PathLike[str]) -> list[str]:
+    """Files, folders or patterns of the tasks in a corpus."""
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        folder = path.absolute()
+        return [str(one) for one in _task_folders(folder)] or [str(folder)]
+    if not path.exists() and not set(":{*?[") & set(name):  # neither a pattern nor a named source
+        raise DataError(f"{path} does not exist; give {_FORMS}, or soundworld.")
+    return [str(path) if path.exists() else name]
+
+
+def _task_folders(folder: Path) -> Iterator[Path]:
+    """Folders at or below this one that hold a task: events, splits or tars."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except OSError as error:
+        raise _unlistable(folder, error) from error
+    if EVENTS_FILE in names or MARKER in names or any(name.endswith(".tar") for name in names):
+        yield folder
+        return
+    below = _subfolders(folder)
+    if _are_splits(below):
+        yield folder
+        return
+    for one in below:
+        yield from _task_folders(one)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Folders in a folder, sorted; hidden ones are left out."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise _unlistable(folder, error) from error
+
+
+def _unlistable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.")
+
+
+def _are_splits(folders: Sequence[Path]) -> bool:
+    """Whether folders are splits: a class may be called "train" too, but has no "test" beside it."""
+    splits = {split_named(folder.name) for folder in folders}
+    return "train" in splits and (splits == {"train"} or len(splits - {""}) > 1)
+
+
+def _task_name(place: str) -> tuple[str, str]:
+    """Domain and name of a task; the domain is in its path, as in "music/instrument" and "music-instrument"."""
+    path = PurePath(place)
+    if path.parent.name in DOMAINS:
+        return path.parent.name, f"{path.parent.name}/{path.stem}"
+    domain, _, rest = path.name.partition("-")
+    if domain in DOMAINS and rest:
+        return domain, f"{domain}/{rest}"
+    return XARES_TASKS.get(path.name, ("", ""))[0], path.stem
+
+
+def _read(place: str) -> _Annotations:
+    """Labels of one task."""
+    path = Path(place)
+    if path.is_dir():
+        if (path / EVENTS_FILE).is_file():
+            return _read_events(path / EVENTS_FILE)
+        if (path / MARKER).exists() or any(path.glob("*.tar")):
+            return _read_tar_folder(path)
+        return _read_class_folders(path)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return _read_table(path)
+    source = open_recordings(place)
+    if not isinstance(source, ShardSource):
+        raise DataError(f"{place} has no labels; give {_FORMS}.")
+    return _read_tars(place, source)
+
+
+def _read_class_folders(folder: Path) -> _Annotations:
+    below = _subfolders(folder)
+    if _are_splits(below):
+        parts = [(one, split_named(one.name)) for one in below if split_named(one.name)]
+    else:
+        parts = [(folder, "")]
+    files: list[str] = []
+    labels: list[ClipLabel] = []
+    splits: list[str] = []
+    for part, split in parts:
+        classes = _subfolders(part)
+        if not classes:
+            raise DataError(f"{part} holds no subfolders; expected one with audio for every class.")
+        for one in classes:
+            inside = audio_files(one)
+            files += map(str, inside)
+            labels += [(one.name,)] * len(inside)
+            splits += [split] * len(inside)
+    source = FileSource(str(folder), PathList(files))
+    return _Annotations(str(folder), source, labels, splits, [""] * len(files))
+
+
+def _read_table(path: Path) -> _Annotations:
+    found = read_rows(path, [("path",)], optional=("label", "labels"))
+    multilabel = any(row["labels"] for row in found)
+    if multilabel and any(row["label"] for row in found):
+        raise DataError(f"{path} has the columns 'label' and 'labels'; keep one: label for one class, labels for any.")
+    if multilabel:
+        rows = read_rows(path, [("path",)], optional=("split", "group"), blank=("labels",))
+        labels: list[ClipLabel] = [_listed_classes(row["labels"]) for row in rows]
+    else:
+        rows = read_rows(path, [("path",), ("label",)], optional=("split", "group"))
+        labels = [(row["label"],) for row in rows]
+        if mixed := next((row["label"] for row in rows if SEPARATOR in row["label"]), None):
+            raise DataError(
+                f"{path} has the label {mixed!r}; call the column 'labels' if that is several classes, else write "
+                f"it without {SEPARATOR!r}."
+            )
+    files = [resolved(path, row["path"]) for row in rows]
+    return _of_files(path, path, files, labels, rows, multilabel)
+
+
+def _listed_classes(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(label.strip() for label in text.split(SEPARATOR) if label.strip()))
+
+
+def _read_events(path: Path) -> _Annotations:
+    """Clips with their events; several rows of a file are gathered."""
+    events: dict[str, list[tuple[float, float]]] = {}
+    first: dict[str, dict[str, str]] = {}
+    for row in read_rows(path, [("path",)], optional=("split", "group"), blank=("onset", "offset")):
+        name = row["path"]
+        if first.setdefault(name, row)["split"] != row["split"]:
+            raise DataError(f"{path}: {name} is in both splits; keep its rows in one.")
+        events.setdefault(name, [])
+        if row["onset"] or row["offset"]:
+            events[name].append(_event(path, row))
+    if not any(events.values()):
+        raise DataError(f"{path.parent} lists no event; expected onsets and offsets in seconds.")
+    files = [resolved(path, name) for name in events]
+    labels = [np.array(sorted(found), np.float64).reshape(-1, 2) for found in events.values()]
+    return _of_files(path.parent, path, files, labels, list(first.values()))
+
+
+def _event(path: Path, row: dict[str, str]) -> tuple[float, float]:
+    try:
+        onset, offset = float(row["onset"]), float(row["offset"])
+    except ValueError:
+        onset, offset = math.nan, math.nan
+    if not 0 <= onset < offset < math.inf:
+        raise DataError(
+            f"{path}: {row['path']} has an event from {row['onset']!r} to {row['offset']!r}; expected seconds with "
+            "0 <= onset < offset, or both empty for none."
+        )
+    return onset, offset
+
+
+def _of_files(
+    place: Path, origin: Path, files: list[Path], labels: Sequence[ClipLabel], rows: list[dict[str, str]],
+    multilabel: bool = False,
+) -> _Annotations:  # fmt: skip
+    """Annotations of files that a table lists: each exists and is listed once."""
+    seen: set[Path] = set()
+    for path in files:
+        if path in seen:
+            raise DataError(f"{origin} lists {path} twice; one label and split for each recording is expected.")
+        seen.add(path)
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{origin} lists {counted(len(missing), 'file')} of {len(files)} that cannot be found; first: {missing[0]}."
+        )
+    splits = [checked_split(origin, row["split"]) for row in rows]
+    source = FileSource(str(origin.absolute()), PathList(map(str, files)))
+    return _Annotations(str(place), source, labels, splits, [row["group"] for row in rows], multilabel)
+
+
+def _read_tar_folder(folder: Path) -> _Annotations:
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise DataError(f"{folder} holds no tars although {MARKER} says so; delete that file and fetch them again.")
+    if folder.name in XARES_TASKS and not (folder / MARKER).exists():
+        raise DataError(
+            f"{folder} has tars but no {MARKER}: its download is not finished; finish it, or create that empty file if "
+            "all tars are there."
+        )
+    return _read_tars(str(folder), open_shards(tars, str(folder)))
+
+
+def _read_tars(place: str, source: ShardSource) -> _Annotations:
+    kept, labels, multilabel = tar_labels(place, source)
+    splits, groups = tar_groups(source, kept)
+    return _Annotations(place, SubsetSource(source, kept, source.name), labels, splits, groups, multilabel)
+
+
+# Assembly: from annotations to tasks.
+
+
+def _probe_task(found: _Annotations, seed: int) -> LabelledTask:
+    """A task for probes, which fit on training recordings and on validation recordings that were only drawn."""
+    if found.multilabel:
+        raise DataError(f"{found.place} has any number of classes per clip; a probe takes one class per clip.")
+    if "valid" in found.splits and "test" not in found.splits:
+        found = replace(found, splits=["test" if split == "valid" else split for split in found.splits])
+    task = _task(found, seed, keep_drawn_validation=False)
+    if not len(task.test):
+        raise DataError(f"{found.place} leaves no recordings for the split 'test'; give more, or a split for each.")
+    return task
+
+
+def _task(found: _Annotations, seed: int, keep_drawn_validation: bool = True) -> LabelledTask:
+    """The task of these annotations, checked and split."""
+    classes = PRESENCE if found.framewise else tuple(sorted({name for label in found.labels for name in label}))
+    if not classes or (len(classes) < 2 and not found.multilabel):
+        what = f"one class only ({classes[0]!r})" if classes else "no labels at all"
+        raise DataError(f"{found.place} has {what}; at least two classes are needed.")
+    targets = _targets(found, classes)
+    names = list(found.source.names())
+    splits = complete_splits(found.place, found.splits, names, targets, found.groups, seed)
+    if not keep_drawn_validation and "valid" not in found.splits:
+        splits["train"] = np.sort(np.concatenate([splits["train"], splits.pop("valid")]))
+    if not found.framewise and (untrained := np.flatnonzero(~targets[splits["train"]].any(axis=0))).size:
+        name = classes[untrained[0]]
+        raise DataError(f"{found.place}: the class {name!r} has no training recordings; give it some or remove it.")
+    domain, name = _task_name(found.place)
+    kind: Literal["clip", "multilabel", "frame"] = "multilabel" if found.multilabel else "clip"
+    clips = {split: _clips(found, places, targets, split) for split, places in splits.items()}
+    return LabelledTask(name, domain, "frame" if found.framewise else kind, classes, **clips)
+
+
+def _targets(found: _Annotations, classes: tuple[str, ...]) -> np.ndarray:
+    """Float32 [recordings, classes]; of events one column for the recordings that have any."""
+    if found.framewise:
+        return np.array([[bool(len(events))] for events in found.labels], np.float32)
+    column = {name: number for number, name in enumerate(classes)}
+    targets = np.zeros((len(found.labels), len(classes)), np.float32)
+    for row, label in zip(targets, found.labels, strict=True):
+        row[[column[name] for name in label]] = 1
+    return targets
+
+
+def _clips(found: _Annotations, places: np.ndarray, targets: np.ndarray, split: str) -> LabelledClips:
+    if found.framewise:
+        labels: np.ndarray | list[np.ndarray] = [np.asarray(found.labels[place]) for place in places.tolist()]
+    else:
+        labels = targets[places] if found.multilabel else targets[places].argmax(axis=1)
+    source = SubsetSource(found.source, places, f"{found.place} ({split})")
+    return LabelledClips(_audio(found.source, places), labels, source=source)
+
+
+def _audio(source: Source, places: np.ndarray) -> Sequence[ClipAudio]:
+    if isinstance(source, FileSource):
+        return [source.files[place] for place in places.tolist()]
+    assert isinstance(source, SubsetSource)
+    assert isinstance(source.whole, ShardSource)
+    return AudioAt(source.whole.member, source.indices[places])
