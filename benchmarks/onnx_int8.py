@@ -22,10 +22,9 @@ import torch
 from machine import seconds_per_call
 
 import bestrq2
-from bestrq2 import soundworld
 from bestrq2.convert import numpy_front_end
 from bestrq2.convert.onnx import INT8_FILE, MODEL_FILE, SpectrogramEncoder, export_onnx
-from bestrq2.data.labelled import LabelledTask
+from bestrq2.data.labels import LabelledTask, soundworld_tasks
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1
 from bestrq2.evaluate.classifiers import linear_predict
 from bestrq2.evaluate.probe import FeatureExtractor, embed_split
@@ -81,7 +80,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=SOUNDWORLD_1.test, help="test clips a task")
     arguments = parser.parse_args()
     logging.getLogger("bestrq2").setLevel(logging.WARNING)
-    tasks = soundworld.tasks(arguments.tasks, arguments.train, arguments.test)
+    tasks = soundworld_tasks(arguments.tasks, arguments.train, arguments.test)
     embedder = bestrq2.load(arguments.model, "cpu")
     config, device = embedder.config, torch.device("cpu")
     audio = list(0.1 * np.random.default_rng(0).standard_normal((SPEED_CLIPS, config.max_samples), dtype=np.float32))

@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers.audio_utils import mel_filter_bank
 
 from bestrq2 import soundworld
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labels import LabelledClips, LabelledTask, soundworld_tasks
 from bestrq2.soundworld import scenes
 
 WINDOW, HOP = 2048, 625
@@ -105,7 +105,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or Path(folder)
-        tasks = soundworld.tasks(options.tasks, options.train, options.test, options.seed, cache)
+        tasks = soundworld_tasks(options.tasks, options.train, options.test, options.seed, cache)
         print("\n| task | classes | seconds | chance | log-mel |\n|---|--:|--:|--:|--:|")
         for task in tasks:
             seconds, chance = soundworld.TASKS[task.name].seconds, 1.0 / len(task.classes)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bestrq2 import BestRQ2Config, BestRQ2Model, recipe
 from bestrq2.convert.loading import random_encoder
 from bestrq2.data.band_sums import BandSums
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import BestRQ2Error
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_tasks, run_benchmark, score_on_benchmark
 from bestrq2.evaluate.benchmark_result import result_of, software_provenance, write_result

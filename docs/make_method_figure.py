@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import bestrq2
-from bestrq2.data import soundworld
+from bestrq2 import soundworld
 from bestrq2.model.masking import draw_hidden_mask
 
 BLUE, ORANGE, GREY, INK = "#0067a8", "#c8500f", "#d9d6cf", "#1c1e26"

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from bestrq2.data.audio import read_audio
-from bestrq2.data.labelled import LabelledClips, load_labelled
+from bestrq2.data.labels import LabelledClips, load_labelled
 
 
 class Clips(torch.utils.data.Dataset[dict[str, Any]]):

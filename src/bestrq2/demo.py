@@ -11,7 +11,7 @@ import numpy as np
 
 from bestrq2 import soundworld
 from bestrq2.convert.weights import load_model_folder
-from bestrq2.data.labelled import LabelledTask
+from bestrq2.data.labels import LabelledTask, soundworld_tasks
 from bestrq2.data.sources import ArraySource
 from bestrq2.errors import ConfigError
 from bestrq2.evaluate.baselines import LogMelStatistics
@@ -82,7 +82,7 @@ def demo(
 
 def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, test: int) -> DemoResult:
     source = ArraySource(soundworld.unlabelled(clips), soundworld.SAMPLE_RATE, f"soundworld:{clips}")
-    tasks = soundworld.tasks(train=train, test=test)
+    tasks = soundworld_tasks(train=train, test=test)
     embedders: list[Embedder] = []
     for label, run_steps in equal_compute_steps(steps).items():
         logger.info("pretraining the %s encoder, %d steps", label, run_steps)

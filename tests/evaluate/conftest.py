@@ -6,7 +6,8 @@ import pytest
 from toy_benchmark import SMALL, toy_tasks
 
 from bestrq2 import soundworld
-from bestrq2.data.labelled import LabelledTask
+from bestrq2.data.labels import LabelledTask
+from bestrq2.evaluate import benchmark
 from bestrq2.evaluate.benchmark import BENCHMARKS
 
 
@@ -16,5 +17,5 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[LabelledTask]:
     tasks = toy_tasks()
     monkeypatch.setitem(BENCHMARKS, "soundworld-1", SMALL)
     monkeypatch.setattr(soundworld, "synthesiser", lambda: "espeak")
-    monkeypatch.setattr(soundworld, "tasks", lambda *arguments, **options: tasks)
+    monkeypatch.setattr(benchmark, "soundworld_tasks", lambda *arguments, **options: tasks)
     return tasks

@@ -15,7 +15,7 @@ from toy_tasks import WaveformFeatures
 import bestrq2
 from bestrq2 import soundworld
 from bestrq2.cli import run
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate import benchmark as module
 from bestrq2.evaluate.benchmark import (
@@ -83,7 +83,7 @@ def test_the_benchmark_asks_for_the_frozen_audio(monkeypatch: pytest.MonkeyPatch
         return []
 
     monkeypatch.setattr(soundworld, "synthesiser", lambda: "espeak")
-    monkeypatch.setattr(soundworld, "tasks", tasks)
+    monkeypatch.setattr(module, "soundworld_tasks", tasks)
     assert run_benchmark([WaveformFeatures(6)]) == []
     assert asked == [([task.name for task in SOUNDWORLD_1.tasks], 400, 200, 0)]
 
@@ -163,7 +163,7 @@ def test_encoders_of_any_hop_are_judged_on_the_same_moments(small, monkeypatch: 
         seen.append((truth, clip))
         return ProbeScore(name, task.name, task.domain, method, "balanced accuracy", 0.5, 0.4, 0.6, 0.5, 30)
 
-    monkeypatch.setattr(soundworld, "tasks", lambda *arguments, **options: [small[2]])
+    monkeypatch.setattr(module, "soundworld_tasks", lambda *arguments, **options: [small[2]])
     monkeypatch.setattr(module, "score_answers", record)
     run_benchmark([WaveformFeatures(6, "coarse"), WaveformFeatures(2, "fine")], SMALL, progress=False)
     for coarse, fine in zip(seen[0], seen[2], strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import AudioError
 from bestrq2.evaluate.baselines import LogMelStatistics
 from bestrq2.evaluate.probe import probe_features

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy_tasks import FRAME_SECONDS, WaveformFeatures, make_clip_task, make_frame_task
 
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.probe import MAX_TRAIN_FRAMES, embed_split, event_present, probe_features
 from bestrq2.evaluate.scores import ProbeScore, wilson_interval

@@ -6,7 +6,7 @@ import dataclasses
 
 from toy_tasks import make_clip_task, make_frame_task
 
-from bestrq2.data.labelled import LabelledTask
+from bestrq2.data.labels import LabelledTask
 from bestrq2.evaluate.benchmark import Benchmark, BenchmarkTask
 
 SMALL = Benchmark(

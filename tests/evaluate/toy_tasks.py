@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import AudioError
 from bestrq2.inference.embedder import Embeddings
 

@@ -114,26 +114,26 @@ def test_progress_is_a_plain_line_where_there_is_no_terminal(tmp_path, capsys):
 
 
 def test_tasks_are_balanced_and_read_as_float32(tmp_path):
-    key, presence = soundworld.tasks(["music/key", "environment/presence"], 24, 12, 0, tmp_path, progress=False)
-    assert (key.name, key.domain, key.kind, len(key.classes)) == ("music/key", "music", "clip", 12)
-    assert np.bincount(key.train.labels).tolist() == [2] * 12
-    assert np.bincount(key.test.labels).tolist() == [1] * 12
-    assert key.train.labels.dtype == np.int64
-    wave = key.train.audio[5]
+    names = ["music/key", "environment/presence"]
+    found = soundworld.generated_tasks(names, 24, 12, 0, tmp_path, progress=False)
+    (key, train, test), (presence, events, _) = found
+    assert (key, presence) == tuple(soundworld.TASKS[name] for name in names)
+    assert np.bincount(train.labels).tolist() == [2] * 12
+    assert np.bincount(test.labels).tolist() == [1] * 12
+    assert train.labels.dtype == np.int64
+    wave = train.audio[5]
     assert wave.dtype == np.float32
     assert wave.shape == (60000,)
     assert np.abs(wave - tasks.render("music/key", "train", 0, 5)).max() <= 0.5 / 32768 + 1e-7
-    assert len(key.train.audio[2:5]) == 3
-    assert key.train.sampling_rate == 16000
-    assert not np.array_equal(key.train.audio[0], key.test.audio[0])
-    assert (presence.kind, presence.classes) == ("frame", ("absent", "present"))
-    assert len(presence.train.labels) == len(presence.train.audio) == 24
-    assert all(events.dtype == np.float64 and events.shape[1] == 2 for events in presence.train.labels)
+    assert len(train.audio[2:5]) == 3
+    assert not np.array_equal(train.audio[0], test.audio[0])
+    assert len(events.labels) == len(events.audio) == 24
+    assert all(one.dtype == np.float64 and one.shape[1] == 2 for one in events.labels)
 
 
 def test_an_unknown_task_is_an_error_that_lists_the_known_ones(tmp_path):
     with pytest.raises(DataError, match=r"speech/language"):
-        soundworld.task("speech/langage", cache=tmp_path, progress=False)
+        soundworld.generated_tasks(["speech/langage"], cache=tmp_path, progress=False)
 
 
 def test_folder_corpus_has_a_labelled_folder_per_task(tmp_path, few_tasks):

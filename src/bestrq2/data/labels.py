@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 
 from bestrq2.data.decoder import AudioBytes
-from bestrq2.data.opening import audio_files, open_recordings, soundworld_count
+from bestrq2.data.open_source import audio_files, open_recordings, soundworld_count
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.data.sources import FileSource, PathList, Source, SubsetSource
 from bestrq2.data.splits import SPLITS, checked_split, complete_splits, split_named
@@ -134,10 +134,26 @@ class LabelledTask:
             raise DataError(f"{self.name} has no recordings in the split {split!r}.")
         return found
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have any number of classes."""
+        return self.kind == "multilabel"
+
+    def source(self, split: str) -> SubsetSource:
+        """Clips of a split as a source of batches.
+
+        Raises:
+            DataError: the task has no such split, or its clips are waveforms.
+        """
+        source = self.clips(split).source
+        if source is None:
+            raise DataError(f"{self.name} holds waveforms, not recordings.")
+        return source
+
     def targets(self, split: str) -> np.ndarray:
         """Classes of the clips of a split: float32 [clips, classes], 1 for the classes of each clip, else 0."""
         labels = np.asarray(self.clips(split).labels)
-        return labels if self.kind == "multilabel" else np.eye(len(self.classes), dtype=np.float32)[labels]
+        return labels if self.multi_label else np.eye(len(self.classes), dtype=np.float32)[labels]
 
 
 def load_labelled(source: str | Path, seed: int = 0, names: Sequence[str] | None = None) -> list[LabelledTask]:
@@ -207,12 +223,9 @@ def load_task(labelled: str | os.PathLike[str], seed: int = 0) -> LabelledTask:
     if len(places) > 1:
         several = ", ".join(_task_name(place)[1] for place in places[:3]) + (", ..." if len(places) > 3 else "")
         raise DataError(f"{name} holds {len(places)} tasks ({several}); name the folder of one.")
-    task = _task(_read(places[0]), seed)
+    task = _task(_read(places[0]), seed, SPLITS)
     if task.kind == "frame":
         raise DataError(f"{name} labels moments (onset and offset); fine-tuning takes classes of whole recordings.")
-    for split in SPLITS:
-        if task.valid is None or not len(task.clips(split)):
-            raise DataError(f"{name} leaves no recordings for the split {split!r}; give more, or a split for each.")
     for split in ("valid", "test"):
         missing = [task.classes[place] for place in np.flatnonzero(~task.targets(split).any(axis=0))]
         if missing:
@@ -470,14 +483,11 @@ def _probe_task(found: _Annotations, seed: int) -> LabelledTask:
         raise DataError(f"{found.place} has any number of classes per clip; a probe takes one class per clip.")
     if "valid" in found.splits and "test" not in found.splits:
         found = replace(found, splits=["test" if split == "valid" else split for split in found.splits])
-    task = _task(found, seed, keep_drawn_validation=False)
-    if not len(task.test):
-        raise DataError(f"{found.place} leaves no recordings for the split 'test'; give more, or a split for each.")
-    return task
+    return _task(found, seed, ("train", "test"))
 
 
-def _task(found: _Annotations, seed: int, keep_drawn_validation: bool = True) -> LabelledTask:
-    """The task of these annotations, checked and split."""
+def _task(found: _Annotations, seed: int, needed: Sequence[str]) -> LabelledTask:
+    """The task of these annotations, checked and split; validation recordings that are not needed are not drawn."""
     classes = PRESENCE if found.framewise else tuple(sorted({name for label in found.labels for name in label}))
     if not classes or (len(classes) < 2 and not found.multilabel):
         what = f"one class only ({classes[0]!r})" if classes else "no labels at all"
@@ -485,8 +495,10 @@ def _task(found: _Annotations, seed: int, keep_drawn_validation: bool = True) ->
     targets = _targets(found, classes)
     names = list(found.source.names())
     splits = complete_splits(found.place, found.splits, names, targets, found.groups, seed)
-    if not keep_drawn_validation and "valid" not in found.splits:
+    if "valid" not in needed and "valid" not in found.splits:
         splits["train"] = np.sort(np.concatenate([splits["train"], splits.pop("valid")]))
+    if empty := next((split for split in needed if not len(splits[split])), None):
+        raise DataError(f"{found.place} leaves no recordings for the split {empty!r}; give more, or a split for each.")
     if not found.framewise and (untrained := np.flatnonzero(~targets[splits["train"]].any(axis=0))).size:
         name = classes[untrained[0]]
         raise DataError(f"{found.place}: the class {name!r} has no training recordings; give it some or remove it.")

@@ -107,7 +107,8 @@ def tar_labels(place: str, source: ShardSource) -> tuple[np.ndarray, list[ClipLa
     if len(forms) > 1:
         raise DataError(f"{place} mixes {' and '.join(sorted(_FORMS[form] for form in forms))}; use one form.")
     if len(kinds) > 1:
-        raise DataError(f"{place} has {len(kinds)} kinds of events; a task has one class per clip or one kind of event.")
+        what = f"{len(kinds)} kinds of events"
+        raise DataError(f"{place} has {what}; a task has one class per clip or one kind of event.")
     if len(found) < len(usable):
         missing = len(usable) - len(found)
         logger.warning("%s: left out without a label: %s of %d", place, counted(missing, "clip"), len(usable))

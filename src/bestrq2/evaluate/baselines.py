@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bestrq2.data.audio import as_mono, read_audio
-from bestrq2.data.labelled import ClipAudio
+from bestrq2.data.labels import ClipAudio
 from bestrq2.inference.embedder import Embeddings
 
 

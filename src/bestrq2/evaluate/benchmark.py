@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bestrq2 import soundworld
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labels import LabelledClips, LabelledTask, soundworld_tasks
 from bestrq2.errors import DataError
 from bestrq2.evaluate.probe import FeatureExtractor, ProbeRows, event_present, probe_task, score_answers
 from bestrq2.evaluate.scores import ACCURACY, BALANCED_ACCURACY, ProbeScore, domain_means
@@ -153,7 +153,7 @@ def benchmark_tasks(benchmark: Benchmark, train: int | None = None, progress: bo
     check_world(benchmark)
     count = benchmark.train if train is None else train
     names = [task.name for task in benchmark.tasks]
-    return soundworld.tasks(names, count, benchmark.test, benchmark.world_seed, progress=progress)
+    return soundworld_tasks(names, count, benchmark.test, benchmark.world_seed, progress=progress)
 
 
 def check_world(benchmark: Benchmark) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bestrq2.convert.loading import random_encoder
-from bestrq2.data.labelled import LabelledTask, load_labelled
+from bestrq2.data.labels import LabelledTask, load_labelled
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.baselines import LogMelStatistics
 from bestrq2.evaluate.benchmark import BENCHMARKS, Benchmark, benchmark_named, check_world, run_benchmark

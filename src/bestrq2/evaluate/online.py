@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bestrq2.data.labelled import LabelledClips, LabelledTask
+from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import AudioError, DataError
 from bestrq2.evaluate.probe import FeatureExtractor, probe_features
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bestrq2.data.labelled import ClipAudio, LabelledClips, LabelledTask
+from bestrq2.data.labels import ClipAudio, LabelledClips, LabelledTask
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.evaluate.classifiers import Standardiser, knn_predict, linear_predict
 from bestrq2.evaluate.scores import (

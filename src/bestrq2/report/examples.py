@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bestrq2.data.labelled import LabelledTask
+from bestrq2.data.labels import LabelledTask
 from bestrq2.inference.embedder import Embedder
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining

@@ -10,9 +10,9 @@ from bestrq2.soundworld.task_specs import TASKS, TaskSpec
 __all__ = [
     "DOMAINS",
     "SAMPLE_RATE",
-    "Split",
     "TASKS",
     "VERSION",
+    "Split",
     "TaskSpec",
     "Waveforms",
     "clip",

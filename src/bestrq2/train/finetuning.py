@@ -21,11 +21,11 @@ from tqdm import tqdm
 from bestrq2.convert.hub import write_model
 from bestrq2.convert.loading import load_encoder
 from bestrq2.convert.weights import quiet_hub, write_exported_step
-from bestrq2.data.balance import balanced
 from bestrq2.data.batch import AudioBatch
-from bestrq2.data.classification import ClassificationData, load_classification
+from bestrq2.data.labels import LabelledTask, load_task
 from bestrq2.data.loader import end_workers, training_batches
 from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.splits import SPLITS, balanced
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError, StoppedBySignal
 from bestrq2.evaluate.classification import BEST_BY, log_loss, point_metrics
 from bestrq2.evaluate.finetune_result import FinetuneResult, read_result, write_result
@@ -103,8 +103,7 @@ def finetune(
         weight_decay, warmup_fraction, layer_decay, balanced, max_seconds, seed, num_workers, device,
     )  # fmt: skip
     folder = RunFolder(config.output)
-    data = load_classification(labelled, seed)
-    _warn_of_untested(data)
+    data = load_task(labelled, seed)
     if resume and folder.config.exists():
         _check_resumable(folder, config, data)
     classifier = make_classifier(load_encoder(config.model), data.classes, data.multi_label, max_seconds, seed)
@@ -117,11 +116,11 @@ def finetune(
             logger.info("%s: all %d epochs are done already", folder.root, epochs)
             return known
         folder.write_config(config.to_dict())
-        counts = {split: len(places) for split, places in data.splits.items()}
+        counts = {split: len(data.clips(split)) for split in SPLITS}
         # What was loaded, but lies nowhere here and is no recipe, came from the hub.
         is_here = Path(config.model).exists() or config.model in recipes()
         base = None if is_here else config.model
-        folder.write_environment({"recordings": len(data.targets), **counts, "base_model": base})
+        folder.write_environment({"recordings": sum(counts.values()), **counts, "base_model": base})
         try:
             run.fit()
             return run.test()
@@ -130,22 +129,15 @@ def finetune(
             raise StoppedBySignal(message, int(getattr(interrupt, "signal", 2))) from interrupt
 
 
-def _warn_of_untested(data: ClassificationData) -> None:
-    for split in ("valid", "test"):
-        missing = [data.classes[place] for place in np.flatnonzero(~data.targets[data.splits[split]].any(axis=0))]
-        if missing:
-            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            logger.warning("%s: no %s recordings of %s; means leave them out", data.name, split, names)
-
-
-def _check_resumable(folder: RunFolder, config: FinetuneConfig, data: ClassificationData) -> None:
+def _check_resumable(folder: RunFolder, config: FinetuneConfig, data: LabelledTask) -> None:
     old = folder.read_config()
     if "labelled" not in old:
         raise ConfigError(f"{folder.root}: holds another kind of run; name a new folder with --output")
     changes = config.changes_from(old)
     before = folder.read_environment().get("recordings")
-    if before not in (None, len(data.targets)):
-        changes.append(f"there were {before} labelled recordings and are now {len(data.targets)}")
+    now = sum(len(data.clips(split)) for split in SPLITS)
+    if before not in (None, now):
+        changes.append(f"there were {before} labelled recordings and are now {now}")
     if changes:
         raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")
 
@@ -184,7 +176,7 @@ class _Run:
         self,
         config: FinetuneConfig,
         folder: RunFolder,
-        data: ClassificationData,
+        data: LabelledTask,
         model: BestRQ2ForAudioClassification,
         trained: list[nn.Module],
     ) -> None:
@@ -193,8 +185,9 @@ class _Run:
         self.device = self.classifier.device
         self.optimizer = torch.optim.AdamW(layer_groups(model, config), lr=config.lr)
         self.rejections = RejectionLog(folder.rejected)
-        training = data.split("train")
-        self.number = {name: int(place) for name, place in zip(training.names(), training.indices, strict=True)}
+        training = data.source("train")
+        self.targets = data.targets("train")
+        self.number = {name: place for place, name in enumerate(training.names())}
         self.steps_per_epoch = math.ceil(len(training) / config.batch_size)
         self.store = CheckpointStore(folder.checkpoints)
         self.history: list[dict[str, float]] = []
@@ -240,9 +233,9 @@ class _Run:
             end_workers(loader)
 
     def _loader(self) -> Any:
-        config, training = self.config, self.data.split("train")
+        config, training = self.config, self.data.source("train")
         if config.balanced:
-            training = balanced(training, self.data.targets[self.data.splits["train"]])
+            training = balanced(training, self.targets)
         architecture = self.model.config
         steps = self.steps_per_epoch
         return training_batches(
@@ -294,7 +287,7 @@ class _Run:
             group["lr"] = group["initial_lr"] * factor
         torch.manual_seed(int(generator(_NOISE, config.seed, batch.step).integers(2**62)))
         mask = _padding_mask(batch)
-        targets = torch.from_numpy(self.data.targets[[self.number[name] for name in batch.recordings]])
+        targets = torch.from_numpy(self.targets[[self.number[name] for name in batch.recordings]])
         labels = targets if self.data.multi_label else targets.argmax(dim=1)
         bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
@@ -308,7 +301,7 @@ class _Run:
 
     def _predictions(self, split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Names, targets and probabilities [recordings, classes] of what can be read of a split."""
-        source = self.data.split(split)
+        source = self.data.source(split)
         names, places, probabilities = [], [], []
         for found in self.classifier.predict(source, self.config.batch_size, self.config.num_workers):
             name = source.describe(found.recording)
@@ -316,13 +309,13 @@ class _Run:
                 self.rejections.add([(name, found.reason)])
                 continue
             names.append(name)
-            places.append(int(source.indices[found.recording]))
+            places.append(found.recording)
             probabilities.append(found.probabilities)
         if not names:
             raise DataError(
                 f"{source.name}: not one of {counted(len(source), 'recording')} can be read; see {self.rejections.path}"
             )
-        return names, self.data.targets[places], np.stack(probabilities)
+        return names, self.data.targets(split)[places], np.stack(probabilities)
 
     def _save(self) -> None:
         """Write what the epoch just done leaves: first the model if it is the best, then the state, then the table."""

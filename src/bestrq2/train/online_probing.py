@@ -21,7 +21,7 @@ import lightning.pytorch as pl
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from bestrq2.data.labelled import load_labelled
+from bestrq2.data.labels import load_labelled
 from bestrq2.errors import BestRQ2Error
 from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.files import write_text

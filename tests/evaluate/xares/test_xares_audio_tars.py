@@ -7,7 +7,7 @@ import os
 import pytest
 from xares_toy_tasks import write_tars
 
-from bestrq2.data.labelled_tars import MARKER
+from bestrq2.data.tar_labels import MARKER
 from bestrq2.errors import DataError
 from bestrq2.evaluate.xares.audio_tars import find_audio_tars, lend
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bestrq2.data.labelled_tars import MARKER
+from bestrq2.data.tar_labels import MARKER
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.xares.downloading import download
 from bestrq2.files import folder_lock

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bestrq2.data.labelled_tars import MARKER
 from bestrq2.data.shards.members import BadShardError, members
+from bestrq2.data.tar_labels import MARKER
 from bestrq2.errors import DataError
 
 # What of a tar goes into its fingerprint, at its beginning and at its end.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bestrq2.convert.weights import first_line
-from bestrq2.data.labelled_tars import MARKER
+from bestrq2.data.tar_labels import MARKER
 from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.files import folder_lock
 

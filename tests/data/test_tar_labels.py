@@ -13,14 +13,13 @@ import pytest
 from tars import clip, encoded, pack
 
 from bestrq2.data.audio import read_audio
-from bestrq2.data.labelled import load_labelled
-from bestrq2.data.labelled_tars import MARKER
+from bestrq2.data.labels import load_labelled, load_task, soundworld_tasks
+from bestrq2.data.tar_labels import MARKER
 from bestrq2.errors import DataError
 from bestrq2.evaluate.baselines import LogMelStatistics
 from bestrq2.evaluate.probe import probe_features
 from bestrq2.inference.embedder import load
-from bestrq2.soundworld import tasks as soundworld_tasks
-from bestrq2.soundworld import write_corpus
+from bestrq2.soundworld import export, write_corpus
 
 
 def members(contents: Iterable[Any], seed: int = 0) -> list[tuple[str, bytes]]:
@@ -46,11 +45,13 @@ def task(folder: Path, tars: dict[str, list[Any]], ready: bool = True) -> Path:
 AB = [{"label": "a"}, {"label": "b"}, {"label": "a"}]
 
 
-def test_soundworld_s_tars_say_what_its_tasks_say(tmp_path: Path):
+def test_tars_of_soundworld_hold_what_its_tasks_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = ["speech/word", "music/melody", "environment/presence"]
+    monkeypatch.setattr(export, "TASKS", {name: export.TASKS[name] for name in names})
     write_corpus(tmp_path / "sw", clips=8, format="xares", progress=False)
     read = load_labelled(tmp_path / "sw")
-    assert len(read) == 14
-    direct = {task.name: task for task in soundworld_tasks(train=6, test=2, progress=False)}
+    assert sorted(one.name for one in read) == sorted(names)
+    direct = {task.name: task for task in soundworld_tasks(names, train=6, test=2, cache=tmp_path, progress=False)}
     for one in read:
         other = direct[one.name]
         assert (one.domain, one.kind) == (other.domain, other.kind)
@@ -73,13 +74,44 @@ def test_soundworld_s_tars_say_what_its_tasks_say(tmp_path: Path):
         ({"wds-audio-train-0": AB, "wds-audio-valid-0": AB[:1], "wds-audio-eval-0": AB[:2]}, 3, 2),
         ({"train_subset_00": AB, "train_subset_01": AB, "dev_00": AB[:2]}, 6, 2),
         ({"train-clean-100-000000": AB, "dev-clean-0": AB, "test-clean-0": AB[:2]}, 3, 2),
+        ({"0": AB * 2, "1": AB[:2] * 2}, 8, 2),
     ],
 )
 def test_names_of_tars_tell_the_splits(tmp_path: Path, tars: dict[str, list[Any]], trained: int, tested: int):
     (read,) = load_labelled(task(tmp_path / "mine", tars))
     assert (read.name, read.kind, read.classes) == ("mine", "clip", ("a", "b"))
     assert (len(read.train), len(read.test)) == (trained, tested)
-    assert read.test.labels.tolist() == [0, 1]
+    assert sorted(read.test.labels.tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize("form", ["json", "cls", "labels"])
+def test_fine_tuning_takes_one_class_or_several_from_tars(tmp_path: Path, form: str):
+    for split in ("train", "valid", "test"):
+        packed = []
+        for number in range(4):
+            kind = "ab"[number % 2]
+            content = {"json": {"label": kind}, "cls": kind, "labels": {"labels": [kind, "c"][: 1 + number // 2]}}[form]
+            text = content if isinstance(content, str) else json.dumps(content)
+            packed += [
+                (f"{number}.wav", clip(0.1, seed=number)),
+                (f"{number}.{'cls' if form == 'cls' else 'json'}", text.encode()),
+            ]
+        pack(tmp_path / f"{split}-000000.tar", packed)
+    for place in (tmp_path, str(tmp_path / "*-000000.tar")):
+        read = load_task(place)
+        assert read.multi_label == (form == "labels")
+        assert read.classes == (("a", "b", "c") if form == "labels" else ("a", "b"))
+        for split in ("train", "valid", "test"):
+            assert all(f"/{split}-000000.tar/" in name for name in read.source(split).names())
+            np.testing.assert_array_equal(read.targets(split)[3, :2], [0, 1])
+            assert read.targets(split).sum() == (6 if form == "labels" else 4)
+
+
+def test_folds_of_tars_are_not_separated(tmp_path: Path):
+    read = load_task(task(tmp_path / "mine", {f"wds-audio-fold-{fold}-000000": AB[:2] * 2 for fold in range(1, 6)}))
+    folds = {s: {Path(name).parent.name for name in read.source(s).names()} for s in ("train", "valid", "test")}
+    assert folds["test"] == {"wds-audio-fold-1-000000.tar"}
+    assert (len(folds["train"]), len(folds["valid"])) == (3, 1)
 
 
 def test_tasks_of_x_ares_have_their_own_fields_and_domains(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -94,11 +126,11 @@ def test_tasks_of_x_ares_have_their_own_fields_and_domains(tmp_path: Path, caplo
         "gtzan_genre": ("music", ("jazz", "rock")),
         "libricount": ("speech", ("0", "10", "2")),
     }
-    assert "fsd50k (several classes a clip)" in caplog.text
+    assert "fsd50k (several classes per clip)" in caplog.text
     assert [one.name for one in load_labelled(tmp_path / "env", names=["libricount"])] == ["libricount"]
     with pytest.raises(DataError, match=r"has no task 'libri'; did you mean 'libricount'\?"):
         load_labelled(tmp_path / "env", names=["libri"])
-    with pytest.raises(DataError, match=r"fsd50k \(several classes a clip\) cannot be probed"):
+    with pytest.raises(DataError, match=r"fsd50k \(several classes per clip\) cannot be probed"):
         load_labelled(tmp_path / "env" / "fsd50k")
 
 
@@ -109,7 +141,7 @@ def test_one_kind_of_event_is_a_frame_task(tmp_path: Path):
     assert (read.kind, read.classes) == ("frame", ("absent", "present"))
     assert [events.tolist() for events in read.train.labels] == [[[0.0, 0.05], [0.1, 0.15]], []]
     other = [{"onset": 0.1, "offset": 0.15, "label": "cat"}]
-    with pytest.raises(DataError, match=r"2 kinds of events; a probe takes one class a clip, or one kind of event"):
+    with pytest.raises(DataError, match=r"2 kinds of events; a task has one class per clip or one kind of event"):
         load_labelled(task(tmp_path / "both", {"train-0": [heard], "test-0": [other]}))
 
 
@@ -140,21 +172,22 @@ def test_probes_take_clips_in_tars_and_pass_over_bad_ones(tmp_path: Path, caplog
     [
         ({}, True, rf"holds no tars although {MARKER} says so"),
         ({"train-0": AB, "test-0": AB}, False, rf"has tars but no {MARKER}: its download is not finished"),
-        ({"train-0": AB}, True, r"has no tars of a test split \(found: train-0\.tar\); expected"),
-        ({"test-0": AB}, True, "has no tars of a training split"),
-        ({"audio-fold-1": AB}, True, "has no tars of a training split"),
+        ({"test-0": AB}, True, "has no recordings in the split 'train'"),
+        ({"train-0": AB, "more-0": AB}, True, "gives the split of some recordings only"),
+        ({"audio-fold-1": AB[:2]}, True, "leaves no recordings for the split|no training recordings"),
         ({"train-0": [None, None], "test-0": [None]}, True, r"has no labels; expected 'label'.* \(found: no JSON\)"),
         ({"train-0": [{"text": 1}], "test-0": [{"text": 2}]}, True, r"has no labels.*\(found: 'text'\)"),
-        ({"train-0": AB, "test-0": [None]}, True, "has labels in one of its splits only"),
         ({"train-0": AB[:1], "test-0": AB[:1]}, True, r"has one class only \('a'\)"),
-        ({"train-0": AB, "test-0": [{"events": []}]}, True, "has classes and events"),
+        ({"train-0": AB, "test-0": [{"events": []}]}, True, "mixes 'events' and 'label'; use one form"),
+        ({"train-0": AB, "test-0": [{"labels": ["a"]}]}, True, "mixes 'label' and 'labels'; use one form"),
     ],
 )
 def test_what_is_wrong_with_a_task_is_named(tmp_path: Path, tars: dict[str, list[Any]], ready: bool, reason: str):
-    folder = task(tmp_path / "env" / "mine", tars, ready)
+    folder = task(tmp_path / "env" / ("mine" if ready else "cremad"), tars, ready)
     for source in (folder, tmp_path):
-        with pytest.raises(DataError, match=reason):
-            load_labelled(source)
+        for reader in (load_labelled, load_task):
+            with pytest.raises(DataError, match=reason):
+                reader(source)
 
 
 def test_the_embedder_takes_clips_in_tars_as_it_takes_their_files(tmp_path: Path):
