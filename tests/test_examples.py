@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ def test_arms_of_an_experiment_get_the_steps_that_cost_the_same(arm: str):
     assert settings["model"]["max_seconds"] == 5.0  # the budget lies over the recipe
 
 
-def test_fine_tuning_with_the_trainer_learns_to_tell_pitches(tiny_config, tmp_path: Path):
+def test_fine_tuning_with_the_trainer_learns_to_tell_pitches(tiny_config, run_python, tmp_path: Path):
     pytest.importorskip("accelerate", reason="the Trainer of transformers needs it")
     rng = np.random.default_rng(0)
     for label, pitch in (("low", 200.0), ("middle", 900.0), ("high", 3000.0)):
@@ -73,13 +72,7 @@ def test_fine_tuning_with_the_trainer_learns_to_tell_pitches(tiny_config, tmp_pa
     bestrq2.export(tmp_path / "source", tmp_path / "encoder")
     words = [str(tmp_path / name) for name in ("encoder", "labelled", "tuned")]
     script = SLURM.parent / "finetune_with_transformers.py"
-    result = subprocess.run(
-        [sys.executable, str(script), *words, "--lr", "3e-3"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_python([script, *words, "--lr", "3e-3"], env={"CUDA_VISIBLE_DEVICES": ""})
     assert result.returncode == 0, result.stderr
     accuracy = float(result.stdout.splitlines()[-1].rpartition(" ")[0].split()[-1])
     assert accuracy >= 75  # chance is 33.3

@@ -59,7 +59,12 @@ def folder(tmp_path_factory, tiny_pretraining) -> Path:
     return path
 
 
-@pytest.mark.parametrize("program", [PACKAGE_FIRST, TRANSFORMERS_FIRST], ids=["package first", "transformers first"])
+# Fresh interpreters: what is imported, and in which order, is the claim.
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(PACKAGE_FIRST, id="package first"),
+     pytest.param(TRANSFORMERS_FIRST, id="transformers first", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_the_auto_classes_know_the_models_in_any_order_of_imports(folder, program):
     done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -84,6 +89,7 @@ def test_every_public_name_stands_for_the_same_whatever_was_imported_before():
         _ = bestrq2.laod
 
 
+@pytest.mark.slow
 def test_a_torchaudio_that_cannot_be_loaded_does_not_take_the_audio_classes_along(tmp_path):
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libc10_cuda.so: cannot open')\n")

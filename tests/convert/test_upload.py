@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -16,8 +13,6 @@ from safetensors.torch import load
 
 from bestrq2 import cli
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-
-PUSH = "import sys; from bestrq2.cli import main; sys.argv = ['bestrq2', 'push', *sys.argv[1:]]; main()"
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +27,6 @@ def source(tmp_path_factory, model) -> Path:
     return folder
 
 
-def push_anew(home: Path, url: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command as a user runs it."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
-    return subprocess.run(
-        [sys.executable, "-c", PUSH, *words], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 @pytest.fixture
 def client(monkeypatch, tmp_path):
     """Points the hub's client in this process somewhere; HF_HUB_OFFLINE, which tests are run under, is lifted."""
@@ -48,6 +34,7 @@ def client(monkeypatch, tmp_path):
     def point(url: str, token: str, offline: bool = False) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
         monkeypatch.setenv("HF_TOKEN", token)
         huggingface_hub.close_session()
@@ -56,14 +43,12 @@ def client(monkeypatch, tmp_path):
     huggingface_hub.close_session()
 
 
-def test_a_pushed_model_is_the_source_with_its_card(model, source, tmp_path):
+def test_a_pushed_model_is_the_source_with_its_card(model, source, client, capsys):
     with hub_server() as hub:
-        done = push_anew(tmp_path, hub.url, str(source), "user/my-encoder", "--private", "--license", "mit")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == f"{hub.url}/user/my-encoder"
-        more = ("--revision", "v2", "--with-predictor")
-        again = push_anew(tmp_path, hub.url, str(source), "user/my-encoder", *more)
-        assert again.returncode == 0, again.stderr
+        client(hub.url, TOKEN)
+        assert cli.run(["push", str(source), "user/my-encoder", "--private", "--license", "mit"]) == 0
+        assert capsys.readouterr().out.strip() == f"{hub.url}/user/my-encoder"
+        assert cli.run(["push", str(source), "user/my-encoder", "--revision", "v2", "--with-predictor"]) == 0
     repository = hub.repositories["user/my-encoder"]
     assert repository["private"]
     assert hub.commits == ["Upload by bestrq2 push"] * 2
