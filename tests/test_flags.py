@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 from bestrq2.errors import ConfigError
-from bestrq2.flags import make_parser, nearest, parse_flags, parse_settings
+from bestrq2.flags import add_arguments, make_parser, parse_flags, parse_settings, type_words
+from bestrq2.text import nearest
 
 
 @dataclass(frozen=True)
@@ -17,36 +20,82 @@ class Oven:
     """An oven.
 
     Args:
-        degrees: how hot.
-        minutes: how long.
+        degrees: temperature.
+        minutes: baking time.
     """
 
-    degrees: int = 180
+    degrees: PositiveInt = 180
     minutes: float = 25.0
 
 
-def bake(cake: str, oven: Oven = Oven(), slices: int = 8, vegan: bool = False) -> None:
+def bake(cake: str, slices: int = 8, vegan: bool = False, warm: bool = True, num_forks: int | None = None) -> None:
     """Bake a cake.
 
     Args:
         cake: which one.
-        oven: where.
-        slices: how many.
+        slices: number of slices.
         vegan: without eggs.
+        warm: serve it warm.
+        num_forks: number of forks,
+            one each by default.
     """
 
 
 @pytest.fixture
 def parser() -> ArgumentParser:
     parser = make_parser("bake", "Bake a cake.")
-    parser.add_function_arguments(bake, as_group=False, as_positional=True)
+    add_arguments(parser, bake, positional=("cake",))
+    add_arguments(parser.add_argument_group("oven"), Oven, group="oven")
     return parser
 
 
 def test_flags_are_typed_and_the_rest_has_its_defaults(parser):
-    found = parse_flags(parser, ["apple", "--oven.degrees", "200", "--slices=12", "--vegan", "true"])
+    found = parse_flags(parser, ["apple", "--oven.degrees", "200", "--slices=12", "--vegan"])
     assert (found.cake, found.oven.degrees, found.oven.minutes) == ("apple", 200, 25.0)
     assert (found.slices, found.vegan) == (12, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", (False, True, None)),
+        ("--vegan --no-warm --num-forks 3", (True, False, 3)),
+        ("--vegan true --warm false --num_forks 3", (True, False, 3)),
+        ("--vegan=false --warm=true --num-forks=null", (False, True, None)),
+    ],
+)
+def test_switches_take_no_value_and_underscores_stay_accepted(parser, words, expected):
+    found = parse_flags(parser, [*words.split(), "apple"])
+    assert found.cake == "apple"
+    assert (found.vegan, found.warm, found.num_forks) == expected
+
+
+def test_the_help_page_spells_types_for_people(parser):
+    page = " ".join(parser.format_help().split())
+    for text in (
+        "CAKE which one",
+        "--slices INT number of slices (default: 8)",
+        "--vegan without eggs",
+        "--[no-]warm",
+        "--num-forks INT number of forks, one each by default",
+        "--oven.minutes NUMBER baking time (default: 25.0)",
+    ):
+        assert text in page
+    assert not {"Union", "NoneType", "Optional", "null]"} & set(page.split())
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int | list[int] | str | None, "int, list of ints or string"),
+        (tuple[float, float], "pair of numbers"),
+        (Literal["wav", "flac"], "one of wav, flac"),
+        (PositiveInt | None, "int above 0"),
+        (Path, "path"),
+    ],
+)
+def test_types_have_words(hint, words):
+    assert type_words(hint) == words
 
 
 def test_a_yaml_file_and_flags_go_together_the_later_one_winning(parser, tmp_path: Path):
@@ -63,9 +112,12 @@ def test_a_yaml_file_and_flags_go_together_the_later_one_winning(parser, tmp_pat
         (["apple", "--oven.degres=3"], "there is no setting '--oven.degres'; did you mean '--oven.degrees'?"),
         (["apple", "--zzz"], "there is no setting '--zzz'"),
         (["apple", "--slices", "many"], "slices: expected int, got many"),
-        (["apple", "--oven.minutes", "long"], "oven.minutes: "),
+        (["apple", "--oven.minutes", "long"], "oven.minutes: expected number, got long"),
+        (["apple", "--oven.degrees", "0"], "oven.degrees must be above 0, got 0"),
+        (["apple", "--num-forks", "many"], "num_forks: expected int, got many"),
+        (["apple", "--slices"], "argument --slices: expected one argument"),
         (["apple", "--config", "absent.yaml"], "absent.yaml"),
-        ([], "cake"),
+        ([], "CAKE is missing"),
     ],
 )
 def test_wrong_flags_are_named_in_one_sentence(parser, argv, message):
@@ -79,8 +131,9 @@ def test_wrong_flags_are_named_in_one_sentence(parser, argv, message):
     ("content", "message"),
     [
         ("cake: plum\nslcies: 6\n", "there is no setting 'slcies'; did you mean 'slices'?"),
-        ("cake: plum\noven:\n  minuts: 6\n", "there is no setting 'minuts'; did you mean 'minutes'?"),
-        ("cake: plum\nslices: [1]\n", "slices: "),
+        ("cake: plum\noven:\n  minuts: 6\n", "there is no setting 'oven.minuts'; did you mean 'oven.minutes'?"),
+        ("cake: plum\nslices: [1]\n", "slices: expected int, got [1]"),
+        ("cake: plum\noven: 5\n", "oven: expected settings such as oven.degrees, got 5"),
     ],
 )
 def test_wrong_keys_in_a_yaml_file_are_named_in_one_sentence(parser, tmp_path: Path, content, message):

@@ -1,6 +1,6 @@
 """BEST-RQ-2: self-supervised audio encoders by contextualize-then-predict.
 
-Importing the package is fast; what its names stand for is imported when first used.
+Importing the package is fast; its names are imported when first used.
 """
 
 from __future__ import annotations
@@ -12,19 +12,27 @@ from bestrq2 import _registration
 from bestrq2._version import __version__
 
 if TYPE_CHECKING:
+    from bestrq2.commands.compare import compare
+    from bestrq2.commands.demo import demo
+    from bestrq2.commands.embed import embed
+    from bestrq2.commands.export import export
+    from bestrq2.commands.finetune import finetune
+    from bestrq2.commands.info import info
+    from bestrq2.commands.predict import predict
+    from bestrq2.commands.prepare import prepare
+    from bestrq2.commands.pretrain import pretrain
+    from bestrq2.commands.probe import probe
+    from bestrq2.commands.push import push
+    from bestrq2.commands.replay import replay
+    from bestrq2.commands.soundworld import write_soundworld
+    from bestrq2.commands.xares import xares
+    from bestrq2.commands.xares_llm import xares_llm
     from bestrq2.convert.reference import load_reference
-    from bestrq2.evaluate.command import probe
-    from bestrq2.evaluate.xares.command import xares
-    from bestrq2.exporting import export, push
     from bestrq2.inference.embedder import Embedder, Embeddings, load
-    from bestrq2.inference.predicting import predict
     from bestrq2.model.configuration_bestrq2 import BestRQ2Config
     from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
     from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2Model
     from bestrq2.recipe_book import recipe, recipes
-    from bestrq2.report.comparison import compare
-    from bestrq2.train.finetuning import finetune
-    from bestrq2.train.pretraining import pretrain
 
 __all__ = [
     "BestRQ2Config",
@@ -36,20 +44,27 @@ __all__ = [
     "Embeddings",
     "__version__",
     "compare",
+    "demo",
+    "embed",
     "export",
     "finetune",
+    "info",
     "load",
     "load_reference",
     "predict",
+    "prepare",
     "pretrain",
     "probe",
     "push",
     "recipe",
     "recipes",
+    "replay",
+    "write_soundworld",
     "xares",
+    "xares_llm",
 ]
 
-_HOMES = {
+_MODULES = {
     "BestRQ2Config": "model.configuration_bestrq2",
     "BestRQ2FeatureExtractor": "model.feature_extraction_bestrq2",
     "BestRQ2ForAudioClassification": "model.modeling_bestrq2",
@@ -57,27 +72,34 @@ _HOMES = {
     "BestRQ2Model": "model.modeling_bestrq2",
     "Embedder": "inference.embedder",
     "Embeddings": "inference.embedder",
-    "compare": "report.comparison",
-    "export": "exporting",
-    "finetune": "train.finetuning",
+    "compare": "commands.compare",
+    "demo": "commands.demo",
+    "embed": "commands.embed",
+    "export": "commands.export",
+    "finetune": "commands.finetune",
+    "info": "commands.info",
     "load": "inference.embedder",
     "load_reference": "convert.reference",
-    "predict": "inference.predicting",
-    "pretrain": "train.pretraining",
-    "probe": "evaluate.command",
-    "push": "exporting",
+    "predict": "commands.predict",
+    "prepare": "commands.prepare",
+    "pretrain": "commands.pretrain",
+    "probe": "commands.probe",
+    "push": "commands.push",
     "recipe": "recipe_book",
     "recipes": "recipe_book",
-    "xares": "evaluate.xares.command",
+    "replay": "commands.replay",
+    "write_soundworld": "commands.soundworld",
+    "xares": "commands.xares",
+    "xares_llm": "commands.xares_llm",
 }
 
 _registration.register()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'bestrq2' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"bestrq2.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"bestrq2.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

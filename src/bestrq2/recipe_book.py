@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from bestrq2.errors import ConfigError
-from bestrq2.flags import nearest
+from bestrq2.text import nearest
 
 _FOLDER = resources.files("bestrq2") / "recipes"
 _SUFFIXES = (".yaml", ".yml")

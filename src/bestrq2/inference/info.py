@@ -1,4 +1,7 @@
-"""What there is to know of a model before using it."""
+"""Facts about a model: architecture, cost and origin, as `bestrq2 info` prints them.
+
+A recipe is described without importing torch unless its cost is counted.
+"""
 
 from __future__ import annotations
 
@@ -6,65 +9,102 @@ import json
 import os
 from pathlib import Path
 
-from bestrq2.convert.loading import load_encoder
-from bestrq2.errors import CheckpointError, DataError
-from bestrq2.inference.cost import cost
-from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining
-from bestrq2.recipe_book import is_recipe_file, recipes
-from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
-from bestrq2.text import counted
+from bestrq2.errors import CheckpointError, ConfigError, DataError
+from bestrq2.model.fields import FIELD_TYPES, ModelFields
+from bestrq2.recipe_book import is_recipe_file, recipe, recipes
+from bestrq2.text import counted, nearest
 
 ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
+# Names of classes in `config.architectures`, which say what a model folder holds.
+_WHOLE, _CLASSIFIER = "BestRQ2ForPreTraining", "BestRQ2ForAudioClassification"
 
 
-def info(model: str | os.PathLike[str]) -> dict[str, str]:
+def info(model: str | os.PathLike[str], cost: bool = True) -> dict[str, str]:
     """Size, cost and origin of a model, as printed by `bestrq2 info`.
 
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        cost: count parameters and operations.
 
     Raises:
         CheckpointError: if there is no such model.
     """
-    return {"model": str(model)} | architecture(load_encoder(model).config) | _provenance(Path(model))
+    name = os.fspath(model)
+    if not Path(name).is_dir() and (name in recipes() or is_recipe_file(name)):
+        origin = {"trained": "no: a recipe, whose weights are random"}
+        return {"model": name} | architecture(_recipe_fields(name), cost) | origin
+    from bestrq2.convert.loading import load_encoder
+
+    return {"model": name} | architecture(load_encoder(model).config, cost) | _provenance(Path(model))
 
 
-def architecture(config: BestRQ2Config) -> dict[str, str]:
+def _recipe_fields(name: str) -> ModelFields:
+    """The architecture of a recipe or recipe file."""
+    values, fields = recipe(name).get("model", {}), ModelFields()
+    for key in values:
+        if key not in FIELD_TYPES:
+            raise ConfigError(f"recipe {name}: model: there is no field '{key}'{nearest(key, FIELD_TYPES)}")
+    try:
+        fields.set_fields(values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"recipe {name}: model: {error}") from error
+    return fields
+
+
+def architecture(config: ModelFields, cost: bool = True) -> dict[str, str]:
     """Size and cost of a model, in words.
 
-    Those of pretraining are left out where `config.architectures` names a model without predictor and head, of which
-    the configuration then knows nothing; of a classifier, mask and codes too, which it has no use for.
+    Facts about pretraining are left out where `config.architectures` names a model without predictor and head; for a
+    classifier those about mask and codes, too.
+
+    Args:
+        config: a `BestRQ2Config`, or the fields of one.
+        cost: count parameters and operations, for which torch is imported.
     """
-    numbers = cost(config)
-    is_whole = config.architectures in (None, [BestRQ2ForPreTraining.__name__])
     height, width = config.patch_size
-    seconds = f"{config.max_seconds:g} s"
-    without_head = "predictor and" if config.objective == "two_step" else "its"
+    counts = _costs(config) if cost else {}
     facts = {
         "objective": config.objective.replace("_", "-"),
         "encoder": f"{ENCODERS[config.encoder_type]}, {config.num_hidden_layers} layers x {config.hidden_size}, "
         f"{config.num_attention_heads} heads, {config.position_embedding} positions",
-        "encoder parameters": f"{numbers.encoder_parameters / 1e6:.2f} M",
-        "parameters in pretraining": f"{numbers.pretraining_parameters / 1e6:.2f} M (with {without_head} head)",
+        "encoder parameters": counts.get("encoder parameters", ""),
+        "parameters in pretraining": counts.get("parameters in pretraining", ""),
         "input": f"{config.sampling_rate} Hz mono, {config.num_mel_bands} mel bands, one frame per "
         f"{1000 * config.hop_length / config.sampling_rate:.4g} ms, normalised: {config.input_normalization}",
         "patch": f"{height} mel bands x {width} frames",
-        "tokens": f"{numbers.tokens_per_second:.4g} per second of audio",
-        "frames": f"{numbers.frames_per_second:.4g} per second (every "
+        "tokens": f"{config.patch_rows * config.sampling_rate / config.frame_hop_samples:.4g} per second of audio",
+        "frames": f"{config.sampling_rate / config.frame_hop_samples:.4g} per second (every "
         f"{1000 * config.frame_hop_samples / config.sampling_rate:.4g} ms), {config.hidden_size} values each",
-        "inference": f"{numbers.inference_gflops:.4g} GFLOPs for {seconds}",
-        "training step": f"{numbers.training_gflops:.4g} GFLOPs per clip of {seconds}",
+        "inference": counts.get("inference", ""),
+        "training step": counts.get("training step", ""),
         "mask": _mask(config),
         "codes": f"{config.num_codebooks} x {config.codebook_size}, quantizer input: {config.quantizer_normalization}",
     }
-    unknown = () if is_whole else ("parameters in pretraining", "training step")
-    unused = ("mask", "codes") if config.architectures == [BestRQ2ForAudioClassification.__name__] else ()
-    return {name: fact for name, fact in facts.items() if name not in (*unknown, *unused)}
+    architectures = getattr(config, "architectures", None)
+    unknown = () if architectures in (None, [_WHOLE]) else ("parameters in pretraining", "training step")
+    unused = ("mask", "codes") if architectures == [_CLASSIFIER] else ()
+    return {name: fact for name, fact in facts.items() if fact and name not in (*unknown, *unused)}
 
 
-def _mask(config: BestRQ2Config) -> str:
-    """What is hidden, and of how many masks a clip."""
+def _costs(config: ModelFields) -> dict[str, str]:
+    """Parameters and operations, in words."""
+    from bestrq2.inference.cost import cost
+    from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+
+    if not isinstance(config, BestRQ2Config):
+        config = BestRQ2Config(**{name: getattr(config, name) for name in FIELD_TYPES})
+    numbers, seconds = cost(config), f"{config.max_seconds:g} s"
+    without_head = "predictor and" if config.objective == "two_step" else "its"
+    return {
+        "encoder parameters": f"{numbers.encoder_parameters / 1e6:.2f} M",
+        "parameters in pretraining": f"{numbers.pretraining_parameters / 1e6:.2f} M (with {without_head} head)",
+        "inference": f"{numbers.inference_gflops:.4g} GFLOPs for {seconds}",
+        "training step": f"{numbers.training_gflops:.4g} GFLOPs per clip of {seconds}",
+    }
+
+
+def _mask(config: ModelFields) -> str:
+    """The mask: share and shape of what is hidden, and the number of masks per clip."""
     low, high = (f"{100 * ratio:g}" for ratio in config.mask_ratio)
     share = f"{low} %" if low == high else f"{low} to {high} %"
     rows, columns = config.mask_block_size
@@ -74,16 +114,16 @@ def _mask(config: BestRQ2Config) -> str:
         "span": f"spans of {columns} columns, {100 * config.mean_hidden_share:.0f} % of the patches on average",
     }
     noise = ", filled with noise" if config.mask_fill == "noise" else ""
-    several = f", {config.masks_per_clip} masks a clip" if config.masks_per_clip > 1 else ""
+    several = f", {config.masks_per_clip} masks per clip" if config.masks_per_clip > 1 else ""
     return shapes[config.mask_shape] + noise + several
 
 
 def _provenance(run: Path) -> dict[str, str]:
-    """Where a run folder's model comes from; for other models, that this is not known."""
-    if not run.is_dir() and (str(run) in recipes() or is_recipe_file(str(run))):
-        return {"trained": "no: a recipe, whose weights are random"}
+    """Origin of the model of a run folder; for other models, that it is unknown."""
+    from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
+
     if not (run / "config.yaml").is_file():
-        return {"trained": "not a run folder: nothing is known of its training"}
+        return {"trained": "unknown: not a run folder"}
     if is_finetuned(run):
         settings = read_settings(run / "config.yaml")
         known = [(key, str(settings.get(key))) for key in ("labelled", "epochs", "seed")]

@@ -1,35 +1,23 @@
-"""The demo: does the method work, here and now, without a GPU or a download?"""
+"""`bestrq2 demo`: pretrain tiny encoders on synthetic audio and compare them, in minutes and without a GPU."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bestrq2 import soundworld
-from bestrq2.convert.weights import load_model_folder
-from bestrq2.data.labels import LabelledTask, soundworld_tasks
-from bestrq2.data.sources import ArraySource
+from bestrq2 import flags
 from bestrq2.errors import ConfigError
-from bestrq2.evaluate.baselines import LogMelStatistics
-from bestrq2.evaluate.command import probe_all, random_twin
-from bestrq2.evaluate.probe import FeatureExtractor
-from bestrq2.evaluate.scores import ProbeScore, domain_means
-from bestrq2.evaluate.table import write_scores
-from bestrq2.files import disk_errors
-from bestrq2.inference.cost import cost
-from bestrq2.inference.embedder import Embedder, load
-from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-from bestrq2.recipe_book import recipe
-from bestrq2.report.contents import ReportContents
-from bestrq2.report.examples import embedded_task_clips, mask_example
-from bestrq2.report.html import write_report
-from bestrq2.report.run_folder import read_curves
-from bestrq2.train.pretraining import pretrain
+
+if TYPE_CHECKING:
+    from bestrq2.data.labels import LabelledTask
+    from bestrq2.data.sources import ArraySource
+    from bestrq2.evaluate.scores import ProbeScore
+    from bestrq2.inference.embedder import Embedder
+    from bestrq2.report.contents import ReportContents
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +27,12 @@ OBJECTIVES = {"two-step": "two_step", "one-stage": "one_stage"}
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """Result of the demo.
 
     Attributes:
-        scores: of all features on all tasks.
+        scores: probe scores of all features on all tasks.
         summary: the outcome in a sentence.
-        report: the HTML report.
+        report: path of the HTML report.
     """
 
     scores: list[ProbeScore]
@@ -60,15 +48,18 @@ def demo(
     train: int = 240,
     test: int = 120,
 ) -> DemoResult:
-    """Pretrain a two-step and a one-stage encoder with equal compute on SoundWorld, and probe them beside baselines.
+    """Pretrain a two-step and a one-stage encoder on SoundWorld with equal compute, and probe them beside baselines.
 
     Args:
-        output: folder to write: both runs, the scores and report.html. An earlier demo there is replaced.
-        seed: of weights, data order, crops and masks.
-        steps: of the two-step encoder; the recipe's by default.
-        clips: unlabelled clips of 10 s to pretrain on.
-        train: labelled clips a task to fit probes on.
-        test: labelled clips a task to score probes on.
+        output: folder to write, with both runs, the scores and report.html; an earlier demo there is replaced.
+        seed: random seed of weights, data order, crops and masks.
+        steps: training steps of the two-step encoder; those of the recipe by default.
+        clips: unlabelled clips of 10 s for pretraining.
+        train: labelled clips per task for fitting the probes.
+        test: labelled clips per task for scoring the probes.
+
+    Returns:
+        Scores, a summary and the path of the report.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
@@ -76,11 +67,32 @@ def demo(
     for name, value in (("steps", steps), ("clips", clips), ("train", train), ("test", test)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
+    from bestrq2.files import disk_errors
+
     with disk_errors(Path(output)):
         return _demo(_fresh_folder(Path(output)), seed, steps, clips, train, test)
 
 
+def main(argv: Sequence[str]) -> None:
+    """Run `bestrq2 demo`."""
+    result = demo(**flags.parse_command(demo, argv))
+    from bestrq2.evaluate.table import format_table
+
+    print(format_table(result.scores))
+    print(f"\n{result.summary}\nreport: {result.report}")
+
+
 def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, test: int) -> DemoResult:
+    from bestrq2 import soundworld
+    from bestrq2.data.labels import soundworld_tasks
+    from bestrq2.data.sources import ArraySource
+    from bestrq2.evaluate.baselines import LogMelStatistics
+    from bestrq2.evaluate.command import probe_all, random_twin
+    from bestrq2.evaluate.table import write_scores
+    from bestrq2.inference.embedder import Embedder, load
+    from bestrq2.report.html import write_report
+    from bestrq2.train.pretraining import pretrain
+
     source = ArraySource(soundworld.unlabelled(clips), soundworld.SAMPLE_RATE, f"soundworld:{clips}")
     tasks = soundworld_tasks(train=train, test=test)
     embedders: list[Embedder] = []
@@ -94,10 +106,8 @@ def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, te
             model={"objective": OBJECTIVES[label]},
             trainer={"max_steps": run_steps},
         )
-        encoder = load(run).model
-        embedders.append(Embedder(encoder, name=label))
-    features: list[FeatureExtractor] = [*embedders, random_twin(embedders[0]), LogMelStatistics()]
-    scores = probe_all(features, tasks, seed)
+        embedders.append(Embedder(load(run).model, name=label))
+    scores = probe_all([*embedders, random_twin(embedders[0]), LogMelStatistics()], tasks, seed)
     write_scores(output / "probes.json", scores)
     summary = _summary(scores)
     report = output / "report.html"
@@ -106,7 +116,11 @@ def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, te
 
 
 def equal_compute_steps(steps: int | None) -> dict[str, int]:
-    """Steps of each objective for the same training GFLOPs; `steps` are those of the two-step encoder."""
+    """Steps per objective for equal training GFLOPs; `steps` are those of the two-step encoder."""
+    from bestrq2.inference.cost import cost
+    from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+    from bestrq2.recipe_book import recipe
+
     settings = recipe(RECIPE)
     wanted = settings["trainer"]["max_steps"] if steps is None else steps
     gflops = {
@@ -117,11 +131,11 @@ def equal_compute_steps(steps: int | None) -> dict[str, int]:
 
 
 def _fresh_folder(output: Path) -> Path:
-    """An empty folder; an earlier demo is deleted, anything else is refused."""
+    """An empty folder; an earlier demo in it is deleted, other files are refused."""
     if output.is_dir() and any(output.iterdir()):
         ours = {*OBJECTIVES, "report.html", "probes.json"}
         if not {entry.name for entry in output.iterdir()} <= ours:
-            raise ConfigError(f"{output}: holds other files than a demo's; name a new folder with --output")
+            raise ConfigError(f"{output}: holds files that are not a demo's; name a new folder with --output")
         for entry in output.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     output.mkdir(parents=True, exist_ok=True)
@@ -129,6 +143,8 @@ def _fresh_folder(output: Path) -> Path:
 
 
 def _summary(scores: list[ProbeScore]) -> str:
+    from bestrq2.evaluate.scores import domain_means
+
     means = {
         features: domain_means(scores, "linear", features)["mean"]
         for features in dict.fromkeys(score.features for score in scores)
@@ -136,7 +152,7 @@ def _summary(scores: list[ProbeScore]) -> str:
     gain = 100 * (means["two-step"] - means["random encoder"])
     listed = ", ".join(f"{features} {100 * mean:.1f}" for features, mean in means.items())
     return (
-        f"Mean over the domains, linear probe, in percent: {listed}. Pretraining in two steps moved the encoder "
+        f"Mean linear-probe score over the domains, in percent: {listed}. Two-step pretraining changed the encoder by "
         f"{gain:+.1f} points against random weights."
     )
 
@@ -149,7 +165,17 @@ def _contents(
     tasks: list[LabelledTask],
     source: ArraySource,
 ) -> ReportContents:
-    """Everything the report shows."""
+    """The contents of the report."""
+    import numpy as np
+
+    from bestrq2 import soundworld
+    from bestrq2.convert.weights import load_model_folder
+    from bestrq2.inference.cost import cost
+    from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+    from bestrq2.report.contents import ReportContents
+    from bestrq2.report.examples import embedded_task_clips, mask_example
+    from bestrq2.report.run_folder import read_curves
+
     model = load_model_folder(output / "two-step" / "model", BestRQ2ForPreTraining)
     numbers = cost(model.config)
     hours = len(source) * source.waveforms[0].size / soundworld.SAMPLE_RATE / 3600
@@ -159,7 +185,6 @@ def _contents(
         label = task.classes[int(task.test.labels[0])]
         waveform = np.asarray(task.test.audio[0], dtype=np.float32)
         examples.append(mask_example(model, waveform, f"{domain}: {task.name.split('/')[-1]} = {label}"))
-    curves = {label: read_curves(output / label) for label in OBJECTIVES}
     return ReportContents(
         title="BEST-RQ-2 on SoundWorld",
         lead=f"Two encoders of {numbers.encoder_parameters / 1e6:.2f} M parameters were pretrained on {len(source)} "
@@ -173,15 +198,15 @@ def _contents(
             "labelled tasks": f"{len(tasks)}, {len(tasks[0].train)} training and {len(tasks[0].test)} test clips each",
             "training compute": f"{numbers.training_gflops:.2f} GFLOPs per clip (two-step)",
         },
-        runs=list(curves.values()),
+        runs=[read_curves(output / label) for label in OBJECTIVES],
         examples=examples,
         probes=scores,
         clips=embedded_task_clips(embedder, tasks),
         notes=[
             "Bars show accuracy (balanced accuracy where the answer changes over time) on held-out clips with 95 % "
             "intervals over the test clips; they do not cover other seeds.",
-            "Log-mel statistics (mean and deviation per band) are a strong baseline on synthetic sounds and need no "
-            "training; they are shown beside the rest whatever they say.",
+            "Log-mel statistics (mean and deviation per band) need no training and are a strong baseline on synthetic "
+            "sounds.",
             "Made by: bestrq2 demo",
         ],
     )

@@ -1,0 +1,68 @@
+"""`bestrq2 embed`: embed every recording of a corpus."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bestrq2 import flags
+
+
+def embed(
+    model: str | os.PathLike[str],
+    source: str,
+    output: Path,
+    frames: bool = False,
+    phases: int = 1,
+    layers: int | list[int] | str | None = None,
+    pooling: str = "mean",
+    normalize: bool = False,
+    device: str | None = None,
+    num_workers: int | None = None,
+    ray: str | None = None,
+    ray_actors: int | None = None,
+) -> Path:
+    """Embed every recording of a corpus into a Parquet file.
+
+    Recordings that cannot be read are skipped and listed. An interrupted run continues when the same command is given
+    again. Under `torchrun` each process embeds its share, on a GPU of its own where there are any, and the last one to
+    finish writes the result; all processes need access to the same folder.
+
+    Args:
+        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        source: any source of `bestrq2 pretrain`: folder, file, list (.txt, .csv, .jsonl), tars, HDF5, "hub:NAME",
+            mixture (.yaml, each recording once), URLs of tars, "soundworld".
+        output: Parquet file to write, with columns path, seconds and embedding: one row per recording, in the order of
+            the source. Rejected recordings are listed in OUTPUT.rejected.csv, unfinished parts are in OUTPUT.parts.
+        frames: write one row per frame instead, with columns path, time (centre of the frame, s) and embedding.
+        phases: shifted copies of the patch grid, for frames every 1/phases of the hop.
+        layers: hidden layer to use instead of the last output (0 is the input of the first block, -1 the output of the
+            last), several layers to average, or "mean" for the mean of all.
+        pooling: how frames become one vector per recording: "mean", "mean+max" (twice as wide) or "attention".
+        normalize: scale every vector to length 1, for retrieval by dot products.
+        device: device to run on, such as "cpu" or "cuda:0"; CUDA by default where available.
+        num_workers: processes that decode audio, 0 for a thread; one per CPU by default, at most 16.
+        ray: "local" for Ray on this machine, or the address of a Ray cluster such as "auto"; model and source must have
+            the same names on every node.
+        ray_actors: number of Ray actors; by default one per GPU of the cluster, else one per CPU.
+
+    Returns:
+        The Parquet file. Under `torchrun` it exists when the last process has finished.
+
+    Raises:
+        BestRQ2Error: with one sentence that says what to change.
+    """
+    from bestrq2.inference.corpus.command import embed_corpus
+
+    return embed_corpus(
+        os.fspath(model), source, output, frames=frames, phases=phases, layers=layers, pooling=pooling,
+        normalize=normalize, device=device, num_workers=num_workers, ray=ray, ray_actors=ray_actors,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `bestrq2 embed`."""
+    output = embed(**flags.parse_command(embed, argv, positional=("model", "source")))
+    if output.exists():  # of several processes, the last one writes it
+        print(output)

@@ -1,0 +1,77 @@
+"""`bestrq2 finetune`: fine-tune an encoder as a classifier."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bestrq2 import flags
+
+if TYPE_CHECKING:
+    from bestrq2.evaluate.finetune_result import FinetuneResult
+
+
+def finetune(
+    model: str | os.PathLike[str],
+    labelled: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    mode: str = "full",
+    layers: int | None = None,
+    epochs: int = 10,
+    batch_size: int = 32,
+    lr: float | None = None,
+    weight_decay: float = 0.05,
+    warmup_fraction: float = 0.1,
+    layer_decay: float = 1.0,
+    balanced: bool = False,
+    max_seconds: float | None = None,
+    seed: int = 0,
+    num_workers: int = 1,
+    device: str | None = None,
+    resume: bool = False,
+) -> FinetuneResult:
+    """Fine-tune an encoder as a classifier of recordings; the best epoch on the validation split is kept and tested.
+
+    Args:
+        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        labelled: folder with one subfolder per class (optionally inside `train`, `valid` and `test`), table with
+            columns path and label (or labels, separated by ";", for several classes per recording), or WebDataset tars
+            with labels.
+        output: run folder to write.
+        mode: trained part: "linear" (the head), "partial" (also the last `layers` blocks) or "full".
+        layers: number of trained blocks in mode "partial".
+        epochs: passes over the training recordings.
+        batch_size: clips per step.
+        lr: peak learning rate; by default 1e-3 for "linear", else 1e-4.
+        weight_decay: weight decay of AdamW, for matrices.
+        warmup_fraction: share of the steps with a rising learning rate; a cosine decay to nearly 0 follows.
+        layer_decay: factor of the learning rate from each block to the one before it; 1 for equal rates.
+        balanced: draw recordings of rare classes as often as those of frequent ones.
+        max_seconds: longest random crop in training, and the window for classifying longer recordings (s); that of the
+            model by default.
+        seed: random seed of missing splits, head, order and crops.
+        num_workers: processes that decode audio; 0 decodes in the main process.
+        device: device to run on, such as "cpu" or "cuda:0"; by default CUDA with bfloat16 where available.
+        resume: continue the run in `output`, or start it if there is none.
+
+    Returns:
+        Scores on the test split, and the run folder.
+
+    Raises:
+        BestRQ2Error: with one sentence that says what to change.
+        KeyboardInterrupt: when stopped by Ctrl-C; the run can be resumed.
+    """
+    from bestrq2.train import finetuning
+
+    return finetuning.finetune(
+        model, labelled, output, mode=mode, layers=layers, epochs=epochs, batch_size=batch_size, lr=lr,
+        weight_decay=weight_decay, warmup_fraction=warmup_fraction, layer_decay=layer_decay, balanced=balanced,
+        max_seconds=max_seconds, seed=seed, num_workers=num_workers, device=device, resume=resume,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `bestrq2 finetune`."""
+    result = finetune(**flags.parse_command(finetune, argv, positional=("model", "labelled")))
+    print(f"{result.text}\n\nClassify audio with: bestrq2 predict {result.output} FOLDER --output predictions.csv")

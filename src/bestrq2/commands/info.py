@@ -1,0 +1,33 @@
+"""`bestrq2 info`: size, cost and origin of a model or a recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from bestrq2 import flags
+
+
+def info(model: str | os.PathLike[str], cost: bool = True) -> dict[str, str]:
+    """Describe a model or a recipe: architecture, parameters, operations and origin.
+
+    Args:
+        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        cost: count parameters and operations, which takes seconds; without them a recipe is described at once.
+
+    Returns:
+        Facts by name, in words.
+
+    Raises:
+        BestRQ2Error: with one sentence that says what to change.
+    """
+    from bestrq2.inference.info import info
+
+    return info(model, cost=cost)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `bestrq2 info`."""
+    facts = info(**flags.parse_command(info, argv, positional=("model",)))
+    width = max(map(len, facts))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))

@@ -1,0 +1,89 @@
+"""`bestrq2 pretrain`: pretrain an encoder on unlabelled audio."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bestrq2.errors import BestRQ2Error
+
+if TYPE_CHECKING:
+    from bestrq2.data.remote import StreamSource
+    from bestrq2.data.sources import Source
+
+_LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS")
+
+
+def pretrain(
+    *,
+    data: str | os.PathLike[str] | Source | StreamSource,
+    output: str | os.PathLike[str],
+    recipe: str = "best-rq-2",
+    seed: int = 0,
+    resume: bool = False,
+    model: dict[str, Any] | None = None,
+    loader: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    probe: dict[str, Any] | None = None,
+    watch: dict[str, Any] | None = None,
+    logging: dict[str, Any] | None = None,
+) -> Path:
+    """Pretrain an encoder on unlabelled audio.
+
+    Args:
+        data: folder, file, list, tars or another source of audio, "soundworld", or a `Source`.
+        output: run folder to write.
+        recipe: recipe that the settings start from: a name of `bestrq2.recipes()` or a YAML file.
+        seed: random seed of weights, data order, crops and masks.
+        resume: continue the run in `output`, or start it if there is none.
+        model: fields of `BestRQ2Config` that differ from the recipe; likewise for the other groups.
+        loader: see `LoaderConfig`.
+        optimizer: see `OptimizerConfig`.
+        trainer: see `TrainerConfig`.
+        probe: see `OnlineProbeConfig`.
+        watch: see `WatchConfig`.
+        logging: see `LoggingConfig`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        BestRQ2Error: with one sentence that says what to change.
+        KeyboardInterrupt: when stopped by Ctrl-C; the run can be resumed.
+    """
+    from bestrq2.train import pretraining
+
+    return pretraining.pretrain(
+        data=data, output=output, recipe=recipe, seed=seed, resume=resume, model=model, loader=loader,
+        optimizer=optimizer, trainer=trainer, probe=probe, watch=watch, logging=logging,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `bestrq2 pretrain`."""
+    try:
+        from bestrq2.train.config import parse_arguments
+
+        config, resume = parse_arguments(argv)
+        from bestrq2.train.pretraining import run_pretraining
+
+        folder = run_pretraining(config, resume=resume)
+    except BestRQ2Error as error:
+        # Wrong input is the same for all processes; one of them prints the error.
+        if type(error) is not BestRQ2Error and not _first_process():
+            sys.exit(2)
+        raise
+    if _first_process():
+        print(f"{folder}: done. Embed audio with: bestrq2 embed {folder} FOLDER --output embeddings.parquet")
+
+
+def _first_process() -> bool:
+    if not any(name in os.environ for name in _LAUNCHED):
+        return True  # the only one
+    from bestrq2.train.processes import first_process
+
+    return first_process()

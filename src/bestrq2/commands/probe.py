@@ -1,0 +1,53 @@
+"""`bestrq2 probe`: linear probe and k-NN on labelled audio."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bestrq2 import flags
+
+if TYPE_CHECKING:
+    from bestrq2.evaluate.scores import ProbeScore
+
+
+def probe(
+    model: str | os.PathLike[str],
+    labelled: str | os.PathLike[str],
+    baselines: bool = True,
+    output: Path | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> list[ProbeScore]:
+    """Score a model by a linear probe and k-NN on labelled audio, beside baselines, with 95 % intervals.
+
+    Args:
+        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        labelled: folder with one subfolder per class (optionally inside `train` and `test`), folder of several such
+            tasks, table with columns path and label, "soundworld", or "soundworld-1" for the frozen benchmark, whose
+            result is also written into a run folder as soundworld-1.json.
+        baselines: also probe log-mel statistics and a randomly initialised encoder of the same architecture.
+        output: JSON file for the scores.
+        seed: random seed of splits and probes; the frozen benchmark has its own.
+        device: device to run on, such as "cpu" or "cuda:0"; CUDA by default where available.
+
+    Returns:
+        One score per feature extractor, task and method.
+
+    Raises:
+        BestRQ2Error: with one sentence that says what to change.
+    """
+    from bestrq2.evaluate import command
+
+    return command.probe(model, labelled, baselines=baselines, output=output, seed=seed, device=device)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `bestrq2 probe`."""
+    values = flags.parse_command(probe, argv, positional=("model", "labelled"))
+    scores = probe(**values)
+    from bestrq2.evaluate.table import format_table
+
+    print(format_table(scores))
