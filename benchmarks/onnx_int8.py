@@ -26,9 +26,9 @@ from bestrq2.convert import numpy_front_end
 from bestrq2.convert.onnx import INT8_FILE, MODEL_FILE, SpectrogramEncoder, export_onnx
 from bestrq2.data.labels import LabelledTask, soundworld_tasks
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1
-from bestrq2.evaluate.classifiers import linear_predict
-from bestrq2.evaluate.probe import FeatureExtractor, embed_split
-from bestrq2.evaluate.scores import ACCURACY
+from bestrq2.evaluate.classifiers import LinearProbe
+from bestrq2.evaluate.metrics import ACCURACY
+from bestrq2.evaluate.task_probe import FeatureExtractor, embed_split
 from bestrq2.inference.embedder import Embeddings
 
 CLIP_TASKS = [task.name for task in SOUNDWORLD_1.tasks if task.metric == ACCURACY]
@@ -59,7 +59,7 @@ def probed(features: FeatureExtractor, tasks: list[LabelledTask]) -> tuple[np.nd
     for task in tasks:
         train, test = (embed_split(features, task, split, progress=True) for split in ("train", "test"))
         embeddings.append(test.features)
-        right.append(linear_predict(train.features, train.labels, test.features) == test.labels)
+        right.append(LinearProbe(train.features, train.labels).predict(test.features) == test.labels)
     return np.concatenate(embeddings), right
 
 

@@ -26,11 +26,17 @@ from bestrq2.convert.loading import random_encoder
 from bestrq2.data.band_sums import BandSums
 from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import BestRQ2Error
-from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_tasks, run_benchmark, score_on_benchmark
-from bestrq2.evaluate.benchmark_result import result_of, software_provenance, write_result
-from bestrq2.evaluate.probe import embed_split, event_present
-from bestrq2.evaluate.scores import ProbeScore
-from bestrq2.evaluate.table import format_table
+from bestrq2.evaluate.benchmark import (
+    SOUNDWORLD_1,
+    benchmark_result,
+    benchmark_tasks,
+    run_benchmark,
+    score_on_benchmark,
+)
+from bestrq2.evaluate.provenance import software_provenance
+from bestrq2.evaluate.result import TaskScore, write_result
+from bestrq2.evaluate.score_table import format_scores
+from bestrq2.evaluate.task_probe import embed_split, event_present
 from bestrq2.files import check_writable
 from bestrq2.inference.embedder import Embedder
 from bestrq2.train.optimizer import learning_rate_factor, make_optimizer
@@ -130,7 +136,7 @@ def train(
                 bar.update()
 
 
-def scores_of(model: SupervisedEncoder, tasks: list[LabelledTask], device: torch.device) -> list[ProbeScore]:
+def scores_of(model: SupervisedEncoder, tasks: list[LabelledTask], device: torch.device) -> list[TaskScore]:
     """The heads' answers on the test clips, scored by the benchmark's metrics."""
     embedder, heads = Embedder(model.encoder, device, name=NAME), model.heads.cpu().eval()
     scores = [score for score in run_benchmark([embedder], SOUNDWORLD_1) if score.method == "knn"]
@@ -182,10 +188,10 @@ def main() -> None:
             "encoder_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
             **software_provenance(),
         }
-        write_result(options.output, result_of(SOUNDWORLD_1, NAME, scores, provenance))
+        write_result(options.output, benchmark_result(SOUNDWORLD_1, NAME, scores, provenance))
     except BestRQ2Error as error:
         raise SystemExit(f"supervised_bound: {error}") from error
-    print(format_table(scores))
+    print(format_scores(scores))
 
 
 if __name__ == "__main__":

@@ -18,17 +18,19 @@ from bestrq2.cli import run
 from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate import benchmark as module
+from bestrq2.evaluate.adam_probe import adam_probe_predict
 from bestrq2.evaluate.benchmark import (
     SOUNDWORLD_1,
-    answers_on_grid,
-    benchmark_means,
     grid_points,
     nearest_frames,
+    predictions_on_grid,
     run_benchmark,
 )
-from bestrq2.evaluate.probe import ProbeRows, embed_split
-from bestrq2.evaluate.scores import ProbeScore, balanced_accuracy_with_interval
-from bestrq2.evaluate.xares_probe import xares_knn_predict, xares_linear_predict
+from bestrq2.evaluate.classifiers import knn_predict
+from bestrq2.evaluate.metrics import balanced_accuracy_with_interval
+from bestrq2.evaluate.result import TaskScore
+from bestrq2.evaluate.score_table import all_means
+from bestrq2.evaluate.task_probe import ProbeRows, embed_split
 
 
 def test_the_frozen_protocol_is_what_it_was():
@@ -94,8 +96,8 @@ def test_scores_are_those_of_the_probe_on_clip_tasks(small):
         (task.name, method) for task in SMALL.tasks for method in ("linear", "knn")
     ]
     train, test = (embed_split(WaveformFeatures(6), small[1], split) for split in ("train", "test"))
-    linear = xares_linear_predict(train.features, train.labels, test.features, epochs=2, batch=32, lr=1e-3, seed=42)
-    nearest = xares_knn_predict(train.features, train.labels, test.features)
+    linear = adam_probe_predict(train.features, train.labels, test.features, epochs=2, batch=32, lr=1e-3, seed=42)
+    nearest = knn_predict(train.features, train.labels, test.features)
     assert [score.score for score in scores[2:4]] == [(linear == test.labels).mean(), (nearest == test.labels).mean()]
     assert {score.n_test for score in scores} == {30}
     assert [score.metric for score in scores[3:5]] == ["accuracy", "balanced accuracy"]
@@ -103,7 +105,7 @@ def test_scores_are_those_of_the_probe_on_clip_tasks(small):
 
 
 def test_domains_count_the_same_in_the_mean(small):
-    means = benchmark_means(run_benchmark([WaveformFeatures(6)], SMALL, progress=False))
+    means = all_means(run_benchmark([WaveformFeatures(6)], SMALL, progress=False))
     linear = means["waveform"]["linear"]
     assert list(linear) == ["speech", "music", "environment", "mean"]
     assert linear["mean"] == pytest.approx((linear["speech"] + linear["music"] + linear["environment"]) / 3)
@@ -147,7 +149,7 @@ def test_frame_answers_are_judged_on_the_grid():
         seconds=np.array([0.08, 0.24, 0.40, 0.08, 0.24]),
         skipped=(),
     )
-    truth, answers, clip = answers_on_grid(task, rows, np.array([0, 1, 0, 1, 0]), 0.04)
+    truth, answers, clip = predictions_on_grid(task, rows, np.array([0, 1, 0, 1, 0]), 0.04)
     assert clip.tolist() == [0] * 10 + [2] * 10
     # moments 0.02, 0.06, 0.10 | 0.14 .. 0.22 | 0.26 ..; the event is from 0.10 to 0.25
     assert truth.tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0, 0, *[0] * 10]
@@ -161,10 +163,10 @@ def test_encoders_of_any_hop_are_judged_on_the_same_moments(small, monkeypatch: 
 
     def record(name, task, method, labels, truth, answers, clip, **options):
         seen.append((truth, clip))
-        return ProbeScore(name, task.name, task.domain, method, "balanced accuracy", 0.5, 0.4, 0.6, 0.5, 30)
+        return TaskScore(name, task.name, method, "balanced accuracy", 0.5, 0.4, 0.6, 0.5, 30, task.domain)
 
     monkeypatch.setattr(module, "soundworld_tasks", lambda *arguments, **options: [small[2]])
-    monkeypatch.setattr(module, "score_answers", record)
+    monkeypatch.setattr(module, "score_predictions", record)
     run_benchmark([WaveformFeatures(6, "coarse"), WaveformFeatures(2, "fine")], SMALL, progress=False)
     for coarse, fine in zip(seen[0], seen[2], strict=True):
         np.testing.assert_array_equal(coarse, fine)
@@ -183,7 +185,7 @@ def test_other_voices_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_two_features_of_one_name_are_refused(small):
-    with pytest.raises(DataError, match="a name of its own"):
+    with pytest.raises(DataError, match="a different name for every kind of features"):
         run_benchmark([WaveformFeatures(6), WaveformFeatures(6)], SMALL)
 
 
@@ -210,7 +212,7 @@ def test_soundworld_and_folders_keep_their_meaning(tmp_path: Path, monkeypatch):
         asked.append(source)
         raise DataError("enough")
 
-    monkeypatch.setattr("bestrq2.evaluate.command.load_labelled", load_labelled)
+    monkeypatch.setattr("bestrq2.evaluate.probe.load_labelled", load_labelled)
     (tmp_path / "soundworld-2").mkdir()
     monkeypatch.chdir(tmp_path)
     for source in ("soundworld", "soundworld:40", "soundworld-2"):

@@ -41,10 +41,11 @@ class WaveformFeatures:
         return Embeddings(means, frames, mask, timestamps)
 
 
-def clip_split(generator: np.random.Generator, centres: np.ndarray, n: int, noise: float) -> LabelledClips:
-    """Clips of one to three frames around the centre of their class; classes are uneven."""
+def clip_split(generator: np.random.Generator, centres: np.ndarray, n: int, noise: float, even: bool) -> LabelledClips:
+    """Clips of one to three frames around the centre of their class; classes are uneven unless `even`."""
     classes, width = centres.shape
-    labels = generator.choice(classes, n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    weights = np.ones(classes) if even else np.arange(1, classes + 1)
+    labels = generator.choice(classes, n, p=weights / weights.sum())
     audio = []
     for label in labels:
         vector = centres[label] + noise * generator.normal(size=width)
@@ -53,12 +54,19 @@ def clip_split(generator: np.random.Generator, centres: np.ndarray, n: int, nois
 
 
 def make_clip_task(
-    seed: int = 0, *, classes: int = 4, width: int = 12, train: int = 160, test: int = 120, noise: float = 1.0
+    seed: int = 0,
+    *,
+    classes: int = 4,
+    width: int = 12,
+    train: int = 160,
+    test: int = 120,
+    noise: float = 1.0,
+    even: bool = True,
 ) -> LabelledTask:
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(classes, width))
     names = tuple(f"class {label}" for label in range(classes))
-    splits = [clip_split(generator, centres, n, noise) for n in (train, test)]
+    splits = [clip_split(generator, centres, n, noise, even) for n in (train, test)]
     return LabelledTask("music/toy", "music", "clip", names, *splits)
 
 

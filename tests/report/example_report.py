@@ -6,7 +6,8 @@ import itertools
 
 import numpy as np
 
-from bestrq2.report import EmbeddedClip, MaskExample, ProbeScore, ReportContents, RunCurves
+from bestrq2.evaluate.result import TaskScore
+from bestrq2.report import EmbeddedClip, MaskExample, ReportContents, RunCurves
 from published_models import published_result
 
 TASKS = {
@@ -94,7 +95,7 @@ def example_mask(title: str, seed: int, rows: int = 8, columns: int = 16) -> Mas
     )
 
 
-def example_probes() -> list[ProbeScore]:
+def example_probes() -> list[TaskScore]:
     rng = np.random.default_rng(3)
     scores = []
     for domain, tasks in TASKS.items():
@@ -105,7 +106,7 @@ def example_probes() -> list[ProbeScore]:
                     half = 1.96 * (score * (1 - score) / 400) ** 0.5
                     ends = score - half, score + half
                     name, chance = f"{domain}/{task}", 1 / len(labels)
-                    scores.append(ProbeScore(features, name, domain, method, "accuracy", score, *ends, chance, 200))
+                    scores.append(TaskScore(features, name, method, "accuracy", score, *ends, chance, 200, domain))
     return scores
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import yaml
 
 import bestrq2
-from bestrq2.evaluate.benchmark import METHODS, SOUNDWORLD_1
-from bestrq2.evaluate.benchmark_result import BenchmarkResult, write_result
-from bestrq2.evaluate.scores import ProbeScore
+from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_result
+from bestrq2.evaluate.result import Result, TaskScore, write_result
+from bestrq2.evaluate.task_probe import METHODS
 from bestrq2.report.comparison import Comparison
 from bestrq2.report.comparison.arms import group
 from bestrq2.report.comparison.command import assemble
@@ -64,20 +64,20 @@ def write_run(
     return folder
 
 
-def result(probe: float, seed: int = 0, step: int = 400, steps: int = 400) -> BenchmarkResult:
+def result(probe: float, seed: int = 0, step: int = 400, steps: int = 400) -> Result:
     """A result of given means, equal within a domain."""
     provenance = {"seed": seed, "step": step, "steps": steps, "synthesiser": "espeak", "soundworld": "2"}
     rows = {"best-rq-2": probe, **BASELINES}
     scores = tuple(score(name, mean, method) for name, mean in rows.items() for method in METHODS)
     flat = tuple(one for group in scores for one in group)
-    return BenchmarkResult("soundworld-1", SOUNDWORLD_1.protocol(), provenance, "best-rq-2", flat)
+    return benchmark_result(SOUNDWORLD_1, "best-rq-2", flat, provenance)
 
 
-def score(features: str, mean: float, method: str) -> list[ProbeScore]:
+def score(features: str, mean: float, method: str) -> list[TaskScore]:
     """Scores on all tasks."""
     lower = 0.1 if method == "knn" else 0.0
     return [
-        ProbeScore(
+        TaskScore(
             features=features,
             task=task.name,
             domain=task.domain,

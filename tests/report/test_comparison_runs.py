@@ -10,7 +10,7 @@ import pytest
 from example_runs import ONE_STAGE, read, result, together, write_run
 
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.evaluate.benchmark_result import write_result
+from bestrq2.evaluate.result import write_result
 from bestrq2.report.comparison import compare
 from bestrq2.report.comparison.arms import group
 from bestrq2.report.comparison.notes import notes
@@ -210,14 +210,15 @@ def test_results_that_came_about_differently_are_refused(tmp_path: Path) -> None
     edit(two / "soundworld-1.json", provenance=content["provenance"] | {"synthesiser": "formant"})
     with pytest.raises(DataError, match=r"one and .*two .*not probed alike: synthesiser is 'espeak' .*'formant'"):
         compare([one, two], tmp_path / "out")
-    edit(two / "soundworld-1.json", provenance=content["provenance"], protocol=content["protocol"] | {"lr": 0.5})
+    protocol = content["provenance"]["protocol"]
+    edit(two / "soundworld-1.json", provenance=content["provenance"] | {"protocol": protocol | {"lr": 0.5}})
     with pytest.raises(DataError, match=r"two/soundworld-1.json: the protocol has lr 0.5"):
         compare([one, two], tmp_path / "out")
-    edit(two / "soundworld-1.json", protocol=content["protocol"] | {"windows": 3})
+    edit(two / "soundworld-1.json", provenance=content["provenance"] | {"protocol": protocol | {"windows": 3}})
     with pytest.raises(DataError, match=r"protocol.windows is None in the one and 3 in the other"):
         compare([one, two], tmp_path / "out")
-    edit(two / "soundworld-1.json", protocol=content["protocol"], benchmark="soundworld-9")
-    with pytest.raises(DataError, match=r"two/soundworld-1.json: there is no benchmark 'soundworld-9'"):
+    edit(two / "soundworld-1.json", benchmark="soundworld-9")
+    with pytest.raises(DataError, match=r"two/soundworld-1.json: is a result of soundworld-9, not of soundworld-1"):
         compare([one, two], tmp_path / "out")
 
 

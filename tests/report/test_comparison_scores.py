@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from example_runs import ONE_STAGE, read, score, together, write_run
 
-from bestrq2.evaluate.benchmark import SOUNDWORLD_1
-from bestrq2.evaluate.benchmark_result import BenchmarkResult
+from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_result
 from bestrq2.report.comparison import compare, results
 from bestrq2.report.comparison.arms import group
 from bestrq2.report.comparison.probes import pairs, probe_rows, probe_table
@@ -73,7 +72,7 @@ def test_means_of_an_arm_are_over_its_seeds(tmp_path: Path) -> None:
 def test_the_supervised_bound_appears_once_it_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = tuple(score("supervised", 0.8, "linear"))
     world = {"synthesiser": "espeak", "soundworld": "2"}
-    bound = BenchmarkResult("soundworld-1", SOUNDWORLD_1.protocol(), world, "supervised", scores)
+    bound = benchmark_result(SOUNDWORLD_1, "supervised", scores, world)
     monkeypatch.setattr(results, "supervised_result", lambda: bound)
     arms = group(read(write_run(tmp_path / "run")))
     rows = probe_rows(arms)

@@ -15,9 +15,9 @@ from matplotlib.image import imread
 import bestrq2
 from bestrq2 import BestRQ2Model
 from bestrq2.convert.hub import write_model
-from bestrq2.evaluate.finetune_result import FinetuneResult, write_result
-from bestrq2.evaluate.scores import wilson_interval
-from bestrq2.evaluate.table import write_scores
+from bestrq2.evaluate.finetuned import finetune_result, write_finetune_result
+from bestrq2.evaluate.metrics import wilson_interval
+from bestrq2.evaluate.result import PROBE, Result, write_result
 from bestrq2.report import model_origin
 from bestrq2.report.model_card import ModelCard, render_card
 from bestrq2.report.model_origin import card_of, origin_of
@@ -111,7 +111,7 @@ def test_scores_on_other_tasks_are_shown(run, monkeypatch):
     monkeypatch.setattr(model_origin, "training_figures", lambda run: {})
     scores = origin_of(str(run)).probes
     (run / "soundworld-1.json").unlink()
-    write_scores(run / "probes.json", next(iter(scores.values())))
+    write_result(run / "probes.json", Result(PROBE, "best-rq-2", tuple(next(iter(scores.values())))))
     card = card_text(run)
     assert "Linear probe and k-NN on labelled audio" in card
     assert "not probed" not in card
@@ -174,8 +174,8 @@ def finetuned_run(folder: Path, multi_label: bool = False, tested: bool = True, 
     if tested:
         targets = np.eye(3, dtype=np.float32)[[0, 0, 0, 1]]
         probabilities = np.array([[0.9, 0.1, 0], [0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1]])
-        result = FinetuneResult.of(folder, ("finch", "tit", "a|b"), multi_label, 6, targets, probabilities, 0)
-        write_result(result, list("abcd"), targets, probabilities)
+        result = finetune_result("run", ("finch", "tit", "a|b"), multi_label, 6, targets, probabilities, 0)
+        write_finetune_result(folder, result, list("abcd"), targets, probabilities)
     return folder
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestrq2.errors import DataError
+from bestrq2.evaluate.result import TaskScore
 from bestrq2.report import RunCurves, read_curves
 from bestrq2.report.colours import feature_colours, run_labels
-from bestrq2.report.contents import ProbeScore
 from bestrq2.report.curves import curve_groups, runs_table
 from bestrq2.report.scales import padded_axis
 
@@ -149,7 +149,7 @@ def test_table_prefers_validation_and_marks_what_is_missing() -> None:
 def test_features_share_the_colour_of_their_run_and_no_other() -> None:
     runs = [RunCurves("two-step", "Two steps", {}, {}), RunCurves("one-stage", "One stage", {}, {})]
     names = ["one stage", "two-step", "random", "log-mel", "other"]
-    probes = [ProbeScore(name, "t", "d", "linear", "accuracy", 0.5, 0.4, 0.6, 0.1, 100) for name in names]
+    probes = [TaskScore(name, "t", "linear", "accuracy", 0.5, 0.4, 0.6, 0.1, 100, "d") for name in names]
     colours = feature_colours(probes, runs)
     assert colours["two-step"] == "var(--s0)"
     assert colours["one stage"] == "var(--s1)"

@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from bestrq2 import BestRQ2ForAudioClassification, cli
 from bestrq2.data.audio import read_audio
 from bestrq2.data.open_source import open_recordings
 from bestrq2.errors import BestRQ2Error, StoppedBySignal
+from bestrq2.evaluate.finetuned import ONE_CLASS, format_finetune_result
 from bestrq2.inference.classifier import load_classifier
 from bestrq2.train import finetuning
 
@@ -70,9 +72,11 @@ def chords(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "labels.csv"
 
 
-def small_finetune(encoder: Path, labelled: Path, output: Path, **changes: Any) -> finetuning.FinetuneResult:
+def small_finetune(encoder: Path, labelled: Path, output: Path, **changes: Any) -> SimpleNamespace:
     settings = {"epochs": 3, "batch_size": 8, "lr": 3e-3, "num_workers": 0, "device": "cpu", **changes}
-    return finetuning.finetune(encoder, labelled, output, **settings)
+    result = finetuning.finetune(encoder, labelled, output, **settings)
+    overall = {one.metric: one for one in result.scores if one.domain != ONE_CLASS}
+    return SimpleNamespace(output=output, result=result, overall=overall, **result.provenance)
 
 
 def changed(encoder: Path, run: Path) -> set[str]:
@@ -89,16 +93,16 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def full_run(encoder: Path, tones: Path, tmp_path_factory: pytest.TempPathFactory) -> finetuning.FinetuneResult:
+def full_run(encoder: Path, tones: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return small_finetune(encoder, tones, tmp_path_factory.mktemp("runs") / "full", epochs=12)
 
 
-def test_full_fine_tuning_learns_classes(full_run: finetuning.FinetuneResult, encoder: Path, tones: Path):
-    scores = {one.name: one for one in full_run.metrics}
+def test_full_fine_tuning_learns_classes(full_run: SimpleNamespace, encoder: Path, tones: Path):
+    scores = full_run.overall
     assert scores["accuracy"].score >= 0.85
     assert scores["accuracy"].chance < 0.4
-    assert full_run.clips >= 8
-    assert {row["class"] for row in full_run.per_class} == set(PITCHES)
+    assert full_run.test_clips >= 8
+    assert {one.task for one in full_run.result.scores if one.domain == ONE_CLASS} == set(PITCHES)
     rows = metrics(full_run.output)
     assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
     assert float(rows[-1]["train/loss"]) < 0.5 * float(rows[0]["train/loss"])
@@ -110,7 +114,7 @@ def test_full_fine_tuning_learns_classes(full_run: finetuning.FinetuneResult, en
 
 
 def test_predictions_of_the_folder_are_those_of_the_model_in_memory(
-    full_run: finetuning.FinetuneResult, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    full_run: SimpleNamespace, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     table = tmp_path / "predictions.csv"
     assert cli.run(["predict", str(full_run.output), str(tones), "--output", str(table), "--device", "cpu"]) == 0
@@ -133,7 +137,7 @@ def test_predictions_of_the_folder_are_those_of_the_model_in_memory(
         assert float(predicted[path][f"p({name})"]) == pytest.approx(probability, abs=2e-6)
 
 
-def test_long_recordings_are_the_weighted_mean_of_their_windows(full_run: finetuning.FinetuneResult, tmp_path: Path):
+def test_long_recordings_are_the_weighted_mean_of_their_windows(full_run: SimpleNamespace, tmp_path: Path):
     waveform = np.concatenate([tone([PITCHES["low"]], 2.5, 1), tone([PITCHES["high"]], 1.5, 2)])
     soundfile.write(tmp_path / "long.wav", waveform, RATE, subtype="FLOAT")
     classifier = load_classifier(full_run.output, "cpu")
@@ -163,7 +167,7 @@ def test_partial_mode_changes_the_last_blocks_only(encoder: Path, tones: Path, t
 
 def test_several_classes_are_learnt_from_a_table(encoder: Path, chords: Path, tmp_path: Path):
     result = small_finetune(encoder, chords, tmp_path / "run", epochs=12, balanced=True, layer_decay=0.8)
-    scores = {one.name: one for one in result.metrics}
+    scores = result.overall
     assert scores["macro mAP"].score > 0.85 > scores["macro mAP"].chance
     assert load_classifier(result.output, "cpu").multi_label
     for row in rows_of(result.output / "test-predictions.csv"):
@@ -206,9 +210,11 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert bestrq2.load(tmp_path / "stopped", "cpu").config.hidden_size == 32  # the model is whole
     resumed = small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True)
     assert all(torch.equal(one, weights(resumed.output)[name]) for name, one in weights(whole.output).items())
-    for name in ("metrics.csv", "test.json", "test-predictions.csv"):
+    for name in ("metrics.csv", "test-classes.csv", "test-predictions.csv"):
         assert (whole.output / name).read_bytes() == (resumed.output / name).read_bytes()
-    assert small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True).text == resumed.text
+    again = small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True)
+    assert again.result.provenance == resumed.result.provenance, "read, not trained again"
+    assert [one.score for one in resumed.result.scores] == [one.score for one in whole.result.scores]
     with pytest.raises(BestRQ2Error, match="cannot be resumed with other settings: epochs was 3 and is now 4"):
         small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True, epochs=4)
     with pytest.raises(BestRQ2Error, match="holds a run already; add --resume"):
@@ -254,5 +260,6 @@ def test_a_class_without_test_recordings_is_warned_of(
     (tmp_path / "t.csv").write_text("\n".join(rows))
     result = small_finetune(encoder, tmp_path / "t.csv", tmp_path / "run", epochs=1)
     assert "no test recordings of mid; means leave them out" in caplog.text
-    assert np.isnan(result.per_class[2]["recall"])
-    assert "-" in result.text.splitlines()[-3].split()
+    (recall,) = [one for one in result.result.scores if (one.task, one.metric) == ("mid", "recall")]
+    assert np.isnan(recall.score)
+    assert "-" in format_finetune_result(result.result).splitlines()[-3].split()

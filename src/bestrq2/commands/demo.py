@@ -15,7 +15,7 @@ from bestrq2.errors import ConfigError
 if TYPE_CHECKING:
     from bestrq2.data.labels import LabelledTask
     from bestrq2.data.sources import ArraySource
-    from bestrq2.evaluate.scores import ProbeScore
+    from bestrq2.evaluate.result import TaskScore
     from bestrq2.inference.embedder import Embedder
     from bestrq2.report.contents import ReportContents
 
@@ -35,7 +35,7 @@ class DemoResult:
         report: path of the HTML report.
     """
 
-    scores: list[ProbeScore]
+    scores: list[TaskScore]
     summary: str
     report: Path
 
@@ -76,9 +76,9 @@ def demo(
 def main(argv: Sequence[str]) -> None:
     """Run `bestrq2 demo`."""
     result = demo(**flags.parse_command(demo, argv))
-    from bestrq2.evaluate.table import format_table
+    from bestrq2.evaluate.score_table import format_scores
 
-    print(format_table(result.scores))
+    print(format_scores(result.scores))
     print(f"\n{result.summary}\nreport: {result.report}")
 
 
@@ -87,8 +87,10 @@ def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, te
     from bestrq2.data.labels import soundworld_tasks
     from bestrq2.data.sources import ArraySource
     from bestrq2.evaluate.baselines import LogMelStatistics
-    from bestrq2.evaluate.command import probe_all, random_twin
-    from bestrq2.evaluate.table import write_scores
+    from bestrq2.evaluate.probe import probe_all, random_twin
+    from bestrq2.evaluate.provenance import software_provenance
+    from bestrq2.evaluate.result import PROBE, Result, write_result
+    from bestrq2.evaluate.score_table import all_means
     from bestrq2.inference.embedder import Embedder, load
     from bestrq2.report.html import write_report
     from bestrq2.train.pretraining import pretrain
@@ -108,7 +110,8 @@ def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, te
         )
         embedders.append(Embedder(load(run).model, name=label))
     scores = probe_all([*embedders, random_twin(embedders[0]), LogMelStatistics()], tasks, seed)
-    write_scores(output / "probes.json", scores)
+    result = Result(PROBE, embedders[0].name, tuple(scores), {}, software_provenance(["bestrq2 demo"]))
+    write_result(output / "probes.json", result, all_means(scores))
     summary = _summary(scores)
     report = output / "report.html"
     write_report(report, _contents(output, scores, summary, embedders[0], tasks, source))
@@ -142,8 +145,8 @@ def _fresh_folder(output: Path) -> Path:
     return output
 
 
-def _summary(scores: list[ProbeScore]) -> str:
-    from bestrq2.evaluate.scores import domain_means
+def _summary(scores: list[TaskScore]) -> str:
+    from bestrq2.evaluate.score_table import domain_means
 
     means = {
         features: domain_means(scores, "linear", features)["mean"]
@@ -159,7 +162,7 @@ def _summary(scores: list[ProbeScore]) -> str:
 
 def _contents(
     output: Path,
-    scores: list[ProbeScore],
+    scores: list[TaskScore],
     summary: str,
     embedder: Embedder,
     tasks: list[LabelledTask],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bestrq2 import flags
 
 if TYPE_CHECKING:
-    from bestrq2.evaluate.finetune_result import FinetuneResult
+    from bestrq2.evaluate.result import Result
 
 
 def finetune(
@@ -30,7 +31,7 @@ def finetune(
     num_workers: int = 1,
     device: str | None = None,
     resume: bool = False,
-) -> FinetuneResult:
+) -> Result:
     """Fine-tune an encoder as a classifier of recordings; the best epoch on the validation split is kept and tested.
 
     Args:
@@ -56,7 +57,7 @@ def finetune(
         resume: continue the run in `output`, or start it if there is none.
 
     Returns:
-        Scores on the test split, and the run folder.
+        Scores on the test split, over all classes and for each.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
@@ -73,5 +74,9 @@ def finetune(
 
 def main(argv: Sequence[str]) -> None:
     """Run `bestrq2 finetune`."""
-    result = finetune(**flags.parse_command(finetune, argv, positional=("model", "labelled")))
-    print(f"{result.text}\n\nClassify audio with: bestrq2 predict {result.output} FOLDER --output predictions.csv")
+    values = flags.parse_command(finetune, argv, positional=("model", "labelled"))
+    result, output = finetune(**values), Path(values["output"])
+    from bestrq2.evaluate.finetuned import format_finetune_result
+
+    print(format_finetune_result(result, output))
+    print(f"\nClassify audio with: bestrq2 predict {output} FOLDER --output predictions.csv")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bestrq2 import flags
 
 if TYPE_CHECKING:
-    from bestrq2.evaluate.scores import ProbeScore
+    from bestrq2.evaluate.result import Result
 
 
 def probe(
@@ -20,7 +20,7 @@ def probe(
     output: Path | None = None,
     seed: int = 0,
     device: str | None = None,
-) -> list[ProbeScore]:
+) -> Result:
     """Score a model by a linear probe and k-NN on labelled audio, beside baselines, with 95 % intervals.
 
     Args:
@@ -29,25 +29,25 @@ def probe(
             tasks, table with columns path and label, "soundworld", or "soundworld-1" for the frozen benchmark, whose
             result is also written into a run folder as soundworld-1.json.
         baselines: also probe log-mel statistics and a randomly initialised encoder of the same architecture.
-        output: JSON file for the scores.
+        output: JSON file for the result.
         seed: random seed of splits and probes; the frozen benchmark has its own.
         device: device to run on, such as "cpu" or "cuda:0"; CUDA by default where available.
 
     Returns:
-        One score per feature extractor, task and method.
+        Result with one score per features, task and method.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.evaluate import command
+    from bestrq2.evaluate.probe import run_probe
 
-    return command.probe(model, labelled, baselines=baselines, output=output, seed=seed, device=device)
+    return run_probe(model, labelled, baselines=baselines, output=output, seed=seed, device=device)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `bestrq2 probe`."""
     values = flags.parse_command(probe, argv, positional=("model", "labelled"))
-    scores = probe(**values)
-    from bestrq2.evaluate.table import format_table
+    result = probe(**values)
+    from bestrq2.evaluate.score_table import format_scores
 
-    print(format_table(scores))
+    print(format_scores(result.scores))

@@ -1,1 +1,1 @@
-"""How good embeddings are: linear and k-NN probes on labelled tasks, beside baselines that could win."""
+"""Evaluation of embeddings: probes, frozen benchmarks, X-ARES, XARES-LLM and HEAR, with one format of results."""

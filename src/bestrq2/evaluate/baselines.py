@@ -1,4 +1,4 @@
-"""Features that need no training: what a pretrained encoder has to beat."""
+"""Baseline features that need no training: log-mel statistics."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bestrq2.inference.embedder import Embeddings
 class LogMelStatistics:
     """Mean and standard deviation over time of every band of the paper's log-mel spectrogram, in dB.
 
-    A clip is described over its whole length [256]; frames describe stretches of one patch column, 625 ms, on the grid
-    an encoder with 16-frame patches has. Clips are never padded, so a batch changes nothing.
+    A clip embedding covers the whole clip; a frame covers one patch column of 16 spectrogram frames, 625 ms. Clips are
+    never padded, so results do not depend on the batch.
 
     Attributes:
-        name: "log-mel statistics".
+        name: name of the features in tables.
     """
 
     name = "log-mel statistics"
@@ -29,17 +29,17 @@ class LogMelStatistics:
         self._log_mel = LogMel(self._config)
 
     def embed(self, audio: list[ClipAudio], sampling_rate: int | None = None) -> Embeddings:
-        """Describe clips.
+        """Compute the features of clips.
 
         Args:
             audio: waveforms [samples] or [channels, samples] at `sampling_rate`, or files.
-            sampling_rate: Hz, of the waveforms; None for 16 000.
+            sampling_rate: sampling rate of the waveforms in Hz; None for 16 000.
 
         Returns:
             `Embeddings` with D = 256: 128 means, then 128 standard deviations.
 
         Raises:
-            AudioError: if a clip cannot be decoded, is empty, or holds NaN or infinity.
+            AudioError: a clip cannot be decoded, is empty, or holds NaN or infinity.
         """
         spectrograms = [self._spectrogram(one, sampling_rate) for one in audio]
         stretch = self._config.patch_size[1]
@@ -70,5 +70,5 @@ class LogMelStatistics:
 
 
 def _mean_and_deviation(spectrogram: np.ndarray) -> np.ndarray:
-    """[frames, bands] to [2 * bands]."""
+    """Reduce [frames, bands] to [2 * bands]."""
     return np.concatenate([spectrogram.mean(axis=0), spectrogram.std(axis=0)])

@@ -1,14 +1,16 @@
-"""Frozen labelled benchmarks: every number that could move a score is written down and never changes under its name.
+"""Frozen benchmark soundworld-1: every number that could change a score is fixed, and never changes under its name.
 
-soundworld-1 judges any encoder on 14 generated tasks by the two classifiers of X-ARES (`xares_probe`). What is
-improved later gets a name of its own.
+It scores any encoder on 14 generated tasks by the protocol of X-ARES: LayerNorm and a linear layer trained by Adam, and
+cosine k-NN, both on embeddings as they are. An improved protocol gets another name.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,23 @@ import numpy as np
 from bestrq2 import soundworld
 from bestrq2.data.labels import LabelledClips, LabelledTask, soundworld_tasks
 from bestrq2.errors import DataError
-from bestrq2.evaluate.probe import FeatureExtractor, ProbeRows, event_present, probe_task, score_answers
-from bestrq2.evaluate.scores import ACCURACY, BALANCED_ACCURACY, ProbeScore, domain_means
-from bestrq2.evaluate.xares_probe import xares_knn_predict, xares_linear_predict
-
-METHODS = ("linear", "knn")
+from bestrq2.evaluate.adam_probe import adam_probe_predict
+from bestrq2.evaluate.classifiers import knn_predict
+from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY
+from bestrq2.evaluate.result import Result, TaskScore, check_result, read_result
+from bestrq2.evaluate.task_probe import (
+    METHODS,
+    FeatureExtractor,
+    ProbeRows,
+    event_present,
+    probe_task,
+    score_predictions,
+)
 
 
 @dataclass(frozen=True)
 class BenchmarkTask:
-    """What a frozen task is called, the domain its score counts for, and the metric it is scored by."""
+    """Name of a frozen task, the domain that it counts for, and its metric."""
 
     name: str
     domain: str
@@ -34,25 +43,25 @@ class BenchmarkTask:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A protocol; two scores made under the same name are comparable.
+    """Protocol of a benchmark; two scores made under the same name are comparable.
 
     Attributes:
-        name: of the protocol.
-        tasks: what is scored, in order.
-        train: labelled clips a task that classifiers are fitted on.
-        test: clips a task that they are scored on.
-        world_seed: of SoundWorld.
-        soundworld_version: of the generator; other versions make other audio.
-        synthesiser: what must speak; others have other voices.
-        epochs: of the linear probe. X-ARES makes 10 over some thousand clips; 100 over 400 are as many updates as 10
-            over 4000.
-        batch_clips: clips in a step of the linear probe.
+        name: name of the protocol.
+        tasks: tasks in order.
+        train: labelled clips per task that classifiers are fitted to.
+        test: clips per task that they are scored on.
+        world_seed: seed of SoundWorld.
+        soundworld_version: version of the generator; other versions make other audio.
+        synthesiser: speech synthesiser; others have other voices.
+        epochs: epochs of the linear probe. X-ARES makes 10 over some thousand clips; 100 over 400 are as many updates
+            as 10 over 4000.
+        batch_clips: clips per step of the linear probe.
         lr: its learning rate at the start; cosine decay to 0.
-        seed: of its weights and order, and of the bootstrap over clips.
-        knn_k: neighbours.
-        knn_temperature: of their votes.
-        frame_grid_seconds: frame tasks are scored at one moment each so many seconds, which takes the answer of the
-            encoder's nearest frame, so that encoders of any hop are judged on the same moments.
+        seed: seed of its weights and order, and of the bootstrap over clips.
+        knn_k: number of neighbours.
+        knn_temperature: temperature of their votes.
+        frame_grid_seconds: spacing of the moments at which frame tasks are scored. Each takes the prediction of the
+            encoder's nearest frame, so that encoders of any hop are scored on the same moments.
     """
 
     name: str
@@ -71,7 +80,7 @@ class Benchmark:
     frame_grid_seconds: float = 0.04
 
     def protocol(self) -> dict[str, Any]:
-        """Every frozen number but the name, as plain JSON types."""
+        """Every frozen number except the name, as plain JSON types."""
         values = asdict(self)
         del values["name"]
         return {**values, "tasks": list(values["tasks"])}
@@ -80,44 +89,40 @@ class Benchmark:
 SOUNDWORLD_1 = Benchmark(
     name="soundworld-1",
     tasks=(
-        BenchmarkTask("speech/language", "speech"),
-        BenchmarkTask("speech/voice", "speech"),
-        BenchmarkTask("speech/word", "speech"),
-        BenchmarkTask("speech/speakers", "speech"),
-        BenchmarkTask("music/instrument", "music"),
-        BenchmarkTask("music/chord", "music"),
-        BenchmarkTask("music/key", "music"),
-        BenchmarkTask("music/tempo", "music"),
-        BenchmarkTask("music/melody", "music"),
-        BenchmarkTask("environment/event", "environment"),
-        BenchmarkTask("environment/count", "environment"),
-        BenchmarkTask("environment/rhythm", "environment"),
-        BenchmarkTask("environment/distance", "environment"),
+        *(BenchmarkTask(f"speech/{name}", "speech") for name in ("language", "voice", "word", "speakers")),
+        *(BenchmarkTask(f"music/{name}", "music") for name in ("instrument", "chord", "key", "tempo", "melody")),
+        *(BenchmarkTask(f"environment/{name}", "environment") for name in ("event", "count", "rhythm", "distance")),
         BenchmarkTask("environment/presence", "environment", BALANCED_ACCURACY),
     ),
 )
-"""14 tasks of three domains, 400 clips each to fit on and 200 to score on."""
+"""14 tasks of three domains, with 400 training and 200 test clips each."""
 
 BENCHMARKS = {SOUNDWORLD_1.name: SOUNDWORLD_1}
 
 
-def benchmark_named(name: str) -> Benchmark:
-    """The benchmark of that name; a DataError lists those there are."""
-    if name not in BENCHMARKS:
-        raise DataError(f"there is no benchmark {name!r}; the benchmarks are: {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
+def find_benchmark(labelled: str) -> Benchmark | None:
+    """The benchmark named by an argument; None for other labelled audio.
+
+    Raises:
+        DataError: the name is that of a benchmark that does not exist.
+    """
+    if labelled in BENCHMARKS:
+        return BENCHMARKS[labelled]
+    if labelled.startswith("soundworld-") and not Path(labelled).exists():
+        raise DataError(f"there is no benchmark {labelled!r}; the benchmarks are: {', '.join(BENCHMARKS)}")
+    return None
 
 
 def run_benchmark(
     features: Sequence[FeatureExtractor], benchmark: Benchmark = SOUNDWORLD_1, progress: bool = True
-) -> list[ProbeScore]:
+) -> list[TaskScore]:
     """Score features on every task of a benchmark by a linear probe and by k-NN.
 
     Clip tasks are scored by accuracy with a Wilson interval. Frame tasks are fitted on the encoder's own frames and
     scored at the moments of a common grid, by balanced accuracy with a bootstrap interval over clips.
 
     Args:
-        features: encoders and baselines, each of its own name.
+        features: encoders and baselines, each with its own name.
         benchmark: the protocol.
         progress: show bars on a terminal.
 
@@ -125,17 +130,17 @@ def run_benchmark(
         One score per features, task and method, in this order.
 
     Raises:
-        DataError: if the audio would be other than the frozen one (another version of SoundWorld, no espeak-ng), two
-            kinds of features have one name, a clip is rejected, or a task cannot be probed (see `probe.embed_split`).
+        DataError: the audio would differ from the frozen one (another version of SoundWorld, no espeak-ng), two kinds
+            of features have one name, a clip is rejected, or a task cannot be probed (see `embed_split`).
     """
     names = [one.name for one in features]
     if len(set(names)) < len(names):
-        raise DataError(f"{benchmark.name} needs a name of its own for every kind of features, but got {names}.")
+        raise DataError(f"{benchmark.name} needs a different name for every kind of features, but got {names}.")
     tasks = benchmark_tasks(benchmark, progress=progress)
-    scores: list[ProbeScore] = []
+    scores: list[TaskScore] = []
     for one in features:
         for task in tasks:
-            scores += probe_task(one, task, partial(_score, one.name, task, benchmark), progress=progress)
+            scores += probe_task(one, task, partial(_scores, one.name, task, benchmark), progress=progress)
     return scores
 
 
@@ -144,11 +149,11 @@ def benchmark_tasks(benchmark: Benchmark, train: int | None = None, progress: bo
 
     Args:
         benchmark: the protocol.
-        train: training clips a task; the benchmark's by default. Fewer or more begin with the same clips.
+        train: training clips per task, by default the benchmark's. Fewer or more begin with the same clips.
         progress: show progress.
 
     Raises:
-        DataError: if the audio would be other than the frozen one, or cannot be cached.
+        DataError: the audio would differ from the frozen one, or cannot be cached.
     """
     check_world(benchmark)
     count = benchmark.train if train is None else train
@@ -157,32 +162,70 @@ def benchmark_tasks(benchmark: Benchmark, train: int | None = None, progress: bo
 
 
 def check_world(benchmark: Benchmark) -> None:
-    """Raise a DataError if SoundWorld here makes other audio than the benchmark was frozen with."""
+    """Raise a DataError if SoundWorld makes other audio here than the benchmark was frozen with."""
     if benchmark.soundworld_version != soundworld.VERSION:
         raise DataError(
             f"{benchmark.name} is frozen at version {benchmark.soundworld_version} of SoundWorld, but this is version "
-            f"{soundworld.VERSION}: its audio is another; install the release of bestrq2 that made the scores you "
+            f"{soundworld.VERSION}, whose audio differs; install the release of bestrq2 that made the scores you "
             "compare with"
         )
     if benchmark.synthesiser != soundworld.synthesiser():
         raise DataError(
-            f"{benchmark.name} needs the {benchmark.synthesiser} synthesiser, but here speech comes from the "
-            f"{soundworld.synthesiser()} synthesiser, whose scores would not be comparable: "
+            f"{benchmark.name} needs the {benchmark.synthesiser} synthesiser, but speech comes from the "
+            f"{soundworld.synthesiser()} synthesiser here, and scores would not be comparable: "
             "pip install 'bestrq2[demo]'"
         )
 
 
-def benchmark_means(scores: Sequence[ProbeScore]) -> dict[str, dict[str, dict[str, float]]]:
-    """{features: {method: {domain: mean over its tasks, ..., "mean": mean over the domains}}}, in order of appearance.
+def benchmark_result(
+    benchmark: Benchmark, model: str, scores: Sequence[TaskScore], provenance: dict[str, Any]
+) -> Result:
+    """Assemble the result of a benchmark, with its protocol as part of the provenance."""
+    return Result(benchmark.name, model, tuple(scores), {}, provenance | {"protocol": benchmark.protocol()})
+
+
+def read_benchmark_result(path: str | os.PathLike[str], benchmark: Benchmark = SOUNDWORLD_1) -> Result:
+    """Read the result of a frozen benchmark.
 
     Raises:
-        DataError: if the kinds of features were not scored on the same tasks.
+        DataError: the file cannot be read, or its scores were not made by the benchmark's protocol; the message names
+            the file, what differs and the command that writes a new one.
     """
-    pairs = dict.fromkeys((score.features, score.method) for score in scores)
-    means: dict[str, dict[str, dict[str, float]]] = {}
-    for features, method in pairs:
-        means.setdefault(features, {})[method] = domain_means(scores, method, features)
-    return means
+    return read_result(path, benchmark.name, lambda result: check_benchmark_result(result, benchmark))
+
+
+def check_benchmark_result(result: Result, benchmark: Benchmark = SOUNDWORLD_1) -> None:
+    """Raise a DataError unless the scores of a result were made by the protocol of the benchmark."""
+    check_result(result)
+    protocol = result.provenance.get("protocol")
+    for key, value in benchmark.protocol().items():
+        found = protocol.get(key) if isinstance(protocol, dict) else None
+        if found != value:
+            what = "other tasks" if key == "tasks" else f"{key} {found!r}, where {benchmark.name} has {value!r}"
+            raise DataError(f"the protocol has {what}")
+    if not result.of_model():
+        raise DataError(f"no score is of {result.model!r}, the model itself")
+    for score in result.scores:
+        _check_score(benchmark, score)
+    for features, method in dict.fromkeys((score.features, score.method) for score in result.scores):
+        own = [score.task for score in result.scores if (score.features, score.method) == (features, method)]
+        if missing := [task.name for task in benchmark.tasks if task.name not in own]:
+            raise DataError(f"{features} ({method}) has no score on {', '.join(missing)}")
+
+
+def _check_score(benchmark: Benchmark, score: TaskScore) -> None:
+    what = f"the score of {score.features} on {score.task}"
+    task = next((task for task in benchmark.tasks if task.name == score.task), None)
+    if task is None:
+        raise DataError(f"{what} is of no task of {benchmark.name}")
+    expected = {"metric": task.metric, "domain": task.domain, "n_test": benchmark.test}
+    for name, value in expected.items():
+        if getattr(score, name) != value:
+            raise DataError(f"{what} has {name} {getattr(score, name)!r}, where {benchmark.name} has {value!r}")
+    if score.method not in METHODS:
+        raise DataError(f"{what} has the method {score.method!r}, but {benchmark.name} has {' and '.join(METHODS)}")
+    if not score.low <= score.score <= score.high:
+        raise DataError(f"{what} has no interval")
 
 
 def grid_points(clips: LabelledClips, seconds: float) -> list[np.ndarray]:
@@ -190,27 +233,27 @@ def grid_points(clips: LabelledClips, seconds: float) -> list[np.ndarray]:
 
     Args:
         clips: waveforms with their sampling rate.
-        seconds: length of a stretch, and so from one moment to the next.
+        seconds: spacing of the moments.
 
     Returns:
-        For every clip float64 [points >= 1], in seconds.
+        Moments of every clip in seconds, float64 [points >= 1].
 
     Raises:
-        DataError: if the clips are files.
+        DataError: the clips are files.
     """
     if clips.sampling_rate is None:
         raise DataError("The grid of moments needs waveforms with their sampling rate, but got files.")
     lengths = [len(np.asarray(clips.audio[place])) / clips.sampling_rate for place in range(len(clips))]
-    # a length that is a whole number of stretches but for rounding holds all of them
+    # a length that is a whole number of stretches up to rounding holds all of them
     return [(np.arange(max(1, int(length / seconds + 1e-6))) + 0.5) * seconds for length in lengths]
 
 
 def nearest_frames(timestamps: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """For every point the place of the frame whose centre is nearest, the earlier of two.
+    """Index of the frame whose centre is nearest to each point, the earlier of two.
 
     Args:
-        timestamps: float [frames >= 1], centres of frames in seconds.
-        points: float [points], seconds.
+        timestamps: centres of frames in seconds, float [frames >= 1].
+        points: moments in seconds, float [points].
 
     Returns:
         int64 [points].
@@ -219,19 +262,19 @@ def nearest_frames(timestamps: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(points[:, None] - timestamps).round(9).argmin(axis=1))
 
 
-def answers_on_grid(
-    task: LabelledTask, test: ProbeRows, answers: np.ndarray, seconds: float
+def predictions_on_grid(
+    task: LabelledTask, test: ProbeRows, predicted: np.ndarray, seconds: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Answers for the frames of an encoder, read off at the moments of the common grid.
+    """Predictions for the frames of an encoder, read off at the moments of the common grid.
 
     Args:
-        task: of kind "frame".
+        task: task of kind "frame".
         test: its embedded test split.
-        answers: int [rows of test].
-        seconds: from one moment to the next.
+        predicted: int [rows of test].
+        seconds: spacing of the moments.
 
     Returns:
-        Truth, answers, and the clip of each moment: int64 [moments] each. Clips that were skipped have none.
+        Truth, predictions, and the clip of each moment: int64 [moments] each. Skipped clips have none.
     """
     truths, given, clips = [], [], []
     for place, points in enumerate(grid_points(task.test, seconds)):
@@ -239,7 +282,7 @@ def answers_on_grid(
         if len(rows) == 0:
             continue
         truths.append(event_present(points, task.test.labels[place]))
-        given.append(answers[rows[nearest_frames(test.seconds[rows], points)]])
+        given.append(predicted[rows[nearest_frames(test.seconds[rows], points)]])
         clips.append(np.full(len(points), place))
     return np.concatenate(truths), np.concatenate(given), np.concatenate(clips)
 
@@ -250,60 +293,44 @@ def score_on_benchmark(
     method: str,
     train_labels: np.ndarray,
     test: ProbeRows,
-    answers: np.ndarray,
+    predicted: np.ndarray,
     benchmark: Benchmark,
-) -> ProbeScore:
-    """Score answers for the rows of an embedded test split by the metric of the task; see `run_benchmark`.
+) -> TaskScore:
+    """Score predictions for the rows of an embedded test split by the metric of the task; see `run_benchmark`.
 
     Args:
-        name: of the features.
-        task: one of the benchmark.
-        method: how the answers were found.
+        name: name of the features.
+        task: task of the benchmark.
+        method: method that made the predictions.
         train_labels: int [training rows], for the chance level.
         test: the embedded test split.
-        answers: int [rows of test].
+        predicted: int [rows of test].
         benchmark: the protocol.
     """
-    truth, clip = test.labels, test.clip
-    if task.kind == "frame":
-        truth, answers, clip = answers_on_grid(task, test, answers, benchmark.frame_grid_seconds)
-    return score_answers(name, task, method, train_labels, truth, answers, clip, seed=benchmark.seed)
+    truth, clip, frames = test.labels, test.clip, task.kind == "frame"
+    if frames:
+        truth, predicted, clip = predictions_on_grid(task, test, predicted, benchmark.frame_grid_seconds)
+    return score_predictions(
+        name, task, method, train_labels, truth, predicted, clip, seed=benchmark.seed, balanced=frames
+    )
 
 
-def _score(name: str, task: LabelledTask, benchmark: Benchmark, train: ProbeRows, test: ProbeRows) -> list[ProbeScore]:
-    if len(np.unique(train.labels)) < 2:
-        raise DataError(f"The train split of {task.name} shows one class only: a probe needs at least two.")
+def _scores(name: str, task: LabelledTask, benchmark: Benchmark, train: ProbeRows, test: ProbeRows) -> list[TaskScore]:
     if skipped := train.skipped + test.skipped:
         raise DataError(
             f"{name} cannot be scored on {benchmark.name}, which counts every clip: it rejects {len(skipped)} "
             f"of {task.name}, the first: {skipped[0]}"
         )
-    return [
-        score_on_benchmark(
-            name, task, method, train.labels, test, _answers(method, task, train, test, benchmark), benchmark
-        )
-        for method in METHODS
-    ]
-
-
-def _answers(method: str, task: LabelledTask, train: ProbeRows, test: ProbeRows, benchmark: Benchmark) -> np.ndarray:
     frames = task.kind == "frame"
-    if method == "linear":
-        return xares_linear_predict(
-            train.features,
-            train.labels,
-            test.features,
-            groups=train.clip if frames else None,
-            epochs=benchmark.epochs,
-            batch=benchmark.batch_clips,
-            lr=benchmark.lr,
-            seed=benchmark.seed,
-        )
-    return xares_knn_predict(
-        train.features,
-        train.labels,
-        test.features,
+    linear = adam_probe_predict(
+        train.features, train.labels, test.features, groups=train.clip if frames else None, epochs=benchmark.epochs,
+        batch=benchmark.batch_clips, lr=benchmark.lr, seed=benchmark.seed,
+    )  # fmt: skip
+    neighbours = knn_predict(
+        train.features, train.labels, test.features, k=benchmark.knn_k, temperature=benchmark.knn_temperature,
         balanced=frames,
-        k=benchmark.knn_k,
-        temperature=benchmark.knn_temperature,
-    )
+    )  # fmt: skip
+    predictions = {"linear": linear, "knn": neighbours}
+    return [
+        score_on_benchmark(name, task, method, train.labels, test, predictions[method], benchmark) for method in METHODS
+    ]

@@ -1,29 +1,33 @@
-"""The two classifiers probes use: a logistic regression whose regularisation is chosen on training data, and k-NN.
+"""Classifiers of probes: a logistic regression regularised by validation, and k nearest neighbours.
 
-Nothing here sees test labels, and each test row is answered on its own: the other test rows do not matter.
+Nothing here sees test labels, and each test row is predicted on its own: other test rows do not matter.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-REGULARISATION_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+REGULARISATION_GRID = (1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths C of the logistic regression (as scikit-learn defines it), strongest regularisation first."""
-FOLDS = 4
+FOLDS = 3
 ROWS_FOR_ONE_FOLD = 1500
 """From this many training rows on, one validation fold is large enough to choose C by."""
+# Far above what lbfgs needs on standardised features for every C of the grid (at most a few hundred).
+MAX_ITERATIONS = 10_000
 
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Brings every feature to mean 0 and standard deviation 1 on the training rows.
+    """Scales every feature to mean 0 and standard deviation 1 on the training rows.
 
     Attributes:
-        mean: float64 [D].
-        scale: float64 [D]; infinite for features that do not vary, so that they become 0.
+        mean: mean of every feature, float64 [D].
+        scale: standard deviation, float64 [D]; infinite for features that do not vary, so that they become 0.
     """
 
     mean: np.ndarray
@@ -31,74 +35,112 @@ class Standardiser:
 
     @classmethod
     def fit(cls, rows: np.ndarray) -> Standardiser:
-        """Mean and deviation of float [N, D] training rows."""
+        """Measure mean and deviation of training rows, float [N, D]."""
         rows = np.asarray(rows, dtype=np.float64)
         mean, deviation = rows.mean(axis=0), rows.std(axis=0)
         # float32 noise around a constant is not information
         return cls(mean, np.where(deviation > 1e-6 * np.abs(mean), deviation, np.inf))
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Standardise float [N, D] rows to float64."""
+        """Standardise rows, float [N, D], to float64."""
         return (np.asarray(rows, dtype=np.float64) - self.mean) / self.scale
 
 
-def stratified_folds(labels: np.ndarray, seed: int, folds: int = FOLDS) -> np.ndarray:
-    """Deal rows to folds class by class: int [N] in [0, folds), or -1 (never held out) for the only row of a class."""
-    generator = np.random.default_rng(seed)
-    fold = np.full(len(labels), -1)
-    dealt = 0
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        if len(rows) > 1:
-            fold[rows] = (dealt + np.arange(len(rows))) % folds
-            dealt += len(rows)
-    return fold
+class LinearProbe:
+    """Multinomial logistic regression on standardised features, with C chosen on validation folds of the training rows.
 
+    C is the value of `REGULARISATION_GRID` with the best mean score over the folds, the strongest regularisation of a
+    tie; the model is then fitted to all training rows.
 
-def grouped_folds(groups: np.ndarray, seed: int, folds: int = FOLDS) -> np.ndarray:
-    """Deal whole groups of rows to folds: int [N] in [0, folds), equal for rows of equal `groups` [N]."""
-    names, group = np.unique(groups, return_inverse=True)
-    return np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[group]
-
-
-def linear_predict(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, groups: np.ndarray | None = None, seed: int = 0
-) -> np.ndarray:
-    """Classes of the test rows by multinomial logistic regression on standardised features.
-
-    C is the value of `REGULARISATION_GRID` with the best mean score over validation folds of the training rows (the
-    strongest regularisation of a tie); the model is then fitted on all training rows.
+    Where there are more features than rows, the rows are first rotated into the space that they span. The weights of an
+    L2-regularised regression lie in that space, so the model is the same and the fit is faster.
 
     Args:
-        train: float [N, D].
-        labels: int [N], at least two classes.
-        test: float [M, D].
-        groups: int [N], the clip of each row, for frame tasks: folds then keep clips whole, and classes weigh the same
-            however frequent they are, because balanced accuracy is what is scored. None: rows are independent clips.
-        seed: of the folds.
+        rows: training features, float [N, D].
+        labels: classes, int [N], at least two different ones.
+        groups: group of each row, int [N], e.g. the clip of a frame or the speaker of a clip; folds keep groups whole.
+            None for independent rows.
+        balanced: weigh all classes equally in the loss and in the score that C is chosen by.
+        seed: random seed of the folds.
+
+    Attributes:
+        regularisation: the chosen C.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        *,
+        groups: np.ndarray | None = None,
+        balanced: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self._standardise = Standardiser.fit(rows)
+        standardised = self._standardise(rows)
+        self._basis = row_space(standardised)
+        projected = self._project(standardised)
+        fold = validation_folds(labels, groups, seed)
+        # BLAS threads cost more than they gain on matrices of this size
+        with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
+            # of few clips per class, scikit-learn asks whether this is a regression
+            warnings.filterwarnings("ignore", message="The number of unique classes is greater")
+            self.regularisation = choose_regularisation(projected, labels, fold, balanced=balanced)
+            self._model = _logistic_regression(balanced).set_params(C=self.regularisation).fit(projected, labels)
+
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        """Predict the classes, int [M], of features float [M, D]."""
+        return np.asarray(self._model.predict(self._project(self._standardise(rows))))
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        """Predict the probability of every class, float [M, classes], of features float [M, D]."""
+        return np.asarray(self._model.predict_proba(self._project(self._standardise(rows))))
+
+    def _project(self, standardised: np.ndarray) -> np.ndarray:
+        return standardised if self._basis is None else standardised @ self._basis
+
+
+def row_space(rows: np.ndarray) -> np.ndarray | None:
+    """Orthonormal basis, float64 [D, N], of the space spanned by float [N, D] rows; None if N >= D."""
+    if len(rows) >= rows.shape[1]:
+        return None
+    return np.asarray(np.linalg.qr(rows.T)[0])
+
+
+def validation_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int, folds: int = FOLDS) -> np.ndarray:
+    """Assign rows to validation folds, stratified by class, with groups kept whole.
+
+    Args:
+        labels: classes, int [N]; a group counts for its most frequent class.
+        groups: group of each row, int [N]; None for independent rows.
+        seed: random seed.
+        folds: number of folds.
 
     Returns:
-        int [M], values out of `labels`.
+        Fold of each row, int [N] in [0, folds), or -1 (never held out) for the only group of a class.
     """
-    standardise = Standardiser.fit(train)
-    rows = standardise(train)
-    balanced = groups is not None
-    fold = stratified_folds(labels, seed) if groups is None else grouped_folds(groups, seed)
-    with warnings.catch_warnings():
-        # of few clips a class, scikit-learn asks whether this is a regression
-        warnings.filterwarnings("ignore", message="The number of unique classes is greater")
-        strength = choose_regularisation(rows, labels, fold, balanced=balanced)
-        model = _logistic_regression(balanced).set_params(C=strength).fit(rows, labels)
-    return np.asarray(model.predict(standardise(test)))
+    names, group = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)
+    classes, column = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(names), len(classes)))
+    np.add.at(counts, (group, column), 1)
+    main_class = counts.argmax(axis=1)
+    generator, dealt = np.random.default_rng(seed), 0
+    fold = np.full(len(names), -1)
+    for label in range(len(classes)):
+        members = generator.permutation(np.flatnonzero(main_class == label))
+        if len(members) > 1:
+            fold[members] = (dealt + np.arange(len(members))) % folds
+            dealt += len(members)
+    return fold[group]
 
 
 def choose_regularisation(rows: np.ndarray, labels: np.ndarray, fold: np.ndarray, *, balanced: bool) -> float:
-    """The C of the best validation score; the middle of the grid where no fold can be held out.
+    """The C with the best validation score; the middle of the grid where no fold can be held out.
 
     Args:
-        rows: float64 [N, D], standardised.
-        labels: int [N].
-        fold: int [N], the fold in which each row is held out, or -1.
+        rows: standardised features, float64 [N, D].
+        labels: classes, int [N].
+        fold: fold in which each row is held out, int [N], or -1.
         balanced: weigh classes equally in the loss and in the score.
     """
     scores: list[list[float]] = []
@@ -127,43 +169,39 @@ def knn_predict(
     temperature: float = 0.07,
     balanced: bool = False,
 ) -> np.ndarray:
-    """Classes of the test rows by the votes of their k most similar training rows.
+    """Predict classes by the votes of the k most similar training rows.
 
-    Similarity is the cosine; a neighbour's vote weighs exp(similarity / temperature), as in X-ARES. The cosine is taken
-    of the rows as they are given.
+    Similarity is the cosine of the rows as they are given; a vote weighs exp(similarity / temperature), as in X-ARES.
 
     Args:
-        train: float [N, D].
-        labels: int [N].
-        test: float [M, D].
+        train: training features, float [N, D].
+        labels: classes, int [N].
+        test: features to classify, float [M, D].
         k: number of neighbours, at most N are used.
-        temperature: of the votes.
+        temperature: temperature of the votes.
         balanced: divide every vote by the frequency of its class among `labels`, for balanced accuracy.
 
     Returns:
-        int [M], values out of `labels`.
+        Values of `labels`, int [M]; the lowest of a tie.
     """
-    classes, column, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    votes_of = np.eye(len(classes))[column] / (counts if balanced else 1)
-    k = min(k, len(train))
-    train, test = _unit_rows(train), _unit_rows(test)
-    answers = []
-    for row in range(0, len(test), 512):
-        similarity = test[row : row + 512] @ train.T
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        closeness = np.take_along_axis(similarity, nearest, axis=1)
-        # subtracting the row's maximum leaves the ranking of the classes and keeps exp in range
-        weight = np.exp((closeness - closeness.max(axis=1, keepdims=True)) / temperature)
-        answers.append(np.einsum("mk,mkc->mc", weight, votes_of[nearest]).argmax(axis=1))
-    return classes[np.concatenate(answers)] if answers else classes[:0]
+    from sklearn.neighbors import KNeighborsClassifier
+
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(test) == 0:
+        return classes[:0]
+
+    def weight(distance: np.ndarray) -> np.ndarray:
+        # relative to the nearest neighbour: the ranking of the classes stays, and exp stays in range
+        return np.asarray(np.exp((distance.min(axis=1, keepdims=True) - distance) / temperature))
+
+    model = KNeighborsClassifier(min(k, len(train)), weights=weight, metric="cosine", algorithm="brute")
+    with threadpool_limits(limits=1, user_api="blas"):
+        votes = model.fit(train, labels).predict_proba(test)
+    return np.asarray(classes[(votes / (counts if balanced else 1)).argmax(axis=1)])
 
 
-def _logistic_regression(balanced: bool):  # type: ignore[no-untyped-def]
+def _logistic_regression(balanced: bool) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(max_iter=1000, warm_start=True, class_weight="balanced" if balanced else None)
-
-
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, dtype=np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    weight = "balanced" if balanced else None
+    return LogisticRegression(solver="lbfgs", max_iter=MAX_ITERATIONS, warm_start=True, class_weight=weight)

@@ -1,4 +1,4 @@
-"""A frozen encoder as a torch module: what harnesses that move, train and save modules are given."""
+"""Frozen encoder as a torch module, for benchmark harnesses that move, train and save modules."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 
 class FrozenEncoder(nn.Module):
-    """Embeds clips as `Embedder` does, wherever its parameters are now; never trains and has no gradients.
+    """Embeds clips as `Embedder` does, on the current device of its parameters; has no gradients.
 
     Args:
         model: the encoder; it becomes part of this module's state dict.
-        phases: how often the patch grid is shifted, for finer frames.
+        phases: number of shifted copies of the patch grid, for finer frames.
         layers: as in `Embedder.embed`.
 
     Raises:
@@ -43,11 +43,11 @@ class FrozenEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.model.parameters()).device
 
     def embed(self, clips: Sequence[Tensor], sampling_rate: int, phases: int | None = None) -> Embeddings:
-        """Embed clips float [samples] each; see `Embedder.embed`."""
+        """Embed clips, float [samples] each; see `Embedder.embed`."""
         embedder = Embedder(self.model, self.device)
         chosen: dict[str, Any] = {"phases": phases or self.phases, "layers": self.layers}
         return embedder.embed(list(clips), sampling_rate, **chosen)

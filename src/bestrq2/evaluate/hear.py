@@ -20,7 +20,7 @@ from bestrq2.model.log_mel import reflect_index
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 SAMPLE_RATES = (16_000, 22_050, 32_000, 44_100, 48_000)
-"""Hz; the benchmark's audio comes in these, and a model has to take one of them."""
+"""Sampling rates of the benchmark's audio in Hz; a model has to take one of them."""
 
 HOP_MS = 50.0
 """The specification suggests at most this, for the onset tolerance of 50 ms in music transcription."""
@@ -29,19 +29,19 @@ MODEL_VARIABLE, HOP_VARIABLE = "BESTRQ2_HEAR_MODEL", "BESTRQ2_HEAR_HOP_MS"
 
 
 class HearModel(FrozenEncoder):
-    """An encoder with the attributes that HEAR asks for.
+    """Encoder with the attributes of the HEAR API.
 
     Args:
         model: the encoder.
-        hop_ms: timestamps come at least so often, in ms; finer ones cost more, hop / hop_ms runs of the encoder.
+        hop_ms: largest distance of timestamps in ms; the cost is hop / hop_ms runs of the encoder.
 
     Attributes:
-        sample_rate: Hz of the audio it takes.
-        scene_embedding_size: values of a scene embedding.
-        timestamp_embedding_size: values of a timestamp embedding.
+        sample_rate: sampling rate of the audio it takes, in Hz.
+        scene_embedding_size: width of a scene embedding.
+        timestamp_embedding_size: width of a timestamp embedding.
 
     Raises:
-        ConfigError: such fine timestamps cannot be had.
+        ConfigError: `hop_ms` is shorter than a spectrogram frame.
     """
 
     def __init__(self, model: BestRQ2Model, hop_ms: float = HOP_MS) -> None:
@@ -61,9 +61,9 @@ def load_model(model_file_path: str = "", hop_ms: float | None = None) -> HearMo
     """Load an encoder for HEAR, on the CPU; the harness moves it.
 
     Args:
-        model_file_path: run folder, exported folder, reference checkpoint, recipe name or hub id; "" for what
-            $BESTRQ2_HEAR_MODEL names.
-        hop_ms: most milliseconds between timestamps; None for $BESTRQ2_HEAR_HOP_MS, or 50.
+        model_file_path: run folder, exported folder, reference checkpoint, recipe name or hub id; "" for
+            $BESTRQ2_HEAR_MODEL.
+        hop_ms: largest distance of timestamps in ms; None for $BESTRQ2_HEAR_HOP_MS, or 50.
 
     Raises:
         CheckpointError: there is no such model.
@@ -81,7 +81,7 @@ def load_model(model_file_path: str = "", hop_ms: float | None = None) -> HearMo
 
 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """One embedding a sound, the mean over its frames.
+    """Embed every sound to one vector, the mean over its frames.
 
     Args:
         audio: float [n_sounds, n_samples], mono at `model.sample_rate`, in [-1, 1].
@@ -98,7 +98,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Embeddings at regular times, each centred on its timestamp.
+    """Embed every sound at regular times; each embedding is centred on its timestamp.
 
     Args:
         audio: float [n_sounds, n_samples], mono at `model.sample_rate`, in [-1, 1].
@@ -124,7 +124,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
 
 def _checked(audio: Tensor) -> Tensor:
-    """The audio as float32, if it is what the specification says."""
+    """Return the audio as float32 if it follows the specification."""
     if not isinstance(audio, Tensor) or audio.ndim != 2 or 0 in audio.shape or not audio.is_floating_point():
         shape = f"{tuple(audio.shape)} of {audio.dtype}" if isinstance(audio, Tensor) else type(audio).__name__
         raise AudioError(f"audio must be a float tensor [n_sounds, n_samples] with at least one sample, got {shape}")

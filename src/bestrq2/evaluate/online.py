@@ -1,4 +1,4 @@
-"""A small probe that runs again and again while an encoder is pretrained."""
+"""Online probe: a small probe that is repeated during pretraining."""
 
 from __future__ import annotations
 
@@ -10,32 +10,27 @@ import numpy as np
 
 from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import AudioError, DataError
-from bestrq2.evaluate.probe import FeatureExtractor, probe_features
+from bestrq2.evaluate.task_probe import FeatureExtractor, probe_features
 
 logger = logging.getLogger(__name__)
 
 
 class OnlineProbe:
-    """Linear probes on a fixed small part of labelled tasks, for curves during pretraining.
+    """Linear probes on a fixed subset of labelled tasks, for curves during pretraining.
 
-    Attributes:
-        tasks: the tasks cut to their part.
-        seed: of the choice of clips and of the probes.
-        batch: clips embedded at a time.
+    The clips are chosen once, so that scores of different steps are comparable.
+
+    Args:
+        tasks: labelled tasks.
+        max_train: largest number of training clips per task, drawn at random.
+        max_test: largest number of test clips per task, drawn at random.
+        seed: random seed of the choice and of the probes.
+        batch: number of clips embedded at a time.
     """
 
     def __init__(
         self, tasks: Sequence[LabelledTask], max_train: int = 200, max_test: int = 200, seed: int = 0, batch: int = 32
     ) -> None:
-        """Choose the clips once, so that scores of different steps are comparable.
-
-        Args:
-            tasks: labelled tasks.
-            max_train: most training clips per task, drawn at random.
-            max_test: most test clips per task, drawn at random.
-            seed: of the choice.
-            batch: clips embedded at a time.
-        """
         self.tasks = [
             replace(task, train=_part(task.train, max_train, seed), test=_part(task.test, max_test, seed))
             for task in tasks
@@ -44,19 +39,19 @@ class OnlineProbe:
         self.batch = batch
 
     def run(self, features: FeatureExtractor, first: bool = False) -> dict[str, float]:
-        """Probe the features now.
+        """Probe the features of the encoder as it is now.
 
         Args:
-            features: of the encoder as it is.
-            first: nothing was trained yet: a task that cannot be scored never will be.
+            features: features to probe.
+            first: whether nothing was trained yet; a task that cannot be scored then is an error.
 
         Returns:
-            "probe/<task>" for every task (accuracy, or balanced accuracy for frame tasks), "probe/<domain>" for the
-            mean of its tasks and "probe/mean" for the mean over domains. A task that cannot be scored, say because
-            the encoder gives NaN, is NaN and so are the means over it; a warning says why, training goes on.
+            "probe/<task>" for every task (see `probe_features`), "probe/<domain>" for the mean of its tasks and
+            "probe/mean" for the mean over domains. A task that cannot be scored later, e.g. because the encoder gives
+            NaN, is NaN, and so are the means over it; a warning gives the reason.
 
         Raises:
-            BestRQ2Error: a task cannot be scored the first time.
+            BestRQ2Error: a task cannot be scored although `first` is set.
         """
         by_domain: dict[str, list[float]] = {}
         results: dict[str, float] = {}
@@ -79,7 +74,7 @@ class OnlineProbe:
 
 
 def _part(clips: LabelledClips, most: int, seed: int) -> LabelledClips:
-    """At most `most` clips, drawn at random, in their order."""
+    """At most `most` clips, drawn at random, in their original order."""
     if len(clips) <= most:
         return clips
     return clips.part(np.sort(np.random.default_rng(seed).permutation(len(clips))[:most]))

@@ -1,298 +1,127 @@
-"""Probes: embed the clips of a task once, fit simple classifiers on its training clips, score them on its test ones."""
+"""Entry point of `bestrq2 probe`: a model on labelled audio or on a frozen benchmark, beside baselines."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
-
-from bestrq2.data.labels import ClipAudio, LabelledClips, LabelledTask
-from bestrq2.errors import AudioError, ConfigError, DataError
-from bestrq2.evaluate.classifiers import Standardiser, knn_predict, linear_predict
-from bestrq2.evaluate.scores import (
-    ACCURACY,
-    BALANCED_ACCURACY,
-    ProbeScore,
-    accuracy_with_interval,
-    balanced_accuracy_with_interval,
-    chance_accuracy,
-)
-from bestrq2.inference.embedder import Embeddings
-from bestrq2.text import counted
+from bestrq2.convert.loading import random_encoder
+from bestrq2.data.labels import LabelledTask, load_labelled
+from bestrq2.errors import ConfigError, DataError
+from bestrq2.evaluate.baselines import LogMelStatistics
+from bestrq2.evaluate.benchmark import Benchmark, benchmark_result, check_world, find_benchmark, run_benchmark
+from bestrq2.evaluate.provenance import is_run_folder, model_name, model_provenance
+from bestrq2.evaluate.result import PROBE, Result, TaskScore, write_result
+from bestrq2.evaluate.score_table import all_means
+from bestrq2.evaluate.task_probe import FeatureExtractor, probe_features
+from bestrq2.files import check_writable, disk_errors
+from bestrq2.inference.embedder import Embedder, load
+from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("linear", "knn")
-MAX_TRAIN_FRAMES = 20_000
-"""Frame tasks are fitted on at most this many frames, drawn evenly at random."""
+RANDOM_ENCODER = "random encoder"
+BASELINE_NAMES = (RANDOM_ENCODER, LogMelStatistics.name, "supervised")
+"""Names of other features than the model's; a model of that name could not be told from them."""
 
 
-class FeatureExtractor(Protocol):
-    """Anything that turns audio into embeddings: an `Embedder`, or one of the baselines."""
-
-    @property
-    def name(self) -> str:
-        """What tables call these features."""
-
-    def embed(self, audio: list[ClipAudio], sampling_rate: int | None = None) -> Embeddings:
-        """Embed waveforms [samples] at `sampling_rate` Hz, or files; AudioError if one of them is unusable."""
-
-
-@dataclass(frozen=True)
-class EmbeddedClip:
-    """One clip of `Embeddings` without its padding: clip [D], frames [T, D], timestamps [T] in seconds."""
-
-    clip: np.ndarray
-    frames: np.ndarray
-    timestamps: np.ndarray
-
-
-@dataclass(frozen=True)
-class ProbeRows:
-    """What a classifier sees of one split: a row per clip, or per frame for frame tasks.
-
-    Attributes:
-        features: float32 [rows, D].
-        labels: int64 [rows].
-        clip: int64 [rows], place in the split of the clip each row comes from.
-        seconds: float64 [rows], centre of the frame; NaN for clip tasks.
-        skipped: clips whose audio was rejected, with the reason.
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
-    clip: np.ndarray
-    seconds: np.ndarray
-    skipped: tuple[str, ...]
-
-
-def probe_features(
-    features: FeatureExtractor,
-    tasks: Sequence[LabelledTask],
-    methods: Sequence[str] = METHODS,
+def run_probe(
+    model: str | os.PathLike[str],
+    labelled: str | os.PathLike[str],
+    baselines: bool = True,
+    output: Path | None = None,
     seed: int = 0,
-    batch: int = 32,
-    progress: bool = True,
-) -> list[ProbeScore]:
-    """Score features on every task by every method.
-
-    A clip task is scored by accuracy with a Wilson interval. A frame task asks of every frame whether any event covers
-    its centre; it is scored by balanced accuracy with a bootstrap interval over clips. Clips whose audio is rejected
-    are left out of both splits and listed in `ProbeScore.skipped`.
+    device: str | None = None,
+) -> Result:
+    """Probe a model on labelled audio, or on a frozen benchmark, beside baselines.
 
     Args:
-        features: what is probed.
-        tasks: labelled audio.
-        methods: any of "linear" (logistic regression) and "knn" (10 nearest neighbours by cosine); both on features
-            standardised by the training clips, so that offset and scale of a feature help nor hinder it.
-        seed: of validation folds, the choice of training frames and the bootstrap.
-        batch: clips embedded at a time; scores do not depend on it as long as the embeddings do not.
-        progress: show a bar on a terminal.
+        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        labelled: labelled audio as in `load_labelled`, or the name of a frozen benchmark, "soundworld-1", whose result
+            is also written into a run folder, as soundworld-1.json.
+        baselines: also probe log-mel statistics and a randomly initialised encoder of the same architecture.
+        output: JSON file to write the result to.
+        seed: random seed of splits and probes; a frozen benchmark has its own.
+        device: "cpu", "cuda:0" and the like; by default CUDA where available.
 
     Returns:
-        One score per task and method, tasks in the given order, methods within.
+        One score per features, task and method.
 
     Raises:
-        ConfigError: for an unknown method or a batch below 1.
-        DataError: if a split has no usable clip, training clips show fewer than two classes, or embeddings are not
-            finite.
+        BestRQ2Error: with one sentence that says what to change.
     """
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown or batch < 1:
-        raise ConfigError(f"Probes need methods among {METHODS} and batch >= 1, but got {list(methods)} and {batch}.")
-    scores: list[ProbeScore] = []
-    for task in tasks:
-        score = partial(_scores, features.name, task, methods, seed)
-        scores += probe_task(features, task, score, batch, progress)
-    return scores
+    labelled = os.fspath(labelled)
+    if (benchmark := find_benchmark(labelled)) is not None:
+        if seed != 0:
+            raise ConfigError(f"seed is {seed}, but {benchmark.name} is frozen with seeds of its own; leave it out")
+        return _run_frozen(model, benchmark, baselines, output, device)
+    if output is not None:
+        check_writable(Path(output))
+    embedder = load_named(model, device)
+    scores = probe_all(features_to_probe(embedder, baselines), load_labelled(labelled, seed=seed), seed)
+    provenance = model_provenance(model, embedder.config, ["bestrq2 probe", os.fspath(model), labelled])
+    provenance["protocol"] = {"labelled": labelled, "seed": seed}
+    result = Result(PROBE, embedder.name, tuple(scores), {}, provenance)
+    if output is not None:
+        with disk_errors(Path(output)):
+            write_result(output, result, all_means(scores))
+    return result
 
 
-def probe_task(
-    features: FeatureExtractor,
-    task: LabelledTask,
-    score: Callable[[ProbeRows, ProbeRows], list[ProbeScore]],
-    batch: int = 32,
-    progress: bool = True,
-) -> list[ProbeScore]:
-    """Embed both splits of a task, score them by `score(train, test)`, and log how long both took.
+def _run_frozen(
+    model: str | os.PathLike[str], benchmark: Benchmark, baselines: bool, output: Path | None, device: str | None
+) -> Result:
+    """Score a model and baselines on a frozen benchmark; see `run_probe`.
+
+    The result is written to `output`, and into the folder of a pretraining run as NAME.json.
+    """
+    check_world(benchmark)
+    files = [] if output is None else [Path(output)]
+    if is_run_folder(model):
+        files.insert(0, Path(model) / f"{benchmark.name}.json")
+    for file in files:
+        check_writable(file)
+    embedder = load_named(model, device)
+    # before the scores are made: what a run folder says of itself may change meanwhile
+    provenance = model_provenance(model, embedder.config, ["bestrq2 probe", os.fspath(model), benchmark.name])
+    scores = run_benchmark(features_to_probe(embedder, baselines), benchmark)
+    result = benchmark_result(benchmark, embedder.name, scores, provenance)
+    for file in files:
+        with disk_errors(file):
+            write_result(file, result, all_means(scores))
+        logger.info("%s: result of %s", file, benchmark.name)
+    return result
+
+
+def load_named(model: str | os.PathLike[str], device: str | None) -> Embedder:
+    """Load an embedder that is called like the folder of the model, not "run" for every run folder.
 
     Raises:
-        DataError: as `embed_split`.
+        DataError: the name is that of a baseline.
+        BestRQ2Error: there is no such model.
     """
-    start = time.perf_counter()
-    train, test = (embed_split(features, task, split, batch, progress) for split in ("train", "test"))
-    embedded = time.perf_counter()
-    scores = score(train, test)
-    logger.info(
-        "%s on %s: embedded %s in %.1f s, probed in %.1f s",
-        features.name,
-        task.name,
-        counted(len(task.train) + len(task.test), "clip"),
-        embedded - start,
-        time.perf_counter() - embedded,
-    )
-    return scores
+    embedder = load(model, device)
+    if Path(model).is_dir():
+        embedder.name = model_name(model)
+    if embedder.name in BASELINE_NAMES:
+        raise DataError(f"{model}: {embedder.name!r} is the name of a baseline in results; rename the model's folder")
+    return embedder
 
 
-def embed_split(
-    features: FeatureExtractor, task: LabelledTask, split: str, batch: int = 32, progress: bool = False
-) -> ProbeRows:
-    """Embed the "train" or "test" clips of a task and put their labels beside them.
-
-    Raises:
-        DataError: if no clip is usable, labels and audio differ in number, or an embedding is not finite.
-    """
-    clips: LabelledClips = task.train if split == "train" else task.test
-    where = f"{split} split of {task.name}"
-    if len(clips.labels) != len(clips):
-        raise DataError(f"The {where} has {counted(len(clips), 'clip')} but {counted(len(clips.labels), 'label')}.")
-    rows, labels, clip, seconds, skipped = [], [], [], [], []
-    bar = f"{features.name}: {task.name} {split}" if progress else None
-    for place, embedded in enumerate(_embed_batches(features, clips, batch, bar)):
-        if isinstance(embedded, AudioError):
-            skipped.append(_describe(split, place, clips.audio[place], embedded))
-            continue
-        if task.kind == "clip":
-            vectors, truth, moments = embedded.clip[None], np.asarray(clips.labels[place])[None], np.array([np.nan])
-        else:
-            vectors, moments = embedded.frames, embedded.timestamps
-            truth = event_present(moments, clips.labels[place])
-        if not np.isfinite(vectors).all():
-            raise DataError(f"{features.name} gives embeddings that are not finite for clip {place} of the {where}.")
-        rows.append(vectors)
-        labels.append(truth)
-        clip.append(np.full(len(vectors), place))
-        seconds.append(moments)
-    if not any(len(vectors) for vectors in rows):
-        reason = f" (first: {skipped[0]})" if skipped else ""
-        raise DataError(f"The {where} has no usable clip out of {len(clips)}{reason}.")
-    if skipped:
-        of = counted(len(clips), "clip")
-        logger.warning("skipped %d of %s in the %s, the first: %s", len(skipped), of, where, skipped[0])
-    return ProbeRows(
-        np.concatenate(rows),
-        np.concatenate(labels).astype(np.int64),
-        np.concatenate(clip),
-        np.concatenate(seconds),
-        tuple(skipped),
-    )
+def features_to_probe(embedder: Embedder, baselines: bool) -> list[FeatureExtractor]:
+    """The model, followed by the baselines where they are wanted."""
+    return [embedder, *([random_twin(embedder), LogMelStatistics()] if baselines else [])]
 
 
-def event_present(timestamps: np.ndarray, events: np.ndarray) -> np.ndarray:
-    """Whether any event covers each moment, both ends included.
-
-    Args:
-        timestamps: float [frames], seconds.
-        events: float [events, 2], onset and offset in seconds; may be empty.
-
-    Returns:
-        int64 [frames], 1 where an event is present.
-    """
-    events = np.asarray(events, dtype=np.float64).reshape(-1, 2)
-    inside = (events[:, 0] <= timestamps[:, None]) & (timestamps[:, None] <= events[:, 1])
-    return np.asarray(inside.any(axis=1), dtype=np.int64)
+def random_twin(embedder: Embedder, seed: int = 0) -> Embedder:
+    """The same architecture with random weights; it keeps the input statistics, which are measured and not learned."""
+    twin: BestRQ2Model = random_encoder(embedder.config, seed)
+    twin.statistics.load_state_dict(embedder.model.statistics.state_dict())
+    return Embedder(twin, embedder.device, name=RANDOM_ENCODER)
 
 
-def _embed_batches(
-    features: FeatureExtractor, clips: LabelledClips, batch: int, bar: str | None
-) -> Iterator[EmbeddedClip | AudioError]:
-    """Yield, for every clip in order, what it was embedded to or why it was rejected."""
-    from tqdm import tqdm
-
-    with tqdm(total=len(clips), desc=bar, unit="clip", leave=False, disable=None if bar else True) as shown:
-        for first in range(0, len(clips), batch):
-            audio = list(clips.audio[first : first + batch])
-            yield from _embed_batch(features, audio, clips.sampling_rate)
-            shown.update(len(audio))
-
-
-def _embed_batch(
-    features: FeatureExtractor, audio: list[ClipAudio], sampling_rate: int | None
-) -> list[EmbeddedClip | AudioError]:
-    try:
-        embeddings = features.embed(audio, sampling_rate)
-    except AudioError as error:
-        if len(audio) == 1:
-            return [error]
-        # one bad clip must not cost the others
-        return [result for one in audio for result in _embed_batch(features, [one], sampling_rate)]
-    masks = embeddings.frame_mask
-    return [
-        EmbeddedClip(embeddings.clip[row], embeddings.frames[row][masks[row]], embeddings.timestamps[row][masks[row]])
-        for row in range(len(audio))
-    ]
-
-
-def _describe(split: str, place: int, audio: ClipAudio, error: AudioError) -> str:
-    file = "" if isinstance(audio, np.ndarray) else f" ({audio})"
-    return f"{split} clip {place}{file}: {error}"
-
-
-def _scores(
-    name: str, task: LabelledTask, methods: Sequence[str], seed: int, train: ProbeRows, test: ProbeRows
-) -> list[ProbeScore]:
-    return [_score(name, task, method, train, test, seed) for method in methods]
-
-
-def _score(name: str, task: LabelledTask, method: str, train: ProbeRows, test: ProbeRows, seed: int) -> ProbeScore:
-    frames = task.kind == "frame"
-    rows, labels, clip = train.features, train.labels, train.clip
-    if frames and len(rows) > MAX_TRAIN_FRAMES:
-        kept = np.sort(np.random.default_rng(seed).choice(len(rows), MAX_TRAIN_FRAMES, replace=False))
-        rows, labels, clip = rows[kept], labels[kept], clip[kept]
-    if len(np.unique(labels)) < 2:
-        raise DataError(f"The train split of {task.name} shows one class only: a probe needs at least two.")
-    if method == "linear":
-        answers = linear_predict(rows, labels, test.features, groups=clip if frames else None, seed=seed)
-    else:
-        # X-ARES takes embeddings as they are; but a common offset, as in decibels, would make every cosine nearly 1
-        standardise = Standardiser.fit(rows)
-        answers = knn_predict(standardise(rows), labels, standardise(test.features), balanced=frames)
-    return score_answers(
-        name, task, method, labels, test.labels, answers, test.clip, train.skipped + test.skipped, seed
-    )
-
-
-def score_answers(
-    name: str,
-    task: LabelledTask,
-    method: str,
-    train_labels: np.ndarray,
-    truth: np.ndarray,
-    answers: np.ndarray,
-    clip: np.ndarray,
-    skipped: tuple[str, ...] = (),
-    seed: int = 0,
-) -> ProbeScore:
-    """Score answers by the metric of the kind of task, with interval and chance.
-
-    Args:
-        name: of the features.
-        task: accuracy is scored for kind "clip", balanced accuracy for kind "frame".
-        method: how the answers were found.
-        train_labels: int [training rows], for the chance level.
-        truth: int [rows], a row per test clip, or per moment of a test clip.
-        answers: int [rows].
-        clip: int [rows], the test clip of each row.
-        skipped: clips left out.
-        seed: of the bootstrap.
-
-    Raises:
-        DataError: for frame tasks, if the truth is one class only.
-    """
-    try:
-        if task.kind == "frame":
-            metric, chance = BALANCED_ACCURACY, 1 / len(task.classes)
-            score, low, high = balanced_accuracy_with_interval(truth, answers, clip, seed)
-        else:
-            metric, chance = ACCURACY, chance_accuracy(train_labels, truth)
-            score, low, high = accuracy_with_interval(truth, answers)
-    except DataError as error:
-        raise DataError(f"{task.name} cannot be scored. {error}") from error
-    n_test = len(np.unique(clip))
-    return ProbeScore(name, task.name, task.domain, method, metric, score, low, high, chance, n_test, skipped)
+def probe_all(features: Sequence[FeatureExtractor], tasks: Sequence[LabelledTask], seed: int = 0) -> list[TaskScore]:
+    """Probe several kinds of features on the same tasks; see `probe_features`."""
+    return [score for one in features for score in probe_features(one, tasks, seed=seed)]

@@ -1,4 +1,4 @@
-"""Published results: averages of models on X-ARES and XARES-LLM, and scores on single tasks, each with its source."""
+"""Published results on X-ARES and XARES-LLM: averages and scores of single tasks, each with its source."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ AVERAGE_COLUMNS = ("global_mean", "mean_of_means")
 
 @dataclass(frozen=True)
 class PublishedAverages:
-    """Averages of one model; in percent, as text with the decimals that were published, "" where none was.
+    """Averages of one model in percent, as text with the published decimals, "" where none was published.
 
     Attributes:
         benchmark: "X-ARES" or "XARES-LLM".
-        aggregation: over what, such as "37 entries"; see `bestrq2.evaluate.xares.averages`.
-        model: its name there.
+        aggregation: set of entries, such as "37 entries"; see `bestrq2.evaluate.xares.averages`.
+        model: name of the model in the source.
         speech, music, environment: mean of each domain.
-        global_mean: over all entries.
+        global_mean: mean over all entries.
         mean_of_means: mean of the three domains.
-        source: where it stands.
-        note: what to know of the figures, "" if nothing.
+        source: publication.
+        note: remark on the figures, "" if there is none.
     """
 
     benchmark: str
@@ -46,7 +46,7 @@ class PublishedAverages:
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """What one model scored on one task of X-ARES by one method, in percent."""
+    """Score of one model on one task of X-ARES by one method, in percent."""
 
     model: str
     task: str
@@ -56,7 +56,7 @@ class PublishedScore:
 
 
 def published_averages(benchmark: str, aggregation: str | None = None) -> Sequence[PublishedAverages]:
-    """Rows of published.csv of a benchmark, and of one aggregation where it is named; in the order of the file."""
+    """Rows of published.csv of a benchmark, or of one of its aggregations, in the order of the file."""
     return [
         row
         for row in _averages()

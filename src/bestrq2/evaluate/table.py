@@ -1,160 +1,162 @@
-"""Probe scores as a plain-text table and as a JSON file."""
+"""Tables of results as text, Markdown, CSV and HTML."""
 
 from __future__ import annotations
 
-import json
+import csv
+import html
+import io
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from bestrq2.errors import DataError
-from bestrq2.evaluate.scores import ProbeScore, domain_means
-from bestrq2.files import write_text
-
-METHOD_TITLES = {"linear": "linear probe", "knn": "k-NN"}
 WIDTH = 120
-BEST = "*"
+"""Default line width of text tables, in characters."""
+LABEL_WIDTH = 56
+"""Longest label of a row in text tables, in characters; longer ones are wrapped."""
+MARK = "*"
+"""Follows the best value of a row."""
+
+_GAP = "  "
 
 
-def format_table(scores: Sequence[ProbeScore], width: int = WIDTH) -> str:
-    """Scores in percent as text: tasks in rows under their domains, kinds of features in columns, one part per method.
+@dataclass(frozen=True)
+class Table:
+    """Cells in rows and columns, already formatted as text.
 
-    The best features of each row carry an asterisk. Rows of means appear where every kind of features was probed on the
-    same tasks. Features that do not fit beside each other go on below.
+    The last cell of a row that is shorter than the header spans the remaining columns: one cell makes a heading, two
+    cells make a label and a sentence.
+
+    Attributes:
+        header: titles of the columns.
+        rows: cells; leading spaces of a row's first cell indent it.
+        title: what the table shows; in text it takes the place of an empty first title of `header`.
+        fixed: number of leading columns that identify a row; they are repeated where a text table is split.
+        left: number of leading columns aligned to the left; numbers are aligned to the right.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    fixed: int = 1
+    left: int = 1
+
+    def text(self, width: int | None = WIDTH) -> str:
+        """Format for a terminal: aligned columns and a rule below the header.
+
+        Args:
+            width: longest line in characters; columns that do not fit continue below, beside the `fixed` ones. None for
+                any length.
+
+        Returns:
+            Lines without a final newline.
+        """
+        header = (self.header[0] or self.title, *self.header[1:])
+        rows = [header, *(line for row in self.rows for line in _wrapped_label(row))]
+        widths = [self._column_width(rows, column) for column in range(len(header))]
+        return "\n\n".join(self._aligned(rows, widths, columns) for columns in self._split(widths, width))
+
+    def markdown(self) -> str:
+        """Format as a pipe table, without a heading."""
+        rule = [":---" if column < self.left else "---:" for column in range(len(self.header))]
+        rows = [self._padded(row) for row in (self.header, *self.rows)]
+        escaped = [[cell.strip().replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
+
+    def csv(self) -> str:
+        """Format as CSV, header first; spanning cells are followed by empty ones."""
+        text = io.StringIO()
+        rows = [[cell.strip() for cell in self._padded(row)] for row in (self.header, *self.rows)]
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+    def html(self, classes: str = "") -> str:
+        """Format as an HTML table element; all text is escaped.
+
+        Args:
+            classes: value of its class attribute. Cells aligned to the right have the class "number", rows of one cell
+                the class "heading".
+        """
+        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        head = "".join(
+            f'<th scope="col"{self._class(column)}>{html.escape(cell)}</th>' for column, cell in enumerate(self.header)
+        )
+        body = "\n".join(self._html_row(row) for row in self.rows)
+        opening = f'<table class="{html.escape(classes)}">' if classes else "<table>"
+        return f"{opening}{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+
+    def _html_row(self, row: Sequence[str]) -> str:
+        if len(row) == 1:
+            span = len(self.header)
+            return f'<tr class="heading"><th scope="rowgroup" colspan="{span}">{html.escape(row[0].strip())}</th></tr>'
+        cells = [f'<th scope="row">{html.escape(row[0].strip())}</th>']
+        for column, cell in enumerate(row[1:], start=1):
+            spanned = len(self.header) - column
+            is_spanning = column == len(row) - 1 and spanned > 1
+            attributes = f' colspan="{spanned}"' if is_spanning else self._class(column)
+            cells.append(f"<td{attributes}>{html.escape(cell.strip())}</td>")
+        return f"<tr>{''.join(cells)}</tr>"
+
+    def _class(self, column: int) -> str:
+        return "" if column < self.left else ' class="number"'
+
+    def _padded(self, row: Sequence[str]) -> list[str]:
+        return [*row, *[""] * (len(self.header) - len(row))]
+
+    def _column_width(self, rows: Sequence[Sequence[str]], column: int) -> int:
+        """Width of the cells of a column that do not span others; labels always count."""
+        whole = [row for row in rows if len(row) == len(self.header) or (column == 0 and len(row) > 0)]
+        return max(len(row[column]) for row in whole)
+
+    def _split(self, widths: Sequence[int], width: int | None) -> list[list[int]]:
+        """Groups of columns that fit side by side, each beginning with the fixed ones."""
+        fixed = list(range(self.fixed))
+        groups = [list(fixed)]
+        for column in range(self.fixed, len(widths)):
+            taken = sum(widths[one] + len(_GAP) for one in groups[-1])
+            if width is not None and len(groups[-1]) > len(fixed) and taken + widths[column] > width:
+                groups.append(list(fixed))
+            groups[-1].append(column)
+        return groups
+
+    def _aligned(self, rows: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
+        lines = []
+        for row in rows:
+            cells = [row[column] for column in columns] if len(row) == len(widths) else list(row)
+            parts = []
+            for place, cell in enumerate(cells):
+                column = columns[place]
+                is_spanning = len(row) < len(widths) and place == len(row) - 1
+                left = is_spanning or column < self.left
+                parts.append(cell.ljust(widths[column]) if left else cell.rjust(widths[column]))
+            lines.append(_GAP.join(parts).rstrip())
+        length = sum(widths[column] for column in columns) + len(_GAP) * (len(columns) - 1)
+        return "\n".join([lines[0], "-" * length, *lines[1:]])
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Format a share in percent, "-" for NaN."""
+    return "-" if share != share else f"{100 * share:.{digits}f}"
+
+
+def mark_best(cells: Sequence[str], values: Iterable[float | None]) -> list[str]:
+    """Append an asterisk to the cell of the highest value (all of a tie), and a space to the others.
 
     Args:
-        scores: of any features, tasks and methods.
-        width: most characters per line.
-
-    Returns:
-        The table without a final newline; "no scores" if there are none.
+        cells: formatted values.
+        values: the numbers behind them; None and NaN for none. A single number is not marked.
     """
-    if not scores:
-        return "no scores"
-    parts = []
-    for method in dict.fromkeys(score.method for score in scores):
-        chosen = [score for score in scores if score.method == method]
-        rows = _rows(chosen, method)
-        title = METHOD_TITLES.get(method, method)
-        parts.append("\n\n".join(layout(part, title) for part in _fit_columns(rows, width)))
-    notes = "\n".join(textwrap.fill(note, width) for note in _notes(scores))
-    return "\n\n".join([*parts, notes])
-
-
-def write_scores(path: str | Path, scores: Sequence[ProbeScore]) -> None:
-    """Write scores as JSON; the file appears whole or not at all. OSError if it cannot be written."""
-    text = json.dumps({"format": 1, "scores": [score.to_dict() for score in scores]}, indent=1, allow_nan=False)
-    write_text(Path(path), text + "\n")
-
-
-def read_scores(path: str | Path) -> list[ProbeScore]:
-    """Read what `write_scores` wrote; a DataError says what is wrong with the file."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read as probe scores: {error}.") from error
-    if not isinstance(content, dict) or content.get("format") != 1 or not isinstance(content.get("scores"), list):
-        raise DataError(f"{path} does not hold probe scores of format 1: write it with `bestrq2 probe`.")
-    try:
-        return [ProbeScore.from_dict(values) for values in content["scores"]]
-    except (DataError, TypeError) as error:
-        raise DataError(f"{path}: {error}") from error
-
-
-def _rows(scores: Sequence[ProbeScore], method: str) -> list[list[str]]:
-    """All rows of one method: header, then per domain its title, tasks and mean, then the mean of domains.
-
-    A row is [label, chance, cell of every kind of features...]; a title has its label only.
-    """
-    features = list(dict.fromkeys(score.features for score in scores))
-    cells = {(score.task, score.features): score for score in scores}
-    try:
-        means = {name: domain_means(scores, method, name) for name in features}
-    except DataError:  # the kinds of features were not probed on the same tasks
-        means = {}
-    rows = [["", "chance", *features]]
-    chance_means = []
-    for domain in dict.fromkeys(score.domain for score in scores):
-        rows.append([domain or "other"])
-        chances = []
-        for task in dict.fromkeys(score.task for score in scores if score.domain == domain):
-            row = [cells.get((task, name)) for name in features]
-            values = [None if score is None else score.score for score in row]
-            texts = ["-" if score is None else _cell(score) for score in row]
-            chances.append(next(score.chance for score in row if score is not None))
-            label = task.removeprefix(f"{domain}/")
-            rows.append([f"  {label}", _percent(chances[-1]), *_mark_best(texts, values)])
-        chance_means.append(sum(chances) / len(chances))
-        if means:
-            rows.append(_mean_row("  mean", chance_means[-1], [means[name][domain] for name in features]))
-    if means:
-        chance = sum(chance_means) / len(chance_means)
-        rows.append(_mean_row("mean of domains", chance, [means[name]["mean"] for name in features]))
-    return rows
-
-
-def _cell(score: ProbeScore) -> str:
-    return f"{_percent(score.score)} [{_percent(score.low)}, {_percent(score.high)}]"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _mean_row(label: str, chance: float, values: list[float]) -> list[str]:
-    return [label, _percent(chance), *_mark_best([_percent(value) for value in values], values)]
-
-
-def _mark_best(texts: list[str], values: Sequence[float | None]) -> list[str]:
-    """Put an asterisk after the highest of several values (all of a tie), a space after the others."""
-    present = [value for value in values if value is not None]
-    best = max(present) if len(present) > 1 else None
+    numbers = [None if value is None or value != value else value for value in values]
+    known = [number for number in numbers if number is not None]
+    best = max(known) if len(known) > 1 else None
     return [
-        text + (BEST if value is not None and value == best else " ") for text, value in zip(texts, values, strict=True)
+        cell + (MARK if best is not None and number == best else " ")
+        for cell, number in zip(cells, numbers, strict=True)
     ]
 
 
-def _fit_columns(rows: list[list[str]], width: int) -> list[list[list[str]]]:
-    """Split the feature columns into groups that fit `width`, each with the label and chance columns in front."""
-    fixed = max(len(row[0]) for row in rows) + 2 + len("chance")
-    count = len(rows[0]) - 2
-    widths = [2 + max(len(row[2 + column]) for row in rows if len(row) > 1) for column in range(count)]
-    groups: list[list[int]] = [[]]
-    for column in range(count):
-        if groups[-1] and fixed + sum(widths[index] for index in groups[-1]) + widths[column] > width:
-            groups.append([])
-        groups[-1].append(column)
-    return [[row[:2] + [row[2 + column] for column in group if len(row) > 1] for row in rows] for group in groups]
-
-
-def layout(rows: list[list[str]], title: str) -> str:
-    """Cells in columns, a rule below the header; a row of one cell runs across.
-
-    Args:
-        rows: the header first; its first cell is replaced.
-        title: first cell of the header.
-    """
-    rows = [[title, *rows[0][1:]], *rows[1:]]
-    label_width = max(len(row[0]) for row in rows)
-    widths = [max(len(row[column]) for row in rows if len(row) > 1) for column in range(1, len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(size) for cell, size in zip(row[1:], widths, strict=False)]
-        lines.append("  ".join([row[0].ljust(label_width), *cells]).rstrip())
-    rule = "-" * max(len(line) for line in lines)
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _notes(scores: Sequence[ProbeScore]) -> list[str]:
-    metrics = dict.fromkeys(score.metric for score in scores)
-    frame_tasks = list(dict.fromkeys(score.task for score in scores if score.metric != "accuracy"))
-    notes = [f"Percent [95 % interval]. {BEST} best of its row."]
-    if "accuracy" in metrics:
-        notes[0] += " Chance: always the most frequent training class."
-    if frame_tasks:
-        notes.append(f"Balanced accuracy over frames, chance 1/classes: {', '.join(frame_tasks)}.")
-    skipped = {(score.features, score.task): len(score.skipped) for score in scores if score.skipped}
-    if skipped:
-        counts = (f"{count} of {task} ({features})" for (features, task), count in skipped.items())
-        notes.append(f"Clips skipped because their audio was rejected: {', '.join(counts)}.")
-    return notes
+def _wrapped_label(row: Sequence[str]) -> list[tuple[str, ...]]:
+    """A row whose label fits: the first lines of a longer label come before it."""
+    if len(row) == 1 or len(row[0]) <= LABEL_WIDTH:
+        return [tuple(row)]
+    *above, last = textwrap.wrap(row[0], LABEL_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return [*((line,) for line in above), (last, *row[1:])]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
 
-from bestrq2.report.contents import ProbeScore, RunCurves
+from bestrq2.evaluate.result import TaskScore
+from bestrq2.report.contents import RunCurves
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -39,7 +40,7 @@ def run_labels(runs: list[RunCurves]) -> dict[str, str]:
     return {run.name: run.label if labels.count(run.label) == 1 else run.name for run in runs}
 
 
-def feature_colours(probes: list[ProbeScore], runs: list[RunCurves]) -> dict[str, str]:
+def feature_colours(probes: list[TaskScore], runs: list[RunCurves]) -> dict[str, str]:
     """Probed features → CSS colour: a run's own where name or label match, else greys, then unused colours."""
     features = unique(probe.features for probe in probes)
     baselines = [f"var(--b{index})" for index in range(BASELINE_COLOURS)] if runs else []

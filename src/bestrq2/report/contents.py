@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bestrq2.evaluate.scores import ProbeScore
+from bestrq2.evaluate.result import TaskScore
 from bestrq2.evaluate.xares.entries import XaresResult
 
 
@@ -17,7 +17,7 @@ class RunCurves:
 
     Attributes:
         name: unique short name, for instance the run folder's.
-        label: what legends call the run; a `ProbeScore.features` equal to `name` or `label` shares the run's colour.
+        label: what legends call the run; a `TaskScore.features` equal to `name` or `label` shares the run's colour.
         facts: what distinguishes the run, for instance {"parameters": "1.2 M"}.
         curves: column of metrics.csv ("train/loss", "validation/accuracy", "probe/speech") → (steps int [N],
             values float [N]), steps rising. Losses and entropies in nats, shares and scores in 0..1, code perplexity
@@ -107,7 +107,7 @@ class ReportContents:
     facts: dict[str, str] = field(default_factory=dict)
     runs: list[RunCurves] = field(default_factory=list)
     examples: list[MaskExample] = field(default_factory=list)
-    probes: list[ProbeScore] = field(default_factory=list)
+    probes: list[TaskScore] = field(default_factory=list)
     xares: list[XaresResult] = field(default_factory=list)
     clips: list[EmbeddedClip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -10,8 +10,9 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bestrq2._version import __version__
-from bestrq2.evaluate.scores import ProbeScore
-from bestrq2.evaluate.table import format_table
+from bestrq2.evaluate.result import TaskScore
+from bestrq2.evaluate.score_table import format_scores
+from bestrq2.evaluate.table import Table
 
 TAGS = ("audio", "speech", "music", "self-supervised-learning", "audio-embeddings", "best-rq-2", "bestrq2")
 CLASSIFIER_TAGS = ("audio", "audio-classification", "best-rq-2", "bestrq2")
@@ -49,8 +50,8 @@ class ModelCard:
     width: int
     training: dict[str, str] = field(default_factory=dict)
     figures: Sequence[str] = ()
-    probes: dict[str, list[ProbeScore]] = field(default_factory=dict)
-    tests: dict[str, list[list[str]]] = field(default_factory=dict)
+    probes: dict[str, list[TaskScore]] = field(default_factory=dict)
+    tests: dict[str, Table] = field(default_factory=dict)
     limits: Sequence[str] = ()
     license: str | None = None
     dataset: str | None = None
@@ -71,7 +72,7 @@ def render_card(card: ModelCard) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")
-    tables = {title: format_table(scores) for title, scores in card.probes.items()}
+    tables = {title: format_scores(scores) for title, scores in card.probes.items()}
     template = environment.get_template("model_card.md.jinja")
     return template.render(card=card, metadata=_metadata(card), tables=tables, version=__version__)
 

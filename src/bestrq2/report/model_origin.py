@@ -11,10 +11,10 @@ from typing import Any
 from bestrq2.convert.weights import exported_step
 from bestrq2.data.prepare.summary import SUMMARY, read_summary
 from bestrq2.errors import DataError
-from bestrq2.evaluate.benchmark_result import is_run_folder
-from bestrq2.evaluate.finetune_result import FinetuneResult, class_cells, read_result
-from bestrq2.evaluate.scores import ProbeScore
-from bestrq2.evaluate.table import read_scores
+from bestrq2.evaluate.finetuned import metric_table, per_class_table, read_finetune_result
+from bestrq2.evaluate.provenance import is_run_folder
+from bestrq2.evaluate.result import PROBE, Result, TaskScore, read_result
+from bestrq2.evaluate.table import Table
 from bestrq2.inference.cost import cost
 from bestrq2.inference.info import architecture
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
@@ -63,8 +63,8 @@ class Origin:
     sentence: str
     training: dict[str, str] = field(default_factory=dict)
     figures: dict[str, bytes] = field(default_factory=dict)
-    probes: dict[str, list[ProbeScore]] = field(default_factory=dict)
-    tests: dict[str, list[list[str]]] = field(default_factory=dict)
+    probes: dict[str, list[TaskScore]] = field(default_factory=dict)
+    tests: dict[str, Table] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     dataset: str | None = None
     base_model: str | None = None
@@ -200,13 +200,14 @@ def _of_finetuning(folder: Path) -> Origin:
         base = f"the hub's model `{base_model}`"
     elif model in recipes() or is_recipe_file(model):
         base = f"the untrained model of the recipe {base}"
-    result = read_result(folder)
+    result = read_finetune_result(folder)
     tests, limits = {}, []
     if result is None:
         limits.append("Its fine-tuning was not finished, or its test scores are lost: no scores are known of it.")
     else:
-        title = f"On {result.clips:,} test recordings of {_public_name(data)}, which it was not trained on, in percent:"
-        tests = {title: result.metric_cells(), "Class by class:": class_cells(result.per_class)}
+        count, corpus = result.provenance["test_clips"], _public_name(data)
+        title = f"On {count:,} test recordings of {corpus}, which it was not trained on, in percent:"
+        tests = {title: metric_table(result), "Class by class:": per_class_table(result)}
         limits.append(
             "Its test scores are of recordings of the same labelled data; their intervals cover the choice of test "
             "recordings, not that of seeds or training recordings."
@@ -221,7 +222,7 @@ def _of_finetuning(folder: Path) -> Origin:
 
 
 def _finetuning(
-    settings: dict[str, Any], environment: dict[str, Any], base: str, data: str, result: FinetuneResult | None
+    settings: dict[str, Any], environment: dict[str, Any], base: str, data: str, result: Result | None
 ) -> dict[str, str]:
     """What was fine-tuned, on what and how."""
     known = [_public_name(data)]
@@ -230,10 +231,17 @@ def _finetuning(
         parts = ", ".join(f"{environment.get(split, 0):,} for {name}" for split, name in names.items())
         known.append(f"{counted(environment['recordings'], 'recording')} ({parts})")
     if result is not None:
-        known.append(f"{len(result.classes)} classes, {'any number' if result.multi_label else 'one'} a recording")
+        known.append(
+            f"{len(result.provenance['classes'])} classes, "
+            f"{'any number' if result.provenance['multi_label'] else 'one'} a recording"
+        )
     mode, layers = settings.get("mode"), settings.get("layers")
     trained = {"linear": "the head alone", "partial": f"the head and the last {layers} blocks", "full": "everything"}
-    kept = "" if result is None else f"; the weights are those of epoch {result.best_epoch}, the best in validation"
+    kept = (
+        ""
+        if result is None
+        else f"; the weights are those of epoch {result.provenance['best_epoch']}, the best in validation"
+    )
     options = {
         "batch size": "batch_size",
         "peak learning rate": "lr",
@@ -306,7 +314,7 @@ def _software(environment: dict[str, Any]) -> dict[str, str]:
     return {"trained with": f"bestrq2 {environment['bestrq2']}, torch {versions.get('torch', '?')}{hardware}"}
 
 
-def _probes(folder: Path, step: int) -> dict[str, list[ProbeScore]]:
+def _probes(folder: Path, step: int) -> dict[str, list[TaskScore]]:
     """Scores that lie in the run folder and are of the exported weights."""
     tables = {}
     result = find_result(folder)
@@ -314,7 +322,9 @@ def _probes(folder: Path, step: int) -> dict[str, list[ProbeScore]]:
         title = f"Linear probe and k-NN of X-ARES on the frozen benchmark {result.benchmark}, all of synthetic audio:"
         tables[title] = list(result.scores)
     if (folder / "probes.json").is_file():
-        tables["Linear probe and k-NN on labelled audio (probes.json):"] = read_scores(folder / "probes.json")
+        tables["Linear probe and k-NN on labelled audio (probes.json):"] = list(
+            read_result(folder / "probes.json", PROBE).scores
+        )
     return tables
 
 

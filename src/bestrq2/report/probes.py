@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bestrq2.evaluate.result import TaskScore
 from bestrq2.report.colours import feature_colours, short_task, unique
-from bestrq2.report.contents import ProbeScore, RunCurves
+from bestrq2.report.contents import RunCurves
 
 METHODS = {"linear": "linear probe", "knn": "k-NN"}
 
@@ -57,13 +58,13 @@ class DomainProbes:
 class ProbeRow:
     """One line of the exact table; numbers as text in percent, `best` within its task and method."""
 
-    score: ProbeScore
+    score: TaskScore
     method: str
     cells: list[str]
     best: bool
 
 
-def mean_score(scores: list[ProbeScore], task: str) -> ProbeScore:
+def mean_score(scores: list[TaskScore], task: str) -> TaskScore:
     """Mean over tasks, each counting the same; the interval takes the tasks' errors as independent.
 
     Half-widths add in squares: mean ± sqrt(sum(half-width²)) / n, separately below and above.
@@ -73,7 +74,7 @@ def mean_score(scores: list[ProbeScore], task: str) -> ProbeScore:
     below = math.sqrt(sum((one.score - one.low) ** 2 for one in scores)) / n
     above = math.sqrt(sum((one.high - one.score) ** 2 for one in scores)) / n
     metrics = unique(one.metric for one in scores)
-    return ProbeScore(
+    return TaskScore(
         features=first.features,
         task=task,
         domain=first.domain,
@@ -87,12 +88,12 @@ def mean_score(scores: list[ProbeScore], task: str) -> ProbeScore:
     )
 
 
-def domain_means(probes: list[ProbeScore]) -> dict[str, list[ProbeScore]]:
+def domain_means(probes: list[TaskScore]) -> dict[str, list[TaskScore]]:
     """Domain → mean over its tasks per features and method; with several domains also their mean.
 
     A mean is only given where features and method have every task, so that means stay comparable.
     """
-    means: dict[str, list[ProbeScore]] = {}
+    means: dict[str, list[TaskScore]] = {}
     for domain in unique(one.domain for one in probes):
         means[domain] = _complete_means([one for one in probes if one.domain == domain], domain)
     if len(means) > 1:
@@ -101,7 +102,7 @@ def domain_means(probes: list[ProbeScore]) -> dict[str, list[ProbeScore]]:
     return {domain: scores for domain, scores in means.items() if scores}
 
 
-def _complete_means(scores: list[ProbeScore], title: str) -> list[ProbeScore]:
+def _complete_means(scores: list[TaskScore], title: str) -> list[TaskScore]:
     means = []
     for method in METHODS:
         tasks = {one.task for one in scores if one.method == method}
@@ -113,7 +114,7 @@ def _complete_means(scores: list[ProbeScore], title: str) -> list[ProbeScore]:
 
 
 def probe_cards(
-    probes: list[ProbeScore], runs: list[RunCurves], domain_colours: dict[str, str]
+    probes: list[TaskScore], runs: list[RunCurves], domain_colours: dict[str, str]
 ) -> tuple[list[ProbeCard], list[DomainProbes]]:
     """Cards of means (one per domain, then the mean of domains), and the cards of all tasks by domain.
 
@@ -131,7 +132,7 @@ def probe_cards(
     return means, domains
 
 
-def _card(title: str, scores: list[ProbeScore], colours: dict[str, str]) -> ProbeCard:
+def _card(title: str, scores: list[TaskScore], colours: dict[str, str]) -> ProbeCard:
     rows = []
     for features, colour in colours.items():
         own = [one for method in METHODS for one in scores if one.method == method and one.features == features]
@@ -148,7 +149,7 @@ def _card(title: str, scores: list[ProbeScore], colours: dict[str, str]) -> Prob
     )
 
 
-def _bar(score: ProbeScore) -> Bar:
+def _bar(score: TaskScore) -> Bar:
     def inside(share: float) -> float:
         return round(100 * min(max(share if math.isfinite(share) else score.score, 0.0), 1.0), 2)
 
@@ -161,7 +162,7 @@ def _bar(score: ProbeScore) -> Bar:
     )
 
 
-def probe_table(probes: list[ProbeScore]) -> list[ProbeRow]:
+def probe_table(probes: list[TaskScore]) -> list[ProbeRow]:
     """Every score in percent with two decimals, grouped by domain, task and method."""
     domains, tasks = unique(one.domain for one in probes), unique((one.domain, one.task) for one in probes)
     methods = list(METHODS)

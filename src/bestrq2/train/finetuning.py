@@ -27,8 +27,10 @@ from bestrq2.data.loader import end_workers, training_batches
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.splits import SPLITS, balanced
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError, StoppedBySignal
-from bestrq2.evaluate.classification import BEST_BY, log_loss, point_metrics
-from bestrq2.evaluate.finetune_result import FinetuneResult, read_result, write_result
+from bestrq2.evaluate.finetuned import finetune_result, read_finetune_result, write_finetune_result
+from bestrq2.evaluate.metrics import BEST_BY, log_loss, point_metrics
+from bestrq2.evaluate.provenance import model_name, software_provenance
+from bestrq2.evaluate.result import Result
 from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
 from bestrq2.inference.classifier import AudioClassifier, load_classifier
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
@@ -67,7 +69,7 @@ def finetune(
     num_workers: int = 1,
     device: str | None = None,
     resume: bool = False,
-) -> FinetuneResult:
+) -> Result:
     """Fine-tune an encoder as a classifier of recordings; the epoch that is best in validation is kept and tested.
 
     Args:
@@ -112,7 +114,7 @@ def finetune(
     with disk_errors(folder.root), folder_lock(folder.root):
         folder.remove_leftovers()
         run = _Run(config, folder, data, classifier, trained)
-        if run.epoch == epochs and (known := read_result(folder.root)) is not None:
+        if run.epoch == epochs and (known := read_finetune_result(folder.root)) is not None:
             logger.info("%s: all %d epochs are done already", folder.root, epochs)
             return known
         folder.write_config(config.to_dict())
@@ -341,15 +343,17 @@ class _Run:
             raise OSError(errno.ENOSPC, str(error)) from error
         write_exported_step(folder, step)
 
-    def test(self) -> FinetuneResult:
+    def test(self) -> Result:
         """Score the best epoch's model on the test recordings, and write what came out."""
         self.classifier = load_classifier(self.folder.root, self.device)
         names, targets, probabilities = self._predictions("test")
-        result = FinetuneResult.of(
-            self.folder.root, self.data.classes, self.data.multi_label, self.best, targets, probabilities,
-            self.config.seed,
+        config = self.config
+        provenance = software_provenance(["bestrq2 finetune", config.model, config.labelled])
+        result = finetune_result(
+            model_name(self.folder.root), self.data.classes, self.data.multi_label, self.best, targets, probabilities,
+            config.seed, provenance,
         )  # fmt: skip
-        write_result(result, names, targets, probabilities)
+        write_finetune_result(self.folder.root, result, names, targets, probabilities)
         return result
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from bestrq2.evaluate.xares_probe import fit_linear_probe, xares_linear_predict
 from sklearn.metrics import average_precision_score
 from xares_toy_tasks import write_tars, write_task
 
@@ -29,7 +30,6 @@ from bestrq2.evaluate.xares.command import check_complete, xares
 from bestrq2.evaluate.xares.entries import XaresResult, read_result
 from bestrq2.evaluate.xares.identity import digest
 from bestrq2.evaluate.xares.pool import WorkerPool
-from bestrq2.evaluate.xares_probe import fit_linear_probe, xares_linear_predict
 from bestrq2.soundworld import export
 
 pytestmark = [

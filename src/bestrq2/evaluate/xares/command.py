@@ -14,7 +14,7 @@ import torch
 
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, DataError
-from bestrq2.evaluate.benchmark_result import is_run_folder, model_provenance
+from bestrq2.evaluate.provenance import is_run_folder, model_provenance
 from bestrq2.evaluate.xares.entries import RESULT_NAME, Score, XaresResult, read_result, write_result
 from bestrq2.evaluate.xares.identity import Extraction, digest, harness_version, model_identity
 from bestrq2.evaluate.xares.pool import WorkerPool

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bestrq2.evaluate.published import AVERAGE_COLUMNS, DOMAIN_COLUMNS, published_averages, published_scores
-from bestrq2.evaluate.table import WIDTH, layout
+from bestrq2.evaluate.table import WIDTH
 from bestrq2.evaluate.xares.averages import AGGREGATIONS, ENTRIES_37, Averages, averages, entry_titles
 from bestrq2.evaluate.xares.entries import XaresResult
 from bestrq2.evaluate.xares.tasks import DOMAINS, METHODS, TASKS, PublicTask
@@ -176,3 +176,21 @@ def to_csv(result: XaresResult) -> str:
 def write_csv(path: str | os.PathLike[str], result: XaresResult) -> None:
     """Write `to_csv`; the file appears whole or not at all. OSError if it cannot be written."""
     write_text(Path(path), to_csv(result))
+
+
+def layout(rows: list[list[str]], title: str) -> str:
+    """Cells in columns, a rule below the header; a row of one cell runs across.
+
+    Args:
+        rows: the header first; its first cell is replaced.
+        title: first cell of the header.
+    """
+    rows = [[title, *rows[0][1:]], *rows[1:]]
+    label_width = max(len(row[0]) for row in rows)
+    widths = [max(len(row[column]) for row in rows if len(row) > 1) for column in range(1, len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(size) for cell, size in zip(row[1:], widths, strict=False)]
+        lines.append("  ".join([row[0].ljust(label_width), *cells]).rstrip())
+    rule = "-" * max(len(line) for line in lines)
+    return "\n".join([lines[0], rule, *lines[1:]])

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 
 from bestrq2.errors import DataError
-from bestrq2.evaluate.benchmark import METHODS
-from bestrq2.evaluate.benchmark_result import BenchmarkResult
+from bestrq2.evaluate.result import Result
+from bestrq2.evaluate.task_probe import METHODS
 from bestrq2.report.comparison import results
 from bestrq2.report.comparison.arms import Arm
 from bestrq2.report.comparison.contents import Pair, ProbeRow, Table
@@ -186,10 +186,10 @@ def _arm_row(arm: Arm, method: str) -> ProbeRow:
     found = [run.result for run in arm.runs if run.result is not None]
     if not found:
         return ProbeRow(arm.label, "arm", missing=NOT_PROBED)
-    return ProbeRow(arm.label, "arm", _over([results.means(one, method, one.features) for one in found]))
+    return ProbeRow(arm.label, "arm", _over([results.means(one, method, one.model) for one in found]))
 
 
-def _baseline_row(label: str, features: str, found: Sequence[BenchmarkResult], method: str) -> ProbeRow:
+def _baseline_row(label: str, features: str, found: Sequence[Result], method: str) -> ProbeRow:
     scored = [one for one in found if _has(one, features, method)]
     if not scored:
         return ProbeRow(label, features, missing="not measured")
@@ -230,7 +230,7 @@ def _architecture(arm: Arm) -> str:
     return json.dumps(fields, sort_keys=True, default=str)
 
 
-def _has(result: BenchmarkResult, features: str, method: str) -> bool:
+def _has(result: Result, features: str, method: str) -> bool:
     return results.has_features(result, features, method)
 
 

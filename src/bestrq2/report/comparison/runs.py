@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bestrq2.errors import DataError
-from bestrq2.evaluate.benchmark_result import BenchmarkResult
+from bestrq2.evaluate.result import Result
 from bestrq2.evaluate.xares.entries import XaresResult
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.report.comparison.results import find_result, find_xares
@@ -45,7 +45,7 @@ class Run:
     max_steps: int
     curves: dict[str, Curve]
     timing: Curve | None
-    result: BenchmarkResult | None
+    result: Result | None
     reference: str | None = None
     xares: XaresResult | None = None
 

@@ -1,7 +1,8 @@
-"""Metrics of classifiers: of one class a clip accuracy, balanced accuracy and macro F1, of several mAP and ROC-AUC."""
+"""Metrics of classifiers with 95 % intervals: accuracy, balanced accuracy, F1, average precision and ROC-AUC."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestrq2.errors import DataError
-from bestrq2.evaluate.scores import wilson_interval
+
+ACCURACY = "accuracy"
+BALANCED_ACCURACY = "balanced accuracy"
+BEST_BY = {False: BALANCED_ACCURACY, True: "macro mAP"}
+"""Metric that picks the best epoch, for one class per clip (False) and for several (True)."""
 
 RESAMPLES = 500
-BEST_BY = {False: "balanced accuracy", True: "macro mAP"}
-"""The metric that picks the best epoch, for one class a clip (False) and for several (True)."""
+Z_95 = 1.959963984540054
+"""97.5 % quantile of the standard normal distribution."""
 
 _Weights: TypeAlias = NDArray[np.float64]
 _Statistic: TypeAlias = Callable[[_Weights], float]
@@ -22,15 +27,15 @@ _Statistic: TypeAlias = Callable[[_Weights], float]
 
 @dataclass(frozen=True)
 class Metric:
-    """A share in [0, 1] and its 95 % interval over the choice of clips.
+    """Share in [0, 1] and its 95 % interval over the choice of clips.
 
     Attributes:
-        name: such as "macro F1".
-        score: on all clips.
-        low: lower end: Wilson for accuracy, else the bootstrap over clips.
-        high: upper end.
-        chance: what needs no audio: the most frequent class for accuracy; 1/classes for balanced accuracy; the share of
-            positives for mAP (mean over the classes); 0.5 for ROC-AUC; NaN for F1.
+        name: name of the metric, such as "macro F1".
+        score: value on all clips.
+        low: lower end of the interval: Wilson for accuracy, else the bootstrap over clips.
+        high: upper end of the interval.
+        chance: score that needs no audio: the share of the most frequent class for accuracy; 1/classes for balanced
+            accuracy; the share of positives for mAP (mean over the classes); 0.5 for ROC-AUC; NaN for F1.
     """
 
     name: str
@@ -40,12 +45,95 @@ class Metric:
     chance: float
 
 
-def point_metrics(targets: np.ndarray, probabilities: np.ndarray, multi_label: bool) -> dict[str, float]:
-    """The metrics without intervals.
+def wilson_interval(correct: float, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of the share `correct`/`n` of independent trials, both ends in [0, 1].
+
+    Raises:
+        DataError: n < 1 or `correct` is outside [0, n].
+    """
+    if n < 1 or not 0 <= correct <= n:
+        raise DataError(f"A share needs 0 <= correct <= n and n >= 1, but got {correct} of {n}.")
+    share, z2 = correct / n, Z_95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # at 0 and n the formula gives exactly 0 and 1, up to rounding
+    low = 0.0 if correct == 0 else max(0.0, centre - half)
+    high = 1.0 if correct == n else min(1.0, centre + half)
+    return low, high
+
+
+def accuracy_with_interval(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]:
+    """Share of equal entries of two int arrays [clips], with its 95 % Wilson interval: (score, low, high)."""
+    correct = int((truth == predicted).sum())
+    low, high = wilson_interval(correct, len(truth))
+    return correct / len(truth), low, high
+
+
+def balanced_accuracy_with_interval(
+    truth: np.ndarray, predicted: np.ndarray, clip: np.ndarray, seed: int = 0, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """Mean recall over the classes present in `truth`, with the 95 % percentile interval of a bootstrap over clips.
+
+    Whole clips are drawn, because the frames of one clip are dependent. The draws depend on the seed and the number of
+    clips only, so features compared on the same clips see the same resamples.
 
     Args:
-        targets: [clips, classes], 1 for the classes of each clip, else 0; one 1 a clip where not `multi_label`.
-        probabilities: float [clips, classes].
+        truth: true classes, int [rows]; a row is a clip, or a frame of one.
+        predicted: predicted classes, int [rows].
+        clip: clip that each row belongs to, int [rows].
+        seed: random seed of the resampling.
+        resamples: number of bootstrap draws.
+
+    Returns:
+        (score, low, high). Where resampling cannot move the score (0 or 1), the interval is Wilson's over clips.
+
+    Raises:
+        DataError: `truth` holds fewer than two classes, since guessing that class would score 1.
+    """
+    classes = np.unique(truth)
+    if len(classes) < 2:
+        raise DataError(
+            f"Balanced accuracy needs at least two classes among the test labels, but found {len(classes)}: "
+            "use more test clips."
+        )
+    clips, row = np.unique(clip, return_inverse=True)
+    total = np.zeros((len(clips), len(classes)))
+    correct = np.zeros_like(total)
+    column = np.searchsorted(classes, truth)
+    np.add.at(total, (row, column), 1.0)
+    np.add.at(correct, (row, column), (truth == predicted).astype(float))
+    score = float((correct.sum(0) / total.sum(0)).mean())
+
+    draws = np.random.default_rng(seed).multinomial(len(clips), np.full(len(clips), 1 / len(clips)), size=resamples)
+    drawn_total, drawn_correct = draws @ total, draws @ correct
+    # a draw without any row of one class says nothing about its recall and is left out
+    whole = (drawn_total > 0).all(axis=1)
+    drawn = (drawn_correct[whole] / drawn_total[whole]).mean(axis=1)
+    if len(drawn) == 0 or np.ptp(drawn) == 0:
+        return score, *wilson_interval(score * len(clips), len(clips))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return score, min(float(low), score), max(float(high), score)
+
+
+def chance_accuracy(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
+    """Accuracy on the test labels of always predicting the most frequent training class (the lowest of a tie)."""
+    classes, counts = np.unique(train_labels, return_counts=True)
+    return float((test_labels == classes[counts.argmax()]).mean())
+
+
+def is_uneven(labels: np.ndarray) -> bool:
+    """Whether classes differ in frequency: the entropy of int [N] labels is below 95 % of its maximum."""
+    counts = np.unique(labels, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return len(counts) > 1 and float(-(shares * np.log(shares)).sum()) < 0.95 * math.log(len(counts))
+
+
+def point_metrics(targets: np.ndarray, probabilities: np.ndarray, multi_label: bool) -> dict[str, float]:
+    """Metrics of predictions without intervals.
+
+    Args:
+        targets: 1 for the classes of each clip, else 0, [clips, classes]; exactly one 1 per clip if not `multi_label`.
+        probabilities: predictions, float [clips, classes].
         multi_label: whether a clip may have any number of classes.
 
     Returns:
@@ -53,14 +141,14 @@ def point_metrics(targets: np.ndarray, probabilities: np.ndarray, multi_label: b
         the classes that have clips (for ROC-AUC: some, and not all).
 
     Raises:
-        DataError: no clips, or not one class that can be scored.
+        DataError: there are no clips, or no class can be scored.
     """
     whole = np.ones(len(targets))
     return {name: statistic(whole) for name, statistic in _statistics(targets, probabilities, multi_label).items()}
 
 
 def log_loss(targets: np.ndarray, probabilities: np.ndarray, multi_label: bool) -> float:
-    """Cross-entropy in nats, mean over the clips (and over the classes where a clip may have several)."""
+    """Cross-entropy in nats, averaged over the clips (and over the classes where a clip may have several)."""
     certain = np.clip(probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
     if multi_label:
         return float(-(targets * np.log(certain) + (1 - targets) * np.log1p(-certain)).mean())
@@ -70,7 +158,15 @@ def log_loss(targets: np.ndarray, probabilities: np.ndarray, multi_label: bool) 
 def metrics_with_intervals(
     targets: np.ndarray, probabilities: np.ndarray, multi_label: bool, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Metric]:
-    """The metrics of `point_metrics` with 95 % intervals; the arguments are its, and seed and number of draws."""
+    """Metrics of `point_metrics` with 95 % intervals.
+
+    Args:
+        targets: as in `point_metrics`.
+        probabilities: as in `point_metrics`.
+        multi_label: as in `point_metrics`.
+        seed: random seed of the bootstrap.
+        resamples: number of bootstrap draws.
+    """
     count = len(targets)
     statistics = _statistics(targets, probabilities, multi_label)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
@@ -105,7 +201,7 @@ def _statistics(targets: np.ndarray, probabilities: np.ndarray, multi_label: boo
             "macro F1": lambda weights: _mean(f1(weights)),
         }
     if not present.any():
-        raise DataError("Not one of the clips to score has a label; give labelled ones.")
+        raise DataError("None of the clips to score has a label; give labelled ones.")
     rankings = [Ranking(targets[:, column], probabilities[:, column]) for column in np.flatnonzero(present)]
     everything, classes = Ranking(targets.ravel(), probabilities.ravel()), targets.shape[1]
     return {
@@ -116,11 +212,11 @@ def _statistics(targets: np.ndarray, probabilities: np.ndarray, multi_label: boo
 
 
 class Ranking:
-    """Clips by falling score, sorted once for any weights that clips are given; equal scores count as one.
+    """Clips sorted once by descending score, for metrics under any weights of the clips; equal scores count as one.
 
     Args:
-        truth: [clips], 1 for positives, 0 for negatives.
-        scores: float [clips].
+        truth: 1 for positives, 0 for negatives, [clips].
+        scores: scores of the clips, float [clips].
     """
 
     def __init__(self, truth: np.ndarray, scores: np.ndarray) -> None:
@@ -130,19 +226,19 @@ class Ranking:
         self._last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
 
     def _counts(self, weights: _Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weight of the positives and of all clips at or above each different score."""
+        """Weight of the positives and of all clips at or above each distinct score."""
         ordered = weights[self._order]
         return np.cumsum(ordered * self._truth)[self._last], np.cumsum(ordered)[self._last]
 
     def average_precision(self, weights: _Weights) -> float:
-        """Precision averaged over the positives, weighted float [clips]; NaN without positives."""
+        """Average precision under weights float [clips]; NaN without positives."""
         positives, everything = self._counts(weights)
         if positives[-1] == 0:
             return np.nan
         return float(np.diff(positives, prepend=0) @ _share(positives, everything, 0.0) / positives[-1])
 
     def roc_auc(self, weights: _Weights) -> float:
-        """Share of pairs of a positive and a negative in the right order, equal ones half; NaN without such pairs."""
+        """Area under the ROC curve under weights float [clips]; NaN without positives or negatives."""
         positives, everything = self._counts(weights)
         negatives = everything - positives
         if positives[-1] == 0 or negatives[-1] == 0:
@@ -154,7 +250,7 @@ class Ranking:
 def class_table(
     classes: Sequence[str], targets: np.ndarray, probabilities: np.ndarray, multi_label: bool
 ) -> list[dict[str, str | int | float]]:
-    """One row a class: its clips, and precision, recall and F1, or average precision and ROC-AUC; NaN without clips."""
+    """One row per class: clips, and precision, recall and F1, or average precision and ROC-AUC; NaN without clips."""
     whole, rows = np.ones(len(targets)), []
     predicted = np.eye(len(classes))[probabilities.argmax(axis=1)]
     for column, name in enumerate(classes):
@@ -184,12 +280,12 @@ def _chance(name: str, targets: np.ndarray) -> float:
 
 
 def _share(part: np.ndarray, whole: np.ndarray, otherwise: float = np.nan) -> NDArray[np.float64]:
-    """The quotient, `otherwise` where there is no whole."""
+    """Quotient `part` / `whole`, `otherwise` where `whole` is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), otherwise), where=whole > 0)
 
 
 def _mean(values: np.ndarray | Sequence[float]) -> float:
-    """Mean over what is no NaN; NaN if nothing is."""
+    """Mean of the values that are not NaN; NaN if all are."""
     known = np.asarray(values)[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 

@@ -6,14 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestrq2.evaluate.classifiers import (
+    FOLDS,
     REGULARISATION_GRID,
+    LinearProbe,
     Standardiser,
     choose_regularisation,
-    grouped_folds,
     knn_predict,
-    linear_predict,
-    stratified_folds,
+    row_space,
+    validation_folds,
 )
+
+
+def linear_predict(train: np.ndarray, labels: np.ndarray, test: np.ndarray, **options) -> np.ndarray:
+    return LinearProbe(train, labels, **options).predict(test)
 
 
 def correlated_rows(seed: int, n: int = 300, width: int = 20, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +39,7 @@ def test_linear_predictions_are_those_of_a_scikit_learn_pipeline() -> None:
 
     (train, labels), (test, _) = correlated_rows(0), correlated_rows(1, n=1000)
     rows = Standardiser.fit(train)(train)
-    strength = choose_regularisation(rows, labels, stratified_folds(labels, seed=0), balanced=False)
+    strength = choose_regularisation(rows, labels, validation_folds(labels, None, seed=0), balanced=False)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, solver="newton-cg", max_iter=1000))
     expected = pipeline.fit(train, labels).predict(test)
     assert (linear_predict(train, labels, test) == expected).mean() >= 0.999
@@ -46,7 +51,7 @@ def test_chosen_regularisation_is_near_the_best_of_cross_validation() -> None:
 
     train, labels = correlated_rows(0)
     rows = Standardiser.fit(train)(train)
-    chosen = choose_regularisation(rows, labels, stratified_folds(labels, seed=0), balanced=False)
+    chosen = choose_regularisation(rows, labels, validation_folds(labels, None, seed=0), balanced=False)
     folds = StratifiedKFold(10, shuffle=True, random_state=0)
     shares = {
         strength: cross_val_score(LogisticRegression(C=strength, max_iter=1000), rows, labels, cv=folds).mean()
@@ -90,7 +95,7 @@ def test_balanced_fit_finds_a_rare_class() -> None:
     labels = (generator.random(2000) < 0.05).astype(int)
     rows = generator.normal(size=(2000, 4)) + labels[:, None]
     recall = {
-        balanced: (linear_predict(rows, labels, rows, groups=groups)[labels == 1] == 1).mean()
+        balanced: (linear_predict(rows, labels, rows, groups=groups, balanced=balanced)[labels == 1] == 1).mean()
         for balanced, groups in ((True, clip), (False, None))
     }
     assert recall[True] > 0.75
@@ -110,7 +115,7 @@ def test_answers_are_the_labels_themselves() -> None:
 
 def test_a_class_with_one_example_is_never_held_out() -> None:
     labels = np.array([0] * 10 + [1] * 9 + [2])
-    folds = stratified_folds(labels, seed=0)
+    folds = validation_folds(labels, None, seed=0)
     assert folds[-1] == -1
     rows = np.random.default_rng(0).normal(size=(20, 3))
     assert set(linear_predict(rows, labels, rows)) <= {0, 1, 2}
@@ -126,19 +131,49 @@ def test_two_examples_are_enough_to_answer() -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(0, 3))
 def test_folds_are_even_and_keep_the_shares_of_classes(labels: list[int], seed: int) -> None:
     labels_array = np.array(labels)
-    folds = stratified_folds(labels_array, seed)
-    sizes = np.bincount(folds[folds >= 0], minlength=4)
+    folds = validation_folds(labels_array, None, seed)
+    sizes = np.bincount(folds[folds >= 0], minlength=FOLDS)
     assert sizes.max() - sizes.min() <= 1
     for label in set(labels):
-        counts = np.bincount(folds[(labels_array == label) & (folds >= 0)], minlength=4)
+        counts = np.bincount(folds[(labels_array == label) & (folds >= 0)], minlength=FOLDS)
         assert counts.max() - counts.min() <= 1
 
 
-def test_grouped_folds_keep_clips_whole() -> None:
-    groups = np.repeat(np.arange(30), np.random.default_rng(0).integers(1, 9, 30))
-    folds = grouped_folds(groups, seed=1)
+def test_folds_keep_groups_whole_and_spread_their_classes() -> None:
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), generator.integers(1, 9, 30))
+    labels = (groups % 3 == 0).astype(int)  # one class has a third of the groups
+    folds = validation_folds(labels, groups, seed=1)
     assert all(len(set(folds[groups == group])) == 1 for group in range(30))
-    assert set(folds) == {0, 1, 2, 3}
+    assert set(folds) == set(range(FOLDS))
+    for fold in range(FOLDS):
+        assert 3 <= len(set(groups[(folds == fold) & (labels == 1)])) <= 4
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_probe_in_the_space_of_few_rows_is_that_of_all_features(balanced: bool) -> None:
+    """Weights of an L2-regularised regression lie in the space of the training rows, so nothing is lost."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    (train, labels), (test, _) = correlated_rows(0, n=80, width=300), correlated_rows(1, n=200, width=300)
+    probe = LinearProbe(train, labels, balanced=balanced)
+    scaler = StandardScaler().fit(train)
+    assert row_space(scaler.transform(train)).shape == (300, 80)
+    weight = "balanced" if balanced else None
+    whole = LogisticRegression(C=probe.regularisation, class_weight=weight, max_iter=10_000, tol=1e-8)
+    whole.fit(scaler.transform(train), labels)
+    expected = whole.predict_proba(scaler.transform(test))
+    np.testing.assert_allclose(probe.probabilities(test), expected, atol=2e-3)
+    assert (probe.predict(test) == whole.predict(scaler.transform(test))).mean() >= 0.99
+
+
+@pytest.mark.parametrize(("rows", "width"), [(60, 256), (300, 20)])
+def test_the_probe_converges_without_warnings(rows: int, width: int, recwarn: pytest.WarningsRecorder) -> None:
+    train, labels = correlated_rows(0, n=rows, width=width)
+    LinearProbe(train, labels)
+    LinearProbe(train, np.arange(rows) // 2)  # two clips per class
+    assert not recwarn.list
 
 
 def test_knn_matches_a_case_worked_by_hand() -> None:
@@ -156,14 +191,3 @@ def test_knn_matches_a_case_worked_by_hand() -> None:
     assert knn_predict(train, labels, question, k=1, temperature=1.0).tolist() == [0]
     # Divided by class frequencies (1 and 3), the nearest wins again.
     assert knn_predict(train, labels, question, k=3, temperature=1.0, balanced=True).tolist() == [0]
-
-
-def test_knn_agrees_with_scikit_learn_on_many_rows() -> None:
-    from sklearn.neighbors import KNeighborsClassifier
-
-    (train, labels), (test, _) = correlated_rows(0), correlated_rows(1, n=1100)
-    standardise = Standardiser.fit(train)
-    train, test = standardise(train), standardise(test)
-    reference = KNeighborsClassifier(10, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
-    expected = reference.fit(train, labels).predict(test)
-    assert (knn_predict(train, labels, test) == expected).mean() >= 0.999

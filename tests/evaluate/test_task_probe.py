@@ -9,8 +9,9 @@ from toy_tasks import FRAME_SECONDS, WaveformFeatures, make_clip_task, make_fram
 
 from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.evaluate.probe import MAX_TRAIN_FRAMES, embed_split, event_present, probe_features
-from bestrq2.evaluate.scores import ProbeScore, wilson_interval
+from bestrq2.evaluate.metrics import wilson_interval
+from bestrq2.evaluate.result import TaskScore
+from bestrq2.evaluate.task_probe import MAX_TRAIN_FRAMES, embed_split, event_present, probe_features
 
 
 def with_train(task: LabelledTask, **changes) -> LabelledTask:
@@ -32,7 +33,7 @@ def without(clips: LabelledClips, places: list[int]) -> LabelledClips:
     return LabelledClips([clips.audio[place] for place in kept], labels, clips.sampling_rate)
 
 
-def probe(task: LabelledTask, width: int, **options) -> list[ProbeScore]:
+def probe(task: LabelledTask, width: int, **options) -> list[TaskScore]:
     return probe_features(WaveformFeatures(width), [task], progress=False, **options)
 
 
@@ -89,17 +90,20 @@ def with_even_classes(task: LabelledTask) -> LabelledTask:
     return dataclasses.replace(task, **splits)
 
 
-def test_shuffled_labels_of_uneven_classes_do_not_pass_the_most_frequent_class() -> None:
-    task = make_clip_task(train=300, test=300)
+def test_uneven_classes_are_scored_by_balanced_accuracy() -> None:
+    task = make_clip_task(train=300, test=300, even=False)
+    found = probe(task, 12)
+    assert [(score.metric, score.chance) for score in found] == [("balanced accuracy", 0.25)] * 2
+    assert all(score.score > 0.7 for score in found)
     for score in probe(dataclasses.replace(task, train=shuffled(task.train, 0)), 12):
-        assert score.low < score.chance
+        assert score.low < score.chance < score.high, "the most frequent class is worth nothing"
 
 
 def test_chance_counts_the_most_frequent_training_class_in_the_test_split() -> None:
-    task = make_clip_task()
+    task = make_clip_task(classes=2)
     most = np.bincount(task.train.labels).argmax()
+    assert probe(task, 12)[0].metric == "accuracy"
     assert probe(task, 12)[0].chance == (task.test.labels == most).mean()
-    assert probe(task, 12)[0].chance > 0.3, "classes are uneven, so one in four would be too little"
 
 
 @pytest.mark.parametrize(("task", "width"), [(make_clip_task(noise=2.0), 12), (make_frame_task(), 6)])
@@ -206,11 +210,14 @@ def test_frame_rows_leave_padding_out() -> None:
 def test_frame_tasks_are_fitted_on_a_bounded_number_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def record(train, labels, test, **options):
-        seen.append(len(train))
-        return np.zeros(len(test), dtype=np.int64)
+    class Record:
+        def __init__(self, rows, labels, **options) -> None:
+            seen.append(len(rows))
 
-    monkeypatch.setattr("bestrq2.evaluate.probe.linear_predict", record)
+        def predict(self, rows):
+            return np.zeros(len(rows), dtype=np.int64)
+
+    monkeypatch.setattr("bestrq2.evaluate.task_probe.LinearProbe", Record)
     task = make_frame_task()
     long = [np.random.default_rng(0).normal(size=6 * 1000).astype(np.float32) for _ in range(len(task.train))]
     scores = probe(with_train(task, audio=long), 6, methods=("linear",))

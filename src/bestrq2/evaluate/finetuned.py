@@ -1,0 +1,143 @@
+"""Test scores of a fine-tuned classifier: the result, its tables, and the predictions of the test recordings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bestrq2.errors import DataError
+from bestrq2.evaluate.metrics import class_table, metrics_with_intervals
+from bestrq2.evaluate.result import FINETUNE, Result, TaskScore, read_result, write_result
+from bestrq2.evaluate.table import Table, percent
+from bestrq2.files import write_text
+from bestrq2.inference.predicting import predictions_table
+
+RESULT_NAME, CLASSES_NAME, PREDICTIONS_NAME = "test.json", "test-classes.csv", "test-predictions.csv"
+"""Names of the files in a run folder."""
+
+ALL_CLASSES = "all classes"
+"""Task of the scores over all classes; those of single classes have the class as task and the domain `ONE_CLASS`."""
+ONE_CLASS = "class"
+
+# More classes than these are not printed, only written.
+_SHOWN = 20
+
+
+def finetune_result(
+    model: str,
+    classes: Sequence[str],
+    multi_label: bool,
+    best_epoch: int,
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    seed: int,
+    provenance: dict[str, Any] | None = None,
+) -> Result:
+    """Score predictions for test recordings, over all classes and class by class.
+
+    Args:
+        model: name of the model.
+        classes: names of the classes.
+        multi_label: whether a recording may have any number of classes.
+        best_epoch: epoch whose weights were kept, from 1.
+        targets: 1 for the classes of each recording, else 0, [recordings, classes].
+        probabilities: predictions, float [recordings, classes].
+        seed: random seed of the bootstrap.
+        provenance: further facts, as plain JSON types.
+    """
+    count = len(targets)
+    scores = [
+        TaskScore(model, ALL_CLASSES, FINETUNE, one.name, one.score, one.low, one.high, one.chance, count)
+        for one in metrics_with_intervals(targets, probabilities, multi_label, seed)
+    ]
+    for row in class_table(classes, targets, probabilities, multi_label):
+        name, clips = str(row.pop("class")), int(row.pop("clips"))
+        scores += [
+            TaskScore(model, name, FINETUNE, metric, float(value), n_test=clips, domain=ONE_CLASS)
+            for metric, value in row.items()
+        ]
+    facts = {"classes": list(classes), "multi_label": multi_label, "best_epoch": best_epoch, "test_clips": count}
+    return Result(FINETUNE, model, tuple(scores), {}, {**(provenance or {}), **facts})
+
+
+def write_finetune_result(
+    folder: Path, result: Result, names: Sequence[str], targets: np.ndarray, probabilities: np.ndarray
+) -> None:
+    """Write predictions, the table of classes and, last, the result into a run folder.
+
+    Args:
+        folder: the run folder.
+        result: scores of the predictions.
+        names: names of the test recordings.
+        targets: true classes, [recordings, classes].
+        probabilities: predictions, float [recordings, classes].
+    """
+    classes, multi_label = tuple(result.provenance["classes"]), bool(result.provenance["multi_label"])
+    rows = list(zip(names, probabilities, strict=True))
+    write_text(folder / PREDICTIONS_NAME, predictions_table(rows, classes, multi_label, truth=targets))
+    write_text(folder / CLASSES_NAME, _class_rows(result, lambda value: "" if math.isnan(value) else repr(value)).csv())
+    write_result(folder / RESULT_NAME, result)
+
+
+def read_finetune_result(folder: Path) -> Result | None:
+    """Read the result in a run folder; None where there is none that can be read."""
+    try:
+        result = read_result(folder / RESULT_NAME, FINETUNE)
+    except DataError:
+        return None
+    known = result.provenance
+    complete = isinstance(known.get("classes"), list) and {"multi_label", "best_epoch", "test_clips"} <= known.keys()
+    return result if complete else None
+
+
+def metric_table(result: Result) -> Table:
+    """Scores over all classes in percent, with intervals and chance."""
+    rows = [
+        (one.metric, percent(one.score), f"[{percent(one.low)}, {percent(one.high)}]", percent(one.chance))
+        for one in result.scores
+        if one.domain != ONE_CLASS
+    ]
+    return Table(("test", "score", "95 % interval", "chance"), tuple(rows))
+
+
+def per_class_table(result: Result) -> Table:
+    """Scores of every class in percent; "-" where there are no test recordings."""
+    return _class_rows(result, percent)
+
+
+def format_finetune_result(result: Result, folder: Path | None = None) -> str:
+    """Format the scores as text.
+
+    Args:
+        result: result of fine-tuning.
+        folder: run folder to name, where many classes are not all shown.
+    """
+    table = per_class_table(result)
+    parts = [metric_table(result).text()]
+    if len(table.rows) <= _SHOWN:
+        parts.append(table.text())
+    else:
+        # the last column, F1 or ROC-AUC, tells which classes are weak; those without recordings come last
+        weakest = sorted(table.rows, key=lambda row: math.inf if row[-1] == "-" else float(row[-1]))
+        parts.append(Table(table.header, tuple(weakest[:_SHOWN])).text())
+        file = CLASSES_NAME if folder is None else folder / CLASSES_NAME
+        parts.append(f"The weakest {_SHOWN} of {len(table.rows)} classes; {file} has all.")
+    clips, epoch = result.provenance["test_clips"], result.provenance["best_epoch"]
+    parts.append(f"{clips} test clips, weights of epoch {epoch}, the best in validation.")
+    return "\n\n".join(parts)
+
+
+def _class_rows(result: Result, formatted: Any) -> Table:
+    by_class: dict[str, list[TaskScore]] = {}
+    for score in result.scores:
+        if score.domain == ONE_CLASS:
+            by_class.setdefault(score.task, []).append(score)
+    metrics = dict.fromkeys(score.metric for scores in by_class.values() for score in scores)
+    rows = [
+        (name, str(scores[0].n_test), *(formatted(one.score) for one in scores)) for name, scores in by_class.items()
+    ]
+    return Table(("class", "clips", *metrics), tuple(rows))

@@ -1,0 +1,111 @@
+"""Provenance of a result: the model and its training run, software versions, command and date."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bestrq2 import soundworld
+from bestrq2._version import __version__
+from bestrq2.convert.weights import exported_step
+from bestrq2.errors import CheckpointError, DataError
+from bestrq2.inference.cost import cost
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.run_records import flatten, is_finetuned, newest_step, read_settings
+
+
+def is_run_folder(model: str | os.PathLike[str]) -> bool:
+    """Whether a model is given as the folder of a pretraining run."""
+    return (Path(model) / "config.yaml").is_file() and not is_finetuned(Path(model))
+
+
+def model_name(model: str | os.PathLike[str]) -> str:
+    """Name of a model in tables: that of its folder, also for "." and "run/.."."""
+    return os.path.basename(os.path.abspath(model))
+
+
+def software_provenance(command: Sequence[str] = ()) -> dict[str, str]:
+    """Versions that scores depend on, the command and the time.
+
+    Args:
+        command: words of the command that makes the result.
+
+    Returns:
+        bestrq2, torch, synthesiser, soundworld, command and created (ISO, UTC).
+    """
+    return {
+        "bestrq2": __version__,
+        "torch": str(torch.__version__),
+        "synthesiser": soundworld.synthesiser(),
+        "soundworld": soundworld.VERSION,
+        "command": " ".join(command),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def model_provenance(
+    model: str | os.PathLike[str], config: BestRQ2Config, command: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Origin of a model, as plain JSON types.
+
+    Args:
+        model: source of the model, as given to a command.
+        config: its architecture.
+        command: words of the command that makes the result.
+
+    Returns:
+        model; recipe, data, seed, steps (planned) and batch_size of the run; step of the exported weights (of the
+        newest row of metrics.csv in runs of older versions); finished, whether that is the last one; training_gflops of
+        the planned steps; encoder_parameters, objective, and `software_provenance`. Values that only a run folder holds
+        are None for other models, as is step where there are no metrics.
+
+    Raises:
+        CheckpointError: config.yaml or metrics.csv of a run folder cannot be read.
+    """
+    numbers = cost(config)
+    known: dict[str, Any] = dict.fromkeys(("recipe", "data", "seed", "steps", "batch_size", "training_gflops"))
+    known |= {"step": None, "finished": None}
+    if is_run_folder(model):
+        known |= _run_provenance(Path(model))
+        known["training_gflops"] = numbers.training_gflops * known["batch_size"] * known["steps"]
+    return {
+        "model": os.fspath(model),
+        **known,
+        "encoder_parameters": numbers.encoder_parameters,
+        "objective": config.objective,
+        **software_provenance(command),
+    }
+
+
+def _run_provenance(run: Path) -> dict[str, Any]:
+    try:
+        settings = flatten(read_settings(run / "config.yaml"))
+        known = {
+            "recipe": _text(settings["recipe"]),
+            "data": _text(settings["data"]),
+            "seed": int(settings["seed"]),
+            "steps": int(settings["trainer.max_steps"]),
+            "batch_size": int(settings["loader.batch_size"]),
+        }
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{run / 'config.yaml'}: does not hold the settings of a run") from error
+    # the weights are those of the last export; metrics may have been logged since
+    step = exported_step(run) or _newest_step(run / "metrics.csv")
+    return {**known, "step": step, "finished": step == known["steps"]}
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _newest_step(metrics: Path) -> int | None:
+    """Step of the newest row; None where there is none."""
+    try:
+        return newest_step(metrics) if metrics.is_file() else None
+    except DataError as error:
+        raise CheckpointError(f"{metrics}: does not hold the metrics of a run") from error

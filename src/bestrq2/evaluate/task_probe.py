@@ -1,0 +1,305 @@
+"""Probe of labelled tasks: embed all clips once, fit simple classifiers to training clips, score the test clips."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from bestrq2.data.labels import ClipAudio, LabelledClips, LabelledTask
+from bestrq2.errors import AudioError, ConfigError, DataError
+from bestrq2.evaluate.classifiers import LinearProbe, Standardiser, knn_predict
+from bestrq2.evaluate.metrics import (
+    ACCURACY,
+    BALANCED_ACCURACY,
+    accuracy_with_interval,
+    balanced_accuracy_with_interval,
+    chance_accuracy,
+    is_uneven,
+)
+from bestrq2.evaluate.result import TaskScore
+from bestrq2.inference.embedder import Embeddings
+from bestrq2.text import counted
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("linear", "knn")
+MAX_TRAIN_FRAMES = 20_000
+"""Frame tasks are fitted on at most this many frames, drawn at random."""
+
+
+class FeatureExtractor(Protocol):
+    """Anything that turns audio into embeddings: an `Embedder`, or a baseline."""
+
+    @property
+    def name(self) -> str:
+        """Name of the features in tables."""
+
+    def embed(self, audio: list[ClipAudio], sampling_rate: int | None = None) -> Embeddings:
+        """Embed waveforms [samples] at `sampling_rate` Hz, or files; AudioError if one of them is unusable."""
+
+
+@dataclass(frozen=True)
+class EmbeddedClip:
+    """Embedding of one clip without padding: clip [D], frames [T, D], timestamps [T] in seconds."""
+
+    clip: np.ndarray
+    frames: np.ndarray
+    timestamps: np.ndarray
+
+
+@dataclass(frozen=True)
+class ProbeRows:
+    """Features and labels of one split: one row per clip, or per frame for frame tasks.
+
+    Attributes:
+        features: float32 [rows, D].
+        labels: int64 [rows].
+        clip: place in the split of the clip that each row comes from, int64 [rows].
+        seconds: centre of the frame, float64 [rows]; NaN for clip tasks.
+        skipped: clips whose audio was rejected, with the reason.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    clip: np.ndarray
+    seconds: np.ndarray
+    skipped: tuple[str, ...]
+
+
+def probe_features(
+    features: FeatureExtractor,
+    tasks: Sequence[LabelledTask],
+    methods: Sequence[str] = METHODS,
+    seed: int = 0,
+    batch: int = 32,
+    progress: bool = True,
+) -> list[TaskScore]:
+    """Score features on every task by every method.
+
+    A clip task is scored by accuracy with a Wilson interval, or, where its classes are uneven, by balanced accuracy
+    with a bootstrap interval. A frame task asks whether an event covers the centre of each frame; it is scored by
+    balanced accuracy with a bootstrap over clips. Clips whose audio is rejected are left out of both splits and listed
+    in `TaskScore.skipped`.
+
+    Args:
+        features: features to probe.
+        tasks: labelled audio.
+        methods: any of "linear" (see `LinearProbe`) and "knn" (10 nearest neighbours by cosine), both on features
+            standardised on the training clips.
+        seed: random seed of validation folds, the choice of training frames and the bootstrap.
+        batch: number of clips embedded at a time.
+        progress: show a bar on a terminal.
+
+    Returns:
+        One score per task and method, tasks in the given order, methods within.
+
+    Raises:
+        ConfigError: a method is unknown or the batch is below 1.
+        DataError: a split has no usable clip, training clips show fewer than two classes, or embeddings are not finite.
+    """
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or batch < 1:
+        raise ConfigError(f"Probes need methods among {METHODS} and batch >= 1, but got {list(methods)} and {batch}.")
+    scores: list[TaskScore] = []
+    for task in tasks:
+        score = partial(_scores, features.name, task, methods, seed)
+        scores += probe_task(features, task, score, batch, progress)
+    return scores
+
+
+def probe_task(
+    features: FeatureExtractor,
+    task: LabelledTask,
+    score: Callable[[ProbeRows, ProbeRows], list[TaskScore]],
+    batch: int = 32,
+    progress: bool = True,
+) -> list[TaskScore]:
+    """Embed both splits of a task, score them by `score(train, test)`, and log how long both took.
+
+    Raises:
+        DataError: as `embed_split`, or the training clips show one class only.
+    """
+    start = time.perf_counter()
+    train, test = (embed_split(features, task, split, batch, progress) for split in ("train", "test"))
+    embedded = time.perf_counter()
+    if len(np.unique(train.labels)) < 2:
+        raise DataError(f"The train split of {task.name} shows one class only: a probe needs at least two.")
+    scores = score(train, test)
+    logger.info(
+        "%s on %s: embedded %s in %.1f s, probed in %.1f s",
+        features.name,
+        task.name,
+        counted(len(task.train) + len(task.test), "clip"),
+        embedded - start,
+        time.perf_counter() - embedded,
+    )
+    return scores
+
+
+def embed_split(
+    features: FeatureExtractor, task: LabelledTask, split: str, batch: int = 32, progress: bool = False
+) -> ProbeRows:
+    """Embed the "train" or "test" clips of a task and put their labels beside them.
+
+    Raises:
+        DataError: no clip is usable, labels and audio differ in number, or an embedding is not finite.
+    """
+    clips: LabelledClips = task.train if split == "train" else task.test
+    where = f"{split} split of {task.name}"
+    if len(clips.labels) != len(clips):
+        raise DataError(f"The {where} has {counted(len(clips), 'clip')} but {counted(len(clips.labels), 'label')}.")
+    rows, labels, clip, seconds, skipped = [], [], [], [], []
+    bar = f"{features.name}: {task.name} {split}" if progress else None
+    for place, embedded in enumerate(_embed_batches(features, clips, batch, bar)):
+        if isinstance(embedded, AudioError):
+            skipped.append(_describe(split, place, clips.audio[place], embedded))
+            continue
+        if task.kind == "clip":
+            vectors, truth, moments = embedded.clip[None], np.asarray(clips.labels[place])[None], np.array([np.nan])
+        else:
+            vectors, moments = embedded.frames, embedded.timestamps
+            truth = event_present(moments, clips.labels[place])
+        if not np.isfinite(vectors).all():
+            raise DataError(f"{features.name} gives embeddings that are not finite for clip {place} of the {where}.")
+        rows.append(vectors)
+        labels.append(truth)
+        clip.append(np.full(len(vectors), place))
+        seconds.append(moments)
+    if not any(len(vectors) for vectors in rows):
+        reason = f" (first: {skipped[0]})" if skipped else ""
+        raise DataError(f"The {where} has no usable clip out of {len(clips)}{reason}.")
+    if skipped:
+        of = counted(len(clips), "clip")
+        logger.warning("skipped %d of %s in the %s, the first: %s", len(skipped), of, where, skipped[0])
+    return ProbeRows(
+        np.concatenate(rows),
+        np.concatenate(labels).astype(np.int64),
+        np.concatenate(clip),
+        np.concatenate(seconds),
+        tuple(skipped),
+    )
+
+
+def event_present(timestamps: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """Whether any event covers each moment, both ends included.
+
+    Args:
+        timestamps: moments in seconds, float [frames].
+        events: onset and offset in seconds, float [events, 2]; may be empty.
+
+    Returns:
+        int64 [frames], 1 where an event is present.
+    """
+    events = np.asarray(events, dtype=np.float64).reshape(-1, 2)
+    inside = (events[:, 0] <= timestamps[:, None]) & (timestamps[:, None] <= events[:, 1])
+    return np.asarray(inside.any(axis=1), dtype=np.int64)
+
+
+def _embed_batches(
+    features: FeatureExtractor, clips: LabelledClips, batch: int, bar: str | None
+) -> Iterator[EmbeddedClip | AudioError]:
+    """Yield the embedding of every clip in order, or the error that rejects it."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(clips), desc=bar, unit="clip", leave=False, disable=None if bar else True) as shown:
+        for first in range(0, len(clips), batch):
+            audio = list(clips.audio[first : first + batch])
+            yield from _embed_batch(features, audio, clips.sampling_rate)
+            shown.update(len(audio))
+
+
+def _embed_batch(
+    features: FeatureExtractor, audio: list[ClipAudio], sampling_rate: int | None
+) -> list[EmbeddedClip | AudioError]:
+    try:
+        embeddings = features.embed(audio, sampling_rate)
+    except AudioError as error:
+        if len(audio) == 1:
+            return [error]
+        # one bad clip must not cost the others
+        return [result for one in audio for result in _embed_batch(features, [one], sampling_rate)]
+    masks = embeddings.frame_mask
+    return [
+        EmbeddedClip(embeddings.clip[row], embeddings.frames[row][masks[row]], embeddings.timestamps[row][masks[row]])
+        for row in range(len(audio))
+    ]
+
+
+def _describe(split: str, place: int, audio: ClipAudio, error: AudioError) -> str:
+    file = "" if isinstance(audio, np.ndarray) else f" ({audio})"
+    return f"{split} clip {place}{file}: {error}"
+
+
+def _scores(
+    name: str, task: LabelledTask, methods: Sequence[str], seed: int, train: ProbeRows, test: ProbeRows
+) -> list[TaskScore]:
+    frames = task.kind == "frame"
+    balanced = frames or is_uneven(train.labels)
+    rows, labels, clip = train.features, train.labels, train.clip
+    if frames and len(rows) > MAX_TRAIN_FRAMES:
+        kept = np.sort(np.random.default_rng(seed).choice(len(rows), MAX_TRAIN_FRAMES, replace=False))
+        rows, labels, clip = rows[kept], labels[kept], clip[kept]
+    predictions = {}
+    if "linear" in methods:
+        probe = LinearProbe(rows, labels, groups=clip if frames else None, balanced=balanced, seed=seed)
+        predictions["linear"] = probe.predict(test.features)
+    if "knn" in methods:
+        # a common offset, as in decibels, would make every cosine nearly 1
+        standardise = Standardiser.fit(rows)
+        predictions["knn"] = knn_predict(standardise(rows), labels, standardise(test.features), balanced=balanced)
+    skipped = train.skipped + test.skipped
+    return [
+        score_predictions(
+            name, task, method, labels, test.labels, predictions[method], test.clip, skipped, seed, balanced=balanced
+        )
+        for method in methods
+    ]
+
+
+def score_predictions(
+    name: str,
+    task: LabelledTask,
+    method: str,
+    train_labels: np.ndarray,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    clip: np.ndarray,
+    skipped: tuple[str, ...] = (),
+    seed: int = 0,
+    *,
+    balanced: bool,
+) -> TaskScore:
+    """Score predictions, with interval and chance.
+
+    Args:
+        name: name of the features.
+        task: task that is scored.
+        method: method that made the predictions.
+        train_labels: int [training rows], for the chance level.
+        truth: true classes, int [rows], one row per test clip, or per moment of a test clip.
+        predicted: predicted classes, int [rows].
+        clip: test clip of each row, int [rows].
+        skipped: clips left out.
+        seed: random seed of the bootstrap.
+        balanced: score balanced accuracy instead of accuracy.
+
+    Raises:
+        DataError: balanced accuracy is scored, but the truth shows one class only.
+    """
+    try:
+        if balanced:
+            metric, chance = BALANCED_ACCURACY, 1 / len(np.unique(truth))
+            score, low, high = balanced_accuracy_with_interval(truth, predicted, clip, seed)
+        else:
+            metric, chance = ACCURACY, chance_accuracy(train_labels, truth)
+            score, low, high = accuracy_with_interval(truth, predicted)
+    except DataError as error:
+        raise DataError(f"{task.name} cannot be scored. {error}") from error
+    n_test = len(np.unique(clip))
+    return TaskScore(name, task.name, method, metric, score, low, high, chance, n_test, task.domain, skipped=skipped)
