@@ -112,7 +112,8 @@ def load_named(model: str | os.PathLike[str], device: str | None) -> Embedder:
 
 def features_to_probe(embedder: Embedder, baselines: bool) -> list[FeatureExtractor]:
     """The model, followed by the baselines where they are wanted."""
-    return [embedder, *([random_twin(embedder), LogMelStatistics()] if baselines else [])]
+    found: list[FeatureExtractor] = [embedder]
+    return [*found, random_twin(embedder), LogMelStatistics()] if baselines else found
 
 
 def random_twin(embedder: Embedder, seed: int = 0) -> Embedder:

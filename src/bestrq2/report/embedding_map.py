@@ -78,7 +78,7 @@ def project(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
         flat = PCA(n_components=min(2, d, n), random_state=SEED).fit_transform(vectors)
         return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))), "principal components"
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     perplexity = float(min(30.0, max(2.0, (n - 1) / 4)))
     with threadpool_limits(1):  # many threads win little here and wait for each other on a busy machine
