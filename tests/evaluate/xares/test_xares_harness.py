@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from bestrq2.evaluate.xares_probe import fit_linear_probe, xares_linear_predict
 from sklearn.metrics import average_precision_score
 from xares_toy_tasks import write_tars, write_task
 
 import bestrq2
 from bestrq2 import Embedder, cli, soundworld
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
-from bestrq2.evaluate.probe import event_present
+from bestrq2.evaluate.adam_probe import adam_probe_predict, fit_adam_probe
+from bestrq2.evaluate.task_probe import event_present
 from bestrq2.evaluate.xares import command
 from bestrq2.evaluate.xares.command import check_complete, xares
 from bestrq2.evaluate.xares.entries import XaresResult, read_result
@@ -148,7 +148,7 @@ def test_the_harness_scores_soundworld_as_the_projects_own_probes_do(tmp_path, s
     neighbours = harness_neighbours(features[0], labels[0], features[1])
     assert found["environment-event", "knn"] == pytest.approx((neighbours == labels[1]).mean(), abs=1e-6)
     own = [
-        xares_linear_predict(features[0], labels[0], features[1], epochs=30, lr=3e-2, batch=100, seed=seed)
+        adam_probe_predict(features[0], labels[0], features[1], epochs=30, lr=3e-2, batch=100, seed=seed)
         for seed in range(4)
     ]
     assert found["environment-event", "mlp"] > 0.25, "chance is 0.06"
@@ -162,7 +162,7 @@ def test_the_harness_scores_soundworld_as_the_projects_own_probes_do(tmp_path, s
         events = [np.array([[one["onset"], one["offset"]] for one in label["events"]]) for label in half]
         truth.append(np.concatenate([event_present(*pair) for pair in zip(frames.timestamps, events, strict=True)]))
         clips.append(np.repeat(np.arange(len(waves)), frames.frame_mask.sum(axis=1)))
-    probe = fit_linear_probe(rows[0], truth[0], classes=2, groups=clips[0], epochs=40, lr=1e-2)
+    probe = fit_adam_probe(rows[0], truth[0], 2, groups=clips[0], epochs=40, batch=32, lr=1e-2, seed=42)
     with torch.inference_mode():
         logits = probe(torch.from_numpy(rows[1].astype(np.float64))).numpy()
     expected = average_precision_score(truth[1], logits[:, 1] - logits[:, 0])
