@@ -1,0 +1,150 @@
+"""The command line itself: light until its flags are accepted, exit codes, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import bestrq2
+from bestrq2 import cli
+
+MAIN = [sys.executable, "-c", "from bestrq2.cli import main; main()"]
+
+LIGHT = """
+import contextlib, io, json, sys
+from bestrq2 import cli
+outcomes = {}
+for line in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            code = cli.run(line.split())
+        except SystemExit as end:
+            code = end.code
+    heavy = {"torch", "transformers", "lightning", "numpy", "sklearn", "scipy", "pyarrow", "matplotlib", "soundfile",
+             "av", "jinja2", "tqdm", "huggingface_hub", "bestrq2.model.configuration_bestrq2"} & set(sys.modules)
+    assert not heavy, f"{line}: imported {sorted(heavy)}"
+    assert "Traceback" not in out.getvalue() + err.getvalue()
+    outcomes[line] = code, err.getvalue()
+assert "BestRQ2Config" in dir(__import__("bestrq2"))
+print(json.dumps(outcomes))
+"""
+
+
+def test_help_refused_flags_and_facts_of_a_recipe_import_nothing_heavy():
+    """They take 0.2 s of processor time, which importing torch would multiply by twenty."""
+    commands = [command for command in cli.COMMANDS if command != "pretrain"]
+    lines = {f"{command} --help": 0 for command in commands} | {f"{command} --mistyped": 2 for command in commands}
+    lines |= {"info best-rq-2-tiny --no-cost": 0, "probe demo --device": 2}
+    done = subprocess.run([sys.executable, "-c", LIGHT, json.dumps([*lines])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    assert {line: code for line, (code, _) in outcomes.items()} == lines
+    for line, (code, errors) in outcomes.items():
+        if code == 2:
+            assert errors.startswith(f"bestrq2 {line.split()[0]}: ")
+            assert errors.count("\n") == 1
+
+
+def test_overview_and_version(capsys: pytest.CaptureFixture[str]):
+    assert cli.run([]) == 0
+    overview = capsys.readouterr().out
+    for command in ("demo", "pretrain", "prepare", "soundworld", "embed", "probe", "info"):
+        assert re.search(rf"^  {command} ", overview, re.MULTILINE)
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"bestrq2 {bestrq2.__version__}\n"
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_explains_every_setting_in_plain_types(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit:
+        cli.run([command, "--help"])
+    assert exit.value.code == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"usage: bestrq2 {command} ")
+    assert "--print-config" in page
+    assert "by default" in page or "default:" in page
+    for noise in ("Union", "NoneType", "Optional", "null]", "<class"):
+        assert noise not in page
+    undocumented = [line for line in page.splitlines() if re.fullmatch(r"  -\S+( \S+)?", line)]
+    following = page.splitlines()
+    for line in undocumented:
+        assert following[following.index(line) + 1].startswith(" " * 10), f"{line} has no help"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["embed", "demo", "nowhere", "--output", "x.parquet"], "nowhere"),
+        (["probe", "demo", "nowhere"], "nowhere"),
+        (["info", "nowhere"], "no such run folder"),
+        (["embed", "demo"], "SOURCE, --output are missing"),
+        (["predict", "demo", "audio", "--outptu", "x.csv"], "did you mean '--output'?"),
+        (["demo", "--steps", "0"], "steps must be at least 1"),
+        (["soundworld", "x", "--format", "vinyl"], "vinyl"),
+        (["dmeo"], "did you mean 'demo'?"),
+        (["xares"], "MODEL is missing"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_command_refuses_nonsense_in_one_sentence(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(words) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith(f"bestrq2 {words[0]}: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in captured.err + captured.out
+    assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.6])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_modules_are_imported_ends_a_command(number: int, code: int, seconds: float):
+    process = subprocess.Popen([*MAIN, "info", "best-rq-2-large"], stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (code, -number)  # the interpreter itself starts without our handler
+    assert "Traceback" not in errors or process.returncode == -number
+
+
+SWALLOWED = """
+import os, signal, sys, time
+from bestrq2 import cli
+class Finaliser:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+def run(argv):
+    Finaliser()
+    time.sleep(20)
+cli.run = run
+cli.main()
+"""
+
+
+def test_a_signal_whose_exception_a_finaliser_swallows_is_repeated():
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
+    assert done.returncode == 143, done.stderr
+    assert done.stderr == ""
+    assert time.monotonic() - started < 15
+
+
+def test_a_reader_that_goes_away_early_causes_no_trace(start_cli):
+    read, write = os.pipe()
+    os.close(read)
+    process = start_cli(["info", "best-rq-2-tiny"], stdout=write)
+    os.close(write)
+    assert process.wait() == 128 + signal.SIGPIPE
+    assert process.stderr == ""
