@@ -9,7 +9,7 @@ class BestRQ2Error(Exception):
 
 
 class AudioError(BestRQ2Error):
-    """One piece of audio cannot be used: not audio, empty, silent, truncated, or holding NaN."""
+    """One piece of audio cannot be used: not audio, empty, silent, damaged, or holding NaN."""
 
 
 class ConfigError(BestRQ2Error):

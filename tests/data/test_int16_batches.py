@@ -15,7 +15,7 @@ from shard_crops import RATE
 
 from bestrq2.data.audio import check_usable
 from bestrq2.data.batch import Crop, collate
-from bestrq2.data.decoder import put_samples, to_float32
+from bestrq2.data.decoders import put_samples, to_float32
 from bestrq2.data.order import CropKey
 from bestrq2.errors import AudioError
 

@@ -9,7 +9,7 @@ import pytest
 from recordings import CODECS, FORMATS, RATES, cut, noise, write
 
 from bestrq2.data.audio import open_audio, read_audio
-from bestrq2.data.decoding import AudioBytes, UnreadableAudioError, open_decoder
+from bestrq2.data.decoders import AudioBytes, UnreadableAudioError, open_decoder
 from bestrq2.errors import AudioError
 
 KINDS = sorted({*FORMATS, *CODECS})
@@ -40,7 +40,7 @@ def test_every_format_gives_the_same_samples_from_memory_as_from_disk(tmp_path, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_truncation_is_found_in_memory_as_on_disk(tmp_path, kind):
+def test_a_file_that_ends_early_is_read_in_memory_as_on_disk(tmp_path, kind):
     rate = RATES.get(kind, 22_050)
     path = cut(write(tmp_path / f"noise.{kind}", noise(4, rate), rate))
     found, expected = outcome(in_memory(path, f"x.tar/noise.{kind}")), outcome(path)

@@ -13,7 +13,7 @@ from recordings import lag, noise, write
 
 from bestrq2.data import sources
 from bestrq2.data.audio import AUDIO_SUFFIXES, as_mono
-from bestrq2.data.decoding import UnreadableAudioError
+from bestrq2.data.decoders import UnreadableAudioError
 from bestrq2.data.open_source import open_recordings, open_source
 from bestrq2.data.sources import ArraySource, FileSource, PathList, split_source
 from bestrq2.errors import AudioError, DataError

@@ -1,4 +1,8 @@
-"""Audio in: any file or array as a mono float32 waveform at the rate asked for, decoding only what is needed."""
+"""Audio as mono float32 waveforms at a wanted rate: whole files, parts, random crops, arrays.
+
+Only the part that is needed is decoded, and it equals that part of the whole. `errors_named` is the one place where
+whatever a codec, the resampler or numpy raises on a recording becomes that recording's AudioError.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,16 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from bestrq2.data.decoder import FULL_SCALE
-from bestrq2.data.decoding import ArrayDecoder, AudioBytes, Decoder, UnreadableAudioError, mixed_down, open_decoder
-from bestrq2.errors import AudioError
+from bestrq2.data.decoders import (
+    FULL_SCALE,
+    ArrayDecoder,
+    AudioBytes,
+    Decoder,
+    UnreadableAudioError,
+    mixed_down,
+    open_decoder,
+)
+from bestrq2.errors import AudioError, BestRQ2Error
 
 AUDIO_SUFFIXES: frozenset[str] = frozenset(
     f".{format}"
@@ -24,27 +35,33 @@ AUDIO_SUFFIXES: frozenset[str] = frozenset(
     )
     for format in formats
 )
-"""Suffixes, in lower case, by which audio is found in folders; what a file holds is decided by its content."""
+"""Suffixes, in lower case, by which audio is found in folders; the format of a file is decided by its content."""
 
 SILENCE_PEAK = 1e-4
 """-80 dB of full scale: above the rounding noise of 16-bit silence (3e-5), below any recording with something in it."""
 
-# Of 16-bit audio this much is looked at first.
-QUICK_SAMPLES = 4096
 QUALITY = "HQ"
+"""Quality of soxr's resampling."""
+
+# Samples of 16-bit audio that are looked at first: most clips are heard at once.
+_QUICK_SAMPLES = 4096
 # Decoded on both sides of a span, so that the resampling filter sees what it would in the whole file.
-MARGIN_SECONDS = 0.1
+_MARGIN_SECONDS = 0.1
+_CROP_TRIES = 5
+
+
+# Files
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says.
+    """Properties of a file by its header.
 
     Attributes:
         path: the file.
-        sampling_rate: Hz.
+        sampling_rate: sampling rate in Hz.
         channels: number of channels.
-        frames: samples per channel; None where the header does not say.
+        frames: samples per channel; None where the header does not state it.
     """
 
     path: Path
@@ -54,44 +71,58 @@ class AudioInfo:
 
     @property
     def seconds(self) -> float | None:
-        """Duration; None where the header does not say."""
+        """Duration; None where the header does not state it."""
         return None if self.frames is None else self.frames / self.sampling_rate
 
 
 @contextmanager
-def open_audio(audio: str | Path | AudioBytes) -> Iterator[Decoder]:
-    """A decoder for a file, closed at the end of the block; what goes wrong in the block is reported under its name.
+def errors_named(name: str) -> Iterator[None]:
+    """Turn whatever is raised on one recording into its AudioError, which names it once.
+
+    One bad recording must never stop a job, so this takes every exception: those of codecs, the resampler and numpy,
+    and MemoryError. Errors of the project that are not about audio pass.
 
     Args:
-        audio: the file's path, or its bytes in memory.
-
-    Raises:
-        UnreadableAudioError: missing, empty, truncated, or not audio.
+        name: what messages call the recording.
     """
-    decoder = open_decoder(audio if isinstance(audio, AudioBytes) else Path(audio))
-    try:
-        with errors_named(str(audio)):
-            yield decoder
-    finally:
-        decoder.close()
-
-
-@contextmanager
-def errors_named(name: str) -> Iterator[None]:
-    """Lead the sentence of every AudioError raised in the block by what it is about, once."""
     try:
         yield
     except AudioError as error:
         if str(error).startswith(f"{name}: "):
             raise
         raise type(error)(f"{name}: {error}") from error
+    except BestRQ2Error:
+        raise
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be read ({error.strerror or error}).") from error
+    except Exception as error:
+        detail = f": {error}" if str(error) else ""
+        raise AudioError(f"{name}: cannot be used ({type(error).__name__}{detail}).") from error
+
+
+@contextmanager
+def open_audio(audio: str | Path | AudioBytes) -> Iterator[Decoder]:
+    """Open a file for the time of a block; errors in the block become AudioErrors that name the file.
+
+    Args:
+        audio: path of the file, or its bytes in memory.
+
+    Raises:
+        UnreadableAudioError: missing, empty, or not audio.
+    """
+    with errors_named(str(audio)):
+        decoder = open_decoder(audio if isinstance(audio, AudioBytes) else Path(audio))
+        try:
+            yield decoder
+        finally:
+            decoder.close()
 
 
 def audio_info(path: str | Path) -> AudioInfo:
-    """Rate, channels and length from a file's header; no audio is decoded.
+    """Rate, channels and length by a file's header; no audio is decoded.
 
     Raises:
-        AudioError: missing, empty, truncated, or not audio.
+        AudioError: missing, empty, or not audio.
     """
     with open_audio(path) as decoder:
         return AudioInfo(Path(path), decoder.rate, decoder.channels, decoder.frames)
@@ -102,19 +133,20 @@ def read_audio(
 ) -> np.ndarray:
     """Decode a file, or a part of it, to mono.
 
-    Only the part asked for (and a fraction of a second around it) is decoded, and it equals that part of the whole.
+    Only the part that is asked for (and a fraction of a second around it) is decoded, and it equals that part of the
+    whole.
 
     Args:
-        path: a file that libsndfile or FFmpeg reads, or its bytes in memory.
+        path: file that libsndfile or FFmpeg reads, or its bytes in memory.
         sampling_rate: wanted rate in Hz.
-        start_seconds: where the part begins.
-        seconds: its length; None for the rest of the file. The result is shorter where the file ends earlier.
+        start_seconds: beginning of the part.
+        seconds: length of the part; None for the rest of the file. The result is shorter where the file ends earlier.
 
     Returns:
         float32 [samples] at `sampling_rate`: mean over channels, integer formats scaled to [-1, 1).
 
     Raises:
-        AudioError: missing, empty, truncated, damaged, or not audio; NaN or infinite samples; nothing at that position.
+        AudioError: missing, empty, damaged, or not audio; NaN or infinite samples; nothing at that position.
     """
     _check_rate(sampling_rate)
     if not start_seconds >= 0 or (seconds is not None and not seconds > 0):
@@ -128,17 +160,20 @@ def read_audio(
         return waveform
 
 
+# Spans of an open recording
+
+
 def read_span(decoder: Decoder, start: int, count: int | None, sampling_rate: int) -> np.ndarray:
-    """A span of a decoder's audio, equal to that span of the whole resampled audio.
+    """A span of a recording, equal to that span of the whole resampled recording.
 
     Args:
-        decoder: where the audio comes from.
+        decoder: the recording.
         start: first sample, at `sampling_rate`.
         count: samples at `sampling_rate`; None for all that follow.
         sampling_rate: wanted rate in Hz.
 
     Returns:
-        float32 [samples]; shorter than `count`, even empty, where the audio ends earlier.
+        float32 [samples]; shorter than `count`, even empty, where the recording ends earlier.
 
     Raises:
         AudioError: the span cannot be decoded, or holds NaN or infinite samples.
@@ -146,7 +181,7 @@ def read_span(decoder: Decoder, start: int, count: int | None, sampling_rate: in
     # Output sample k * up falls on input sample k * down: resample from there, to keep the phase of the whole.
     common = math.gcd(decoder.rate, sampling_rate)
     up, down = sampling_rate // common, decoder.rate // common
-    margin = math.ceil(MARGIN_SECONDS * decoder.rate / down) if up != down else 0
+    margin = math.ceil(_MARGIN_SECONDS * decoder.rate / down) if up != down else 0
     phase = max(0, start // up - margin)
     frames = None
     if count is not None:
@@ -158,6 +193,78 @@ def read_span(decoder: Decoder, start: int, count: int | None, sampling_rate: in
     return resampled(samples, decoder.rate, sampling_rate)[skipped : None if count is None else skipped + count]
 
 
+def random_crop(decoder: Decoder, rng: np.random.Generator, sampling_rate: int, max_seconds: float) -> np.ndarray:
+    """A crop of at most `max_seconds` from a uniformly drawn position; shorter recordings come whole.
+
+    A silent crop is drawn again, four times at most.
+
+    Args:
+        decoder: the recording.
+        rng: random generator of the position; the crop is a function of its state.
+        sampling_rate: wanted rate in Hz.
+        max_seconds: longest crop.
+
+    Returns:
+        float32 [samples] at `sampling_rate`; int16 where the decoder gives that.
+
+    Raises:
+        UnreadableAudioError: no crop of this recording can be used.
+        AudioError: this crop cannot be used.
+    """
+    longest = max(1, round(max_seconds * sampling_rate))
+    problem: AudioError | None = None
+    for _ in range(_CROP_TRIES):
+        total = decoder.measure()
+        length = total * sampling_rate // decoder.rate
+        start = int(rng.integers(length - longest + 1)) if length > longest else 0
+        waveform = read_span(decoder, start, longest, sampling_rate)
+        if decoder.measure() != total and len(waveform) < longest:
+            continue  # the header overstated the length: draw within the true one
+        try:
+            check_usable(waveform)
+        except AudioError as error:
+            problem = error
+        else:
+            return np.ascontiguousarray(waveform)
+        if length <= longest:
+            raise UnreadableAudioError(str(problem)) from problem
+    raise problem or AudioError("its length keeps changing while it is read.")
+
+
+def check_usable(waveform: np.ndarray) -> None:
+    """Check that a waveform is finite and not silent.
+
+    Silent means that no sample is further than 1e-4 (-80 dB of full scale) from the mean, so a constant is silent too.
+
+    Args:
+        waveform: float32 [samples], or int16 with a full scale of 32768.
+
+    Raises:
+        AudioError: no samples, NaN or infinite samples, or silence.
+    """
+    if waveform.size == 0:
+        raise AudioError("holds no samples.")
+    scale = FULL_SCALE["int16"] if waveform.dtype == np.int16 else 1.0
+    # Integers hold no NaN: where the beginning is not silent, the rest need not be looked at.
+    if scale > 1 and _half_range(waveform[:_QUICK_SAMPLES], scale) >= SILENCE_PEAK:
+        return
+    low, high = float(waveform.min()) / scale, float(waveform.max()) / scale
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise AudioError("holds NaN or infinite samples.")
+    if (high - low) / 2 >= SILENCE_PEAK:
+        return  # wherever the mean is, one of the two is at least that far from it
+    mean = float(waveform.mean(dtype=np.float64)) / scale
+    if max(high - mean, mean - low) < SILENCE_PEAK:
+        raise AudioError(f"is silent: no sample exceeds {SILENCE_PEAK:g} of full scale.")
+
+
+def _half_range(waveform: np.ndarray, scale: float) -> float:
+    return (float(waveform.max()) - float(waveform.min())) / scale / 2
+
+
+# Waveforms in memory
+
+
 def resampled(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
     """Resample float32 [samples] from one rate in Hz to another (soxr, HQ); unchanged where they are equal."""
     if from_rate == to_rate or not len(waveform):
@@ -166,12 +273,12 @@ def resampled(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndar
 
 
 def as_mono(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
-    """A waveform in memory as the model takes it.
+    """Convert a waveform in memory to mono float32 at a wanted rate.
 
     Args:
         waveform: [samples], or [channels, samples] with at most as many channels as samples. Float samples are taken as
             they are; int8, int16 and int32 are scaled to [-1, 1), uint8 is centred on 128 as in WAV files.
-        from_rate: its rate in Hz.
+        from_rate: sampling rate of the waveform in Hz.
         to_rate: wanted rate in Hz.
 
     Returns:
@@ -194,14 +301,14 @@ def as_mono(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarra
 
 
 def array_decoder(waveform: np.ndarray, rate: int) -> ArrayDecoder:
-    """A waveform in memory, seen as a decoder, once its shape, dtype and rate are known to be those of audio.
+    """Decoder of a waveform in memory, after a check of its shape, dtype and rate.
 
     Args:
         waveform: see `as_mono`.
-        rate: Hz.
+        rate: sampling rate in Hz.
 
     Raises:
-        UnreadableAudioError: another shape or dtype, no samples, or a rate that is not positive.
+        UnreadableAudioError: another shape, no samples, or a rate that is not positive.
     """
     _check_rate(rate)
     waveform = np.asarray(waveform)
@@ -225,72 +332,3 @@ def _check_shape(waveform: np.ndarray) -> None:
             f"A waveform of shape {list(waveform.shape)} has more channels than samples; "
             "give [channels, samples], for instance by transposing it."
         )
-
-
-def check_usable(waveform: np.ndarray) -> None:
-    """Pass if there is something to hear in a waveform.
-
-    Silent means that no sample is further than 1e-4 (-80 dB of full scale) from the mean, so a constant is silent too.
-
-    Args:
-        waveform: float32 [samples], or int16 with a full scale of 32768.
-
-    Raises:
-        AudioError: no samples, NaN or infinite samples, or silence.
-    """
-    if waveform.size == 0:
-        raise AudioError("holds no samples.")
-    scale = FULL_SCALE["int16"] if waveform.dtype == np.int16 else 1.0
-    # Integers hold no NaN: where the beginning is no silence, the rest need not be looked at.
-    if scale > 1 and _half_range(waveform[:QUICK_SAMPLES], scale) >= SILENCE_PEAK:
-        return
-    low, high = float(waveform.min()) / scale, float(waveform.max()) / scale
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise AudioError("holds NaN or infinite samples.")
-    if (high - low) / 2 >= SILENCE_PEAK:
-        return  # Wherever the mean is, one of the two is at least that far from it.
-    mean = float(waveform.mean(dtype=np.float64)) / scale
-    if max(high - mean, mean - low) < SILENCE_PEAK:
-        raise AudioError(f"is silent: no sample exceeds {SILENCE_PEAK:g} of full scale.")
-
-
-def _half_range(waveform: np.ndarray, scale: float) -> float:
-    return (float(waveform.max()) - float(waveform.min())) / scale / 2
-
-
-def random_crop(decoder: Decoder, rng: np.random.Generator, sampling_rate: int, max_seconds: float) -> np.ndarray:
-    """A crop of at most `max_seconds` from a uniformly drawn position; shorter audio comes whole.
-
-    A crop that is silent is drawn anew, four times at most.
-
-    Args:
-        decoder: where the audio comes from.
-        rng: all randomness; the crop is a function of its state.
-        sampling_rate: wanted rate in Hz.
-        max_seconds: longest crop.
-
-    Returns:
-        float32 [samples] at `sampling_rate`; int16 where the decoder gives that.
-
-    Raises:
-        UnreadableAudioError: no crop of this audio can be used.
-        AudioError: this crop cannot be used.
-    """
-    longest = max(1, round(max_seconds * sampling_rate))
-    problem: AudioError | None = None
-    for _ in range(5):
-        total = decoder.measure()
-        length = total * sampling_rate // decoder.rate
-        start = int(rng.integers(length - longest + 1)) if length > longest else 0
-        waveform = read_span(decoder, start, longest, sampling_rate)
-        if decoder.measure() != total and len(waveform) < longest:
-            continue  # The header overstated the length: draw within the true one.
-        try:
-            check_usable(waveform)
-        except AudioError as error:
-            problem = error
-        else:
-            return np.ascontiguousarray(waveform)
-        if length <= longest:
-            raise UnreadableAudioError(str(problem)) from problem
-    raise problem or AudioError("its length keeps changing while it is read.")

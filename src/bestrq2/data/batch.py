@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bestrq2.data.batch_memory import new_rows, packed, unpacked
-from bestrq2.data.decoder import FULL_SCALE, put_samples
+from bestrq2.data.decoders import FULL_SCALE, put_samples
 from bestrq2.data.order import CropKey
 
 DrawMask = Callable[[Tensor, int, Tensor], Tensor]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bestrq2.data.audio import errors_named, random_crop
-from bestrq2.data.decoding import Decoder, to_float32
+from bestrq2.data.decoders import Decoder, to_float32
 from bestrq2.data.sources import Source
 from bestrq2.data.tables import read_rows
 from bestrq2.errors import AudioError, DataError

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from bestrq2.data.audio import open_audio
-from bestrq2.data.decoding import AudioBytes, Decoder, UnreadableAudioError
+from bestrq2.data.decoders import AudioBytes, Decoder, UnreadableAudioError
 from bestrq2.data.options import check_keys, split_options
 from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError, DataError

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
-from bestrq2.data.decoder import AudioBytes
+from bestrq2.data.decoders import AudioBytes
 from bestrq2.data.open_source import audio_files, open_recordings, soundworld_count
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.data.sources import FileSource, PathList, Source, SubsetSource

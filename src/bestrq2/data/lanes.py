@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bestrq2.data.audio import open_audio, random_crop
-from bestrq2.data.decoding import AudioBytes, UnreadableAudioError
+from bestrq2.data.decoders import AudioBytes, UnreadableAudioError
 from bestrq2.data.loader import AllRejectedError, LoaderError, check_length
 from bestrq2.data.remote import StreamSource
 from bestrq2.data.transfer import Sample, Shard

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bestrq2.data.batch import AudioBatch, Crop, DrawMask, collate, fixed_batches, sample_type
 from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows
-from bestrq2.data.decoder import UnreadableAudioError, put_samples, to_float32
+from bestrq2.data.decoders import UnreadableAudioError, put_samples, to_float32
 from bestrq2.data.order import BatchSchedule, CropKey, check_share, sample_order
 from bestrq2.data.remote import StreamSource
 from bestrq2.data.sources import Source

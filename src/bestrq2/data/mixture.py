@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from bestrq2.data.decoding import Decoder
+from bestrq2.data.decoders import Decoder
 from bestrq2.data.hdf5 import HDF5_SUFFIXES
 from bestrq2.data.options import check_keys, split_options, with_options
 from bestrq2.data.order import Order

@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from bestrq2.data.audio import array_decoder, errors_named, open_audio, random_crop
-from bestrq2.data.decoding import Decoder
+from bestrq2.data.decoders import Decoder
 from bestrq2.data.order import EpochOrder, Order, Parts, sample_order
 
 # First word of its seed sequence, so that it shares no random numbers with others.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bestrq2.data.audio import QUALITY, array_decoder, errors_named, open_audio
-from bestrq2.data.decoding import AudioBytes, Decoder
+from bestrq2.data.decoders import AudioBytes, Decoder
 from bestrq2.errors import AudioError, ConfigError
 
 Audio: TypeAlias = "np.ndarray | Tensor | str | os.PathLike[str] | AudioBytes | BinaryIO | bytes | Iterable[float]"

@@ -20,7 +20,7 @@ import torch
 
 from bestrq2.data.audio import check_usable, read_span
 from bestrq2.data.band_sums import BandSums
-from bestrq2.data.decoder import Decoder, UnreadableAudioError, to_float32
+from bestrq2.data.decoders import Decoder, UnreadableAudioError, to_float32
 from bestrq2.data.prepare.options import FORMATS, SPAN_SECONDS, Options
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, BestRQ2Error

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bestrq2.data.audio import errors_named, open_audio, random_crop
-from bestrq2.data.decoder import AudioBytes, Decoder, MemoryFile, UnreadableAudioError, to_float32
+from bestrq2.data.decoders import AudioBytes, Decoder, MemoryFile, UnreadableAudioError, to_float32
 from bestrq2.data.shards.building import IndexRows, load_index, problem_of
 from bestrq2.data.shards.index import ShardIndex, Stamp, joined
 from bestrq2.data.shards.maps import TarMaps

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bestrq2.data.decoder import to_float32
+from bestrq2.data.decoders import to_float32
 from bestrq2.data.workers import WorkerPool
 from bestrq2.inference.corpus.tasks import AnySource, Span, Stretch, Task, decode_span, task_name, tasks
 

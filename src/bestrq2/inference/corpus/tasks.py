@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from bestrq2.data.audio import open_audio, read_span
-from bestrq2.data.decoding import AudioBytes, Decoder, UnreadableAudioError
+from bestrq2.data.decoders import AudioBytes, Decoder, UnreadableAudioError
 from bestrq2.data.lanes import WINDOW, WINDOW_BYTES
 from bestrq2.data.prepare.cutting import printable, reason_of
 from bestrq2.data.remote import StreamSource
