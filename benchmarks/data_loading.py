@@ -1,16 +1,16 @@
-"""Ten-second crops a second, from files and from shards, beside webdataset on the same tars.
+"""Throughput of random 10 s crops from files and shards, compared with webdataset on the same tars.
 
 python benchmarks/data_loading.py --clips 400 --seconds 2
 
-Every row reads random crops of 10 s out of clips of 12 s at 16 kHz in batches of 32 float32, with one torch thread, the
-files in the page cache. Rows take turns, so that what else the machine does meets all of them; the median of the turns
-is shown with the least and the most. "webdataset" is WebDataset(tars) with a soundfile decoder that seeks to its crop,
-stacked and given to a DataLoader; "soundfile" is a bare loop over the FLAC files without batches.
+Every row reads random crops of 10 s from clips of 12 s at 16 kHz in float32 batches of 32, with one torch thread and
+the files in the page cache. Rows are interleaved, so that other load on the machine affects all of them alike; the table
+shows median, minimum and maximum. "webdataset" is WebDataset(tars) with a soundfile decoder that seeks to its crop,
+batched by a DataLoader; "soundfile" is a plain loop over the FLAC files without batches.
 
-"per core" counts clips a second of processor time, that of workers included (Linux): on a machine that others use too,
-it is the figure to compare. Batches of 16-bit samples are made float32 in the training process, which on a GPU the
-device does. The last column is the memory traffic that the job cannot do without (16-bit samples read, float32 written;
-for FLAC the latter alone) as a share of what copying memory achieves here in processor time.
+"per core" is clips per second of processor time, including that of workers (Linux); it is the figure to compare on a
+shared machine. Batches of 16-bit samples are converted to float32 in the training process (on a GPU, by the device).
+The last column is the minimal memory traffic (16-bit samples read, float32 written; for FLAC the latter alone) as a
+share of the speed of copying memory here, in processor time.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Seconds of audio embedded per second, beside other encoders, and the share of the machine's matrix-product peak.
+"""Embedding speed in seconds of audio per second, compared with other encoders and with the machine's peak.
 
     python benchmarks/embedding.py                        # this package's recipes, a loop over single clips, the peers
     python benchmarks/embedding.py --recipes demo best-rq-2-tiny --peers --clips 32      # no peers
 
-All weights are random: cost does not depend on them. One batch of clips of unequal length (1 to 10 s) goes the whole
-way from waveforms in memory to numpy arrays. The rows and a matrix product, the measure of the peak, take turns, so
-that what else the machine does meets all of them; medians are shown. `naive loop` embeds one clip at a time, `encoder
-alone` is the blocks on the tokens of as many clips of full length. Peers are the classes of transformers at their
-published sizes, fed as their feature extractors feed them: AST always computes 10.24 s and Whisper 30 s a clip,
-wav2vec2 pads to the longest clip. Their spectrograms are left out, in their favour. `dasheng-base` is a ViT of its
-sizes (12 layers of 768 over patches of 64 bands and 40 ms, 25 tokens a second), because the package needs torchaudio.
+All weights are random: cost does not depend on them. One batch of clips of unequal length (1 to 10 s) is timed from
+waveforms in memory to numpy arrays. The rows and a matrix product, which measures the peak, are interleaved, so that
+other load on the machine affects all of them alike; medians are shown. `naive loop` embeds one clip at a time, `encoder
+alone` runs the blocks on the tokens of as many clips of full length. Peers are classes of transformers at their
+published sizes with inputs as from their feature extractors: AST always computes 10.24 s and Whisper 30 s per clip,
+wav2vec2 pads to the longest clip. Their spectrograms are not timed, in their favour. `dasheng-base` is a ViT of its
+size (12 layers of 768 over patches of 64 bands and 40 ms, 25 tokens per second), because the package needs torchaudio.
 GFLOPs are counted by torch for matrix products and convolutions.
 """
 

@@ -1,17 +1,16 @@
-"""What a clip costs in a whole pretraining run, part by part, and how long the device waits for data.
+"""Cost of a clip in a complete pretraining run, part by part, and the share of time the device waits for data.
 
     python benchmarks/end_to_end.py --output benchmarks/results/end_to_end_cpu.json
 
 Clips of 12 s (with `--lengths varied`: 2 to 12 s) are packed by `bestrq2 prepare` into shards of 16-bit PCM, and
 `bestrq2.pretrain` trains on random crops of them with the recipe's own settings. The first steps are not counted. The
-library knows nothing of this: its public functions are wrapped from here. Every instant of the training thread belongs
-to exactly one row; on a GPU there is a column of the device's own time, in which the row also has what the device idled
-while the row was at work. Rows with `--workers` above 0 that run in the loader's processes are counted in processor
-time and go on while the device works: what they do not hide is in the row "wait for the loader".
+functions of the package are wrapped from here, and every instant of the training thread is attributed to exactly one
+row. On a GPU a further column has the device's own time, including its idle time during the row. With `--workers` above
+0, rows that run in the loader's processes are counted in processor time and overlap with the device's work; the part
+that does not overlap is in the row "wait for the loader".
 
-"device waits" is the share of the time in which a step could have run if its batch had been there: everything between
-the end of a step and the arrival of the next batch. The run's own clock says the same in its progress line; both are
-in the JSON file.
+"device waits" is the share of the time from the end of a step to the arrival of the next batch, in which a step could
+have run if its batch had been ready. The run reports the same share in its progress; both are in the JSON file.
 """
 
 from __future__ import annotations

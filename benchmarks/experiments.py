@@ -3,9 +3,10 @@
     python benchmarks/experiments.py examples/ablations/targets-*.yaml --seeds 0 1 2 --output runs
     python benchmarks/experiments.py best-rq-2-tiny best-rq-vit-tiny --seeds 0 1 2 --gflops 40000 --output runs
 
-An arm is a recipe or a recipe file. Every run is one single-threaded process job, `--jobs` at a time; finished runs are
-left as they are, unfinished ones are resumed. With `--gflops` every arm gets the steps that cost that much training
-compute (bestrq2.inference.cost), else `--steps` or its own. `--budget FILE` lays a recipe file over every arm.
+An arm is a recipe or a recipe file. Every run is a single-threaded process, `--jobs` at a time; finished runs are kept
+and unfinished ones resumed. With `--gflops` every arm gets as many steps as cost that much training compute
+(bestrq2.inference.cost), otherwise `--steps` or its own number. `--budget FILE` is a recipe file that overrides every
+arm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What this machine is and can do at best: the measuring stick of all benchmarks."""
+"""Description and peak performance of this machine, to which all benchmarks refer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def seconds_per_call(call: Callable[[], object], device: torch.device, least_seconds: float = 1.0) -> float:
-    """Median time of a call, after one to warm up."""
+    """Median time of a call, after one warm-up call."""
     timed(call, device)
     times = [timed(call, device)]
     while sum(times) < least_seconds or len(times) < 3:
@@ -21,7 +21,7 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, least_sec
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, until the device is done."""
+    """Seconds of one call, including the work of the device."""
     start = time.perf_counter()
     call()
     if device.type == "cuda":

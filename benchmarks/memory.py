@@ -1,11 +1,11 @@
-"""What a training step needs in memory: counted on the network itself, and measured where this machine can.
+"""Memory of a training step: counted on the network, and measured if the model fits this machine.
 
 python benchmarks/memory.py --measure best-rq-2-tiny best-rq-2-small best-rq-2-base
 
-The state is weights, gradients and the two moments of AdamW, 16 bytes a trainable parameter. Activations are what
-autograd keeps for the backward pass of one clip of full length, caught by hooks on a real forward pass (bfloat16 under
-autocast where --bf16 is given); parameters themselves are not counted twice. `--measure` trains two steps and reads the
-peak: the allocator's on a GPU, the growth of the resident set of this process on a CPU.
+The state is weights, gradients and the two moments of AdamW, 16 bytes per trainable parameter. Activations are the
+tensors that autograd keeps for the backward pass of one clip of full length, recorded by hooks on a real forward pass
+(bfloat16 under autocast with --bf16); parameters are not counted twice. `--measure` trains two steps and reads the
+peak: that of the allocator on a GPU, the growth of the resident set of this process on a CPU.
 """
 
 from __future__ import annotations

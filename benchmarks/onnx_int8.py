@@ -1,9 +1,9 @@
-"""What an encoder gains and loses as ONNX, with weights of 32 and of 8 bits.
+"""Speed and accuracy of an encoder exported to ONNX, with weights of 32 and of 8 bits.
 
     python benchmarks/onnx_int8.py runs/mine
 
-Speed: 16 clips of `max_seconds`, the whole way from waveforms in memory to numpy arrays, and the encoder alone from the
-log-mel spectrogram. Cosine: between clip embeddings of the test clips and those of torch, mean and least. Probe: the
+Speed: 16 clips of `max_seconds`, from waveforms in memory to numpy arrays, and the encoder alone from the log-mel
+spectrogram on. Cosine: similarity to the clip embeddings of torch on the test clips, mean and minimum. Probe: the
 linear probe of `bestrq2 probe` on the clip tasks of soundworld-1, mean accuracy over the tasks; the difference to torch
 has a 95 % interval from a bootstrap over test clips, paired, with every task keeping its number of clips.
 """
@@ -37,7 +37,7 @@ SPEED_CLIPS, RESAMPLES = 16, 10_000
 
 
 class OnnxEmbedder:
-    """An exported graph as the probes want their features."""
+    """Features of an exported graph, with the interface that probes use."""
 
     def __init__(self, name: str, graph: Path) -> None:
         self.name = name
@@ -54,7 +54,7 @@ class OnnxEmbedder:
 
 
 def probed(features: FeatureExtractor, tasks: list[LabelledTask]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Embeddings of all test clips, and per task which of them the linear probe names right."""
+    """Embeddings of all test clips, and per task whether the linear probe classifies each correctly."""
     embeddings, right = [], []
     for task in tasks:
         train, test = (embed_split(features, task, split, progress=True) for split in ("train", "test"))
@@ -76,8 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="run folder, exported folder, checkpoint or recipe")
     parser.add_argument("--tasks", nargs="+", default=CLIP_TASKS, choices=CLIP_TASKS, metavar="TASK")
-    parser.add_argument("--train", type=int, default=SOUNDWORLD_1.train, help="training clips a task")
-    parser.add_argument("--test", type=int, default=SOUNDWORLD_1.test, help="test clips a task")
+    parser.add_argument("--train", type=int, default=SOUNDWORLD_1.train, help="training clips per task")
+    parser.add_argument("--test", type=int, default=SOUNDWORLD_1.test, help="test clips per task")
     arguments = parser.parse_args()
     logging.getLogger("bestrq2").setLevel(logging.WARNING)
     tasks = soundworld_tasks(arguments.tasks, arguments.train, arguments.test)

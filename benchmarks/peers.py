@@ -1,4 +1,4 @@
-"""BEST-RQ as others publish it, at the sizes of one of this project's Conformer recipes; both are optional.
+"""Other published implementations of BEST-RQ at the sizes of this package's Conformer recipes; both are optional.
 
 SpeechBrain (its front end, Conformer, mask and quantizer, put together as in its LibriSpeech recipe BEST-RQ) and
 best-rq-pytorch (whose wrapper trains a Conformer on the codes of every 10 ms frame, four times as many tokens).
@@ -93,7 +93,7 @@ def best_rq_pytorch(config: bestrq2.BestRQ2Config) -> nn.Module:
 
 
 class _First(nn.Module):
-    """The first of what a module returns."""
+    """First output of a module."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ PEERS: dict[str, Callable[[bestrq2.BestRQ2Config], nn.Module]] = {
 
 
 def make_peer(name: str, config: bestrq2.BestRQ2Config) -> nn.Module | str:
-    """A module that turns audio [B, S] into a loss, or why there is none."""
+    """A module that turns audio [B, S] into a loss, or the reason why it is not available."""
     try:
         return PEERS[name](config)
     except Exception as error:  # foreign packages fail to import in many ways

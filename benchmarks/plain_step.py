@@ -1,9 +1,9 @@
-"""The mathematics of the two-step objective written as one would on a whiteboard: the yardstick of the real step.
+"""Plain implementation of the two-step objective, the baseline for the speed of the real step.
 
-Softmax attention by its definition, boolean indexing, positions and mask tokens put into a whole grid, the spectrogram
-worked out once for the encoder and once more for the targets, logits of the whole grid and a plain AdamW. It takes the
+Softmax attention by its definition, boolean indexing, positions and mask tokens in a complete grid, the spectrogram
+computed once for the encoder and once for the targets, logits of the complete grid and a plain AdamW. It takes the
 weights of a `BestRQ2ForPreTraining` with the paper's blocks (sine-cosine positions, LayerNorm, GELU, one codebook) and,
-given the same masks, has its loss and gradients.
+given the same masks, has the same loss and gradients.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""One pretraining step beside a plain one and other people's: clips/s, share of the machine's peak, memory, parts.
+"""Speed, memory and parts of one pretraining step, compared with a plain step and other implementations.
 
 python benchmarks/pretraining_step.py --recipes best-rq-2-tiny best-rq-2 --compiled --memory --json step.json
 
-A step is forward, backward and AdamW on random audio of full length, masks drawn on the CPU. All steps of one size take
-turns in one process, so that whatever else the machine does meets them alike; times are medians over the rounds.
-GFLOP/s counts the network's products at the mean mask ratio (`bestrq2 info`), so spectrogram, quantizer and optimiser
-lower the share of the matrix-product peak, which is measured first. `plain` is plain_step.py, whose loss is checked
-against ours on the same masks; peers (peers.py) are at the sizes of the Conformer recipes. Memory is the peak of two
-steps in a process of their own, beside the floor: weights, gradients and moments (16 bytes a parameter) and what
-autograd keeps of a batch (memory.py). Parts are from torch.profiler.
+A step is forward, backward and AdamW on random audio of full length, with masks drawn on the CPU. All steps of one size
+are interleaved in one process, so that other load on the machine affects them alike; times are medians over the rounds.
+GFLOP/s counts the network's matrix products at the mean mask ratio (`bestrq2 info`), so spectrogram, quantizer and
+optimiser lower the share of the matrix-product peak, which is measured first. `plain` is plain_step.py, whose loss is
+checked against ours on the same masks; peers (peers.py) have the sizes of the Conformer recipes. Memory is the peak of
+two steps in a separate process; its floor is weights, gradients and moments (16 bytes per parameter) plus what autograd
+keeps of a batch (memory.py). Parts are from torch.profiler.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass
 class Size:
-    """What is trained on."""
+    """Recipe, batch and precision of a measurement."""
 
     recipe: str
     batch: int
@@ -76,7 +76,7 @@ class Size:
 
 
 def make_model(name: str, size: Size) -> nn.Module | str:
-    """The network of a step, or why there is none."""
+    """The network of a step, or the reason why it is not available."""
     torch.manual_seed(0)
     if name in PEERS:
         model = make_peer(name, size.config())
@@ -93,7 +93,7 @@ def make_model(name: str, size: Size) -> nn.Module | str:
 
 
 def make_step(model: nn.Module, size: Size) -> Callable[[], None]:
-    """Forward, backward and optimiser of any of the networks; every step has masks of its own."""
+    """Forward, backward and optimiser of any of the networks; masks differ in every step."""
     config, batch, device = size.config(), size.batch, size.device
     fused = isinstance(model, bestrq2.BestRQ2ForPreTraining)
     if fused:
@@ -136,7 +136,7 @@ def check_plain(size: Size) -> None:
 
 
 def time_in_turns(steps: dict[str, Callable[[], None]], device: torch.device, seconds: float) -> dict[str, float]:
-    """Median seconds of each step, after two to warm up."""
+    """Median seconds of each step, after two warm-up steps."""
     for step in steps.values():
         step()
         step()
@@ -149,7 +149,7 @@ def time_in_turns(steps: dict[str, Callable[[], None]], device: torch.device, se
 
 @contextmanager
 def named_parts(model: bestrq2.BestRQ2ForPreTraining) -> Iterator[None]:
-    """In this block the profiler sees which part of the network is at work."""
+    """Context manager under which the profiler attributes time to the parts of the network."""
     front = [model.bestrq2.log_mel, model.bestrq2.statistics, model.bestrq2.patch_embedding, model.quantizer]
     owners = {"front end": front, "encoder": [model.bestrq2.encoder]}
     if hasattr(model, "predictor"):
@@ -198,14 +198,14 @@ def shares_of_parts(model: nn.Module, step: Callable[[], None], device: torch.de
 
 
 def measured_peak(name: str, size: Size) -> float | None:
-    """Peak of a step in MiB, measured in a process of its own."""
+    """Peak of a step in MiB, measured in a separate process."""
     job = json.dumps([name, size.recipe, size.batch, size.bf16, str(size.device)])
     done = subprocess.run([sys.executable, __file__, "--peak-of", job], capture_output=True, text=True)
     return int(done.stdout.split()[-1]) / 2**20 if done.returncode == 0 else None
 
 
 def floor_mib(size: Size) -> float:
-    """State, and what autograd keeps of a batch, in MiB."""
+    """State plus what autograd keeps of a batch, in MiB."""
     model = make_model("eager", size)
     one, two = (kept_bytes(model, batch, size.bf16, size.device) for batch in (1, 2))
     return (state_bytes(model) + one + (size.batch - 1) * (two - one)) / 2**20
@@ -261,7 +261,7 @@ def main() -> None:
         "--peers", action="store_true", help="time other implementations at the Conformer recipes' sizes"
     )
     parser.add_argument("--memory", action="store_true", help="measure peaks too")
-    parser.add_argument("--seconds", type=float, default=5.0, help="least time for each step of a size")
+    parser.add_argument("--seconds", type=float, default=5.0, help="minimum time for each step of a size")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="file to write all figures to")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)

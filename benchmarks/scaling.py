@@ -1,17 +1,17 @@
-"""How the cost of pretraining grows: length of clips, batch, model, hidden patches, masks a clip, processes.
+"""Scaling of pretraining cost with clip length, batch, model, hidden patches, masks per clip and processes.
 
     python benchmarks/scaling.py --output docs/figures --json benchmarks/results/scaling_cpu.json
 
-One plot each (`scaling-length.png` and so on), measured points beside the law that is expected. The law has three
-constants, measured once at a reference (`best-rq-2-tiny`, clips of 10 s, batch 16, one mask) and used in every plot:
+One plot each (`scaling-length.png` and so on) with measured points and the expected line, which follows from three
+constants, measured once at a reference (`best-rq-2-tiny`, clips of 10 s, batch 16, one mask):
 
-    milliseconds a clip = front end per second of audio x seconds     (spectrogram, patches, codes)
-                        + GFLOP of a clip / GFLOP a millisecond       (bestrq2.inference.cost)
-                        + optimiser per parameter x parameters / clips in a batch
+    milliseconds per clip = front end per second of audio x seconds     (spectrogram, patches, codes)
+                          + GFLOP of a clip / GFLOP per millisecond     (bestrq2.inference.cost)
+                          + optimiser per parameter x parameters / clips in a batch
 
-GFLOP are counted on the network, the quadratic part of attention included. `--redraw` draws the plots of a JSON file
-again. A step is the spectrogram, forward, backward and AdamW on noise; only the plot of processes times whole runs
-(`bestrq2 pretrain --trainer.devices N`, one thread a process, data parallel by gloo).
+GFLOP are counted on the network, including the quadratic part of attention. `--redraw` draws the plots of a JSON file
+again. A step is the spectrogram, forward, backward and AdamW on noise; only the plot of processes times complete runs
+(`bestrq2 pretrain --trainer.devices N`, one thread per process, data parallel by gloo).
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ REFERENCE, BATCH = "best-rq-2-tiny", 16
 
 
 def configuration(recipe: str, **changes: Any) -> bestrq2.BestRQ2Config:
-    """Of a recipe, with fields of the model changed."""
+    """Configuration of a recipe with some fields of the model changed."""
     return bestrq2.BestRQ2Config(**{**bestrq2.recipe(recipe)["model"], **changes})
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Medians of one setting, milliseconds a step.
+    """Medians of one setting, milliseconds per step.
 
     Attributes:
         front_end: spectrogram, patches and the codes of all patches.
@@ -81,7 +81,7 @@ class Timed:
 def timed_step(
     config: bestrq2.BestRQ2Config, batch: int, device: torch.device, seconds: float, clock: Callable[[], float]
 ) -> Timed:
-    """Time steps for so many seconds, at least three of them after one to warm up."""
+    """Time steps for `seconds`, at least three after one warm-up step."""
     torch.manual_seed(0)
     model = bestrq2.BestRQ2ForPreTraining(config).to(device).train()
     optimizer = make_optimizer(model, OptimizerConfig(), "32-true")
@@ -129,7 +129,7 @@ def peak_gflops(device: torch.device, clock: Callable[[], float]) -> float:
 
 
 class Points:
-    """Measures settings and prints them as they come."""
+    """Measures settings and prints each result."""
 
     def __init__(self, device: torch.device, seconds: float, clock: Callable[[], float]) -> None:
         self.device, self.seconds, self.clock = device, seconds, clock
@@ -144,7 +144,7 @@ class Points:
 
 
 def linear_gflops(recipe: str, seconds: float) -> float:
-    """GFLOP of a clip without what grows with the square of its length."""
+    """GFLOP of a clip without the part that grows with the square of its length."""
     short, long = (configuration(recipe, max_seconds=length) for length in (10.0, 40.0))
     first, second = (config.columns(config.max_samples) for config in (short, long))
     counts = [cost(short).training_gflops, cost(long).training_gflops]
@@ -169,7 +169,7 @@ def batches(point: Points) -> list[dict[str, Any]]:
 
 
 def models(point: Points) -> list[dict[str, Any]]:
-    """Sizes of both objectives; x is GFLOP a clip."""
+    """Sizes of both objectives; x is GFLOP per clip."""
     names = (
         "demo", "best-rq-2-tiny", "best-rq-2-plus-tiny", "best-rq-vit-tiny", "best-rq-2-small", "best-rq-vit-small",
         "best-rq-2",
@@ -182,7 +182,7 @@ def models(point: Points) -> list[dict[str, Any]]:
 
 
 def ratios(point: Points) -> list[dict[str, Any]]:
-    """Shares of hidden patches, for two steps and one stage."""
+    """Shares of hidden patches, for the two-step and the one-stage objective."""
     return [
         point(ratio, recipe, BATCH, mask_ratio=[ratio, ratio])
         for recipe in (REFERENCE, "best-rq-vit-tiny")
@@ -230,7 +230,7 @@ def _median_ms(call: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def processes(steps: int, most: int) -> list[dict[str, Any]]:
-    """Whole runs in 1, 2, ... processes on the CPU: ms a step of 32 clips, from timing.csv."""
+    """Complete runs in 1, 2, ... processes on the CPU: ms per step of 32 clips, from timing.csv."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(Path(folder), 64)
@@ -262,14 +262,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--output", type=Path, required=True, help="folder of the plots")
-    parser.add_argument("--json", type=Path, help="where the figures are written")
-    parser.add_argument("--redraw", type=Path, help="draw this JSON file; measure nothing")
+    parser.add_argument("--json", type=Path, help="JSON file to write the figures to")
+    parser.add_argument("--redraw", type=Path, help="draw the plots of this JSON file without measuring")
     parser.add_argument("--only", nargs="+", choices=list(scaling_figures.PLOTS), default=list(scaling_figures.PLOTS))
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each point, at least")
-    parser.add_argument("--steps", type=int, default=12, help="of each run of the plot of processes")
+    parser.add_argument("--seconds", type=float, default=2.0, help="minimum time of each point")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each run in the plot of processes")
     parser.add_argument("--most-processes", type=int, default=2 * (os.cpu_count() or 1))
     parser.add_argument(
-        "--processor-time", action="store_true", help="of one thread, for a CPU that others use too (but for processes)"
+        "--processor-time", action="store_true", help="measure processor time of one thread (shared CPU)"
     )
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     arguments = parser.parse_args()

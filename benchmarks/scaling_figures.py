@@ -19,10 +19,10 @@ Point = dict[str, Any]
 
 
 class Law:
-    """Milliseconds that are expected, from three constants of the reference.
+    """Expected milliseconds per clip, from three constants of the reference.
 
     Args:
-        reference: the measured point.
+        reference: the measured reference point
     """
 
     def __init__(self, reference: Point) -> None:
@@ -38,7 +38,7 @@ class Law:
 
 
 def measured_clip(point: Point) -> float:
-    """Milliseconds a clip, measured."""
+    """Measured milliseconds per clip."""
     return (point["front_end"] + point["network"] + point["optimiser"]) / point["batch"]
 
 
@@ -124,7 +124,7 @@ def draw_ratio(axes: Any, points: list[Point], measured: dict[str, Any]) -> None
 
 
 def draw_masks(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
-    """Cost of a mask relative to one mask a clip, read from FLAC: what several masks a clip save."""
+    """Cost of a mask with several masks per clip, relative to one mask per clip, read from FLAC."""
     read = measured["decoding_ms"]["FLAC"]
     for (recipe, some), colour in zip(_by_recipe(points).items(), COLOURS, strict=False):
         first = some[0]
@@ -168,7 +168,7 @@ PLOTS: dict[str, Callable[[Any, list[Point], dict[str, Any]], None]] = {
 
 
 def write(measured: dict[str, Any], folder: Path) -> None:
-    """scaling-NAME.png for every plot that was measured."""
+    """Write scaling-NAME.png for every measured plot."""
     for name, points in measured["plots"].items():
         with rc_context(RC):
             figure = Figure(figsize=(5.2, 3.1), layout="constrained")

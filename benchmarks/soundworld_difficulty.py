@@ -1,4 +1,4 @@
-"""How hard SoundWorld's tasks are for log-mel statistics, and how fast SoundWorld is made.
+"""Difficulty of SoundWorld's tasks for log-mel statistics, and speed of the generator.
 
     python benchmarks/soundworld_difficulty.py [--tasks speech/word ...] [--train 400] [--test 200] [--seed 0] [--speed]
 
@@ -96,9 +96,9 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--cache", type=Path, default=None, help="keep the generated clips here; default: throw them away"
+        "--cache", type=Path, default=None, help="folder to keep the generated clips in; default: a temporary one"
     )
-    parser.add_argument("--speed", action="store_true", help="only measure the speed of generation")
+    parser.add_argument("--speed", action="store_true", help="measure only the speed of generation")
     options = parser.parse_args()
     print_speed()
     if options.speed:

@@ -1,9 +1,9 @@
-"""What each change to the training step is worth: the part as it is beside the part as it was, in turns.
+"""Effect of each optimisation of the training step: every part in its present and its former form.
 
 python benchmarks/step_parts.py --recipe best-rq-2-plus-tiny --batch 16
 
 Forward and backward of single parts at the sizes of a recipe, on random numbers. Ratios are times of the former over
-the present form, medians over rounds in which both take turns; bytes are what autograd keeps of either.
+those of the present form, medians over interleaved rounds; bytes are what autograd keeps of each.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def parts_of(config: bestrq2.BestRQ2Config, batch: int, device: torch.device) ->
 
 
 def kept_mib(compute: Callable[[], Tensor]) -> float:
-    """What autograd keeps of one part, its inputs included."""
+    """MiB that autograd keeps of one part, including its inputs."""
     sizes: dict[int, int] = {}
     alive = []
 

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: functions are wrapped from outside, and every instant belongs to the innermost one."""
+"""Exclusive times of the parts of a run, by wrapping functions from outside."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import torch
 
 
 class Stopwatch:
-    """Exclusive times of named parts; what no part covers belongs to `rest`.
+    """Exclusive times of named parts; all other time is attributed to `rest`.
 
-    In the thread that trains, wall time is taken; on a GPU the time of the device, too, from events at every change of
-    part, so idling in between belongs to the part in which the device idled. In forked workers and other threads it is
-    processor time, added up over them.
+    In the training thread, wall time is measured; on a GPU also the time of the device, from events at every change of
+    part, so that idle time is attributed to the part in which the device was idle. In forked workers and other threads,
+    processor time is measured and summed over them.
 
     Args:
-        parts: names of all parts that may be timed elsewhere than in the training thread.
-        rest: name of what is left.
+        parts: names of all parts that may be timed outside of the training thread
+        rest: name of the remaining time
     """
 
     def __init__(self, parts: Sequence[str], rest: str) -> None:

@@ -1,12 +1,12 @@
-"""What an architecture reaches on soundworld-1 when it is trained on the labels: with many of them, an upper bound.
+"""Supervised scores of an architecture on soundworld-1; with many labels, an upper bound.
 
     python benchmarks/supervised_bound.py --recipe best-rq-2-tiny --output supervised.json
 
-One encoder with random weights learns all 14 tasks at once. Every task has a head, LayerNorm and Linear, on the mean
-over frames (on each frame for the frame task). A step takes some clips of every task; the losses, cross-entropies, are
-averaged over the tasks. The heads' answers on the benchmark's test clips are scored as the benchmark scores a probe's,
-and written as a result file with one row, "supervised": method "linear" are the heads, "knn" is the k-NN on the
-trained encoder. No test clip is looked at before.
+One encoder with random weights learns all 14 tasks at once. Every task has a head (LayerNorm and Linear) on the mean
+over frames (on each frame for the frame task). A step takes some clips of every task; the cross-entropies are averaged
+over the tasks. The predictions of the heads on the benchmark's test clips are scored by the benchmark's metrics and
+written as a result file with one row, "supervised": method "linear" is the heads, "knn" is k-NN on the trained encoder.
+Test clips are not used for any choice.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def frame_labels(clips: LabelledClips, places: np.ndarray, config: BestRQ2Config
 
 
 def set_statistics(encoder: BestRQ2Model, tasks: list[LabelledTask], clips: int, order: np.random.Generator) -> None:
-    """Mean and deviation per mel band over training clips drawn evenly from all tasks."""
+    """Set mean and standard deviation per mel band from training clips of all tasks in equal numbers."""
     sums, each = BandSums(encoder.config.num_mel_bands), -(-clips // len(tasks))
     for task in tasks:
         places = order.permutation(len(task.train))[:each]
@@ -87,7 +87,7 @@ def set_statistics(encoder: BestRQ2Model, tasks: list[LabelledTask], clips: int,
 
 
 def batches(tasks: list[LabelledTask], batch: int, order: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
-    """One epoch: for every step, the places of some training clips of each task."""
+    """One epoch: for every step, the indices of some training clips of each task."""
     shuffled = {task.name: order.permutation(len(task.train)) for task in tasks}
     for first in range(0, len(tasks[0].train), batch):
         yield {name: places[first : first + batch] for name, places in shuffled.items()}
@@ -102,7 +102,7 @@ def train(
     device: torch.device,
     order: np.random.Generator,
 ) -> None:
-    """AdamW with linear warm-up and cosine decay to 0; gradients are cut at norm 1."""
+    """Train with AdamW, linear warm-up and cosine decay to 0, and gradients clipped to norm 1."""
     config = model.encoder.config
     settings = OptimizerConfig(lr=lr, weight_decay=WEIGHT_DECAY, warmup_fraction=WARMUP_FRACTION, final_lr_ratio=0.0)
     optimizer = make_optimizer(model, settings, "32-true")
@@ -137,7 +137,7 @@ def train(
 
 
 def scores_of(model: SupervisedEncoder, tasks: list[LabelledTask], device: torch.device) -> list[TaskScore]:
-    """The heads' answers on the test clips, scored by the benchmark's metrics."""
+    """Predictions of the heads on the test clips, scored by the benchmark's metrics."""
     embedder, heads = Embedder(model.encoder, device, name=NAME), model.heads.cpu().eval()
     scores = [score for score in run_benchmark([embedder], SOUNDWORLD_1) if score.method == "knn"]
     for task in tasks:
@@ -152,14 +152,14 @@ def scores_of(model: SupervisedEncoder, tasks: list[LabelledTask], device: torch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="best-rq-2-tiny", help="whose architecture is trained")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order of clips")
-    parser.add_argument("--clips", type=int, default=1600, help="labelled training clips a task")
+    parser.add_argument("--recipe", default="best-rq-2-tiny", help="recipe whose architecture is trained")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of weights and order of clips")
+    parser.add_argument("--clips", type=int, default=1600, help="labelled training clips per task")
     parser.add_argument("--epochs", type=int, default=30, help="passes over the training clips")
-    parser.add_argument("--batch", type=int, default=8, help="clips of every task in a step")
+    parser.add_argument("--batch", type=int, default=8, help="clips of every task per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, required=True, help="result file to write, .json")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write the result to")
     options = parser.parse_args()
     for name in ("clips", "epochs", "batch"):
         if getattr(options, name) < 1:
