@@ -3,8 +3,8 @@
 python benchmarks/data_loading.py --clips 400 --seconds 2
 
 Every row reads random crops of 10 s from clips of 12 s at 16 kHz in float32 batches of 32, with one torch thread and
-the files in the page cache. Rows are interleaved, so that other load on the machine affects all of them alike; the table
-shows median, minimum and maximum. "webdataset" is WebDataset(tars) with a soundfile decoder that seeks to its crop,
+the files in the page cache. Rows are interleaved, so that other load on the machine affects all alike; shown are
+median, minimum and maximum. "webdataset" is WebDataset(tars) with a soundfile decoder that seeks to its crop,
 batched by a DataLoader; "soundfile" is a plain loop over the FLAC files without batches.
 
 "per core" is clips per second of processor time, including that of workers (Linux); it is the figure to compare on a

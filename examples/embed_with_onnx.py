@@ -19,7 +19,7 @@ import soundfile
 
 
 def load_front_end(exported: Path) -> ModuleType:
-    """The front end that lies beside the graph; it is Python code, so use exports that you trust."""
+    """Import the front end beside the graph; it is Python code, so use only exports that you trust."""
     spec = importlib.util.spec_from_file_location("front_end", exported / "front_end.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Fine-tunes an encoder as a classifier of clips with the Trainer of transformers.
+"""Fine-tune an encoder as a classifier of clips with the Trainer of transformers.
 
     python examples/finetune_with_transformers.py MODEL LABELLED OUTPUT [--epochs 10] [--frozen]
 
@@ -33,7 +33,7 @@ from bestrq2.data.labels import LabelledClips, load_labelled
 
 
 class Clips(torch.utils.data.Dataset[dict[str, Any]]):
-    """Labelled files, read when asked for and cut to the seconds that the encoder was pretrained on."""
+    """Labelled files, read on access and cut to the length that the encoder was pretrained on."""
 
     def __init__(self, clips: LabelledClips, sampling_rate: int, seconds: float) -> None:
         self.clips, self.sampling_rate, self.seconds = clips, sampling_rate, seconds
