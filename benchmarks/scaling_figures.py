@@ -13,9 +13,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bestrq2.files import write_bytes
-from bestrq2.report.comparison.figures import COLOURS, RC
 
 Point = dict[str, Any]
+# Colours that colour-blind readers tell apart, after Okabe and Ito.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b38f00", "#6a4c93")
+RC = {
+    "font.size": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e1dc",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+}
 
 
 class Law:

@@ -12,11 +12,10 @@ from bestrq2.convert.hub import write_model
 from bestrq2.convert.loading import load_encoder, load_pretraining
 from bestrq2.convert.upload import check_upload, upload
 from bestrq2.errors import ConfigError
-from bestrq2.files import disk_errors, write_bytes, write_folder, write_text
+from bestrq2.files import disk_errors, write_folder, write_text
 from bestrq2.inference.classifier import load_classifier
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2Model
-from bestrq2.report.model_card import render_card
-from bestrq2.report.model_origin import card_of, origin_of
+from bestrq2.report.model_card import card_files
 
 FORMATS = ("hf", "onnx", "reference")
 
@@ -129,13 +128,11 @@ def _export_folder(source: str, output: Path, with_predictor: bool, license: str
             raise ConfigError(f"{output}: is not empty; name a new folder, or delete this one first")
         output.parent.mkdir(parents=True, exist_ok=True)
         model = _load(source, with_predictor)
-        origin = origin_of(source)
-        card = card_of(origin, model, place, license)
+        card = card_files(source, model, place, license)
 
         def fill(folder: Path) -> None:
             write_model(folder, model)
-            for name, content in origin.figures.items():
-                write_bytes(folder / f"{name}.png", content)
-            write_text(folder / "README.md", render_card(card))
+            for name, text in card.items():
+                write_text(folder / name, text)
 
         write_folder(output.resolve(), fill)

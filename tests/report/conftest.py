@@ -1,23 +1,34 @@
-"""Fixtures of comparisons."""
+"""Fixtures of reports and comparisons."""
 
 from __future__ import annotations
 
 import functools
 import json
 
+import example_report
 import pytest
 
 from bestrq2.inference.cost import Cost, cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
-from bestrq2.report.comparison import arms as arms_module
-from bestrq2.report.comparison import results
+from bestrq2.report.comparison import arms, probes
+from bestrq2.report.page import ReportContents, render
+
+
+@pytest.fixture(scope="session")
+def contents() -> ReportContents:
+    return example_report.example_contents(per_label=2)
+
+
+@pytest.fixture(scope="session")
+def page(contents: ReportContents) -> str:
+    return render(contents)
 
 
 @pytest.fixture
 def steady_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests must not change with what ships, and count the operations of an architecture once."""
-    monkeypatch.setattr(results, "supervised_result", lambda: None)
-    monkeypatch.setattr(arms_module, "cost", cost_once)
+    """Tests must not change with the supervised result that ships, and count the operations of an architecture once."""
+    monkeypatch.setattr(probes, "supervised_result", lambda: None)
+    monkeypatch.setattr(arms, "cost", cost_once)
 
 
 @functools.cache

@@ -7,7 +7,10 @@ import itertools
 import numpy as np
 
 from bestrq2.evaluate.result import TaskScore
-from bestrq2.report import EmbeddedClip, MaskExample, ReportContents, RunCurves
+from bestrq2.report.curves import RunCurves
+from bestrq2.report.embeddings import EmbeddedClip
+from bestrq2.report.page import ReportContents
+from bestrq2.report.patches import MaskExample
 from published_models import published_result
 
 TASKS = {

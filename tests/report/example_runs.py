@@ -16,8 +16,8 @@ from bestrq2.evaluate.result import Result, TaskScore, write_result
 from bestrq2.evaluate.task_probe import METHODS
 from bestrq2.report.comparison import Comparison
 from bestrq2.report.comparison.arms import group
-from bestrq2.report.comparison.command import assemble
-from bestrq2.report.comparison.runs import Run, read_run
+from bestrq2.report.comparison.comparison import assemble
+from bestrq2.report.runs import Run, read_run
 
 BASELINES = {"random encoder": 0.42, "log-mel statistics": 0.5}
 CHANCE = 0.2

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
-import matplotlib.image
 import numpy as np
 import pytest
 from example_runs import ONE_STAGE, read, together, write_run
 
 from bestrq2 import cli
 from bestrq2.errors import DataError
-from bestrq2.report.comparison import compare, figures, references
-from bestrq2.report.comparison.arms import group
-from bestrq2.report.comparison.command import assemble
-from bestrq2.report.comparison.contents import Table
-from bestrq2.report.comparison.references import health
-from bestrq2.report.comparison.training import band, final_table, flops_text, stage, time_text
+from bestrq2.report.charts import series_style, svg_of_lines
+from bestrq2.report.comparison import compare_runs, figures, sentences
+from bestrq2.report.comparison.arms import band, group, stage
+from bestrq2.report.comparison.comparison import assemble
+from bestrq2.report.comparison.sentences import health
+from bestrq2.report.comparison.tables import Table, final_table
+from bestrq2.report.scales import flops_text, time_text
 
 pytestmark = pytest.mark.usefixtures("steady_and_quick")
 
@@ -77,18 +78,18 @@ def ship(folder: Path, seeds: int = 3) -> None:
 
 
 def test_without_references_their_flag_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(references, "reference_folder", lambda: tmp_path / "none")
+    monkeypatch.setattr(sentences, "reference_folder", lambda: tmp_path / "none")
     with pytest.raises(DataError, match="no reference runs come with this version"):
-        compare([write_run(tmp_path / "run")], tmp_path / "out", reference=True)
+        compare_runs([write_run(tmp_path / "run")], tmp_path / "out", reference=True)
 
 
 def test_health_is_judged_by_the_reference_at_the_same_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ship(tmp_path / "shipped")
-    monkeypatch.setattr(references, "reference_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(sentences, "reference_folder", lambda: tmp_path / "shipped")
     well = write_run(tmp_path / "well", steps=800, reached=400)
     ill = write_run(tmp_path / "ill", seed=1, steps=800, reached=400, quality=0.05)
     other = write_run(tmp_path / "other", "mine", changes=ONE_STAGE)
-    arms = group([*read(well, ill, other, unfinished=True), *references.reference_runs()])
+    arms = group([*read(well, ill, other, unfinished=True), *sentences.reference_runs()])
     comparison = assemble(arms, tmp_path / "out", health_check=True)
     assert [arm.label for arm in comparison.arms][-1] == "reference: best-rq-2-tiny"
     said = comparison.sentences
@@ -121,23 +122,46 @@ def test_printed_tables_break_long_labels_and_markdown_does_not() -> None:
     assert f"| {label} | 2.0 | 1.5 ± 0.5 |" in table.markdown()
 
 
-def test_figures_have_a_line_an_arm(tmp_path: Path) -> None:
+def test_charts_have_a_line_per_arm(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / f"a{seed}", seed=seed) for seed in range(2)]
     folders.append(write_run(tmp_path / "b", "one-stage", changes=ONE_STAGE, timing=False))
-    drawn = figures.draw(together(*folders))
-    counts = [[len(axes.get_lines()) for axes in drawn[name].axes] for name in ("loss", "codes")]
-    zero = 1
-    assert counts == [[2, 2, 1, 2 + zero, 2 + zero, 1 + zero], [2, 2, 2]]
-    assert len(drawn["probes"].axes) == 8
-    labels = [tick.get_text() for tick in drawn["probes"].axes[0].get_yticklabels()]
-    assert labels == ["best-rq-2-tiny", "one-stage"]
+    comparison = together(*folders)
+    losses, codes = figures.loss_charts(comparison.arms), figures.code_charts(comparison.arms)
+    assert [[len(chart.series) for chart in row] for row in losses + codes] == [[2, 2, 1], [2, 2, 1], [2, 2, 2]]
+    assert losses[0][0].y == losses[0][2].y
+    assert [losses[1][0].reference, losses[0][0].reference] == [0.0, None]
+    probes = figures.probe_charts(comparison.probes, comparison.arms)
+    assert {method: len(charts) for method, charts in probes.items()} == {"Linear probe": 4, "k-NN": 4}
+    speech = probes["Linear probe"][0]
+    assert [row.label for row in speech.rows][:3] == ["best-rq-2-tiny", "one-stage", "chance"]
+    two, one = speech.rows[0].scores[0], speech.rows[1].scores[0]
+    assert (two.value, two.low, two.high, len(two.seeds)) == (pytest.approx(65), two.value, two.value, 2)
+    assert (one.low, one.seeds) == (None, (pytest.approx(65),))
 
 
-def test_twelve_arms_have_looks_of_their_own() -> None:
-    assert len({(figures.style(index)[0], str(figures.style(index)[1])) for index in range(12)}) == 12
-    columns, rows = figures.legend_rows(["a rather long label of an arm, steps 20,000"] * 12)
-    assert columns * rows >= 12
-    assert columns <= 2
+def test_charts_without_values_say_why(tmp_path: Path) -> None:
+    arms = together(write_run(tmp_path / "run", timing=False, probe=None)).arms
+    chart = figures.loss_charts(arms)[0][2]
+    assert (chart.series, chart.empty) == ((), "not recorded")
+    assert "not recorded" in svg_of_lines([[chart]])
+
+
+def test_svg_files_are_xml_with_all_texts_and_no_css_variables(tmp_path: Path) -> None:
+    hostile = "a <b> & 'c'"
+    comparison = together(*(write_run(tmp_path / f"{seed}", hostile, seed) for seed in range(2)))
+    for name, text in figures.comparison_figures(comparison.arms, comparison.probes).items():
+        root = ElementTree.fromstring(text)
+        assert root.get("width") == "940", name
+        assert hostile in {element.text for element in root.iter() if element.tag.endswith("text")} or name == "codes"
+        assert "var(" not in text
+        drawn = {style for element in root.iter() if (style := element.get("style")) and "stroke:#0067a5" in style}
+        assert drawn, name
+        for element in root.iter():
+            assert "nan" not in (element.get("d") or "")
+
+
+def test_sixteen_arms_have_looks_of_their_own() -> None:
+    assert len({series_style(index) for index in range(16)}) == 16
 
 
 def test_the_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,29 +178,33 @@ def test_the_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {path.name for path in out.iterdir()} == {
         "table.md",
         "comparison.json",
-        "probes.png",
-        "loss.png",
-        "codes.png",
+        "comparison.html",
+        "probes.svg",
+        "loss.svg",
+        "codes.svg",
     }
-    for name in ("probes", "loss", "codes"):
-        assert 1350 <= matplotlib.image.imread(out / f"{name}.png").shape[1] <= 1450
-    page = (out / "table.md").read_text()
-    assert "| best-rq-2-tiny | 65.5 ± 6.4 |" in page
-    assert "| model.objective | two_step | one_stage |" in page
+    markdown = (out / "table.md").read_text()
+    assert "| best-rq-2-tiny | 65.5 ± 6.4 |" in markdown
+    assert "| model.objective | two_step | one_stage |" in markdown
+    assert "![loss](loss.svg)" in markdown
+    page = (out / "comparison.html").read_text()
+    assert "best-rq-vit-tiny is 10.0 ± 3.0 points behind best-rq-2-tiny." in page
+    assert '<td class="n">65.5 ± 6.4</td>' in page
+    assert page.count('class="card curve"') == 9
+    assert page.count('class="card scores"') == 8
     numbers = json.loads((out / "comparison.json").read_text())
     assert numbers["probes"]["linear"][0]["scores"]["mean"]["values"] == pytest.approx([0.6, 0.61])
     assert numbers["arms"][1]["runs"][1]["seed"] == 1
     assert numbers["pairs"][0]["difference"] == pytest.approx(-0.1)
 
 
-def test_the_folder_of_an_earlier_comparison_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "write", lambda comparison: None)
+def test_the_folder_of_an_earlier_comparison_is_passed_over(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     write_run(runs / "a")
     for _ in range(2):
-        assert len(compare(sorted(runs.iterdir()), runs / "together").arms) == 1
+        assert len(compare_runs(sorted(runs.iterdir()), runs / "together").arms) == 1
     with pytest.raises(DataError, match="together: not a run folder"):
-        compare(sorted(runs.iterdir()), tmp_path / "elsewhere")
+        compare_runs(sorted(runs.iterdir()), tmp_path / "elsewhere")
 
 
 def test_wrong_input_ends_the_command_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

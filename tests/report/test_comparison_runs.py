@@ -11,12 +11,11 @@ from example_runs import ONE_STAGE, read, result, together, write_run
 
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.result import write_result
-from bestrq2.report.comparison import compare
+from bestrq2.report.comparison import compare_runs
 from bestrq2.report.comparison.arms import group
-from bestrq2.report.comparison.notes import notes
 from bestrq2.report.comparison.probes import pairs, probe_rows
-from bestrq2.report.comparison.runs import read_run
-from bestrq2.report.run_folder import value_text
+from bestrq2.report.comparison.sentences import notes
+from bestrq2.report.runs import read_run, value_text
 
 pytestmark = pytest.mark.usefixtures("steady_and_quick")
 
@@ -78,7 +77,7 @@ def test_a_setting_that_older_runs_lack_keeps_its_default_in_the_model_only(tmp_
 def test_same_seed_twice_is_refused(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name, seed=3) for name in ("first", "second")]
     with pytest.raises(DataError, match=r"first and .*second .*seed 3.*not two samples"):
-        compare(folders, tmp_path / "out")
+        compare_runs(folders, tmp_path / "out")
 
 
 def test_settings_are_readable() -> None:
@@ -189,7 +188,7 @@ def test_a_run_without_a_step_is_refused(tmp_path: Path) -> None:
 def test_unfinished_runs_need_the_flag_and_are_marked(tmp_path: Path) -> None:
     short = write_run(tmp_path / "short", reached=100)
     with pytest.raises(DataError, match=r"short: is at step 100 of 400: .*pretrain --resume.*--unfinished"):
-        compare([short], tmp_path / "out")
+        compare_runs([short], tmp_path / "out")
     arms = group(read(short, write_run(tmp_path / "whole", seed=1), unfinished=True))
     assert [arm.label for arm in arms] == ["best-rq-2-tiny (unfinished, step 100 of 400)", "best-rq-2-tiny"]
 
@@ -209,17 +208,17 @@ def test_results_that_came_about_differently_are_refused(tmp_path: Path) -> None
     content = json.loads((two / "soundworld-1.json").read_text())
     edit(two / "soundworld-1.json", provenance=content["provenance"] | {"synthesiser": "formant"})
     with pytest.raises(DataError, match=r"one and .*two .*not probed alike: synthesiser is 'espeak' .*'formant'"):
-        compare([one, two], tmp_path / "out")
+        compare_runs([one, two], tmp_path / "out")
     protocol = content["provenance"]["protocol"]
     edit(two / "soundworld-1.json", provenance=content["provenance"] | {"protocol": protocol | {"lr": 0.5}})
     with pytest.raises(DataError, match=r"two/soundworld-1.json: the protocol has lr 0.5"):
-        compare([one, two], tmp_path / "out")
+        compare_runs([one, two], tmp_path / "out")
     edit(two / "soundworld-1.json", provenance=content["provenance"] | {"protocol": protocol | {"windows": 3}})
     with pytest.raises(DataError, match=r"protocol.windows is None in the one and 3 in the other"):
-        compare([one, two], tmp_path / "out")
+        compare_runs([one, two], tmp_path / "out")
     edit(two / "soundworld-1.json", benchmark="soundworld-9")
     with pytest.raises(DataError, match=r"two/soundworld-1.json: is a result of soundworld-9, not of soundworld-1"):
-        compare([one, two], tmp_path / "out")
+        compare_runs([one, two], tmp_path / "out")
 
 
 def test_a_timing_of_other_columns_is_refused_and_half_rows_are_passed_over(tmp_path: Path) -> None:
@@ -234,4 +233,4 @@ def test_a_timing_of_other_columns_is_refused_and_half_rows_are_passed_over(tmp_
 def test_output_must_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="is a file; name a folder"):
-        compare([write_run(tmp_path / "run")], tmp_path / "out")
+        compare_runs([write_run(tmp_path / "run")], tmp_path / "out")

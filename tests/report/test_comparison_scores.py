@@ -9,10 +9,11 @@ import pytest
 from example_runs import ONE_STAGE, read, score, together, write_run
 
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_result
-from bestrq2.report.comparison import compare, results
+from bestrq2.report.comparison import compare_runs, probes
 from bestrq2.report.comparison.arms import group
-from bestrq2.report.comparison.probes import pairs, probe_rows, probe_table
+from bestrq2.report.comparison.probes import pairs, probe_rows
 from bestrq2.report.comparison.statistics import estimate, pooled_spread, welch
+from bestrq2.report.comparison.tables import probe_table
 
 pytestmark = pytest.mark.usefixtures("steady_and_quick")
 
@@ -73,7 +74,7 @@ def test_the_supervised_bound_appears_once_it_ships(tmp_path: Path, monkeypatch:
     scores = tuple(score("supervised", 0.8, "linear"))
     world = {"synthesiser": "espeak", "soundworld": "2"}
     bound = benchmark_result(SOUNDWORLD_1, "supervised", scores, world)
-    monkeypatch.setattr(results, "supervised_result", lambda: bound)
+    monkeypatch.setattr(probes, "supervised_result", lambda: bound)
     arms = group(read(write_run(tmp_path / "run")))
     rows = probe_rows(arms)
     assert probe_table("linear", rows["linear"], arms).rows[-1][0::4] == ("encoder trained on the labels", "80.0")
@@ -103,11 +104,11 @@ def test_unprobed_runs_are_compared_by_their_curves(tmp_path: Path) -> None:
     assert "best-rq-2-tiny (1 of 2 seeds probed)  65.0 (1 seed)" in comparison.text
     assert "not probed: run `bestrq2 probe RUN soundworld-1`" in comparison.text
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "probes.png").write_text("of an earlier comparison")
-    without = compare(folders[1:], tmp_path / "out")
+    (tmp_path / "out" / "probes.svg").write_text("of an earlier comparison")
+    without = compare_runs(folders[1:], tmp_path / "out")
     assert "No run was probed, so there are no probe tables: run `bestrq2 probe RUN soundworld-1`." in without.text
     assert "linear probe" not in without.text
-    assert not (tmp_path / "out" / "probes.png").exists()
+    assert not (tmp_path / "out" / "probes.svg").exists()
 
 
 def test_sentences_say_who_is_ahead_outside_of_the_intervals(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_sentences_say_who_is_ahead_outside_of_the_intervals(tmp_path: Path) -> 
     assert "cannot be said with a single probed seed: single;" in text
     arms = group(read(*folders))
     found = pairs(arms, probe_rows(arms))
-    assert [(pair.ahead, pair.baseline) for pair in found if pair.method == "linear"] == [
+    assert [(pair.arm, pair.baseline) for pair in found if pair.method == "linear"] == [
         ("better", "base-0.0"),
         ("same", "base-0.0"),
         ("same", "better"),

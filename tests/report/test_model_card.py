@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import yaml
 from example_runs import write_run
-from matplotlib.image import imread
 
 import bestrq2
 from bestrq2 import BestRQ2Model
@@ -18,9 +18,8 @@ from bestrq2.convert.hub import write_model
 from bestrq2.evaluate.finetuned import finetune_result, write_finetune_result
 from bestrq2.evaluate.metrics import wilson_interval
 from bestrq2.evaluate.result import PROBE, Result, write_result
-from bestrq2.report import model_origin
-from bestrq2.report.model_card import ModelCard, render_card
-from bestrq2.report.model_origin import card_of, origin_of
+from bestrq2.report import model_card
+from bestrq2.report.model_card import Origin, card_files, render_card
 from bestrq2.train.finetuning import make_classifier
 
 ENVIRONMENT = {
@@ -35,9 +34,8 @@ def card_text(source: Path | str, **changes) -> str:
 
 
 def card_of_model(source: Path | str, model, **changes) -> str:
-    return render_card(
-        card_of(origin_of(str(source)), model, **{"place": "user/encoder", "license": "cc-by-4.0"} | changes)
-    )
+    options = {"place": "user/encoder", "license": "cc-by-4.0"} | changes
+    return card_files(str(source), model, **options)["README.md"]
 
 
 def metadata(card: str) -> dict:
@@ -76,7 +74,7 @@ def test_a_run_fills_the_card(run):
     assert float(row(card, "final loss (validation)")) == pytest.approx(loss, abs=6e-4)
     assert "soundworld-1" in card
     assert re.search(r"^  language +20\.0 +65\.0 ", card, re.MULTILINE)  # speech is 5 points above the mean of 60
-    assert "![loss](loss.png)" in card
+    assert "![loss](loss.svg)" in card
     assert 'bestrq2.load("user/encoder")' in card
     assert "2606.30700" in card
     assert "/home" not in card
@@ -86,14 +84,13 @@ def test_a_run_fills_the_card(run):
 def test_an_exported_run_shows_its_curves(run, tiny_pretraining, tmp_path):
     tiny_pretraining().save_pretrained(run / "model")
     bestrq2.export(run, tmp_path / "out")
-    figures = sorted((tmp_path / "out").glob("*.png"))
-    assert [figure.name for figure in figures] == ["codes.png", "loss.png"]
+    figures = sorted((tmp_path / "out").glob("*.svg"))
+    assert [figure.name for figure in figures] == ["codes.svg", "loss.svg"]
     for figure in figures:
         assert f"({figure.name})" in (tmp_path / "out" / "README.md").read_text()
-        pixels = imread(figure)[..., :3]
-        assert min(pixels.shape[:2]) > 300
-        blue = (np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255) < 0.02).all(axis=-1)
-        assert blue.sum() > 500
+        root = ElementTree.parse(figure).getroot()
+        curves = [path for path in root.iter() if "stroke:#0067a5" in (path.get("style") or "")]
+        assert len(curves) == {"loss.svg": 6, "codes.svg": 3}[figure.name] + 1  # and one in the legend
 
 
 def test_an_unfinished_run_and_a_stale_probe_are_told(tmp_path):
@@ -108,8 +105,8 @@ def test_an_unfinished_run_and_a_stale_probe_are_told(tmp_path):
 
 
 def test_scores_on_other_tasks_are_shown(run, monkeypatch):
-    monkeypatch.setattr(model_origin, "training_figures", lambda run: {})
-    scores = origin_of(str(run)).probes
+    monkeypatch.setattr(model_card, "training_figures", lambda run: {})
+    scores = model_card.origin_of(str(run)).probes
     (run / "soundworld-1.json").unlink()
     write_result(run / "probes.json", Result(PROBE, "best-rq-2", tuple(next(iter(scores.values())))))
     card = card_text(run)
@@ -129,7 +126,7 @@ def test_scores_on_other_tasks_are_shown(run, monkeypatch):
     ],
 )
 def test_data_is_named_without_its_place(tmp_path, monkeypatch, data, shown, dataset):
-    monkeypatch.setattr(model_origin, "training_figures", lambda run: {})
+    monkeypatch.setattr(model_card, "training_figures", lambda run: {})
     run = write_run(tmp_path / "run", changes={"data": data}, probe=None)
     card = card_text(run)
     assert row(card, "data") == shown
@@ -193,7 +190,7 @@ def test_a_fine_tuned_run_fills_the_card_of_a_classifier(tmp_path, tiny_config):
     assert "base_model" not in metadata(card)
     assert "a linear head that names exactly one of 3 classes. It was fine-tuned from `big` on `birds.csv`." in card
     assert row(card, "labelled data").startswith("`birds.csv`, 1,200 recordings (1,100 for training, 96 for validation")
-    assert row(card, "labelled data").endswith("4 for test), 3 classes, one a recording")
+    assert row(card, "labelled data").endswith("4 for test), 3 classes, one per recording")
     assert row(card, "classes") == "finch, tit, a\\|b"
     assert row(card, "trained") == "the head and the last 2 blocks (mode partial)"
     assert row(card, "epochs") == "8; the weights are those of epoch 6, the best in validation"
@@ -205,7 +202,7 @@ def test_a_fine_tuned_run_fills_the_card_of_a_classifier(tmp_path, tiny_config):
     assert row(card, "a\\|b") == "0 | - | - | -"
     assert 'pipeline("audio-classification", model=place' in card
     assert 'bestrq2 predict "user/encoder" FOLDER' in card
-    for absent in ("/home", "secret", ".png", "parameters in pretraining", "training step", "probed", "final loss"):
+    for absent in ("/home", "secret", ".svg", "parameters in pretraining", "training step", "probed", "final loss"):
         assert absent not in card, absent
 
 
@@ -242,10 +239,10 @@ def test_the_python_of_a_classifier_runs(tmp_path, tiny_config, monkeypatch, mul
         assert names["labels"][0] == max(found, key=found.get)
 
 
-def test_names_cannot_break_the_card():
-    card = ModelCard("a: b", "a: b", "It.", {"x|y": "1|2\n3"}, 16_000, 8, license="mit")
-    text = render_card(card)
-    assert metadata(text)["license"] == "mit"
+def test_names_cannot_break_the_card(tiny_encoder):
+    origin = Origin("It.", training={"x|y": "1|2\n3"}, dataset="a: b")
+    text = render_card(origin, tiny_encoder(), "a: b", "mit")
+    assert metadata(text)["datasets"] == ["a: b"]
     assert "| x\\|y | 1\\|2 3 |" in text
 
 

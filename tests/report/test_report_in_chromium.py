@@ -13,11 +13,13 @@ from pathlib import Path
 import example_report
 import pytest
 
-from bestrq2.report import ReportContents
-from bestrq2.report.html import render
+from bestrq2.report.page import ReportContents, render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -86,11 +88,6 @@ def visit(page: str, folder: Path, width: int) -> tuple[dict, list[str]]:
     answer = re.search(r"FOUND(.*)DNUOF</body>", done.stdout, re.DOTALL)
     assert answer, f"{done.stdout[:500]}\n{done.stderr[-2000:]}"
     return json.loads(html.unescape(answer[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-@pytest.fixture(scope="module")
-def contents() -> ReportContents:
-    return example_report.example_contents(per_label=2)
 
 
 @pytest.mark.parametrize("width", [375, 1280])

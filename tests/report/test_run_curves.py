@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestrq2.errors import DataError
-from bestrq2.evaluate.result import TaskScore
-from bestrq2.report import RunCurves, read_curves
-from bestrq2.report.colours import feature_colours, run_labels
-from bestrq2.report.curves import curve_groups, runs_table
+from bestrq2.report.charts import LineChart
+from bestrq2.report.curves import FURTHER, RunCurves, curve_charts, model_colours, run_labels, runs_table
+from bestrq2.report.runs import read_curves
 from bestrq2.report.scales import padded_axis
 
 METRICS = """epoch,step,train/loss,train/accuracy,validation/loss,probe/speech
@@ -84,54 +83,60 @@ def curve(values: list[float]) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(len(values)) * 10, np.array(values)
 
 
-def test_figures_overlay_runs_and_tell_validation_apart() -> None:
+def loss_chart(*runs: RunCurves) -> LineChart:
+    return curve_charts(runs)["Naming the codes"][0]
+
+
+def test_charts_overlay_runs_and_tell_validation_apart() -> None:
     runs = [
         RunCurves(name, name, {}, {"train/loss": curve([5.0, 4.0, 3.0]), "validation/loss": curve([5.5, 4.5, 3.5])})
         for name in ("a", "b")
     ]
-    groups, rest = curve_groups(runs)
-    (figure,) = groups[0].figures
-    assert rest == []
-    assert [line.kind for line in figure.lines].count("mean") == 2
-    assert [line.kind for line in figure.lines].count("validation") == 2
-    assert len({line.colour for line in figure.lines}) == 2
-    series = figure.readings["series"]
-    assert [one["values"] for one in series] == [[5, 4, 3], [5.5, 4.5, 3.5]] * 2
-    assert "a training from 5.000 to 3.000" in figure.alternative
+    chart = loss_chart(*runs)
+    assert [(one.label, one.kind) for one in chart.series[:2]] == [
+        ("a, training", "noisy"),
+        ("a, validation", "checks"),
+    ]
+    assert len({one.colour for one in chart.series}) == 2
+    assert [one["y"] for one in chart.readings["series"]] == [[5, 4, 3], [5.5, 4.5, 3.5]] * 2
+    assert "a, training from 5.000 to 3.000" in chart.alternative
+    dashed = re.findall(r"stroke-dasharray:5 4", chart.plot())
+    assert len(dashed) == 2
 
 
-def test_every_logged_quantity_has_one_figure() -> None:
+def test_every_logged_quantity_has_one_chart() -> None:
     names = ["train/loss", "train/excess_loss", "train/code_perplexity", "probe/music", "train/learning_rate", "weird"]
     run = RunCurves("r", "r", {}, {name: curve([0.1, 0.2, 0.15]) for name in names})
-    groups, rest = curve_groups([run])
-    shown = {group.title: [figure.title for figure in group.figures] for group in groups}
-    assert shown == {
+    assert {title: [chart.title for chart in charts] for title, charts in curve_charts([run]).items()} == {
         "Naming the codes": ["Loss", "Excess loss"],
         "Use of the codebook": ["Code perplexity"],
         "Probes during training": ["Music"],
+        FURTHER: ["Learning rate", "Weird"],
     }
-    assert [figure.title for figure in rest] == ["Learning rate", "Weird"]
 
 
 def test_long_records_are_thinned_but_end_where_they_end() -> None:
     values = np.sin(np.arange(5000) / 300) + 2
-    run = RunCurves("r", "r", {}, {"train/loss": (np.arange(5000), values)})
-    figure = curve_groups([run])[0][0].figures[0]
-    (series,) = figure.readings["series"]
-    assert len(series["steps"]) <= 400
-    assert series["steps"][-1] == 4999
-    np.testing.assert_allclose(series["values"], np.interp(series["steps"], np.arange(5000), values), atol=0.01)
+    (series,) = loss_chart(RunCurves("r", "r", {}, {"train/loss": (np.arange(5000), values)})).series
+    assert len(series.x) <= 400
+    assert series.x[-1] == 4999
+    np.testing.assert_allclose(series.y, np.interp(series.x, np.arange(5000), values), atol=0.01)
+
+
+def test_the_steep_beginning_does_not_flatten_the_rest() -> None:
+    values = np.r_[900.0, np.linspace(4, 3, 999)]
+    chart = loss_chart(RunCurves("r", "r", {}, {"validation/loss": (np.arange(1000), values)}))
+    assert chart.y.low < 3 < 4 < chart.y.high < 20
 
 
 @pytest.mark.parametrize("values", [[3.0], [2.0, 2.0, 2.0], [0.0, 0.0], [np.nan, 1.0]])
-def test_degenerate_records_stay_inside_their_figure(values: list[float]) -> None:
-    figure = curve_groups([RunCurves("r", "r", {}, {"train/loss": curve(values)})])[0][0].figures[0]
-    numbers = [float(number) for line in figure.lines for number in re.findall(r"[\d.]+", line.path)]
-    assert all(0 <= number <= 1000 for number in numbers)
+def test_degenerate_records_stay_inside_their_chart(values: list[float]) -> None:
+    paths = re.findall(r' d="([^"]+)"', loss_chart(RunCurves("r", "r", {}, {"train/loss": curve(values)})).plot())
+    assert all(0 <= float(number) <= 1000 for path in paths for number in re.findall(r"[\d.]+", path))
 
 
-def test_records_of_nothing_finite_have_no_figure() -> None:
-    assert curve_groups([RunCurves("r", "r", {}, {"train/loss": curve([np.nan, np.inf])})]) == ([], [])
+def test_records_of_nothing_finite_have_no_chart() -> None:
+    assert curve_charts([RunCurves("r", "r", {}, {"train/loss": curve([np.nan, np.inf])})]) == {}
 
 
 def test_table_prefers_validation_and_marks_what_is_missing() -> None:
@@ -148,11 +153,10 @@ def test_table_prefers_validation_and_marks_what_is_missing() -> None:
 
 def test_features_share_the_colour_of_their_run_and_no_other() -> None:
     runs = [RunCurves("two-step", "Two steps", {}, {}), RunCurves("one-stage", "One stage", {}, {})]
-    names = ["one stage", "two-step", "random", "log-mel", "other"]
-    probes = [TaskScore(name, "t", "linear", "accuracy", 0.5, 0.4, 0.6, 0.1, 100, "d") for name in names]
-    colours = feature_colours(probes, runs)
+    colours = model_colours(["one stage", "two-step", "random", "log-mel", "other"], runs, ("var(--b0)", "var(--b1)"))
     assert colours["two-step"] == "var(--s0)"
     assert colours["one stage"] == "var(--s1)"
+    assert colours["random"] == "var(--b0)"
     assert len(set(colours.values())) == 5
 
 

@@ -13,11 +13,9 @@ from example_runs import ONE_STAGE, read, together, write_run
 
 from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.evaluate.xares.entries import Score, XaresResult, write_result
-from bestrq2.report import ReportContents
-from bestrq2.report.colours import PUBLISHED, PUBLISHED_FAMILY
-from bestrq2.report.html import render
-from bestrq2.report.of_xares import run_result, write_pages, write_xares_report
-from bestrq2.report.xares import XaresCard, XaresGroup, XaresSection, xares_section
+from bestrq2.report.charts import ScoreChart
+from bestrq2.report.page import ReportContents, render, run_result, write_xares_pages, write_xares_report
+from bestrq2.report.xares import PUBLISHED, PUBLISHED_FAMILY, XaresSection, xares_section
 from published_models import published_result
 
 
@@ -27,9 +25,8 @@ def section(*results: XaresResult) -> XaresSection:
     return found
 
 
-def card(groups: list[XaresGroup], heading: str, title: str) -> XaresCard:
-    (group,) = [group for group in groups if group.heading == heading]
-    return next(card for card in group.cards if card.title == title)
+def chart(groups: dict[str, list[ScoreChart]], heading: str, title: str) -> ScoreChart:
+    return next(chart for chart in groups[heading] if chart.title == title)
 
 
 def partial(name: str = "mine") -> XaresResult:
@@ -40,18 +37,18 @@ def partial(name: str = "mine") -> XaresResult:
 
 def test_averages_stand_beside_the_published_ones() -> None:
     shown = section(published_result("Whisper", name="mine"))
-    music = card(shown.averages, "As the model cards average: 37 entries", "Music")
-    assert [(row.model, row.bars[0].text) for row in music.rows][:2] == [
+    music = chart(shown.averages, "As the model cards average: 37 entries", "Music")
+    assert [(row.label, row.scores[0].text) for row in music.rows][:2] == [
         ("mine", "38.67"),
         ("data2vec-audio-base", "23.24"),
     ]
     assert len(music.rows) == 10
-    colours = {row.model: row.colour for row in music.rows}
+    colours = {row.label: row.colour for row in music.rows}
     assert colours["BEST-RQ-2"] == colours["BEST-RQ (ViT)"] == PUBLISHED_FAMILY
     assert colours["whisper-base"] == colours["Audio-JEPA"] == PUBLISHED
     assert colours["mine"] not in (PUBLISHED, PUBLISHED_FAMILY)
-    paper = card(shown.averages, "As the paper averages: 21 datasets, k-NN", "Mean of means")
-    assert [(row.model, row.bars[0].text) for row in paper.rows] == [
+    paper = chart(shown.averages, "As the paper averages: 21 datasets, k-NN", "Mean of means")
+    assert [(row.label, row.scores[0].text) for row in paper.rows] == [
         ("mine", "26.29"),
         ("BEST-RQ", "25"),
         ("BEST-RQ-2", "38"),
@@ -60,8 +57,8 @@ def test_averages_stand_beside_the_published_ones() -> None:
 
 def test_a_mean_that_lacks_entries_has_no_bar() -> None:
     shown = section(partial())
-    mean = card(shown.averages, "As the model cards average: 37 entries", "Global mean")
-    assert (mean.rows[0].bars, mean.rows[0].lacking) == ([], "3 of 37 entries")
+    mean = chart(shown.averages, "As the model cards average: 37 entries", "Global mean")
+    assert (mean.rows[0].scores, mean.rows[0].note) == ((), "3 of 37 entries")
     assert "mine 3 of 37 entries" in mean.alternative
     assert any("Missing: ASV2015" in note for note in shown.notes)
     assert any(note == "DESED failed: the tar is half downloaded" for note in shown.notes)
@@ -69,17 +66,17 @@ def test_a_mean_that_lacks_entries_has_no_bar() -> None:
 
 def test_tasks_stand_under_their_domains_and_others_apart() -> None:
     shown = section(partial(), published_result("Whisper", ("gtzan_genre",), "other"))
-    assert [group.heading for group in shown.tasks] == [
+    assert list(shown.tasks) == [
         "Music",
         "Environment",
         "Tasks that no average counts",
         "Tasks outside of X-ARES",
     ]
-    esc50 = card(shown.tasks, "Environment", "ESC-50")
-    assert [bar.text for bar in esc50.rows[0].bars] == ["85.7", "61.8"]
-    assert esc50.rows[1].lacking == "not run"
-    assert card(shown.tasks, "Environment", "DESED").rows[0].lacking == "failed"
-    assert [row.model for row in card(shown.tasks, "Tasks outside of X-ARES", "soundworld_word").rows] == [
+    esc50 = chart(shown.tasks, "Environment", "ESC-50")
+    assert [score.text for score in esc50.rows[0].scores] == ["85.7", "61.8"]
+    assert esc50.rows[1].note == "not run"
+    assert chart(shown.tasks, "Environment", "DESED").rows[0].note == "failed"
+    assert [row.label for row in chart(shown.tasks, "Tasks outside of X-ARES", "soundworld_word").rows] == [
         "mine",
         "other",
     ]
@@ -88,8 +85,8 @@ def test_tasks_stand_under_their_domains_and_others_apart() -> None:
 
 def test_tasks_of_ones_own_alone_bring_no_published_figures() -> None:
     shown = section(XaresResult("mine", (Score("soundworld_word", "knn", 0.5, "accuracy"),)))
-    assert shown.averages == []
-    assert [name for name, _ in shown.legend] == ["mine"]
+    assert shown.averages == {}
+    assert list(shown.legend) == ["mine"]
     assert xares_section([], []) is None
 
 
@@ -97,8 +94,8 @@ def test_a_run_keeps_its_colour() -> None:
     runs = [example_report.example_run("first", "one", 1.0, 0), example_report.example_run("second", "two", 1.0, 1)]
     found = xares_section([partial("second"), partial("foreign")], runs)
     assert found is not None
-    assert dict(found.legend)["second"] == "var(--s1)"
-    assert dict(found.legend)["foreign"] == "var(--s2)"
+    assert found.legend["second"] == "var(--s1)"
+    assert found.legend["foreign"] == "var(--s2)"
 
 
 def test_page_shows_the_section_and_keeps_hostile_names_text() -> None:
@@ -134,7 +131,7 @@ def test_pages_and_tables_lie_beside_every_result(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_result(run / "xares.json", partial())
     write_result(tmp_path / "asked.json", published_result("Whisper", name="mine"))
-    pages = write_pages(run, tmp_path / "asked.json")
+    pages = write_xares_pages(run, tmp_path / "asked.json")
     assert pages == [run / "xares.html", tmp_path / "asked.html"]
     assert "soundworld_word" in pages[0].read_text()
     assert "soundworld_word" not in pages[1].read_text()
@@ -142,7 +139,7 @@ def test_pages_and_tables_lie_beside_every_result(tmp_path: Path) -> None:
     (tmp_path / "asked.html").unlink()
     (tmp_path / "asked.html").mkdir()
     with pytest.raises(BestRQ2Error, match=r"asked.* cannot be written"):
-        write_pages(run, tmp_path / "asked.json")
+        write_xares_pages(run, tmp_path / "asked.json")
 
 
 @pytest.mark.usefixtures("steady_and_quick")

@@ -14,7 +14,7 @@ from small_run import at_step, die, metrics, recording, same_runs, same_weights,
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
-from bestrq2.report.run_folder import read_curves
+from bestrq2.report.runs import read_curves
 from bestrq2.soundworld import write_corpus
 from bestrq2.train import online_probing
 from bestrq2.train.online_probing import spacing

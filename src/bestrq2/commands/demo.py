@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bestrq2.data.sources import ArraySource
     from bestrq2.evaluate.result import TaskScore
     from bestrq2.inference.embedder import Embedder
-    from bestrq2.report.contents import ReportContents
+    from bestrq2.report.page import ReportContents
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, te
     from bestrq2.evaluate.result import PROBE, Result, write_result
     from bestrq2.evaluate.score_table import all_means
     from bestrq2.inference.embedder import Embedder, load
-    from bestrq2.report.html import write_report
+    from bestrq2.report.page import write_report
     from bestrq2.train.pretraining import pretrain
 
     source = ArraySource(soundworld.unlabelled(clips), soundworld.SAMPLE_RATE, f"soundworld:{clips}")
@@ -175,9 +175,10 @@ def _contents(
     from bestrq2.convert.weights import load_model_folder
     from bestrq2.inference.cost import cost
     from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-    from bestrq2.report.contents import ReportContents
-    from bestrq2.report.examples import embedded_task_clips, mask_example
-    from bestrq2.report.run_folder import read_curves
+    from bestrq2.report.embeddings import embedded_task_clips
+    from bestrq2.report.page import ReportContents
+    from bestrq2.report.patches import mask_example
+    from bestrq2.report.runs import read_curves
 
     model = load_model_folder(output / "two-step" / "model", BestRQ2ForPreTraining)
     numbers = cost(model.config)

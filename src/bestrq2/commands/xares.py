@@ -78,9 +78,9 @@ def main(argv: Sequence[str]) -> None:
     result = xares(**values)
     from bestrq2.evaluate.xares.command import check_complete
     from bestrq2.evaluate.xares.table import render_table
-    from bestrq2.report.of_xares import write_pages
+    from bestrq2.report.page import write_xares_pages
 
     print(render_table(result))
-    for page in write_pages(values["model"], values["output"]):
+    for page in write_xares_pages(values["model"], values["output"]):
         print(f"report: {page}")
     check_complete(result)

@@ -1,4 +1,4 @@
-"""Axes: round tick values, their texts, and positions in percent of a plot."""
+"""Axes with round ticks, and numbers as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Unit = Literal["number", "percent"]
 
 @dataclass(frozen=True)
 class Tick:
-    """One tick: `at` in percent of the axis, `text` as printed."""
+    """One tick of an axis: `at` in percent of the axis, `text` as printed."""
 
     at: float
     text: str
@@ -19,14 +19,14 @@ class Tick:
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear axis from `low` to `high` (low < high), in the data's unit."""
+    """Linear axis from `low` to `high` (low < high); the unit "percent" is for shares in 0..1."""
 
     low: float
     high: float
     unit: Unit = "number"
 
     def percent(self, value: float) -> float:
-        """Position of `value` along the axis in percent, rounded to what a screen can show."""
+        """Position of `value` along the axis in percent."""
         return round(100 * (value - self.low) / (self.high - self.low), 3)
 
     def ticks(self, about: int = 4) -> list[Tick]:
@@ -40,7 +40,7 @@ class Axis:
 
 
 def padded_axis(low: float, high: float, unit: Unit = "number", padding: float = 0.06) -> Axis:
-    """Axis that holds low..high with a margin of `padding` of the span; a single value gets room around it."""
+    """Axis over low..high with a margin of `padding` of the span; a single value is centred."""
     span = high - low
     if span <= 1e-12 * max(1.0, abs(high)):
         span = abs(high) or 1.0
@@ -51,6 +51,7 @@ def padded_axis(low: float, high: float, unit: Unit = "number", padding: float =
 def _round_step(raw: float) -> float:
     """Smallest of 1, 2, 2.5, 5 × 10^k that is at least `raw`."""
     power = 10.0 ** math.floor(math.log10(raw))
+    # the tolerance keeps a rounding error of the division from doubling the step
     return next((factor * power for factor in (1, 2, 2.5, 5) if factor * power >= raw * (1 - 1e-9)), 10 * power)
 
 
@@ -67,6 +68,7 @@ def tick_text(value: float, step: float, unit: Unit) -> str:
 
 
 def _decimals(value: float, step: float) -> str:
+    """`value` with the fewest decimals that show `step` exactly."""
     for places in range(7):
         if abs(round(step, places) - step) < 1e-6 * step:
             return _minus(f"{value:.{places}f}", value, places)
@@ -74,19 +76,20 @@ def _decimals(value: float, step: float) -> str:
 
 
 def _minus(text: str, value: float, places: int) -> str:
+    """A typographic minus sign, and none for a value that rounds to zero."""
     if round(value, places) == 0:
         return text.lstrip("-")
     return text.replace("-", "\u2212")
 
 
 def _power_of_ten(value: float) -> str:
-    """Three digits and a power of ten, without idle zeros: "2.5e−4"."""
+    """Up to three digits and a power of ten: "2.5e−4"."""
     digits, power = f"{value:.2e}".split("e")
     return f"{float(digits):g}e{int(power)}".replace("-", "\u2212") if float(digits) else "0"
 
 
 def number_text(value: float, unit: Unit = "number") -> str:
-    """A measured value for people: "62.4 %", "1,234", "0.01230", "\u22120.520"; "–" where it is not finite."""
+    """A measured value with about four digits: "62.4 %", "1,234", "0.01230", "−0.520"; "–" where it is not finite."""
     if not math.isfinite(value):
         return "–"
     if unit == "percent":
@@ -96,3 +99,26 @@ def number_text(value: float, unit: Unit = "number") -> str:
         return _power_of_ten(value)
     places = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.1 or size == 0 else 5
     return _minus(f"{value:,.{places}f}", value, places)
+
+
+def flops_text(gflops: float) -> str:
+    """Operations in the fitting unit: "1.23 PFLOPs"."""
+    factor, unit = flops_unit(gflops)
+    return f"{gflops / factor:.3g} {unit}"
+
+
+def flops_unit(gflops: float) -> tuple[float, str]:
+    """GFLOPs per unit, and the name of the largest unit of which there is at least one."""
+    power = min(max(math.floor(math.log10(max(gflops, 1)) / 3), 0), 4)
+    return 1000.0**power, ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs")[power]
+
+
+def time_text(seconds: float) -> str:
+    """Duration in the fitting unit: "41 s", "12.5 min", "3.2 h"."""
+    factor, unit = time_unit(seconds)
+    return f"{seconds / factor:.3g} {unit}" if factor > 1 else f"{seconds:.0f} s"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Seconds per unit, and the name of the unit that fits durations up to this one."""
+    return next((pair for pair in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")) if seconds >= 2 * pair[0]), (1.0, "s"))

@@ -1,4 +1,4 @@
-"""Results of X-ARES as cards of bars beside the published rows: averages, then every task."""
+"""X-ARES results as charts beside the published rows: averages, then every task, and all numbers as a table."""
 
 from __future__ import annotations
 
@@ -10,87 +10,59 @@ from bestrq2.evaluate.xares.averages import AGGREGATIONS, ENTRIES_37, Aggregatio
 from bestrq2.evaluate.xares.entries import XaresResult
 from bestrq2.evaluate.xares.table import BENCHMARK, metric_of, notes, own_tasks, touched_tasks
 from bestrq2.evaluate.xares.tasks import DOMAINS, METHOD_TITLES, METHODS, TASKS
-from bestrq2.report.colours import PUBLISHED, PUBLISHED_FAMILY, result_colours, unique
-from bestrq2.report.contents import RunCurves
+from bestrq2.report.charts import Score, ScoreChart, ScoreRow
+from bestrq2.report.curves import RunCurves, model_colours
 
+PUBLISHED_FAMILY, PUBLISHED = "var(--b0)", "var(--b1)"
 FAMILY = "BEST-RQ"
-LINEAR, KNN = METHOD_TITLES["mlp"], METHOD_TITLES["knn"]
-
-
-@dataclass(frozen=True)
-class XaresBar:
-    """One bar; percent is its length."""
-
-    method: str
-    percent: float
-    text: str
-
-
-@dataclass(frozen=True)
-class XaresRow:
-    """One model in one card; `lacking` stands in place of bars that would mislead."""
-
-    model: str
-    colour: str
-    bars: list[XaresBar]
-    lacking: str = ""
-
-
-@dataclass(frozen=True)
-class XaresCard:
-    """One small figure: an average or a task."""
-
-    title: str
-    detail: str
-    rows: list[XaresRow]
-
-    @property
-    def alternative(self) -> str:
-        """The figure in words."""
-        texts = [f"{row.model} {row.lacking or ', '.join(f'{bar.text} %' for bar in row.bars)}" for row in self.rows]
-        return f"{self.title} ({self.detail}): {'; '.join(texts)}."
-
-
-@dataclass(frozen=True)
-class XaresGroup:
-    """Cards under one heading."""
-
-    heading: str
-    cards: list[XaresCard]
 
 
 @dataclass(frozen=True)
 class XaresSection:
-    """All that a report shows of X-ARES.
+    """What a page shows of X-ARES.
 
     Attributes:
-        legend: (name, CSS colour) of the own models, then of published ones where any are shown.
-        averages: a group per published aggregation; empty where no entry of it was scored.
-        tasks: a group per domain, then those that no average counts and tasks outside of X-ARES.
+        legend: name → CSS colour of the models, then of published ones where any are shown.
+        averages: heading → charts of one published aggregation; empty where no entry of any was scored.
+        tasks: heading → charts of tasks, by domain, then those that no average counts and tasks outside of X-ARES.
         table: model, task, domain, metric, then linear probe and k-NN in percent.
         notes: sentences on what is missing, sources and versions.
     """
 
-    legend: list[tuple[str, str]]
-    averages: list[XaresGroup]
-    tasks: list[XaresGroup]
+    legend: dict[str, str]
+    averages: dict[str, list[ScoreChart]]
+    tasks: dict[str, list[ScoreChart]]
     table: list[tuple[str, ...]]
     notes: list[str]
 
 
-def xares_section(results: Sequence[XaresResult], runs: list[RunCurves]) -> XaresSection | None:
-    """What there is to show; None without results."""
+def xares_section(results: Sequence[XaresResult], runs: Sequence[RunCurves]) -> XaresSection | None:
+    """Charts, table and notes of X-ARES results; None without results.
+
+    Args:
+        results: one per model.
+        runs: runs that share their colours with models of their name or label.
+    """
     if not results:
         return None
-    colours = result_colours([result.model for result in results], runs)
-    shown = [group for aggregation in AGGREGATIONS if (group := _average_group(results, aggregation, colours))]
-    tasks = _task_groups(results, colours)
-    legend = list(colours.items())
+    colours = model_colours([result.model for result in results], runs)
+    legend = dict(colours)
     if any(touched_tasks(result) for result in results):
-        legend += [(f"published, {FAMILY} family", PUBLISHED_FAMILY), ("published, others", PUBLISHED)]
+        legend |= {f"published, {FAMILY} family": PUBLISHED_FAMILY, "published, others": PUBLISHED}
     several = len(results) > 1
-    said = [f"{result.model}: {note}" if several else note for result in results for note in _notes(result)]
-    return XaresSection(legend, shown, tasks, _table(results), unique(said))
+    sentences = [f"{result.model}: {note}" if several else note for result in results for note in _notes(result)]
+    return XaresSection(
+        legend,
+        {heading: charts for one in AGGREGATIONS for heading, charts in _averages(results, one, colours).items()},
+        _tasks(results, colours),
+        _table(results),
+        list(dict.fromkeys(sentences)),
+    )
+
+
+def published_colour(model: str) -> str:
+    """One grey for the family of this method, another for all other published models."""
+    return PUBLISHED_FAMILY if model.startswith(FAMILY) else PUBLISHED
 
 
 def _notes(result: XaresResult) -> list[str]:
@@ -98,82 +70,77 @@ def _notes(result: XaresResult) -> list[str]:
     return [*([f"Scored at step {step:,}."] if isinstance(step, int) else []), *notes(result)]
 
 
-def _average_group(
+def _averages(
     results: Sequence[XaresResult], aggregation: Aggregation, colours: Mapping[str, str]
-) -> XaresGroup | None:
-    """A card per domain of the model cards' aggregation, and per mean over all; None where nothing of it was scored."""
+) -> dict[str, list[ScoreChart]]:
+    """One chart per domain and per mean over all of them; empty where no entry was scored."""
     own = {result.model: averages(result.scores, aggregation) for result in results}
     if not any(one.global_mean.found for one in own.values()):
-        return None
+        return {}
     published = published_averages(BENCHMARK, aggregation.name)
     names = [*(domain.capitalize() for domain in DOMAINS), "Global mean", "Mean of means"]
-    cards = []
+    charts = []
     for place, name in enumerate(names):
-        rows = [_own_row(model, colours[model], one.means[place]) for model, one in own.items()]
-        for row in published:
-            if cell := row.cells[place]:
-                colour = published_colour(row.model)
-                rows.append(XaresRow(row.model, colour, [XaresBar("published", float(cell), cell)]))
-        # Domains that the paper does not give stand in the table only.
+        rows = [ScoreRow(model, colours[model], *_mean(one.means[place])) for model, one in own.items()]
+        rows += [
+            ScoreRow(row.model, published_colour(row.model), (Score("published", float(cell), cell),))
+            for row in published
+            if (cell := row.cells[place])
+        ]
+        # the paper does not give every domain; those are in the table only
         if len(rows) > len(own):
             expected = next(iter(own.values())).means[place].expected
-            cards.append(XaresCard(name, f"{expected} entries", rows))
+            charts.append(ScoreChart(name, f"{expected} entries", tuple(rows)))
     heading = "As the model cards average" if aggregation is ENTRIES_37 else "As the paper averages"
-    return XaresGroup(f"{heading}: {aggregation.name}", cards)
+    return {f"{heading}: {aggregation.name}": charts}
 
 
-def _own_row(model: str, colour: str, mean: Mean) -> XaresRow:
+def _mean(mean: Mean) -> tuple[tuple[Score, ...], str]:
+    """Scores and note of a row: a mean over some of the entries only would mislead."""
     if mean.value is None:
-        return XaresRow(model, colour, [], mean.text)
-    return XaresRow(model, colour, [XaresBar("own", round(100 * mean.value, 2), mean.text)])
+        return (), mean.text
+    return (Score("mean", 100 * mean.value, mean.text),), ""
 
 
-def published_colour(model: str) -> str:
-    """One grey for the family of this method, another for all else."""
-    return PUBLISHED_FAMILY if model.startswith(FAMILY) else PUBLISHED
-
-
-def _task_groups(results: Sequence[XaresResult], colours: Mapping[str, str]) -> list[XaresGroup]:
+def _tasks(results: Sequence[XaresResult], colours: Mapping[str, str]) -> dict[str, list[ScoreChart]]:
     published: dict[str, dict[str, dict[str, float]]] = {}
     for one in published_scores():
         published.setdefault(one.task, {}).setdefault(one.model, {})[one.method] = one.percent
     names = {task.name for result in results for task in touched_tasks(result)}
     touched = [task for task in TASKS.values() if task.name in names]
-    groups = [
-        (domain.capitalize(), [task.name for task in touched if task.entries and task.domain == domain])
+    groups = {
+        domain.capitalize(): [task.name for task in touched if task.entries and task.domain == domain]
         for domain in DOMAINS
-    ]
-    groups.append(("Tasks that no average counts", [task.name for task in touched if not task.entries]))
-    groups.append(("Tasks outside of X-ARES", unique(name for result in results for name in own_tasks(result))))
-    return [
-        XaresGroup(heading, [_task_card(results, name, colours, published.get(name, {})) for name in tasks])
-        for heading, tasks in groups
+    }
+    groups["Tasks that no average counts"] = [task.name for task in touched if not task.entries]
+    groups["Tasks outside of X-ARES"] = list(dict.fromkeys(name for result in results for name in own_tasks(result)))
+    return {
+        heading: [_task(results, name, colours, published.get(name, {})) for name in tasks]
+        for heading, tasks in groups.items()
         if tasks
-    ]
+    }
 
 
-def _task_card(
+def _task(
     results: Sequence[XaresResult],
     task: str,
     colours: Mapping[str, str],
     published: Mapping[str, Mapping[str, float]],
-) -> XaresCard:
+) -> ScoreChart:
     rows = []
     for result in results:
-        values: dict[str, float] = {score.method: 100 * score.value for score in result.scores if score.task == task}
-        lacking = "" if values else "failed" if task in result.failures else "not run"
-        rows.append(XaresRow(result.model, colours[result.model], _bars(values), lacking))
-    rows += [XaresRow(model, published_colour(model), _bars(values)) for model, values in published.items()]
+        values: dict[str, float] = {one.method: 100 * one.value for one in result.scores if one.task == task}
+        note = "" if values else "failed" if task in result.failures else "not run"
+        rows.append(ScoreRow(result.model, colours[result.model], _scores(values), note))
+    rows += [ScoreRow(model, published_colour(model), _scores(values)) for model, values in published.items()]
     metric = next((found for result in results if (found := metric_of(result, task))), "")
-    return XaresCard(TASKS[task].title if task in TASKS else task, metric, rows)
+    return ScoreChart(TASKS[task].title if task in TASKS else task, metric, tuple(rows))
 
 
-def _bars(values: Mapping[str, float]) -> list[XaresBar]:
-    return [
-        XaresBar(METHOD_TITLES[method], round(values[method], 2), f"{values[method]:.1f}")
-        for method in METHODS
-        if method in values
-    ]
+def _scores(values: Mapping[str, float]) -> tuple[Score, ...]:
+    return tuple(
+        Score(METHOD_TITLES[method], values[method], f"{values[method]:.1f}") for method in METHODS if method in values
+    )
 
 
 def _table(results: Sequence[XaresResult]) -> list[tuple[str, ...]]:
@@ -182,6 +149,6 @@ def _table(results: Sequence[XaresResult]) -> list[tuple[str, ...]]:
         for name in [*(task.name for task in touched_tasks(result)), *own_tasks(result)]:
             values = {score.method: f"{100 * score.value:.2f}" for score in result.scores if score.task == name}
             title, domain = (TASKS[name].title, TASKS[name].domain) if name in TASKS else (name, "")
-            cells = [values.get(method, "–") for method in ("mlp", "knn")]
+            cells = [values.get(method, "–") for method in METHODS]
             rows.append((result.model, title, domain, metric_of(result, name), *cells))
     return rows

@@ -26,7 +26,7 @@ from bestrq2.evaluate.online import OnlineProbe
 from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.compiling import compile_parts
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-from bestrq2.report.of_run import write_run_report
+from bestrq2.report.page import write_run_report
 from bestrq2.train.callbacks import Evaluation, MovingAverage, RunKeeper
 from bestrq2.train.checkpoints import RunCheckpointIO
 from bestrq2.train.config import resolve

@@ -1,6 +1,5 @@
-"""Several runs beside each other: tables, sentences and figures with intervals over seeds."""
+"""Comparison of runs: tables, sentences, figures and a page with intervals over seeds."""
 
-from bestrq2.report.comparison.command import compare
-from bestrq2.report.comparison.contents import Comparison
+from bestrq2.report.comparison.comparison import Comparison, compare_runs
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare_runs"]

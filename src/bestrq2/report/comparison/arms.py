@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed form an arm, the unit that is compared."""
+"""Arms, the unit of a comparison: runs that differ in nothing but their seed, and their curves over the seeds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bestrq2.errors import DataError
 from bestrq2.inference.cost import Cost, cost
-from bestrq2.report.comparison.runs import Run
-from bestrq2.report.run_folder import value_text
+from bestrq2.report.comparison.statistics import Estimate, estimate
+from bestrq2.report.runs import Run, value_text
+from bestrq2.run_records import Curve
 
-# What does not change what is learned: where and how fast a run ran, what it wrote and watched.
+# Settings that do not change what is learned: where and how fast a run ran, what it wrote and watched.
 INCIDENTAL = {"recipe", "description", "extends", "output", "seed", "resume", "loader.num_workers"} | {
     f"trainer.{name}"
     for name in (
@@ -30,7 +34,7 @@ INCIDENTAL = {"recipe", "description", "extends", "output", "seed", "resume", "l
     )
 }
 INCIDENTAL_GROUPS = ("probe", "watch", "logging")
-# How labels call settings; others go by the last part of their name.
+# Names of settings in labels; others go by the last part of their name.
 SHORT = {
     "data": "data",
     "trainer.max_steps": "steps",
@@ -52,8 +56,8 @@ class Arm:
 
     Attributes:
         label: unique among the arms.
-        runs: by seed.
-        settings: those that matter, under dotted names.
+        runs: runs by seed.
+        settings: settings that change what is learned, under dotted names.
     """
 
     label: str
@@ -62,12 +66,17 @@ class Arm:
 
     @property
     def first(self) -> Run:
-        """Any of the runs: what they share can be read there."""
+        """One of the runs, for what they share."""
         return self.runs[0]
+
+    @property
+    def probed(self) -> list[Run]:
+        """Runs with a benchmark result."""
+        return [run for run in self.runs if run.result is not None]
 
     @functools.cached_property
     def cost(self) -> Cost:
-        """Size of the model, and what a clip costs in training."""
+        """Size of the model, and operations per clip in training."""
         return cost(self.first.model)
 
     def gflops(self, steps: int) -> float:
@@ -75,24 +84,15 @@ class Arm:
         return self.cost.training_gflops * self.first.batch_size * steps
 
 
-def settings_that_matter(run: Run) -> dict[str, Any]:
-    """The settings that change what is learned."""
-    return {
-        key: value
-        for key, value in run.settings.items()
-        if key not in INCIDENTAL and key.split(".")[0] not in INCIDENTAL_GROUPS
-    }
-
-
 def group(runs: Sequence[Run]) -> list[Arm]:
-    """The arms in order of their first run; reference runs and runs at different steps are arms of their own.
+    """Arms in the order of their first run; reference runs and runs at different steps are arms of their own.
 
     Raises:
         DataError: an arm has the same seed twice.
     """
     grouped: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps([run.reference, run.steps, settings_that_matter(run)], sort_keys=True, default=str)
+        key = json.dumps([run.reference, run.steps, learning_settings(run)], sort_keys=True, default=str)
         grouped.setdefault(key, []).append(run)
     for members in grouped.values():
         seeds: dict[int, Run] = {}
@@ -105,9 +105,17 @@ def group(runs: Sequence[Run]) -> list[Arm]:
             seeds[run.seed] = run
     parts = [tuple(sorted(members, key=lambda run: run.seed)) for members in grouped.values()]
     return [
-        Arm(label, members, settings_that_matter(members[0]))
-        for label, members in zip(_labels(parts), parts, strict=True)
+        Arm(label, members, learning_settings(members[0])) for label, members in zip(_labels(parts), parts, strict=True)
     ]
+
+
+def learning_settings(run: Run) -> dict[str, Any]:
+    """Settings that change what is learned."""
+    return {
+        key: value
+        for key, value in run.settings.items()
+        if key not in INCIDENTAL and key.split(".")[0] not in INCIDENTAL_GROUPS
+    }
 
 
 def differing(settings: Iterable[dict[str, Any]]) -> list[str]:
@@ -125,36 +133,104 @@ def _labels(parts: Sequence[tuple[Run, ...]]) -> list[str]:
     labels = list(base)
     for name in dict.fromkeys(base):
         places = [place for place, label in enumerate(base) if label == name]
-        settings = [settings_that_matter(parts[place][0]) for place in places]
-        for place, told in zip(places, _told_apart(settings), strict=True):
-            labels[place] = ", ".join([name, *told])
-    marked = []
-    for label, runs in zip(labels, parts, strict=True):
-        run = runs[0]
-        mark = "" if run.finished else f" (unfinished, step {run.steps:,} of {run.max_steps:,})"
-        marked.append(label + mark)
+        settings = [learning_settings(parts[place][0]) for place in places]
+        for place, differences in zip(places, _differences(settings), strict=True):
+            labels[place] = ", ".join([name, *differences])
+    for place, runs in enumerate(parts):
+        if not runs[0].finished:
+            labels[place] += f" (unfinished, step {runs[0].steps:,} of {runs[0].max_steps:,})"
     found: list[str] = []
-    for label, runs in zip(marked, parts, strict=True):
-        unique = label if marked.count(label) == 1 else f"{label} ({runs[0].folder})"
+    for label, runs in zip(labels, parts, strict=True):
+        unique = label if labels.count(label) == 1 else f"{label} ({runs[0].folder})"
         found.append(unique if unique not in found else f"{unique} #{len(found) + 1}")
     return found
 
 
-def _told_apart(settings: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """For each arm settings with their values: all that differ if they are few, else those that tell most, and "…"."""
+def _differences(settings: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Settings that tell arms apart, with values: all that differ if they are few, else the most telling and "…"."""
     names, more = differing(settings), []
     if len(names) > MOST_NAMED:
         more = ["…"]
         chosen: list[str] = []
+        # greedily take the setting that separates most arms from each other
         while len(chosen) < MOST_NAMED:
             best = max(names, key=lambda name: (_distinct(settings, [*chosen, name]), -names.index(name)))
             if chosen and _distinct(settings, [*chosen, best]) == _distinct(settings, chosen):
                 break
             chosen.append(best)
         names = chosen
-    told = [[f"{SHORT.get(n, n.split('.')[-1])} {value_text(one.get(n), n)}" for n in names] for one in settings]
-    return [[*one, *more] for one in told]
+    texts = [[f"{SHORT.get(n, n.split('.')[-1])} {value_text(one.get(n), n)}" for n in names] for one in settings]
+    return [[*one, *more] for one in texts]
 
 
 def _distinct(settings: Sequence[dict[str, Any]], names: Sequence[str]) -> int:
     return len({json.dumps([one.get(name) for name in names], default=str) for one in settings})
+
+
+# --- curves over the seeds ---
+
+
+@dataclass(frozen=True)
+class Band:
+    """A metric of one arm: its mean over seeds, between the lowest and the highest seed.
+
+    Attributes:
+        steps: int64 [N], rising.
+        mean, low, high: float64 [N].
+        seconds: float64 [N], mean over seeds of the seconds of training at those steps; None where not recorded.
+        gflops: float64 [N], operations of training up to those steps.
+    """
+
+    steps: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    seconds: NDArray[np.float64] | None
+    gflops: NDArray[np.float64]
+
+
+def stage(arms: Sequence[Arm], quantity: str, points: int) -> str | None:
+    """Stage of which a quantity is shown for all arms, so that training and validation are never mixed.
+
+    Returns:
+        "validation" if every run has at least `points` values there, else "train"; None where no run logged it.
+    """
+    runs = [run for arm in arms for run in arm.runs]
+    for name in ("validation", "train"):
+        counts = [len(run.curves[m][0]) if (m := f"{name}/{quantity}") in run.curves else 0 for run in runs]
+        if counts and min(counts) >= points:
+            return name
+    return "train" if any(f"train/{quantity}" in run.curves for run in runs) else None
+
+
+def band(arm: Arm, metric: str) -> Band | None:
+    """A metric over the seeds of an arm, at the steps of its first run that all logged; None if there are none."""
+    curves = [(run, run.curves[metric]) for run in arm.runs if metric in run.curves]
+    if not curves:
+        return None
+    first, last = max(int(steps[0]) for _, (steps, _) in curves), min(int(steps[-1]) for _, (steps, _) in curves)
+    grid = curves[0][1][0]
+    grid = grid[(grid >= first) & (grid <= last)]
+    if len(grid) == 0:
+        return None
+    values = np.stack([interpolated(curve, grid) for _, curve in curves])
+    timings = [run.timing for run, _ in curves if run.timing is not None]
+    seconds = None
+    if timings:
+        seconds = np.mean(
+            [interpolated((np.r_[0, steps], np.r_[0.0, times]), grid) for steps, times in timings], axis=0
+        )
+    gflops = np.array([arm.gflops(int(step)) for step in grid])
+    return Band(grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0), seconds, gflops)
+
+
+def interpolated(curve: Curve, steps: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values of a curve at other steps, linearly interpolated."""
+    return np.asarray(np.interp(steps, curve[0], curve[1]), dtype=np.float64)
+
+
+def final_values(arm: Arm, metric: str) -> Estimate | None:
+    """Last value of a metric over the seeds; None unless all runs logged it."""
+    values = [run.final(metric) for run in arm.runs]
+    known = [value for value in values if value is not None]
+    return estimate(known) if len(known) == len(values) else None

@@ -1,22 +1,29 @@
-"""Probe scores of arms over their seeds, beside the sanity rows, and who is ahead of whom."""
+"""Probe scores of arms over their seeds, beside the baselines, and the differences between arms."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
 from bestrq2.errors import DataError
+from bestrq2.evaluate.benchmark import read_benchmark_result
 from bestrq2.evaluate.result import Result
+from bestrq2.evaluate.score_table import domain_means
 from bestrq2.evaluate.task_probe import METHODS
-from bestrq2.report.comparison import results
 from bestrq2.report.comparison.arms import Arm
-from bestrq2.report.comparison.contents import Pair, ProbeRow, Table
-from bestrq2.report.comparison.results import LOG_MEL, RANDOM, SUPERVISED
-from bestrq2.report.comparison.statistics import Difference, Estimate, estimate, pooled_spread, welch
+from bestrq2.report.comparison.statistics import Difference, Estimate, estimate, welch
+from bestrq2.report.runs import BENCHMARK
+from bestrq2.run_records import flatten
 
-TITLES = {"linear": "linear probe (%)", "knn": "k-NN (%)"}
-NOT_PROBED = f"not probed: run `bestrq2 probe RUN {results.BENCHMARK}`"
+LOG_MEL, RANDOM, SUPERVISED = "log-mel statistics", "random encoder", "supervised"
+# Not "upper bound": with as few labels as the probes see, much pretraining gets beyond it.
+SUPERVISED_ROW = "encoder trained on the labels"
+NOT_PROBED = f"not probed: run `bestrq2 probe RUN {BENCHMARK}`"
 # Shares by which the log-mel statistics, which need no training, may differ between results.
 SAME = 0.002
 # Model fields that do not shape the encoder that users keep.
@@ -32,37 +39,85 @@ NOT_OF_THE_ENCODER = (
 )
 
 
+@dataclass(frozen=True)
+class ProbeRow:
+    """One row of a table of probe scores.
+
+    Attributes:
+        label: label of the arm or the baseline.
+        kind: "arm", "chance", "log-mel statistics", "random encoder" or "supervised".
+        scores: domain → share, with "mean" over the domains; empty where `missing` says why.
+        missing: reason for missing scores, "" where there are scores.
+        arms: labels of the arms that share the architecture of a random encoder.
+    """
+
+    label: str
+    kind: str
+    scores: dict[str, Estimate] = field(default_factory=dict)
+    missing: str = ""
+    arms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Difference between two arms under one method, in shares: of the mean of means, and of every domain."""
+
+    method: str
+    arm: str
+    baseline: str
+    difference: Difference
+    domains: dict[str, Difference]
+
+
 def probe_rows(arms: Sequence[Arm]) -> dict[str, list[ProbeRow]]:
-    """Rows by method; empty where no run was probed.
+    """Rows by method: the arms, then the baselines; empty where no run was probed.
 
     Raises:
-        DataError: the results, or that of the supervised bound, came about in different ways.
+        DataError: the results, or that of the supervised encoder, were made with different protocols.
     """
-    probed = [run for arm in arms for run in arm.runs if run.result is not None]
-    results.require_one_benchmark(probed)
-    found = [run.result for run in probed if run.result is not None]
-    if not found:
+    probed = [(str(run.folder), run.result) for arm in arms for run in arm.runs if run.result is not None]
+    if not probed:
         return {}
-    supervised = results.supervised_result()
-    if supervised is not None:
-        results.compare_kinds(str(probed[0].folder), found[0], "the supervised bound of this version", supervised)
+    for folder, result in probed:
+        for method in METHODS:
+            if not _has(result, result.model, method):
+                raise DataError(f"{folder}: its result has no {method} scores of {result.model!r}: probe it again")
+    supervised = supervised_result()
+    shipped = [("the supervised bound of this version", supervised)] if supervised else []
+    for name, result in [*probed[1:], *shipped]:
+        _check_alike(*probed[0], name, result)
+    found = [result for _, result in probed]
     return {
         method: [
             *(_arm_row(arm, method) for arm in arms),
-            ProbeRow("chance", "chance", _single(results.chance(found[0], method))),
+            ProbeRow("chance", "chance", _single(_chance(found[0], method))),
             _baseline_row(LOG_MEL, LOG_MEL, found, method),
             *_random_rows(arms, method),
-            _baseline_row(results.SUPERVISED_ROW, SUPERVISED, [supervised] if supervised else [], method),
+            _baseline_row(SUPERVISED_ROW, SUPERVISED, [supervised] if supervised else [], method),
         ]
         for method in METHODS
     }
 
 
+def pairs(arms: Sequence[Arm], rows: Mapping[str, Sequence[ProbeRow]]) -> list[Pair]:
+    """Differences between every two arms of at least two probed seeds, the later arm minus the earlier one."""
+    found = []
+    for method, of_method in rows.items():
+        scores = {row.label: row.scores for row in of_method if row.kind == "arm" and row.scores}
+        labels = [arm.label for arm in arms if arm.label in scores and len(scores[arm.label]["mean"].values) >= 2]
+        for earlier, later in itertools.combinations(labels, 2):
+            domains = {
+                domain: welch(scores[later][domain].values, scores[earlier][domain].values) for domain in scores[later]
+            }
+            found.append(Pair(method, later, earlier, domains.pop("mean"), domains))
+    return found
+
+
 def disagreeing_baselines(arms: Sequence[Arm]) -> list[str]:
-    """A sentence where the log-mel statistics, which nothing random goes into, score unlike in two results."""
+    """A sentence where the log-mel statistics, in which nothing is random, score differently in two results."""
     found = [run.result for arm in arms for run in arm.runs if run.result is not None]
     for method in METHODS:
-        scores = [results.means(one, method, LOG_MEL)["mean"] for one in found if _has(one, LOG_MEL, method)]
+        scores = [_means(one, method, LOG_MEL)["mean"] for one in found if _has(one, LOG_MEL, method)]
         if scores and max(scores) - min(scores) > SAME:
             return [
                 f"Log-mel statistics score {100 * min(scores):.1f} to {100 * max(scores):.1f} % in the runs' results "
@@ -71,129 +126,24 @@ def disagreeing_baselines(arms: Sequence[Arm]) -> list[str]:
     return []
 
 
-def pairs(arms: Sequence[Arm], rows: dict[str, list[ProbeRow]]) -> list[Pair]:
-    """Differences between every two arms of at least two probed seeds, the later arm less the earlier one."""
-    found = []
-    for method, of_method in rows.items():
-        scores = {row.label: row.scores for row in of_method if row.kind == "arm" and row.scores}
-        labels = [arm.label for arm in arms if arm.label in scores and len(scores[arm.label]["mean"].values) >= 2]
-        for earlier, later in itertools.combinations(labels, 2):
-            apart = {
-                domain: welch(scores[later][domain].values, scores[earlier][domain].values) for domain in scores[later]
-            }
-            mean = apart.pop("mean")
-            found.append(Pair(method, later, earlier, mean, apart))
-    return found
-
-
-def difference_tables(arms: Sequence[Arm], found: Sequence[Pair]) -> list[Table]:
-    """For each method, every arm less the first one, by domain, in points; an asterisk where zero lies outside."""
-    tables = []
-    for method in METHODS:
-        of_method = [pair for pair in found if pair.method == method and pair.baseline == arms[0].label]
-        if of_method:
-            header = ("", *(domain or "other" for domain in of_method[0].domains), "mean of means")
-            lines = [(pair.ahead, *map(_points, [*pair.domains.values(), pair.difference])) for pair in of_method]
-            title = f"{TITLES[method].removesuffix(' (%)')}: points above {arms[0].label}"
-            tables.append(Table(title, header, tuple(lines)))
-    return tables
-
-
-def _points(difference: Difference) -> str:
-    mark = " *" if difference.clear else ""
-    return f"{100 * difference.difference:+.1f} ± {100 * difference.half_width:.1f}{mark}"
-
-
-def spread_sentences(rows: dict[str, list[ProbeRow]]) -> list[str]:
-    """For each method, what seeds alone do: with two or three seeds an arm, its own interval is hardly known."""
-    sentences = []
-    for method, of_method in rows.items():
-        samples = [row.scores["mean"].values for row in of_method if row.kind == "arm" and row.scores]
-        several = [len(one) for one in samples if len(one) > 1]
-        spread = pooled_spread(samples)
-        if spread is not None and len(several) >= 3:
-            least = 100 * spread.least_difference(min(several), min(several))
-            sentences.append(
-                f"{_title(method)}: if all arms spread alike, seeds spread by {100 * spread.deviation:.1f} points "
-                f"({spread.degrees} degrees of freedom), and means of {min(several)} seeds each are apart from "
-                f"{least:.1f} points on."
-            )
-    return sentences
-
-
-def _title(method: str) -> str:
-    return TITLES[method].removesuffix(" (%)").replace("linear", "Linear")
-
-
-def probe_table(method: str, rows: Sequence[ProbeRow], arms: Sequence[Arm]) -> Table:
-    """Scores in percent with their intervals over seeds."""
-    domains = list(next(row.scores for row in rows if row.scores))
-    header = ("", *(domain or "other" for domain in domains[:-1]), "mean of means")
-    counts = {arm.label: (sum(run.result is not None for run in arm.runs), len(arm.runs)) for arm in arms}
-    lines: list[tuple[str, ...]] = []
-    for row in rows:
-        if row.missing:
-            lines.append((row.label, row.missing))
-            continue
-        probed, runs = counts.get(row.label, (1, 1)) if row.kind == "arm" else (1, 1)
-        label = row.label if probed == runs else f"{row.label} ({probed} of {runs} seeds probed)"
-        lines.append((label, *(percent(row.scores[domain], row.kind == "arm") for domain in domains)))
-    return Table(TITLES[method], header, tuple(lines))
-
-
-def percent(score: Estimate, of_seeds: bool = True) -> str:
-    """In percent: "62.1 ± 0.8", or "62.1 (1 seed)"."""
-    mean = f"{100 * score.mean:.1f}"
-    if score.half_width is not None:
-        return f"{mean} ± {100 * score.half_width:.1f}"
-    return f"{mean} (1 seed)" if of_seeds else mean
-
-
-def pair_sentences(arms: Sequence[Arm], found: Sequence[Pair], rows: dict[str, list[ProbeRow]]) -> list[str]:
-    """For each method, every arm against the first one."""
-    sentences = []
-    for method in rows:
-        baseline = arms[0].label
-        for arm in arms[1:]:
-            pair = next((p for p in found if (p.method, p.ahead, p.baseline) == (method, arm.label, baseline)), None)
-            if pair is not None:
-                sentences.append(f"{_title(method)}: {_pair_sentence(pair)}.")
-    probed = {arm.label: sum(run.result is not None for run in arm.runs) for arm in arms}
-    few = [label for label, count in probed.items() if count == 1]
-    if rows and len(arms) > 1 and few:
-        sentences.append(
-            f"Who is ahead cannot be said with a single probed seed: {'; '.join(few)}; pretrain with another --seed."
-        )
-    compared = sum(pair.baseline == arms[0].label for pair in found) // max(1, len(rows))
-    if compared >= 5:
-        sentences.append(f"Of {compared} comparisons at 95 % each, one may come out ahead or behind by luck alone.")
-    return sentences
-
-
-def _pair_sentence(pair: Pair) -> str:
-    points, half = round(100 * pair.difference.difference, 1) + 0.0, 100 * pair.difference.half_width
-    if not pair.difference.clear:
-        return f"{pair.ahead} and {pair.baseline} are level ({points:+.1f} ± {half:.1f} points)"
-    where = "ahead of" if pair.difference.difference > 0 else "behind"
-    digits = 1 if points else 3
-    return (
-        f"{pair.ahead} is {abs(100 * pair.difference.difference):.{digits}f} ± {half:.{digits}f} points {where} "
-        f"{pair.baseline}"
-    )
+def supervised_result() -> Result | None:
+    """Result of the encoder trained on the labels, which ships with the package; None where it does not."""
+    path = resources.files("bestrq2") / "references" / "supervised.json"
+    return read_benchmark_result(Path(str(path))) if path.is_file() else None
 
 
 def _arm_row(arm: Arm, method: str) -> ProbeRow:
     found = [run.result for run in arm.runs if run.result is not None]
     if not found:
         return ProbeRow(arm.label, "arm", missing=NOT_PROBED)
-    return ProbeRow(arm.label, "arm", _over([results.means(one, method, one.model) for one in found]))
+    return ProbeRow(arm.label, "arm", _over_seeds([_means(one, method, one.model) for one in found]))
 
 
 def _baseline_row(label: str, features: str, found: Sequence[Result], method: str) -> ProbeRow:
     scored = [one for one in found if _has(one, features, method)]
     if not scored:
         return ProbeRow(label, features, missing="not measured")
-    return ProbeRow(label, features, _single(results.means(scored[0], method, features)))
+    return ProbeRow(label, features, _single(_means(scored[0], method, features)))
 
 
 def _random_rows(arms: Sequence[Arm], method: str) -> list[ProbeRow]:
@@ -207,7 +157,7 @@ def _random_rows(arms: Sequence[Arm], method: str) -> list[ProbeRow]:
         labels.append(arm.label)
         for run in arm.runs:
             if run.result is not None and _has(run.result, RANDOM, method):
-                draws.append(results.means(run.result, method, RANDOM))
+                draws.append(_means(run.result, method, RANDOM))
     several = len(by_architecture) > 1
     return [
         ProbeRow(
@@ -231,14 +181,46 @@ def _architecture(arm: Arm) -> str:
 
 
 def _has(result: Result, features: str, method: str) -> bool:
-    return results.has_features(result, features, method)
+    return any(score.features == features and score.method == method for score in result.scores)
 
 
-def _over(scores: Sequence[dict[str, float]]) -> dict[str, Estimate]:
+def _means(result: Result, method: str, features: str) -> dict[str, float]:
+    """Mean of each domain, and "mean" of them, as shares."""
+    return domain_means([score for score in result.scores if score.features == features], method, features)
+
+
+def _chance(result: Result, method: str) -> dict[str, float]:
+    """Chance level of each domain, and "mean" of them, as shares."""
+    by_domain: dict[str, list[float]] = {}
+    for score in result.scores:
+        if score.method == method and score.features == result.model:
+            by_domain.setdefault(score.domain, []).append(score.chance)
+    shares = {domain: sum(values) / len(values) for domain, values in by_domain.items()}
+    return {**shares, "mean": sum(shares.values()) / len(shares)}
+
+
+def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Estimate]:
     if any(list(one) != list(scores[0]) for one in scores):
         raise DataError(f"scores of different domains cannot be averaged: {[list(one) for one in scores]}")
     return {domain: estimate([one[domain] for one in scores]) for domain in scores[0]}
 
 
 def _single(scores: dict[str, float]) -> dict[str, Estimate]:
-    return _over([scores])
+    return _over_seeds([scores])
+
+
+def _check_alike(first: str, one: Result, second: str, other: Result) -> None:
+    """Raise a DataError that names two results and the first difference in how they were made."""
+    ours, theirs = _kind(one), _kind(other)
+    for key in dict.fromkeys([*ours, *theirs]):
+        if ours.get(key) != theirs.get(key):
+            raise DataError(
+                f"{first} and {second} were not probed alike: {key} is {ours.get(key)!r} in the one and "
+                f"{theirs.get(key)!r} in the other; probe both with `bestrq2 probe RUN {BENCHMARK}`"
+            )
+
+
+def _kind(result: Result) -> dict[str, Any]:
+    """Everything that must be equal in comparable results; the tasks were checked when they were read."""
+    kind = {"benchmark": result.benchmark} | {key: result.provenance.get(key) for key in ("synthesiser", "soundworld")}
+    return kind | flatten({"protocol": result.provenance.get("protocol", {})})

@@ -13,12 +13,12 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds.
+    """Mean over seeds.
 
     Attributes:
-        mean: of `values`.
-        half_width: of the 95 % interval by Student's t with n - 1 degrees of freedom; None for a single value.
-        values: one a seed.
+        mean: mean of `values`.
+        half_width: half of the 95 % interval by Student's t with n - 1 degrees of freedom; None for a single value.
+        values: one value per seed.
     """
 
     mean: float
@@ -28,14 +28,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of one arm less that of another, with half the width of its 95 % interval by Welch's t."""
+    """Mean of one arm minus that of another, with half of its 95 % interval by Welch's t."""
 
     difference: float
     half_width: float
 
     @property
     def clear(self) -> bool:
-        """Whether zero lies outside of the interval."""
+        """Whether the interval excludes zero."""
         return abs(self.difference) > self.half_width
 
 
@@ -55,7 +55,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     a, b = float(one.var(ddof=1)) / len(one), float(two.var(ddof=1)) / len(two)
     if a + b == 0:
         return Difference(difference, 0.0)
-    # Relative variances: the squares of tiny ones would vanish.
+    # Welch-Satterthwaite in relative variances, since the squares of tiny ones would underflow
     share = a / (a + b)
     degrees = 1 / (share**2 / (len(one) - 1) + (1 - share) ** 2 / (len(two) - 1))
     return Difference(difference, _quantile(degrees) * math.sqrt(a + b))
@@ -63,18 +63,18 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 @dataclass(frozen=True)
 class Spread:
-    """What seeds alone do, taken as the same in all arms.
+    """Spread between seeds, assumed to be the same in all arms.
 
     Attributes:
         deviation: standard deviation between seeds of one arm, pooled over arms.
-        degrees: of freedom it rests on.
+        degrees: degrees of freedom of the deviation.
     """
 
     deviation: float
     degrees: int
 
     def least_difference(self, first: int, second: int) -> float:
-        """From which difference on the means of that many seeds each are apart at 95 % (Fisher's)."""
+        """Fisher's least significant difference at 95 % between means of that many seeds each."""
         return _quantile(self.degrees) * self.deviation * math.sqrt(1 / first + 1 / second)
 
 
@@ -89,6 +89,7 @@ def pooled_spread(samples: Sequence[Sequence[float]]) -> Spread | None:
 
 
 def _quantile(degrees: float) -> float:
+    """Two-sided 95 % quantile of Student's t."""
     from scipy.stats import t
 
     return float(t.ppf((1 + LEVEL) / 2, degrees))

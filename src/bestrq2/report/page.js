@@ -32,7 +32,7 @@
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
   window.addEventListener("scroll", hideTip, { passive: true });
 
-  // Curves: read the values nearest to the pointer.
+  // Curves: the values nearest to the pointer.
   const narrow = "\u202f";
   function valueText(value, unit) {
     if (unit === "percent") return (100 * value).toFixed(1) + narrow + "%";
@@ -41,43 +41,45 @@
     const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : size >= 0.1 || size === 0 ? 3 : 5;
     return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
   }
-  function nearest(steps, step) {
-    let low = 0, high = steps.length - 1;
+  function nearest(places, place) {
+    let low = 0, high = places.length - 1;
     while (high - low > 1) {
       const middle = (low + high) >> 1;
-      if (steps[middle] <= step) low = middle; else high = middle;
+      if (places[middle] <= place) low = middle; else high = middle;
     }
-    return Math.abs(steps[low] - step) <= Math.abs(steps[high] - step) ? low : high;
+    return Math.abs(places[low] - place) <= Math.abs(places[high] - place) ? low : high;
   }
   for (const area of document.querySelectorAll(".curve .area")) {
     const data = JSON.parse(area.querySelector("script").textContent);
     const cursor = area.querySelector(".cursor");
-    const everyStep = [...new Set(data.series.flatMap((series) => series.steps))].sort((a, b) => a - b);
+    const places = [...new Set(data.series.flatMap((series) => series.x))].sort((a, b) => a - b);
     let current = null;
-    function read(step, y) {
-      current = step;
-      const share = (step - data.low) / (data.high - data.low);
+    function read(place, y) {
+      current = place;
+      const share = (place - data.low) / (data.high - data.low);
       const box = area.getBoundingClientRect();
       cursor.hidden = false;
       cursor.style.left = `${100 * share}%`;
       const table = document.createElement("table");
       const title = table.insertRow().insertCell();
-      title.textContent = `step ${step.toLocaleString("en")}`;
+      title.textContent = data.pointer.replace("{}", place.toLocaleString("en", { maximumFractionDigits: 2 }));
       title.colSpan = 2;
       for (const series of data.series) {
-        const row = table.insertRow();
+        const row = table.insertRow(), index = nearest(series.x, place);
         const stroke = document.createElement("i");
         stroke.className = series.dashed ? "stroke dashed" : "stroke";
         stroke.style.borderColor = series.colour;
         row.insertCell().append(stroke, series.label);
-        row.insertCell().textContent = valueText(series.values[nearest(series.steps, step)], data.unit);
+        const text = (values) => valueText(values[index], data.unit);
+        const range = series.low && series.low[index] < series.high[index];
+        row.insertCell().textContent = text(series.y) + (range ? ` (${text(series.low)} to ${text(series.high)})` : "");
       }
       showTip(table, box.left + share * box.width, y);
     }
     function point(event) {
       const box = area.getBoundingClientRect();
       const share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
-      read(everyStep[nearest(everyStep, data.low + share * (data.high - data.low))], event.clientY);
+      read(places[nearest(places, data.low + share * (data.high - data.low))], event.clientY);
     }
     function leave() { cursor.hidden = true; current = null; hideTip(); }
     area.addEventListener("pointermove", point);
@@ -88,10 +90,10 @@
       const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!move) return;
       event.preventDefault();
-      const stride = Math.max(1, Math.round(everyStep.length / 40));
-      const from = current === null ? (move > 0 ? -stride : everyStep.length) : nearest(everyStep, current);
-      const next = Math.min(everyStep.length - 1, Math.max(0, from + move * stride));
-      read(everyStep[next], area.getBoundingClientRect().top + 20);
+      const stride = Math.max(1, Math.round(places.length / 40));
+      const from = current === null ? (move > 0 ? -stride : places.length) : nearest(places, current);
+      const next = Math.min(places.length - 1, Math.max(0, from + move * stride));
+      read(places[next], area.getBoundingClientRect().top + 20);
     });
   }
 
@@ -165,6 +167,7 @@
   for (const player of document.querySelectorAll(".player")) {
     const audio = player.querySelector("audio"), button = player.querySelector("button");
     const outline = player.querySelector(".outline"), line = outline.querySelector("i");
+    if (audio.dataset.sound) audio.src = document.getElementById(audio.dataset.sound).src;
     audio.hidden = true;
     button.hidden = false;
     const name = button.getAttribute("aria-label");

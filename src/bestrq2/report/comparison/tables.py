@@ -1,0 +1,262 @@
+"""Tables of a comparison: probe scores, differences, X-ARES, cost of training, last values, settings."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bestrq2.evaluate.published import published_averages
+from bestrq2.evaluate.task_probe import METHODS
+from bestrq2.evaluate.xares.averages import ENTRIES_37, Averages, averages
+from bestrq2.evaluate.xares.entries import XaresResult
+from bestrq2.evaluate.xares.table import BENCHMARK as XARES
+from bestrq2.report.comparison.arms import Arm, differing, final_values, stage
+from bestrq2.report.comparison.probes import Pair, ProbeRow
+from bestrq2.report.comparison.statistics import Difference, Estimate, estimate
+from bestrq2.report.runs import value_text
+from bestrq2.report.scales import flops_text, number_text, time_text
+
+LABEL_WIDTH = 56
+METHOD_NAMES = {"linear": "linear probe", "knn": "k-NN"}
+FINAL = {
+    "loss": "loss",
+    "excess_loss": "excess loss",
+    "accuracy": "accuracy (%)",
+    "code_perplexity": "code perplexity",
+    "code_coverage": "coverage (%)",
+}
+SHARES = ("accuracy", "code_coverage")
+XARES_MEANS = ("speech", "music", "environment", "global mean", "mean of means")
+MOST_SETTINGS = 40
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts in rows and columns; a row of two cells is a label and a sentence across the others."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def heading(self) -> str:
+        """Title with a capital, but for names that have none."""
+        return self.title if self.title.startswith("k-NN") else self.title[:1].upper() + self.title[1:]
+
+    def text(self) -> str:
+        """The table for terminals: columns aligned, a rule below the header."""
+        rows = []
+        for label, *cells in ((self.title, *self.header[1:]), *self.rows):
+            *above, last = textwrap.wrap(label, LABEL_WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [""]
+            rows += [*((line, "") for line in above), (last, *cells)]
+        widths = [
+            max((len(row[column]) for row in rows if self.is_whole(row) or column == 0), default=0)
+            for column in range(len(self.header))
+        ]
+        lines = []
+        for row in rows:
+            cells = [cell.rjust(size) for cell, size in zip(row[1:], widths[1:], strict=False)]
+            rest = "  ".join(cells) if self.is_whole(row) else row[1]
+            lines.append(f"{row[0]:<{widths[0]}}  {rest}".rstrip())
+        return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+
+    def markdown(self) -> str:
+        """The table in Markdown under a heading."""
+        columns = len(self.header)
+        rows = [self.header, ("---", *["---:"] * (columns - 1)), *self.rows]
+        lines = []
+        for row in rows:
+            cells = [cell.replace("|", "\\|") for cell in (*row, *[""] * (columns - len(row)))]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join([f"## {self.heading}", "", *lines])
+
+    def is_whole(self, row: tuple[str, ...]) -> bool:
+        """Whether a row has a cell for every column."""
+        return len(row) == len(self.header)
+
+
+# --- probes ---
+
+
+def probe_table(method: str, rows: Sequence[ProbeRow], arms: Sequence[Arm]) -> Table:
+    """Probe scores in percent with their intervals over seeds."""
+    domains = list(next(row.scores for row in rows if row.scores))
+    header = ("", *(domain or "other" for domain in domains[:-1]), "mean of means")
+    counts = {arm.label: (len(arm.probed), len(arm.runs)) for arm in arms}
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        if row.missing:
+            lines.append((row.label, row.missing))
+            continue
+        probed, runs = counts.get(row.label, (1, 1)) if row.kind == "arm" else (1, 1)
+        label = row.label if probed == runs else f"{row.label} ({probed} of {runs} seeds probed)"
+        lines.append((label, *(percent(row.scores[domain], row.kind == "arm") for domain in domains)))
+    return Table(f"{METHOD_NAMES[method]} (%)", header, tuple(lines))
+
+
+def percent(score: Estimate, of_seeds: bool = True) -> str:
+    """A share in percent: "62.1 ± 0.8", or "62.1 (1 seed)"."""
+    mean = f"{100 * score.mean:.1f}"
+    if score.half_width is not None:
+        return f"{mean} ± {100 * score.half_width:.1f}"
+    return f"{mean} (1 seed)" if of_seeds else mean
+
+
+def difference_tables(arms: Sequence[Arm], pairs: Sequence[Pair]) -> list[Table]:
+    """For each method, every arm minus the first one, by domain, in points; an asterisk marks clear differences."""
+    tables = []
+    for method in METHODS:
+        found = [pair for pair in pairs if pair.method == method and pair.baseline == arms[0].label]
+        if found:
+            header = ("", *(domain or "other" for domain in found[0].domains), "mean of means")
+            lines = [(pair.arm, *map(_points, [*pair.domains.values(), pair.difference])) for pair in found]
+            tables.append(Table(f"{METHOD_NAMES[method]}: points above {arms[0].label}", header, tuple(lines)))
+    return tables
+
+
+def _points(difference: Difference) -> str:
+    mark = " *" if difference.clear else ""
+    return f"{100 * difference.difference:+.1f} ± {100 * difference.half_width:.1f}{mark}"
+
+
+# --- X-ARES ---
+
+
+def xares_tables(arms: Sequence[Arm]) -> list[Table]:
+    """Averages of arms and published models where a run has entries that count, and the tasks of all arms."""
+    return [*_xares_means(arms), *_xares_tasks(arms)]
+
+
+def xares_numbers(arm: Arm) -> list[dict[str, Any] | None]:
+    """By run, the averages by every aggregation and the scores by task; None for a run without a result."""
+    return [None if run.xares is None else {**run.xares.averages, "scores": _by_task(run.xares)} for run in arm.runs]
+
+
+def _xares_means(arms: Sequence[Arm]) -> list[Table]:
+    by_arm = {
+        arm.label: [averages(run.xares.scores, ENTRIES_37) for run in arm.runs if run.xares is not None] for arm in arms
+    }
+    if not any(one.global_mean.found for own in by_arm.values() for one in own):
+        return []
+    rows: list[tuple[str, ...]] = []
+    for arm in arms:
+        own = by_arm[arm.label]
+        cells = [_xares_mean(own, place, len(arm.runs)) for place in range(len(XARES_MEANS))]
+        rows.append((arm.label, *cells) if own else (arm.label, "not run"))
+    rows += [(f"{row.model} (published)", *row.cells) for row in published_averages(XARES, ENTRIES_37.name)]
+    return [Table(f"{XARES}, {ENTRIES_37.name} (%)", ("", *XARES_MEANS), tuple(rows))]
+
+
+def _xares_mean(own: Sequence[Averages], place: int, seeds: int) -> str:
+    """Mean over the seeds that have all entries, with its interval; else the number of entries of the fullest seed."""
+    means = [one.means[place] for one in own]
+    values = [mean.value for mean in means if mean.value is not None]
+    if not values:
+        return max(means, key=lambda mean: mean.found).text if means else ""
+    return _over_seeds(values, seeds, 2)
+
+
+def _xares_tasks(arms: Sequence[Arm]) -> list[Table]:
+    """One row per task that any run has a score of: means over the seeds, linear probe and k-NN."""
+    tasks = dict.fromkeys(
+        task for arm in arms for run in arm.runs if run.xares is not None for task in _by_task(run.xares)
+    )
+    if not tasks:
+        return []
+    rows = [(task, *(_xares_task(arm, task) for arm in arms)) for task in tasks]
+    return [Table(f"{XARES}, linear / k-NN (%)", ("", *(arm.label for arm in arms)), tuple(rows))]
+
+
+def _xares_task(arm: Arm, task: str) -> str:
+    runs = [_by_task(run.xares).get(task, {}) for run in arm.runs if run.xares is not None]
+    cells = []
+    for method in ("mlp", "knn"):
+        values = [scores[method] for scores in runs if method in scores]
+        cells.append(_over_seeds(values, len(arm.runs), 1) if values else NONE)
+    return NONE if set(cells) == {NONE} else " / ".join(cells)
+
+
+def _by_task(result: XaresResult) -> dict[str, dict[str, float]]:
+    """Scores by task and method."""
+    found: dict[str, dict[str, float]] = {}
+    for score in result.scores:
+        found.setdefault(score.task, {})[score.method] = score.value
+    return found
+
+
+def _over_seeds(values: Sequence[float], seeds: int, digits: int) -> str:
+    found = estimate(values)
+    text = f"{100 * found.mean:.{digits}f}"
+    if found.half_width is not None:
+        text += f" ± {100 * found.half_width:.{digits}f}"
+    return text if len(values) == seeds else f"{text} ({len(values)} of {seeds} seeds)"
+
+
+# --- training ---
+
+
+def cost_table(arms: Sequence[Arm]) -> Table:
+    """Seeds, steps, size, operations and time of every arm."""
+    header = ("", "seeds", "steps", "encoder", "GFLOPs a clip", "training in all", "wall time")
+    rows = [
+        (
+            arm.label,
+            ", ".join(str(run.seed) for run in arm.runs),
+            f"{arm.first.steps:,}",
+            f"{arm.cost.encoder_parameters / 1e6:.2f} M",
+            f"{arm.cost.training_gflops:.4g}",
+            flops_text(arm.gflops(arm.first.steps)),
+            _wall_time(arm),
+        )
+        for arm in arms
+    ]
+    return Table("cost of training", header, tuple(rows))
+
+
+def final_table(arms: Sequence[Arm]) -> Table:
+    """Means over seeds, with intervals, of the values logged last."""
+    stages = {quantity: stage(arms, quantity, 1) for quantity in FINAL}
+    used = {name for name in stages.values() if name}
+    title = f"at the last step ({used.pop()})" if len(used) == 1 else "at the last step"
+    mixed = bool(used)
+    header = ("", *(f"{text}, {stages[q]}" if mixed and stages[q] else text for q, text in FINAL.items()))
+    rows = [(arm.label, *(_final(final_values(arm, f"{stages[q]}/{q}"), q in SHARES) for q in FINAL)) for arm in arms]
+    return Table(title, header, tuple(rows))
+
+
+def settings_table(arms: Sequence[Arm]) -> Table | None:
+    """Settings that differ between the arms, one row per setting; None where none does."""
+    names = differing([arm.settings for arm in arms])
+    if not names:
+        return None
+    rows = [(name, *(value_text(arm.settings.get(name), name) for arm in arms)) for name in names[:MOST_SETTINGS]]
+    if len(names) > MOST_SETTINGS:
+        rows.append((f"and {len(names) - MOST_SETTINGS} more, in comparison.json", *[""] * len(arms)))
+    return Table("settings that differ", ("", *(arm.label for arm in arms)), tuple(rows))
+
+
+def estimate_numbers(value: Estimate) -> Mapping[str, Any]:
+    """An estimate as plain JSON types."""
+    return {"mean": value.mean, "half_width": value.half_width, "values": list(value.values)}
+
+
+def _wall_time(arm: Arm) -> str:
+    known = [seconds for run in arm.runs if (seconds := run.seconds()) is not None]
+    if not known:
+        return "not recorded"
+    text = time_text(sum(known) / len(known))
+    return text if len(known) == len(arm.runs) else f"{text} ({len(known)} of {len(arm.runs)} seeds)"
+
+
+def _final(value: Estimate | None, share: bool) -> str:
+    if value is None:
+        return NONE
+    factor = 100 if share else 1
+    text = number_text(factor * value.mean)
+    if value.half_width is None:
+        return text
+    places = len(text.partition(".")[2])
+    return f"{text} ± {factor * value.half_width:.{places}f}"

@@ -1,0 +1,305 @@
+"""Embedded clips to look at and listen to: a map in two dimensions, nearest neighbours, and players."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestrq2.data.labels import LabelledTask
+from bestrq2.inference.embedder import Embedder
+
+MAP_WIDTH, MAP_HEIGHT, MARGIN = 640, 520, 16
+# Fewer points say no more by t-SNE than by their principal components, and scikit-learn takes a second to import.
+FEWEST_FOR_TSNE, MOST_POINTS = 40, 2000
+SEED = 0
+QUERIES, NEIGHBOURS = 6, 3
+SECONDS, HIGHEST_RATE, OUTLINE_POINTS = 4.0, 16_000, 120
+
+
+@dataclass(frozen=True)
+class EmbeddedClip:
+    """One labelled clip and its embedding.
+
+    Attributes:
+        vector: float [D], the clip embedding.
+        domain, task, label: where the clip comes from and what it holds.
+        waveform: int16 [S], or None where the clip cannot be played.
+        sampling_rate: of `waveform`, in Hz.
+    """
+
+    vector: NDArray[np.floating]
+    domain: str
+    task: str
+    label: str
+    waveform: NDArray[np.int16] | None
+    sampling_rate: int
+
+
+def embedded_task_clips(embedder: Embedder, tasks: Sequence[LabelledTask], per_task: int = 40) -> list[EmbeddedClip]:
+    """Embed the first test clips of every clip task, with their labels and sound."""
+    clips: list[EmbeddedClip] = []
+    for task in tasks:
+        if task.kind != "clip":
+            continue
+        audio = list(task.test.audio[:per_task])
+        vectors = embedder.embed(audio, task.test.sampling_rate).clip
+        for place, vector in enumerate(vectors):
+            sound = audio[place]
+            waveform = _int16(sound) if isinstance(sound, np.ndarray) else None
+            label = task.classes[int(task.test.labels[place])]
+            rate = task.test.sampling_rate or HIGHEST_RATE
+            clips.append(EmbeddedClip(vector, task.domain, task.name, label, waveform, rate))
+    return clips
+
+
+def embedded_clips(embedder: Embedder, waveforms: Sequence[np.ndarray], names: Sequence[str]) -> list[EmbeddedClip]:
+    """Embed unlabelled clips under their names, float32 [samples] each at the model's sampling rate."""
+    rate = embedder.config.sampling_rate
+    vectors = embedder.embed(list(waveforms), rate).clip
+    return [
+        EmbeddedClip(vector, "recordings", "recordings", name, _int16(sound), rate)
+        for vector, sound, name in zip(vectors, waveforms, names, strict=True)
+    ]
+
+
+def _int16(waveform: np.ndarray) -> NDArray[np.int16]:
+    return (32767 * np.clip(waveform, -1, 1)).astype(np.int16)
+
+
+def directions(clips: Sequence[EmbeddedClip]) -> NDArray[np.float64]:
+    """Unit vectors [N, D] of the clips around their mean; a vector equal to the mean stays zero.
+
+    The mean is subtracted because what all embeddings share says nothing about how they differ.
+    """
+    vectors = np.stack([np.asarray(clip.vector, dtype=np.float64).reshape(-1) for clip in clips])
+    vectors = vectors - vectors.mean(axis=0) if len(clips) > 1 else vectors
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-12)
+
+
+# --- map ---
+
+
+@dataclass(frozen=True)
+class MapPoint:
+    """One clip on the map, x and y in its MAP_WIDTH × MAP_HEIGHT box."""
+
+    x: float
+    y: float
+    domain: str
+    task: str
+    label: str
+
+
+@dataclass(frozen=True)
+class MapFigure:
+    """Map of `of` clips; `method` names how it was made, `tasks` has every (domain, task) in order."""
+
+    points: list[MapPoint]
+    method: str
+    tasks: list[tuple[str, str]]
+    of: int
+
+
+def map_figure(clips: Sequence[EmbeddedClip]) -> MapFigure | None:
+    """Map of the clips (at most MOST_POINTS, evenly taken); None where there is nothing to lay out."""
+    kept = [clips[i] for i in np.linspace(0, len(clips) - 1, min(len(clips), MOST_POINTS)).astype(int)] if clips else []
+    if len(kept) < 2:
+        return None
+    vectors = directions(kept)
+    if not np.any(np.ptp(vectors, axis=0) > 1e-9):
+        return None
+    flat, method = project(vectors)
+    points = [
+        MapPoint(round(float(x), 1), round(float(y), 1), clip.domain, clip.task, clip.label)
+        for (x, y), clip in zip(_fitted(flat), kept, strict=True)
+    ]
+    return MapFigure(points, method, list(dict.fromkeys((clip.domain, clip.task) for clip in kept)), len(clips))
+
+
+def project(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
+    """Two coordinates [N, 2] of vectors [N, D], and the name of the method.
+
+    t-SNE from a PCA start with perplexity 30, or less where there are few clips; principal components alone below
+    FEWEST_FOR_TSNE clips and in one dimension.
+    """
+    n, d = vectors.shape
+    if n < FEWEST_FOR_TSNE or d < 2:
+        left, strength, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+        flat = (left * strength)[:, :2]
+        return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))), "principal components"
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    perplexity = min(30.0, (n - 1) / 4)
+    with threadpool_limits(1):  # many threads gain little here and wait for each other on a busy machine
+        flat = TSNE(init="pca", perplexity=perplexity, random_state=SEED).fit_transform(vectors)
+    return np.asarray(flat, dtype=np.float64), f"t-SNE, perplexity {perplexity:.0f}, from a PCA start"
+
+
+def _fitted(flat: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points [N, 2] turned so that the longer side lies across, and scaled to fill the box inside its margin."""
+    if np.ptp(flat[:, 1]) > np.ptp(flat[:, 0]):
+        flat = flat[:, ::-1]
+    low, span = flat.min(axis=0), np.ptp(flat, axis=0)
+    box = np.array([MAP_WIDTH - 2 * MARGIN, MAP_HEIGHT - 2 * MARGIN])
+    scale = float(np.min(box / np.maximum(span, 1e-12)))
+    return np.asarray(MARGIN + (box - span * scale) / 2 + (flat - low) * scale)
+
+
+# --- nearest neighbours ---
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Playable cut of a clip.
+
+    Attributes:
+        name: unique on the page.
+        uri: data URI of a FLAC file; "" where the page holds the sound of this name already.
+        start, seconds: place and length of the cut in the clip.
+        outline: SVG path of its loudness.
+    """
+
+    name: str
+    uri: str
+    start: float
+    seconds: float
+    outline: str
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A clip in a row; `similarity` is the cosine to the query (1 for the query itself)."""
+
+    clip: EmbeddedClip
+    sound: Sound | None
+    similarity: float
+    same_label: bool
+    same_domain: bool
+
+
+@dataclass(frozen=True)
+class NeighbourFigure:
+    """Rows of a query and its neighbours, nearest first.
+
+    The shares say how often, over all N clips, the NEIGHBOURS nearest have the domain or the label of their clip, and
+    how often random other clips have.
+    """
+
+    rows: list[list[Neighbour]]
+    clips: int
+    same_domain: float
+    same_domain_chance: float
+    same_label: float
+    same_label_chance: float
+
+
+def neighbour_figure(clips: Sequence[EmbeddedClip]) -> NeighbourFigure | None:
+    """Neighbours of up to QUERIES playable clips; None where there are fewer than two clips or none can be played."""
+    queries = choose_queries(clips)
+    if len(clips) < 2 or not queries:
+        return None
+    vectors = directions(clips)
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(clips) - 1)]
+    domains = _numbers([clip.domain for clip in clips])
+    labels = _numbers([(clip.domain, clip.task, clip.label) for clip in clips])
+    heard: set[int] = set()
+
+    def entry(index: int, query: int) -> Neighbour:
+        sound = _sound(clips[index], f"sound-{index}", again=index in heard)
+        heard.add(index)
+        cosine = 1.0 if index == query else float(similarity[index, query])
+        return Neighbour(
+            clips[index], sound, cosine, bool(labels[index] == labels[query]), bool(domains[index] == domains[query])
+        )
+
+    rows = [[entry(query, query), *(entry(int(i), query) for i in nearest[query])] for query in queries]
+    return NeighbourFigure(rows, len(clips), *_agreement(domains, nearest), *_agreement(labels, nearest))
+
+
+def choose_queries(clips: Sequence[EmbeddedClip], count: int = QUERIES) -> list[int]:
+    """Indices of up to `count` playable clips, domains in turn and within each as many tasks as possible."""
+    playable = [i for i, clip in enumerate(clips) if clip.waveform is not None and clip.waveform.size]
+    seen: dict[tuple[str, str], int] = {}
+    turns: dict[str, int] = {}
+    ranked = []
+    for index in playable:
+        task = (clips[index].domain, clips[index].task)
+        seen[task] = seen.get(task, 0) + 1
+        ranked.append((seen[task], index))
+    keyed = []
+    for _, index in sorted(ranked):
+        domain = clips[index].domain
+        turns[domain] = turns.get(domain, 0) + 1
+        keyed.append((turns[domain], index))
+    order = {domain: place for place, domain in enumerate(dict.fromkeys(clip.domain for clip in clips))}
+    chosen = [index for _, index in sorted(keyed)[:count]]
+    return sorted(chosen, key=lambda index: (order[clips[index].domain], index))
+
+
+def _numbers(names: Sequence[Hashable]) -> NDArray[np.int64]:
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names])
+
+
+def _agreement(groups: NDArray[np.int64], nearest: NDArray[np.intp]) -> tuple[float, float]:
+    """Share of neighbours in the group of their clip, and the share among random other clips."""
+    sizes = np.bincount(groups)
+    chance = float(np.mean((sizes[groups] - 1) / (len(groups) - 1)))
+    return float(np.mean(groups[nearest] == groups[:, None])), chance
+
+
+# --- sound ---
+
+
+def _sound(clip: EmbeddedClip, name: str, again: bool) -> Sound | None:
+    if clip.waveform is None or not clip.waveform.size:
+        return None
+    samples, rate = _at_most_16_khz(np.asarray(clip.waveform, dtype=np.int16).reshape(-1), clip.sampling_rate)
+    start = loudest_start(samples, rate)
+    cut = samples[start : start + int(SECONDS * rate)]
+    return Sound(name, "" if again else flac_uri(cut, rate), start / rate, len(cut) / rate, _outline(cut))
+
+
+def loudest_start(samples: NDArray[np.int16], rate: int) -> int:
+    """First sample of the loudest SECONDS of `samples` [S], on a grid of a quarter of a second."""
+    length = int(SECONDS * rate)
+    if len(samples) <= length:
+        return 0
+    energy = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
+    starts = np.arange(0, len(samples) - length + 1, max(rate // 4, 1))
+    return int(starts[np.argmax(energy[starts + length] - energy[starts])])
+
+
+def flac_uri(samples: NDArray[np.int16], rate: int) -> str:
+    """A mono FLAC file of `samples` [S] at `rate` Hz as a data URI: as exact as WAV in half the bytes."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="FLAC", subtype="PCM_16")
+    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _at_most_16_khz(samples: NDArray[np.int16], rate: int) -> tuple[NDArray[np.int16], int]:
+    if rate <= HIGHEST_RATE:
+        return samples, rate
+    import soxr
+
+    return np.asarray(soxr.resample(samples, rate, HIGHEST_RATE), dtype=np.int16), HIGHEST_RATE
+
+
+def _outline(samples: NDArray[np.int16]) -> str:
+    """SVG path of the loudness in a box of OUTLINE_POINTS × 100, peaks scaled to fill it."""
+    groups = np.array_split(np.abs(samples.astype(np.float64)), min(OUTLINE_POINTS, len(samples)))
+    peaks = np.array([group.max() for group in groups])
+    heights = np.maximum(46 * peaks / max(float(peaks.max()), 1.0), 1.0)
+    width = OUTLINE_POINTS / len(heights)
+    return "".join(f"M{(i + 0.5) * width:.1f} {50 - h:.0f}v{2 * h:.0f}" for i, h in enumerate(heights))

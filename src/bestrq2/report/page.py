@@ -1,0 +1,221 @@
+"""Self-contained HTML pages: the report of a run, of X-ARES results, or of anything gathered in `ReportContents`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bestrq2._version import __version__
+from bestrq2.convert.weights import load_model_folder
+from bestrq2.errors import DataError
+from bestrq2.evaluate.result import TaskScore
+from bestrq2.evaluate.xares.command import result_files
+from bestrq2.evaluate.xares.entries import RESULT_NAME, XaresResult, read_result
+from bestrq2.evaluate.xares.table import write_csv
+from bestrq2.files import disk_errors, write_text
+from bestrq2.inference.embedder import Embedder
+from bestrq2.inference.info import info
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.report import embeddings
+from bestrq2.report.charts import domain_colours
+from bestrq2.report.curves import FURTHER, RunCurves, curve_charts, run_colours, run_labels, runs_table
+from bestrq2.report.embeddings import EmbeddedClip, embedded_clips, map_figure, neighbour_figure
+from bestrq2.report.patches import MaskExample, level_gradient, mask_example, mask_figure
+from bestrq2.report.runs import read_curves
+from bestrq2.report.scores import probe_section, short_task
+from bestrq2.report.xares import xares_section
+
+FOLDER = Path(__file__).parent
+EXAMPLES = 3
+# Facts of `bestrq2 info` that the lead or the curves give already.
+_GIVEN = ("model", "objective", "trained", "data")
+
+
+@dataclass(frozen=True)
+class ReportContents:
+    """Contents of a report; a section without data is left out.
+
+    Attributes:
+        title: heading of the page.
+        lead: one paragraph: what was trained on what.
+        facts: name → value, shown beside the lead.
+        runs: curves of every run, drawn over each other.
+        examples: clips with hidden patches.
+        probes: scores; domains, tasks and features are shown in the order of their first appearance.
+        xares: results of X-ARES; a model called by a run's name or label shares its colour.
+        clips: embedded clips for the map and the neighbours, all from the same encoder.
+        notes: paragraphs at the end of the page, for instance how the figures were made.
+    """
+
+    title: str
+    lead: str
+    facts: dict[str, str] = field(default_factory=dict)
+    runs: list[RunCurves] = field(default_factory=list)
+    examples: list[MaskExample] = field(default_factory=list)
+    probes: list[TaskScore] = field(default_factory=list)
+    xares: list[XaresResult] = field(default_factory=list)
+    clips: list[EmbeddedClip] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
+    """Write `report.html` into a run folder.
+
+    Args:
+        run: folder with `model/`, `metrics.csv` and `config.yaml`.
+        waveforms: recordings to show, float32 [samples] each at the model's sampling rate; held-out ones if possible.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        BestRQ2Error: the run folder is not complete.
+    """
+    model = load_model_folder(run / "model", BestRQ2ForPreTraining)
+    names = [f"recording {number}" for number in range(1, len(waveforms) + 1)]
+    facts = info(run)
+    xares, unread = run_result(run)
+    contents = ReportContents(
+        title=f"Pretraining run {run.resolve().name}",
+        lead=f"A {facts['objective']} encoder of {facts['encoder parameters']} parameters, pretrained on "
+        f"{facts['data']}: {facts.get('trained', 'no step logged yet')}. Excess loss is the loss above the entropy of "
+        "the codes: below zero, the model names hidden codes better than knowing how frequent each is.",
+        facts={name: value for name, value in facts.items() if name not in _GIVEN},
+        runs=[read_curves(run)],
+        examples=[
+            mask_example(model, waveform, name)
+            for waveform, name in zip(waveforms[:EXAMPLES], names[:EXAMPLES], strict=True)
+        ],
+        xares=xares,
+        clips=embedded_clips(Embedder(model.bestrq2, model.device), waveforms, names) if waveforms else [],
+        notes=[
+            *_warnings(run / "warnings.txt"),
+            *unread,
+            "The recordings were cropped by the fixed seed of validation. Made by: bestrq2 pretrain",
+        ],
+    )
+    write_report(run / "report.html", contents)
+    return run / "report.html"
+
+
+def write_xares_report(output: str | os.PathLike[str], results: Sequence[XaresResult]) -> None:
+    """Write X-ARES results as one page: averages and tasks as bars beside the published rows.
+
+    Args:
+        output: HTML file, written atomically.
+        results: results of one model or several, each of another name.
+
+    Raises:
+        DataError: there is no result, or two have one name.
+        OSError: the file cannot be written.
+    """
+    names = [result.model for result in results]
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"a report of X-ARES needs one result or several of different names, found {names}")
+    title = f"X-ARES: {names[0]}" if len(names) == 1 else "X-ARES"
+    lead = "Scores of frozen embeddings on the tasks of the X-ARES benchmark, beside those published for other models."
+    write_report(Path(output), ReportContents(title, lead, xares=list(results)))
+
+
+def write_xares_pages(model: str | os.PathLike[str], output: Path | None) -> list[Path]:
+    """Write a page and a CSV table beside each JSON file of `bestrq2 xares`.
+
+    Args:
+        model: the model that was scored; a run folder holds its result.
+        output: JSON file given by --output; None for none.
+
+    Returns:
+        Paths of the pages.
+
+    Raises:
+        BestRQ2Error: a file cannot be written, or a JSON file is damaged.
+    """
+    pages = []
+    for file in result_files(model, output):
+        result = read_result(file)
+        with disk_errors(file):
+            write_csv(file.with_suffix(".csv"), result)
+            write_xares_report(file.with_suffix(".html"), [result])
+        pages.append(file.with_suffix(".html"))
+    return pages
+
+
+def run_result(run: Path) -> tuple[list[XaresResult], list[str]]:
+    """X-ARES result of a run folder in a list, empty without one, and a sentence for a result that cannot be read."""
+    if not (run / RESULT_NAME).exists():
+        return [], []
+    try:
+        return [read_result(run / RESULT_NAME)], []
+    except DataError as error:
+        return [], [f"{error}."]
+
+
+def write_report(output: Path, contents: ReportContents) -> None:
+    """Write a report as one HTML file, atomically; missing folders are made.
+
+    Raises:
+        OSError: the file cannot be written; an earlier one is then unchanged.
+    """
+    output = Path(output)
+    page = render(contents)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, page)
+
+
+def render(contents: ReportContents) -> str:
+    """HTML of a report; clips whose embedding holds NaN are left out."""
+    charts = curve_charts(contents.runs)
+    further = charts.pop(FURTHER, [])
+    clips = [clip for clip in contents.clips if np.isfinite(clip.vector).all()]
+    on_map, probes = map_figure(clips), probe_section(contents.probes, contents.runs)
+    labels, colours = run_labels(contents.runs), run_colours(contents.runs)
+    return render_page(
+        "report.html.jinja",
+        title=contents.title,
+        lead=contents.lead,
+        facts=contents.facts,
+        run_rows=runs_table(contents.runs),
+        run_legend={labels[run.name]: colours[run.name] for run in contents.runs},
+        validated=any(column.startswith("validation/") for run in contents.runs for column in run.curves),
+        charts=charts,
+        further=further,
+        examples=[mask_figure(example) for example in contents.examples],
+        level_gradient=level_gradient(),
+        probes=probes,
+        xares=xares_section(contents.xares, contents.runs),
+        map=on_map,
+        map_data=[] if on_map is None else [asdict(point) for point in on_map.points],
+        map_box=(embeddings.MAP_WIDTH, embeddings.MAP_HEIGHT),
+        neighbours=neighbour_figure(clips),
+        outline_width=embeddings.OUTLINE_POINTS,
+        domain_colours=domain_colours([*(probes.tasks if probes else ()), *(clip.domain for clip in contents.clips)]),
+        notes=contents.notes,
+        short=short_task,
+    )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """HTML of a page from a template of this folder, with style sheet and script inside."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = (Markup((FOLDER / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
+    page = environment.get_template(template).render(version=__version__, css=style, javascript=script, **values)
+    return page.lstrip()
+
+
+def _warnings(path: Path) -> list[str]:
+    """Warnings of a run, one line each."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [f"Warning at {line}" for line in lines]

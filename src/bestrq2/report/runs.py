@@ -1,0 +1,254 @@
+"""Run folders as reports, comparisons and model cards read them: settings, curves and benchmark results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bestrq2.errors import DataError
+from bestrq2.evaluate.benchmark import SOUNDWORLD_1, read_benchmark_result
+from bestrq2.evaluate.result import Result
+from bestrq2.evaluate.xares import entries as xares
+from bestrq2.evaluate.xares.entries import XaresResult
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
+from bestrq2.report.curves import RunCurves
+from bestrq2.run_records import Curve, flatten, read_columns, read_settings, read_table, whole_windows
+
+BENCHMARK = SOUNDWORLD_1.name
+LOSSES = ("validation/loss", "train/loss")
+# Last part of a setting's dotted name → its name in reports, in the order shown.
+SHOWN_SETTINGS = {
+    "recipe": "recipe",
+    "objective": "objective",
+    "data": "data",
+    "hidden_size": "width",
+    "num_hidden_layers": "encoder layers",
+    "predictor_num_layers": "predictor layers",
+    "codebook_size": "codes",
+    "num_codebooks": "codebooks",
+    "mask_ratio": "share hidden",
+    "batch_size": "batch size",
+    "max_steps": "steps",
+    "lr": "learning rate",
+    "precision": "precision",
+    "seed": "seed",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Contents of one run folder.
+
+    Attributes:
+        folder: path as given.
+        recipe: name of the recipe; the stem of the file where it was a path.
+        seed: random seed of the run.
+        settings: all of config.yaml under dotted names; model fields that older runs lack have their defaults.
+        model: the architecture.
+        steps: last step logged.
+        max_steps: steps of the whole run.
+        curves: metric → (steps int64 [N] rising, values float64 [N]).
+        timing: (steps int64 [N], seconds of training float64 [N]); None where it was not recorded.
+        result: scores on the frozen benchmark; None where the run was not probed.
+        reference: name of the reference for a run that ships with the package.
+        xares: X-ARES result; None where it was not run.
+    """
+
+    folder: Path
+    recipe: str
+    seed: int
+    settings: dict[str, Any]
+    model: BestRQ2Config
+    steps: int
+    max_steps: int
+    curves: dict[str, Curve]
+    timing: Curve | None
+    result: Result | None
+    reference: str | None = None
+    xares: XaresResult | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.steps >= self.max_steps
+
+    @property
+    def batch_size(self) -> int:
+        """Clips per step."""
+        return int(self.settings["loader.batch_size"])
+
+    def final(self, metric: str) -> float | None:
+        """Last value of a metric; None where it was not logged."""
+        curve = self.curves.get(metric)
+        return None if curve is None else float(curve[1][-1])
+
+    def seconds(self) -> float | None:
+        """Seconds of training up to the last step; None where they were not recorded."""
+        return None if self.timing is None else float(self.timing[1][-1])
+
+
+def read_run(folder: str | Path, unfinished: bool = False, reference: str | None = None) -> Run:
+    """Read a run folder with its benchmark results.
+
+    Args:
+        folder: run folder.
+        unfinished: accept a run that has not done all its steps.
+        reference: name of the reference for a run that ships with the package.
+
+    Raises:
+        DataError: it is not a run folder, its files cannot be read, it is not finished, or a benchmark result belongs
+            to other weights.
+    """
+    run = read_training(folder, unfinished, reference)
+    run = replace(run, result=find_result(run.folder), xares=find_xares(run.folder))
+    if run.result is not None:
+        command = f"bestrq2 probe {run.folder} {run.result.benchmark}"
+        _check_belongs(run, run.result.provenance, f"probe it again with `{command}`")
+    if run.xares is not None:
+        _check_belongs(run, run.xares.provenance, f"run X-ARES again with `bestrq2 xares {run.folder}`")
+    return run
+
+
+def read_training(folder: str | Path, unfinished: bool = False, reference: str | None = None) -> Run:
+    """Read a run folder without its benchmark results; see `read_run`."""
+    folder = Path(folder)
+    missing = [name for name in ("config.yaml", "metrics.csv") if not (folder / name).is_file()]
+    if missing:
+        found = f"not a run folder (it lacks {' and '.join(missing)})" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {found}; name folders that `bestrq2 pretrain --output RUN` wrote")
+    settings, model = _read_settings(folder / "config.yaml")
+    curves = read_table(folder / "metrics.csv")
+    if not any(name in curves for name in LOSSES):
+        _refuse_without_loss(folder / "metrics.csv")
+    steps, max_steps = max(int(steps[-1]) for steps, _ in curves.values()), int(settings["trainer.max_steps"])
+    if steps < max_steps and not unfinished:
+        raise DataError(
+            f"{folder}: is at step {steps:,} of {max_steps:,}: finish it with `bestrq2 pretrain --resume`, or add "
+            "--unfinished to compare it as it is"
+        )
+    first_step = min(int(curves[name][0][0]) for name in LOSSES if name in curves)
+    return Run(
+        folder=folder,
+        recipe=Path(str(settings["recipe"])).name.removesuffix(".yaml").removesuffix(".yml"),
+        seed=int(settings["seed"]),
+        settings=settings,
+        model=model,
+        steps=steps,
+        max_steps=max_steps,
+        curves=whole_windows(curves),
+        timing=_read_timing(folder / "timing.csv", first_step, steps),
+        result=None,
+        reference=reference,
+    )
+
+
+def read_curves(folder: Path) -> RunCurves:
+    """Read curves and facts of a run for its report; an unreadable config.yaml costs the facts only.
+
+    Raises:
+        DataError: there is no readable metrics.csv with a column `step`.
+    """
+    folder = Path(folder)
+    by_last_part: dict[str, Any] = {}
+    try:
+        settings = flatten(read_settings(folder / "config.yaml"))
+    except DataError:
+        settings = {}
+    for name, value in settings.items():
+        by_last_part.setdefault(name.rsplit(".", 1)[-1], value)
+    facts = {
+        label: value_text(by_last_part[setting], setting)
+        for setting, label in SHOWN_SETTINGS.items()
+        if by_last_part.get(setting) is not None
+    }
+    if facts.get("objective") == "one_stage":
+        facts.pop("predictor layers", None)  # there is no predictor
+    name = folder.resolve().name
+    return RunCurves(name, facts.get("recipe", name), facts, whole_windows(read_table(folder / "metrics.csv")))
+
+
+def find_result(folder: Path) -> Result | None:
+    """Benchmark result of a run folder, that of this version's benchmark where there are several; None without one."""
+    found = sorted(path for path in folder.glob("soundworld-*.json") if path.stem.partition("-")[2].isdigit())
+    if not found:
+        return None
+    current = folder / f"{BENCHMARK}.json"
+    return read_benchmark_result(current if current in found else found[-1])
+
+
+def find_xares(folder: Path) -> XaresResult | None:
+    """X-ARES result of a run folder; None without one.
+
+    Raises:
+        DataError: the result is damaged.
+    """
+    path = folder / xares.RESULT_NAME
+    return xares.read_result(path) if path.is_file() else None
+
+
+def value_text(value: object, name: str = "") -> str:
+    """A setting as text: "20,000", "16 x 16", and "0.4–0.6" for a name like "mask_ratio"."""
+    if isinstance(value, list | tuple):
+        between = "–" if name.endswith("ratio") else ", " if len(value) != 2 or name.endswith("betas") else " x "
+        one = between == "–" and all(item == value[0] for item in value)
+        return between.join(map(value_text, value[:1] if one else value))
+    if isinstance(value, bool) or value is None:
+        return {True: "on", False: "off", None: "none"}[value]
+    if isinstance(value, int) and abs(value) >= (1000 if name.endswith("steps") else 10_000):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:
+    """All settings under dotted names, and the architecture."""
+    settings = read_settings(path)
+    flat = flatten(settings)
+    needed = ("recipe", "data", "seed", "loader.batch_size", "trainer.max_steps")
+    missing = [name for name in needed if flat.get(name) is None]
+    if missing:
+        raise DataError(f"{path}: is no configuration of a pretraining run: it lacks {', '.join(missing)}")
+    for name in ("seed", "loader.batch_size", "trainer.max_steps"):
+        if not isinstance(flat[name], int):
+            raise DataError(f"{path}: {name} must be a whole number, found {flat[name]!r}")
+    try:
+        model = BestRQ2Config(**(settings.get("model") or {}))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: model: {error}; was the run made by a newer version?") from error
+    flat = {key: value for key, value in flat.items() if key != "model" and not key.startswith("model.")}
+    return flat | {f"model.{name}": getattr(model, name) for name in field_names()}, model
+
+
+def _refuse_without_loss(path: Path) -> None:
+    columns = read_columns(path)
+    if any(name in columns for name in LOSSES):
+        raise DataError(f"{path}: no step was logged yet; there is nothing to compare")
+    raise DataError(
+        f"{path}: has neither of the columns {' and '.join(reversed(LOSSES))}, but {', '.join(columns) or 'none'}; "
+        "was it written by another version, or renamed?"
+    )
+
+
+def _read_timing(path: Path, first_step: int, last_step: int) -> Curve | None:
+    """Seconds of training by step up to the last one; None where they or those of the beginning are missing."""
+    if not path.is_file():
+        return None
+    columns = read_columns(path)
+    if not {"step", "seconds"} <= set(columns):
+        raise DataError(f"{path}: must have the columns step and seconds, found {columns or 'none'}")
+    curve = read_table(path).get("seconds")
+    if curve is None:
+        return None
+    steps, seconds = curve
+    done = steps <= last_step
+    return (steps[done], seconds[done]) if done.any() and steps[0] <= first_step else None
+
+
+def _check_belongs(run: Run, provenance: Mapping[str, Any], remedy: str) -> None:
+    """Raise a DataError if a result was scored at another step or seed than the run has now."""
+    step, seed = provenance.get("step"), provenance.get("seed")
+    if step is not None and step != run.steps:
+        raise DataError(f"{run.folder}: was probed at step {step} and is now at step {run.steps}: {remedy}")
+    if seed is not None and seed != run.seed:
+        raise DataError(f"{run.folder}: has seed {run.seed}, but its probe result is of seed {seed}: {remedy}")
