@@ -19,7 +19,7 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
 
 
-def test_the_plain_step_has_our_loss_and_gradients(benchmarks, tiny_pretraining):
+def test_the_plain_step_has_the_same_loss_and_gradients(benchmarks, tiny_pretraining):
     from plain_step import PlainModel
 
     model = tiny_pretraining(drop_path_rate=0.2, predictor_num_layers=2)
@@ -37,14 +37,14 @@ def test_the_plain_step_has_our_loss_and_gradients(benchmarks, tiny_pretraining)
         torch.testing.assert_close(gradient, of_plain[name], rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
-def test_the_plain_step_refuses_what_it_does_not_know(benchmarks, tiny_config):
+def test_the_plain_step_refuses_the_one_stage_objective(benchmarks, tiny_config):
     from plain_step import PlainModel
 
     with pytest.raises(ValueError, match="best-rq-2 only"):
         PlainModel(BestRQ2ForPreTraining(tiny_config(objective="one_stage")))
 
 
-def test_the_table_of_the_step_holds_what_it_promises(benchmarks, monkeypatch, tmp_path, capsys):
+def test_the_step_benchmark_writes_consistent_figures(benchmarks, monkeypatch, tmp_path, capsys):
     import pretraining_step
 
     monkeypatch.setattr(pretraining_step, "matrix_product_peak", lambda device, dtype: 100.0)

@@ -47,7 +47,7 @@ def test_the_command_writes_a_folder_that_embeds_alike(model, source, tmp_path, 
     assert not list(output.parent.glob(".*"))
 
 
-def test_the_predictor_comes_along_when_asked_for(model, source, tmp_path):
+def test_with_predictor_exports_the_whole_model(model, source, tmp_path):
     bestrq2.export(source, tmp_path / "whole", with_predictor=True)
     bestrq2.export(tmp_path / "whole", tmp_path / "encoder")
     whole, encoder = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "encoder"))
@@ -128,7 +128,7 @@ def test_a_reference_checkpoint_is_exported(model, tmp_path):
     assert "`reference.safetensors`" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_an_empty_folder_is_filled_and_another_is_refused(source, tmp_path, monkeypatch):
+def test_an_output_folder_with_other_files_is_refused(source, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     bestrq2.export(source, tmp_path / "empty")
     assert (tmp_path / "empty" / "model.safetensors").is_file()
@@ -165,7 +165,7 @@ def test_the_code_in_the_documentation_runs(source, tmp_path, monkeypatch, capsy
         ({"license": "MIT License"}, "license is 'MIT License'; write an identifier of the hub such as mit"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(source, tmp_path, options, said):
+def test_incompatible_options_are_refused(source, tmp_path, options, said):
     with pytest.raises(ConfigError) as error:
         bestrq2.export(source, tmp_path / "out", **options)
     assert str(error.value).startswith(said)
@@ -173,13 +173,13 @@ def test_options_that_do_not_fit_are_refused(source, tmp_path, options, said):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_place_is_one_sentence(source, tmp_path, capsys):
+def test_a_read_only_output_is_an_error_of_one_sentence(source, tmp_path, capsys):
     (tmp_path / "locked").mkdir(mode=0o500)
     assert cli.run(["export", str(source), str(tmp_path / "locked" / "out")]) == 2
     assert "cannot be written (Permission denied); name another output" in capsys.readouterr().err
 
 
-def test_a_write_that_is_refused_is_one_sentence(source, tmp_path, capsys, monkeypatch):
+def test_a_failed_write_is_an_error_of_one_sentence(source, tmp_path, capsys, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "out"))
 
@@ -189,7 +189,7 @@ def test_a_write_that_is_refused_is_one_sentence(source, tmp_path, capsys, monke
     assert said == [f"bestrq2 export: {tmp_path / 'out'}: cannot be written (Permission denied); name another output"]
 
 
-def test_a_foreign_header_or_an_unknown_field_is_one_sentence(source, tmp_path, capsys):
+def test_an_unreadable_checkpoint_is_an_error_of_one_sentence(source, tmp_path, capsys):
     for name, change, said in (
         ("header", lambda folder: _overwrite(folder / "model.safetensors"), "header: the model cannot be loaded: "),
         ("field", lambda folder: _add_field(folder / "config.json"), "has no field 'hiden_size'; did you mean 'hidden"),

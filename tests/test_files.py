@@ -16,7 +16,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
+def test_a_file_is_renamed_only_when_complete(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with whole_file(path) as temporary:
@@ -29,7 +29,7 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("existed", [True, False])
-def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path, error, existed):
+def test_a_failed_write_leaves_the_old_file(tmp_path, error, existed):
     path = tmp_path / "a.txt"
     if existed:
         path.write_text("old")
@@ -45,7 +45,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path, error, existed)
     assert not existed or path.read_text() == "old"
 
 
-def test_text_and_bytes_are_written_as_they_are(tmp_path):
+def test_text_and_bytes_are_written_unchanged(tmp_path):
     write_text(tmp_path / "t", "süß ♪\n")
     assert (tmp_path / "t").read_bytes() == "süß ♪\n".encode()
     write_text(tmp_path / "t", os.fsdecode(b"odd \xff name"))
@@ -54,7 +54,7 @@ def test_text_and_bytes_are_written_as_they_are(tmp_path):
     assert (tmp_path / "b").read_bytes() == b"\x00\xff"
 
 
-def test_what_is_written_reaches_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+def test_contents_are_synchronised_before_the_rename(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (events.append("synchronised"), fsync(handle))[1])
@@ -83,7 +83,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path, error):
+def test_a_failed_write_leaves_the_old_folder(tmp_path, error):
     path = tmp_path / "model"
     write_folder(path, fill_with("old"))
 
@@ -99,7 +99,7 @@ def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path, error):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_sentence(tmp_path, number):
+def test_a_full_disk_is_an_error_of_one_sentence(tmp_path, number):
     message = r"out: the disk is full; .*free space and run the command again"
     with pytest.raises(BestRQ2Error, match=message) as error, disk_errors(tmp_path / "out"):
         raise OSError(number, os.strerror(number))
@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, number):
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR])
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, number):
+def test_an_unwritable_path_is_an_error_of_one_sentence(tmp_path, number):
     message = r"^/some/file: cannot be written \(.+\); name another output$"
     with pytest.raises(ConfigError, match=message), disk_errors(tmp_path / "out"):
         raise OSError(number, os.strerror(number), "/some/file")

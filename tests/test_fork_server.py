@@ -53,13 +53,13 @@ def test_python_code_in_a_child_finds_what_a_new_interpreter_does(run_python, tm
          "spawned"),
     ],
 )  # fmt: skip
-def test_exit_codes_and_last_words_are_those_of_an_interpreter(run_python, code: str, exit_code: int, said: str):
+def test_exit_codes_and_final_output_are_those_of_an_interpreter(run_python, code: str, exit_code: int, said: str):
     finished = run_python(["-c", code])
     assert finished.returncode == exit_code
     assert said in finished.stdout + finished.stderr
 
 
-def test_signals_reach_a_child_from_its_first_moment(start_python):
+def test_signals_reach_a_child_right_after_its_start(start_python):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         child = start_python(["-c", "import time; time.sleep(60)"])
         child.send_signal(number)

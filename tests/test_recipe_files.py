@@ -27,7 +27,7 @@ def write(tmp_path):
     return written
 
 
-def test_a_file_states_only_what_differs_from_what_it_extends(write):
+def test_a_recipe_file_overrides_the_recipe_it_extends(write):
     write("wide.yaml", "extends: best-rq-2-tiny\nmodel: {hidden_size: 96}\n")
     path = write("ablation.yaml", "extends: wide.yaml\nmodel: {mask_ratio: [0.8, 0.8]}\ntrainer: {max_steps: 7}\n")
     base, found = bestrq2.recipe("best-rq-2-tiny"), bestrq2.recipe(path)
@@ -44,14 +44,14 @@ def test_the_last_of_several_bases_wins(write):
     assert (model["hidden_size"], model["num_hidden_layers"], model["codebook_size"]) == (96, 3, 2048)
 
 
-def test_a_base_lies_beside_the_file_that_names_it(write):
+def test_a_relative_base_is_resolved_from_the_file_that_names_it(write):
     write("inner/base.yaml", "extends: best-rq-2-tiny\nmodel: {hidden_size: 96}")
     write("inner/step.yaml", "extends: base.yaml")
     path = write("outer.yaml", "extends: inner/step.yaml")
     assert bestrq2.recipe(path)["model"]["hidden_size"] == 96
 
 
-def test_a_circle_is_refused_with_its_chain(write):
+def test_a_circle_of_recipe_files_is_refused_with_its_chain(write):
     first = write("first.yaml", "extends: second.yaml")
     second = write("second.yaml", "extends: third.yaml")
     third = write("third.yaml", "extends: first.yaml")
@@ -68,7 +68,7 @@ def test_a_circle_is_refused_with_its_chain(write):
         ("[1, 2]", "extends must be a recipe, a file or a list of them, got [1, 2]"),
     ],
 )
-def test_an_unknown_base_is_refused_with_the_chain_that_leads_to_it(write, base, sentence):
+def test_an_unknown_base_is_refused_with_its_chain(write, base, sentence):
     middle = write("middle.yaml", f"extends: {base}")
     path = write("top.yaml", "extends: middle.yaml")
     with pytest.raises(ConfigError) as error:
@@ -87,7 +87,7 @@ def test_an_unknown_base_is_refused_with_the_chain_that_leads_to_it(write, base,
         ("model: {", "this recipe is no YAML"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_said(write, text, sentence):
+def test_errors_in_a_recipe_file_are_named(write, text, sentence):
     path = write(
         "mine.yaml", text if text.startswith("-") or text.endswith("{") else f"extends: best-rq-2-tiny\n{text}"
     )
@@ -96,7 +96,7 @@ def test_what_is_wrong_in_a_file_is_said(write, text, sentence):
     assert sentence in str(error.value)
 
 
-def test_flags_lie_over_a_file_and_config_yaml_outlives_it(write):
+def test_flags_override_a_recipe_file_and_config_yaml_is_self_contained(write):
     path = write("mine.yaml", "extends: best-rq-2-tiny\nmodel: {hidden_size: 96}")
     config, _ = parse_arguments(["--recipe", path, "--data", "x", "--output", "y", "--model.mask_ratio", "[0.7, 0.7]"])
     assert config.model.hidden_size == 96
@@ -106,13 +106,13 @@ def test_flags_lie_over_a_file_and_config_yaml_outlives_it(write):
     assert again.to_dict() == config.to_dict()
 
 
-def test_an_embedder_of_random_weights_comes_from_a_file_too(write):
+def test_load_accepts_a_recipe_file(write):
     path = write("mine.yaml", "extends: best-rq-2-tiny\nmodel: {hidden_size: 96, num_hidden_layers: 1}")
     assert bestrq2.load(path).config.hidden_size == 96
 
 
 @pytest.mark.parametrize("path", sorted(ABLATIONS.glob("[!_]*.yaml")), ids=lambda path: path.stem)
-def test_every_ablation_that_is_shipped_holds(path):
+def test_every_shipped_ablation_is_a_valid_recipe(path):
     model = bestrq2.recipe(path)["model"]
     assert BestRQ2Config(**model).patch_rows >= 1
 
@@ -126,7 +126,7 @@ def test_every_ablation_that_is_shipped_holds(path):
         ("model: [1, 2]", "'model' must hold settings, one a line, got [1, 2]"),
     ],
 )
-def test_what_is_no_group_of_settings_is_refused_wherever_a_recipe_is_taken(write, text, sentence):
+def test_an_unknown_group_of_settings_is_refused_wherever_recipes_are_read(write, text, sentence):
     path = write("mine.yaml", f"extends: best-rq-2-tiny\n{text}")
     for take in (bestrq2.recipe, bestrq2.load):
         with pytest.raises(ConfigError) as error:
@@ -134,7 +134,7 @@ def test_what_is_no_group_of_settings_is_refused_wherever_a_recipe_is_taken(writ
         assert sentence in str(error.value)
 
 
-def test_a_recipe_file_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path):
+def test_a_missing_recipe_file_is_not_looked_up_on_the_hub(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         bestrq2.load(str(tmp_path / "gone.yaml"))
 

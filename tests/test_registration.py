@@ -65,7 +65,7 @@ def folder(tmp_path_factory, tiny_pretraining) -> Path:
     [pytest.param(PACKAGE_FIRST, id="package first"),
      pytest.param(TRANSFORMERS_FIRST, id="transformers first", marks=pytest.mark.slow)],
 )  # fmt: skip
-def test_the_auto_classes_know_the_models_in_any_order_of_imports(folder, program):
+def test_auto_classes_load_the_models_whatever_is_imported_first(folder, program):
     done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
@@ -77,7 +77,7 @@ def test_the_auto_classes_know_the_models_in_any_order_of_imports(folder, progra
     torch.testing.assert_close(torch.load(folder / "pooled.pt"), torch.load(folder / "expected.pt"), atol=1e-6, rtol=0)
 
 
-def test_every_public_name_stands_for_the_same_whatever_was_imported_before():
+def test_public_names_are_not_shadowed_by_modules():
     """A module of the same name would take its place as soon as somebody imports it."""
     modules = {module.name for module in pkgutil.iter_modules(bestrq2.__path__)}
     assert not modules & set(bestrq2.__all__)
@@ -90,7 +90,7 @@ def test_every_public_name_stands_for_the_same_whatever_was_imported_before():
 
 
 @pytest.mark.slow
-def test_a_torchaudio_that_cannot_be_loaded_does_not_take_the_audio_classes_along(tmp_path):
+def test_audio_classes_of_transformers_work_with_a_broken_torchaudio(tmp_path):
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libc10_cuda.so: cannot open')\n")
     code = (

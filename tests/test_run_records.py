@@ -10,7 +10,7 @@ from bestrq2.errors import DataError
 from bestrq2.run_records import flatten, newest_step, read_columns, read_settings, read_table, whole_windows
 
 
-def test_rows_cut_short_cost_only_what_they_lack(tmp_path: Path) -> None:
+def test_truncated_rows_of_metrics_lose_only_their_missing_values(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,epoch,train/loss,probe/mean\n10,0,4.5,\n20,0,3.25,0.5\n30,0,nan,\n40,0\n,1,2.0,0.75\n5")
     curves = {name: (steps.tolist(), values.tolist()) for name, (steps, values) in read_table(path).items()}

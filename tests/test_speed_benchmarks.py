@@ -30,7 +30,7 @@ def load(monkeypatch: pytest.MonkeyPatch):
         del sys.modules[name]
 
 
-def test_every_instant_belongs_to_the_innermost_part(load, monkeypatch: pytest.MonkeyPatch):
+def test_every_instant_is_attributed_to_the_innermost_part(load, monkeypatch: pytest.MonkeyPatch):
     stopwatch = load("stopwatch")
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
@@ -77,7 +77,7 @@ def test_the_rows_of_a_run_add_up_to_its_time(load, tmp_path: Path, workers: int
     assert workers or {end_to_end.CROP, end_to_end.READ, end_to_end.MASKS} <= loading.keys()
 
 
-def test_the_law_is_exact_at_its_reference_and_holds_the_quadratic_part(load):
+def test_the_expected_line_is_exact_at_the_reference_and_includes_attention(load):
     scaling, figures = load("scaling"), load("scaling_figures")
     point = {
         "batch": 16, "clip_seconds": 10.0, "gflops": 2.0, "parameters": 4_000_000, "front_end": 48.0, "network": 320.0,
@@ -95,7 +95,7 @@ def test_the_law_is_exact_at_its_reference_and_holds_the_quadratic_part(load):
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("scaling*.json")), ids=lambda path: path.name)
-def test_the_plots_of_kept_results_can_be_drawn_again(load, tmp_path: Path, file: Path):
+def test_plots_of_saved_results_can_be_redrawn(load, tmp_path: Path, file: Path):
     figures = load("scaling_figures")
     figures.write(json.loads(file.read_text()), tmp_path)
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}

@@ -17,5 +17,5 @@ from bestrq2.text import counted
         (12_000, "class", "12,000 classes"),
     ],
 )
-def test_one_thing_is_no_several(number: int, noun: str, words: str) -> None:
+def test_nouns_agree_with_their_number(number: int, noun: str, words: str) -> None:
     assert counted(number, noun) == words

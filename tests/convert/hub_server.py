@@ -1,4 +1,4 @@
-"""A hub on this machine that speaks as much of the real one's protocol as an upload needs."""
+"""Local stand-in for the Hugging Face hub, with the part of its protocol that uploads use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A virtual environment with some packages and what they require, but without this one."""
+"""Virtual environments with chosen installed packages and their dependencies, without this package."""
 
 from __future__ import annotations
 

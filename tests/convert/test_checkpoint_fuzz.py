@@ -1,4 +1,4 @@
-"""Damaged and foreign checkpoints by the hundred: each loads or is refused in one sentence, soon and in little memory.
+"""Mutated checkpoints load or are refused in one sentence, quickly and in little memory.
 
 A mutation is a function of the kind of file and its number alone, so a failure names the case that repeats it.
 """

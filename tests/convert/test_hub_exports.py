@@ -1,4 +1,4 @@
-"""Encoders exported from the reference implementation (`model_type: audio_embeddings`), and BEST-RQ-2.1's blocks."""
+"""Hub exports of the reference implementation (`model_type: audio_embeddings`) and the layout of BEST-RQ-2.1."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def same_encoder(found: bestrq2.BestRQ2Model, model: bestrq2.BestRQ2ForPreTraini
 
 @pytest.mark.parametrize("prefix", ["", "model.", "audio_embeddings.net."])
 @pytest.mark.parametrize("layout", ["sincos", "rope_2d"])
-def test_a_hub_folder_loads_as_its_encoder_whatever_stands_before_the_keys(tiny_pretraining, tmp_path, prefix, layout):
+def test_a_hub_folder_loads_with_any_prefix_of_keys(tiny_pretraining, tmp_path, prefix, layout):
     model = tiny_pretraining(position_embedding=layout)
     state = {prefix + name: value for name, value in hub_state(model).items()}
     embedder = bestrq2.load(write(tmp_path / "hub", state, hub_config(model)), "cpu")
@@ -94,7 +94,7 @@ def test_a_hub_folder_loads_as_its_encoder_whatever_stands_before_the_keys(tiny_
     assert np.array_equal(embedder.embed(clip).frames, expected.frames)
 
 
-def test_the_fixtures_encoder_gives_its_frames_through_the_hubs_form(reference_fixture, tmp_path):
+def test_the_reference_fixture_gives_its_frames_as_a_hub_export(reference_fixture, tmp_path):
     parts = ("encoder.", "patch_embed.", "spectrogram.")
     stored = load_file(reference_fixture.with_suffix(".safetensors"))
     state = {f"backbone.{name}": value for name, value in stored.items() if name.startswith(parts)}
@@ -107,7 +107,7 @@ def test_the_fixtures_encoder_gives_its_frames_through_the_hubs_form(reference_f
         assert np.abs(found - outputs["frame_embeddings"]).max() < 1e-4
 
 
-def test_other_names_for_the_modules_and_missing_buffers_fit_by_their_ends(model, tmp_path):
+def test_keys_are_matched_by_their_ends_and_buffers_may_be_missing(model, tmp_path):
     state = {
         name.replace("encoder.", "vit.").replace("patch_embed.patch_embed.", "embeddings.patch_embed."): value
         for name, value in hub_state(model).items()
@@ -124,7 +124,7 @@ def test_weights_in_several_files_load(model, tmp_path):
     assert same_encoder(bestrq2.load(folder, "cpu").model, model)
 
 
-def test_a_hub_id_is_downloaded_and_routed_the_same_way(model, tmp_path, monkeypatch):
+def test_a_hub_id_is_downloaded_and_loaded_like_a_folder(model, tmp_path, monkeypatch):
     folder = write(tmp_path / "hub", hub_state(model), hub_config(model))
     asked = []
 
@@ -140,7 +140,7 @@ def test_a_hub_id_is_downloaded_and_routed_the_same_way(model, tmp_path, monkeyp
     assert asked == [("someone/BEST-RQ-2", ["config.json", "*.safetensors"])]  # neither code nor pickles
 
 
-def test_a_download_that_fails_is_one_sentence(monkeypatch):
+def test_a_failed_download_is_an_error_of_one_sentence(monkeypatch):
     def download(name: str, **options: Any) -> str:
         raise OSError("no connection\nat all")
 
@@ -168,7 +168,7 @@ def test_a_download_that_fails_is_one_sentence(monkeypatch):
         ({"encoder_kwargs": "base"}, r"encoder_kwargs is 'base', expected a mapping"),
     ],
 )
-def test_fields_that_are_unknown_or_contradict_are_refused_by_name(model, tmp_path, changes, message):
+def test_unknown_or_contradictory_fields_are_refused_by_name(model, tmp_path, changes, message):
     folder = write(tmp_path / "hub", hub_state(model), hub_config(model) | changes)
     with pytest.raises(ConfigError, match=message):
         bestrq2.load(folder)
@@ -202,14 +202,14 @@ def test_fields_of_the_parts_are_refused_by_name(model, tmp_path, part, changes,
 
 
 @pytest.mark.parametrize(("part", "names"), [("encoder", ["num_heads"]), ("spectrogram", ["hop_length_ms"])])
-def test_what_no_tensor_tells_must_be_said(model, tmp_path, part, names):
+def test_fields_that_tensors_do_not_determine_are_required(model, tmp_path, part, names):
     config = hub_config(model)
     config[f"{part}_kwargs"] = {name: value for name, value in config[f"{part}_kwargs"].items() if name not in names}
     with pytest.raises(ConfigError, match=rf"{part}_kwargs.{names[0]} is None, expected .*no tensor tells"):
         bestrq2.load(write(tmp_path / "hub", hub_state(model), config))
 
 
-def test_tensors_that_do_not_fit_are_named(model, tmp_path):
+def test_misshaped_tensors_are_named(model, tmp_path):
     state = hub_state(model)
     del state["encoder.blocks.1.norm2.bias"]
     state |= {"pool.query": torch.ones(3), "encoder.norm.weight": torch.ones(31)}
@@ -226,7 +226,7 @@ def test_tensors_that_do_not_fit_are_named(model, tmp_path):
         bestrq2.load(write(tmp_path / "four", state, hub_config(model)))
 
 
-def test_an_encoder_alone_is_no_pretraining_model(model):
+def test_an_encoder_does_not_load_as_a_pretraining_model(model):
     with pytest.raises(ConfigError, match=r"encoder alone, without predictor and quantizer; load it with bestrq2.load"):
         bestrq2.load_reference(hub_state(model), hub_config(model))
 
@@ -273,7 +273,7 @@ def test_every_unambiguous_spelling_of_swiglu_gives_the_same_encoder(modern, spe
         assert getattr(found.config, name) == expected[name], name
 
 
-def test_a_packed_gate_of_unknown_order_is_refused_with_the_field_that_would_tell(modern):
+def test_a_packed_gate_of_unknown_order_is_refused_with_the_field_that_states_it(modern):
     with pytest.raises(
         CheckpointError,
         match=r"'encoder.blocks.0.mlp.fc1.weight' \[96, 32\] holds gate and value.*"
@@ -284,7 +284,7 @@ def test_a_packed_gate_of_unknown_order_is_refused_with_the_field_that_would_tel
         load_reference_encoder(spelled(modern, "gate first"), modern_config(modern, swiglu_gate="middle"))
 
 
-def test_numbered_square_matrices_tell_no_order(tiny_pretraining):
+def test_numbered_square_matrices_do_not_determine_the_order_of_a_gate(tiny_pretraining):
     square = tiny_pretraining(**MODERN, hidden_size=48, intermediate_size=48)
     with pytest.raises(CheckpointError, match=r"missing 4: encoder.blocks.0.mlp.fc1.weight.*unexpected 6: .*mlp.w1"):
         load_reference_encoder(spelled(square, "llama"), modern_config(square, pos_embed_type="rope_time"))
@@ -297,7 +297,7 @@ def test_numbered_square_matrices_tell_no_order(tiny_pretraining):
         ("norm_eps", r"norm_eps is None, expected the epsilon of the RMSNorm"),
     ],
 )
-def test_norms_that_the_tensors_do_not_tell_are_asked_for(modern, dropped, message):
+def test_ambiguous_norms_require_a_field(modern, dropped, message):
     config = modern_config(modern, pos_embed_type="rope_time")
     del config["encoder_kwargs"][dropped]
     with pytest.raises(ConfigError, match=message):
@@ -308,7 +308,7 @@ def test_norms_that_the_tensors_do_not_tell_are_asked_for(modern, dropped, messa
     ("names", "width", "kind"),
     [(["inv_freq_t"], 16, "rope_time"), (["inv_freq"], 16, "rope_time"), (["inv_freq_h", "inv_freq_w"], 8, "rope_2d")],
 )
-def test_frequencies_tell_which_way_heads_are_turned(modern, names, width, kind):
+def test_rotary_frequencies_determine_the_kind_of_positions(modern, names, width, kind):
     frequencies = 1.0 / 10_000 ** (torch.arange(0, width, 2).float() / width)
     state = spelled(modern, "timm") | {f"encoder.blocks.0.attn.rope.{name}": frequencies.clone() for name in names}
     assert load_reference_encoder(state, modern_config(modern)).config.position_embedding == kind
@@ -317,7 +317,7 @@ def test_frequencies_tell_which_way_heads_are_turned(modern, names, width, kind)
         load_reference_encoder(other, modern_config(modern))
 
 
-def test_positions_that_nothing_tells_are_refused(modern):
+def test_undetermined_positions_are_refused(modern):
     with pytest.raises(ConfigError, match=r"pos_embed_type is None, expected .*among the tensors are no positions"):
         load_reference_encoder(spelled(modern, "timm"), modern_config(modern))
 

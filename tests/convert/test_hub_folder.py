@@ -122,7 +122,7 @@ def test_a_separate_environment_gives_the_same_outputs(name, models, elsewhere):
     np.testing.assert_array_equal(found["tuned"], found["logits"])
 
 
-def test_an_export_is_the_source_natively(model, tmp_path):
+def test_an_exported_encoder_loads_natively(model, tmp_path):
     write_model(tmp_path, model.base_model)
     clip = clips()[0]
     expected = bestrq2.Embedder(model.base_model, "cpu").embed(clip)
@@ -134,7 +134,7 @@ def test_an_export_is_the_source_natively(model, tmp_path):
         load_pretraining(tmp_path)
 
 
-def test_an_export_with_predictor_is_the_whole_model_natively(model, tmp_path):
+def test_an_export_with_predictor_loads_as_the_whole_model(model, tmp_path):
     write_model(tmp_path, model)
     whole, encoder = load_pretraining(tmp_path), load_encoder(tmp_path)
     for name, value in model.state_dict().items():
@@ -149,7 +149,7 @@ def test_the_model_of_a_recipe_is_the_same_with_and_without_its_predictor():
         assert torch.equal(whole.base_model.state_dict()[name], value), name
 
 
-def test_every_file_of_code_is_there_and_needs_torch_and_transformers_only(tiny_encoder, tmp_path):
+def test_exported_code_is_complete_and_needs_only_torch_and_transformers(tiny_encoder, tmp_path):
     write_model(tmp_path, tiny_encoder())
     config = json.loads((tmp_path / "config.json").read_text())
     impl = config["custom_pipelines"]["feature-extraction"]["impl"]
@@ -163,7 +163,7 @@ def test_every_file_of_code_is_there_and_needs_torch_and_transformers_only(tiny_
     assert outside - standard <= {"torch", "transformers", "numpy"}
 
 
-def test_others_may_read_the_weights(tiny_encoder, tmp_path):
+def test_exported_weights_are_readable_by_other_users(tiny_encoder, tmp_path):
     write_model(tmp_path, tiny_encoder())
     modes = {(tmp_path / name).stat().st_mode for name in ("model.safetensors", "config.json", "modeling_bestrq2.py")}
     assert len(modes) == 1

@@ -1,4 +1,4 @@
-"""The front end in numpy alone computes what the model's own does in torch."""
+"""The numpy front end computes the same as the torch front end of the model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def both(tiny_config: Callable, waveform: np.ndarray, **changes) -> tuple[np.nda
     return FrontEnd(**front_end_settings(config)).log_mel(waveform), expected
 
 
-def test_it_imports_numpy_and_the_standard_library_alone():
+def test_the_front_end_imports_only_numpy_and_the_standard_library():
     source = ast.parse(Path(numpy_front_end.__file__).read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(source) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
@@ -94,7 +94,7 @@ def test_impossible_overlaps_are_refused(tiny_config: Callable, overlap: float):
 
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000, 44_099])
-def test_resampling_keeps_what_both_rates_hold(rate: int):
+def test_resampling_preserves_the_common_band(rate: int):
     tones = [80, 997, 0.35 * min(rate, 16_000)]
 
     def sound(at: int) -> np.ndarray:
@@ -109,7 +109,7 @@ def test_resampling_keeps_what_both_rates_hold(rate: int):
     assert np.abs(found[inner] - soxr_found[inner]).max() < 5e-5
 
 
-def test_resampling_lets_nothing_alias():
+def test_resampling_does_not_alias():
     seconds = np.arange(48_000) / 48_000
     above = np.sin(2 * np.pi * 9000 * seconds)
     assert np.abs(resample(above, 48_000, 16_000)[800:-800]).max() < 1e-5
@@ -122,6 +122,6 @@ def test_impossible_rates_are_refused(rate: float):
 
 
 @pytest.mark.parametrize("waveform", [np.zeros(0), np.zeros((2, 5)), np.array([0.1, np.nan])])
-def test_what_is_no_clip_has_no_spectrogram(tiny_config: Callable, waveform: np.ndarray):
+def test_invalid_clips_are_refused(tiny_config: Callable, waveform: np.ndarray):
     with pytest.raises(ValueError, match="expected finite samples of one channel"):
         FrontEnd(**front_end_settings(tiny_config())).log_mel(waveform)

@@ -1,4 +1,4 @@
-"""Exported graphs embed as torch does, without torch, or are not left behind."""
+"""Exported ONNX graphs embed like torch, without torch; a graph that does not is deleted."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_file_embeds_without_torch_as_with_it(exported: Path, tmp_path: Path):
         np.testing.assert_allclose(found["seconds"], expected.timestamps[0])
 
 
-def test_batch_and_time_are_free_and_padding_does_not_matter(exported: Path):
+def test_batch_and_time_are_dynamic_and_padding_does_not_matter(exported: Path):
     session = session_of(exported)
     front_end = numpy_front_end.FrontEnd.of(session)
     clips = [front_end.log_mel(scene(samples, samples)) for samples in (1, 80_000, 31_007)]
@@ -121,7 +121,7 @@ def test_batch_and_time_are_free_and_padding_does_not_matter(exported: Path):
         assert relative_error(alone[1][0], frames.mean(axis=0)) <= 1e-5
 
 
-def test_a_clip_beyond_the_longest_is_refused_by_the_graph(exported: Path):
+def test_the_graph_refuses_clips_beyond_max_seconds(exported: Path):
     session = session_of(exported)
     front_end = numpy_front_end.FrontEnd.of(session)
     frames = (front_end.window_frames + 1) * front_end.patch_frames
@@ -147,7 +147,7 @@ def test_long_audio_is_embedded_in_the_windows_of_the_embedder(exported: Path, t
     assert relative_error(frames, default.frames[0]) > 1e-2
 
 
-def test_8_bits_take_less_room_and_stay_close(exported: Path):
+def test_8_bit_weights_are_smaller_and_close(exported: Path):
     folder = exported / "exported"
     assert (folder / INT8_FILE).stat().st_size < (folder / MODEL_FILE).stat().st_size
     sound = scene(70_000)
@@ -162,7 +162,7 @@ def test_8_bits_take_less_room_and_stay_close(exported: Path):
     assert weights[config.hidden_size, 3 * config.hidden_size] == onnx.TensorProto.INT8
 
 
-def test_the_front_end_travels_as_it_is(exported: Path):
+def test_the_front_end_is_copied_unchanged(exported: Path):
     assert {path.name for path in (exported / "exported").iterdir()} == {MODEL_FILE, INT8_FILE, FRONT_END_FILE}
     assert (exported / "exported" / FRONT_END_FILE).read_text() == Path(numpy_front_end.__file__).read_text()
 
@@ -200,7 +200,7 @@ def test_weights_that_are_not_finite_are_refused(tiny_encoder: Callable, tmp_pat
     assert not (tmp_path / "exported").exists()
 
 
-def test_outputs_that_cannot_be_written_are_refused_first(tmp_path: Path):
+def test_unwritable_outputs_are_refused_before_the_export(tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for output, complaint in {

@@ -1,4 +1,4 @@
-"""Out to the reference's layout and back in: bit for bit, both ways; what the layout cannot say is refused."""
+"""Export to the reference layout: exact round trips, and errors for what the layout cannot express."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "modern"])
-def test_what_is_exported_loads_as_the_same_model(tiny_pretraining, tmp_path, layout):
+def test_an_exported_checkpoint_loads_as_the_same_model(tiny_pretraining, tmp_path, layout):
     model = tiny_pretraining(**LAYOUTS.get(layout, MODERN))
     model.save_pretrained(tmp_path / "model")
     written = export_reference(str(tmp_path), tmp_path / "out.safetensors")
@@ -94,7 +94,7 @@ def test_the_reference_fixture_comes_back_bit_for_bit(reference_fixture, tmp_pat
 
 
 @pytest.mark.parametrize("layout", ["two_step", "rotary", "modern"])
-def test_an_encoder_alone_is_exported_in_the_hubs_form(tiny_encoder, tmp_path, layout):
+def test_an_encoder_is_exported_as_a_hub_export(tiny_encoder, tmp_path, layout):
     encoder = tiny_encoder(**LAYOUTS.get(layout, MODERN))
     encoder.save_pretrained(tmp_path / "encoder")
     first = export_reference(str(tmp_path / "encoder"), tmp_path / "first.safetensors")
@@ -106,7 +106,7 @@ def test_an_encoder_alone_is_exported_in_the_hubs_form(tiny_encoder, tmp_path, l
     assert second.with_suffix(".json").read_text() == first.with_suffix(".json").read_text()
 
 
-def test_a_width_that_the_ratio_would_round_down_survives_the_references_arithmetic(tiny_pretraining, tmp_path):
+def test_mlp_ratio_reproduces_the_width_in_float_arithmetic(tiny_pretraining, tmp_path):
     for intermediate in range(20, 120, 3):
         model = tiny_pretraining(intermediate_size=intermediate, hidden_size=44, num_hidden_layers=1)
         model.save_pretrained(tmp_path / "model")
@@ -127,7 +127,7 @@ def test_a_width_that_the_ratio_would_round_down_survives_the_references_arithme
         ({"position_embedding": "learned"}, "position_embedding is 'learned'"),
     ],
 )
-def test_what_the_layout_cannot_say_is_refused_by_its_field(tiny_pretraining, tmp_path, changes, field):
+def test_fields_that_the_layout_cannot_express_are_refused_by_name(tiny_pretraining, tmp_path, changes, field):
     tiny_pretraining(**changes).save_pretrained(tmp_path / "model")
     with pytest.raises(ConfigError, match=f"^{field}: the .*layout.*export as hf"):
         export_reference(str(tmp_path / "model"), tmp_path / "out.safetensors")
@@ -139,12 +139,12 @@ def test_a_conformer_is_refused(tmp_path):
         export_reference("best-rq-conformer-tiny", tmp_path / "out.safetensors")
 
 
-def test_an_encoder_whose_pretraining_alone_was_special_is_exported(tiny_encoder, tmp_path):
+def test_an_encoder_exports_whatever_its_pretraining_settings(tiny_encoder, tmp_path):
     tiny_encoder(num_codebooks=2, masks_per_clip=2).save_pretrained(tmp_path / "model")
     assert export_reference(str(tmp_path / "model"), tmp_path / "out.safetensors").is_file()
 
 
-def test_outputs_and_sources_that_cannot_be_are_refused(tmp_path):
+def test_impossible_outputs_and_sources_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"out.ckpt: a reference checkpoint is written as .safetensors"):
         export_reference("best-rq-2-tiny", tmp_path / "out.ckpt")
     with pytest.raises(ConfigError, match="does not exist; make it"):

@@ -1,4 +1,4 @@
-"""Checkpoints of every reference layout, built from our own models: they load, or the error lists what is wrong."""
+"""Import of every reference layout, with checkpoints built from models of this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reference_layout import reference_config, reference_state
 @pytest.mark.parametrize("objective", ["two_step", "one_stage"])
 @pytest.mark.parametrize("positions", ["sincos", "rope_2d"])
 @torch.no_grad()
-def test_every_layout_gives_the_numbers_of_the_model_it_came_from(tiny_pretraining, objective, positions):
+def test_every_layout_reproduces_the_outputs_of_its_model(tiny_pretraining, objective, positions):
     model = tiny_pretraining(objective=objective, position_embedding=positions, drop_path_rate=0.1)
     state, config = reference_state(model), reference_config(model)
     assert ("encoder.rope.inv_freq_h" in state) == (positions == "rope_2d")
@@ -50,7 +50,7 @@ def test_values_absent_from_the_configuration_are_the_papers(tiny_pretraining):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_checkpoint_of_half_precision_is_taken_over_exactly(tiny_pretraining, dtype):
+def test_half_precision_checkpoints_are_converted_exactly(tiny_pretraining, dtype):
     model = tiny_pretraining()
     state = {name: value.to(dtype) for name, value in reference_state(model).items()}
     found = load_reference(state, reference_config(model)).state_dict()
@@ -84,13 +84,13 @@ def test_missing_extra_and_misshaped_tensors_are_listed_by_their_own_names(tiny_
 @pytest.mark.parametrize(
     "name", ["encoder.pos_embed", "predictor.pos_embed", "spectrogram.mel_spec.spectrogram.window", "mask_token"]
 )
-def test_any_tensor_of_the_layout_is_missed(tiny_pretraining, name):
+def test_every_tensor_of_the_layout_is_required(tiny_pretraining, name):
     model = tiny_pretraining()
     with pytest.raises(CheckpointError, match=rf"missing 1: {name}\)"):
         load_reference(without(reference_state(model), name), reference_config(model))
 
 
-def test_a_tensor_beside_the_prefix_is_extra(tiny_pretraining):
+def test_a_tensor_outside_of_the_prefix_is_extra(tiny_pretraining):
     model = tiny_pretraining()
     state = {f"net.{name}": value for name, value in reference_state(model).items()}
     load_reference(state, reference_config(model))
@@ -107,7 +107,7 @@ def test_the_head_of_the_other_objective_is_extra(tiny_pretraining, objective, o
         load_reference(state, reference_config(model))
 
 
-def test_another_patch_embedding_with_as_many_weights_is_refused(tiny_pretraining):
+def test_a_patch_embedding_of_another_shape_and_equal_size_is_refused(tiny_pretraining):
     model = tiny_pretraining()
     state = reference_state(model)
     for shape in ((32, 256), (32, 2, 16, 8), (32, 1, 8, 32), (32 * 256,)):
@@ -127,13 +127,13 @@ def test_rotary_frequencies_of_another_base_are_refused(tiny_pretraining, place)
         load_reference(state, reference_config(model))
 
 
-def test_positions_of_another_kind_than_the_configurations_are_refused(tiny_pretraining):
+def test_positions_that_contradict_the_configuration_are_refused(tiny_pretraining):
     rotary, sine_cosine = tiny_pretraining(position_embedding="rope_2d"), tiny_pretraining()
     with pytest.raises(CheckpointError, match=r"missing 2: encoder.pos_embed, predictor.pos_embed; unexpected 10: "):
         load_reference(reference_state(rotary), reference_config(sine_cosine))
 
 
-def test_something_else_than_a_reference_checkpoint_is_recognised(tiny_pretraining):
+def test_other_checkpoints_are_not_taken_for_reference_checkpoints(tiny_pretraining):
     model = tiny_pretraining()
     with pytest.raises(CheckpointError, match=r"no tensor 'patch_embed.patch_embed.proj.weight'.*it holds bestrq2\."):
         load_reference(model.state_dict(), reference_config(model))

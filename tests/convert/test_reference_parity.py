@@ -1,4 +1,4 @@
-"""Compatible with the released checkpoints: the shared reference fixture, number by number.
+"""Numerical parity with the reference implementation, on a shared fixture.
 
 Needs `../shared/fixtures` beside the checkout, or its folder in BESTRQ2_FIXTURES; skipped elsewhere. What fits into the
 repository of it is compared in `tests/model/test_reference_small.py`.
@@ -57,7 +57,7 @@ def test_log_mel_is_within_a_thousandth_of_a_decibel(model, waveform, outputs):
 
 
 @torch.no_grad()
-def test_pretraining_gives_the_references_numbers(model, waveform, outputs):
+def test_pretraining_reproduces_the_reference(model, waveform, outputs):
     output = model(waveform, hidden_mask=torch.from_numpy(outputs["mask"]))
     assert torch.equal(output.targets, torch.from_numpy(outputs["targets"]).long())
     assert difference(output.context_hidden_state, outputs["context_output"]) < 1e-4
@@ -68,14 +68,14 @@ def test_pretraining_gives_the_references_numbers(model, waveform, outputs):
 
 
 @torch.no_grad()
-def test_the_encoder_gives_the_references_numbers(model, waveform, outputs):
+def test_the_encoder_reproduces_the_reference(model, waveform, outputs):
     output = model.base_model(waveform)
     assert difference(output.patch_hidden_states, outputs["encoder_output"]) < 1e-4
     assert difference(output.last_hidden_state, outputs["frame_embeddings"]) < 1e-4
     assert outputs["frame_embeddings"].std() > 0.1
 
 
-def test_the_embedder_gives_the_references_frames(reference_fixture, waveform, outputs):
+def test_the_embedder_reproduces_the_reference(reference_fixture, waveform, outputs):
     embeddings = bestrq2.load(reference_fixture.with_suffix(".safetensors"), "cpu").embed(
         list(waveform.numpy()), 16_000
     )
@@ -84,7 +84,7 @@ def test_the_embedder_gives_the_references_frames(reference_fixture, waveform, o
     assert embeddings.timestamps[0] == pytest.approx(0.3125 + 0.625 * np.arange(16))
 
 
-def test_every_tensor_is_taken_over(model, checkpoint):
+def test_every_tensor_of_the_reference_is_used(model, checkpoint):
     stored = load_file(checkpoint)
     weights = {name: value for name, value in model.state_dict().items() if ".statistics." not in name}
     fixed = [name for name in stored if name.startswith("spectrogram.") or name.endswith("pos_embed")]
@@ -166,14 +166,14 @@ def test_a_configuration_that_contradicts_the_checkpoint_is_refused(checkpoint, 
         ({"spectrogram": "mel"}, "does not fit"),
     ],
 )
-def test_a_configuration_that_makes_no_model_is_refused(checkpoint, config, changes, message):
+def test_an_impossible_configuration_is_refused(checkpoint, config, changes, message):
     with pytest.raises(ConfigError, match=message):
         bestrq2.load_reference(checkpoint, {**config, "net": {**config["net"], **changes}})
     with pytest.raises(ConfigError, match="does not fit"):
         bestrq2.load_reference(checkpoint, {"net": "small"})
 
 
-def test_a_configuration_file_that_cannot_be_read_is_refused(checkpoint, tmp_path):
+def test_an_unreadable_configuration_file_is_refused(checkpoint, tmp_path):
     broken, other = tmp_path / "broken.json", tmp_path / "list.yaml"
     broken.write_text('{"net": ')
     other.write_text("- 1\n- 2\n")

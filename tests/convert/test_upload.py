@@ -1,4 +1,4 @@
-"""`bestrq2 push` through the hub's real client, against a hub on this machine."""
+"""`bestrq2 push` with the real client against a local stand-in for the hub."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_pushed_model_is_the_source_with_its_card(model, source, client, capsy
         ("a/b/c", TOKEN, 2, "'a/b/c' is no name on the hub ("),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence(source, client, capsys, name, token, code, said):
+def test_refusals_of_the_hub_are_errors_of_one_sentence(source, client, capsys, name, token, code, said):
     with hub_server() as hub:
         client(hub.url, token)
         assert cli.run(["push", str(source), name]) == code
@@ -90,7 +90,7 @@ def test_what_the_hub_refuses_is_one_sentence(source, client, capsys, name, toke
     assert not hub.repositories
 
 
-def test_a_licence_that_the_hub_does_not_know_is_one_sentence(source, client, capsys):
+def test_an_unknown_licence_is_an_error_of_one_sentence(source, client, capsys):
     with hub_server() as hub:
         client(hub.url, TOKEN)
         assert cli.run(["push", str(source), "user/model", "--license", "sold"]) == 2
@@ -100,7 +100,7 @@ def test_a_licence_that_the_hub_does_not_know_is_one_sentence(source, client, ca
     assert not hub.commits
 
 
-def test_no_network_is_one_sentence(source, client, capsys):
+def test_an_unreachable_hub_is_an_error_of_one_sentence(source, client, capsys):
     client("http://127.0.0.1:9", TOKEN)
     assert cli.run(["push", str(source), "user/model"]) == 1
     said = capsys.readouterr().err

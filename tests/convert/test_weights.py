@@ -1,4 +1,4 @@
-"""Files of weights: read where they are whole and plain, refused where they are not, and never executed."""
+"""Reading weights: complete files of plain tensors load, others are refused, and no code is executed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_other_files_are_refused(tmp_path, suffix):
 
 @settings(max_examples=60, deadline=None)
 @given(content=st.one_of(st.binary(max_size=200), st.text("().]}tcbRidlsNK0123\n", max_size=40).map(str.encode)))
-def test_no_bytes_at_all_come_through_as_weights(tmp_path_factory, content):
+def test_random_bytes_are_never_loaded_as_weights(tmp_path_factory, content):
     for suffix in (".safetensors", ".pt"):
         path = tmp_path_factory.getbasetemp() / f"bytes{suffix}"
         path.write_bytes(content)
@@ -136,7 +136,7 @@ def change_config(folder, **changes) -> None:
 
 
 @pytest.mark.parametrize("model_class", [BestRQ2Model, BestRQ2ForPreTraining])
-def test_a_folder_loads_as_encoder_or_whole_model(folder, model_class):
+def test_a_folder_loads_as_encoder_or_pretraining_model(folder, model_class):
     model = load_model_folder(folder, model_class)
     assert type(model) is model_class
     assert not model.training
