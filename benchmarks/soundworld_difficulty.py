@@ -28,7 +28,6 @@ from transformers.audio_utils import mel_filter_bank
 
 from bestrq2 import soundworld
 from bestrq2.data.labels import LabelledClips, LabelledTask, soundworld_tasks
-from bestrq2.soundworld import scenes
 
 WINDOW, HOP = 2048, 625
 MEL = mel_filter_bank(WINDOW // 2 + 1, 128, 0.0, 8000.0, soundworld.SAMPLE_RATE, norm=None, mel_scale="htk")
@@ -80,7 +79,7 @@ def print_speed(clips: int = 60) -> None:
     seconds = []
     for index in range(clips):
         began = time.process_time()
-        scenes.clip(1, index)
+        soundworld.clip(1, index)
         seconds.append(time.process_time() - began)
     print(f"\n10 s clips per second of one core ({soundworld.synthesiser()}): all {clips / sum(seconds):.1f}", end="")
     for domain in soundworld.DOMAINS:

@@ -46,12 +46,12 @@ AB = [{"label": "a"}, {"label": "b"}, {"label": "a"}]
 
 
 def test_tars_of_soundworld_hold_what_its_tasks_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    names = ["speech/word", "music/melody", "environment/presence"]
+    names = ["music/melody", "environment/presence"]
     monkeypatch.setattr(export, "TASKS", {name: export.TASKS[name] for name in names})
-    write_corpus(tmp_path / "sw", clips=8, format="xares", progress=False)
+    write_corpus(tmp_path / "sw", clips=4, format="xares", progress=False)
     read = load_labelled(tmp_path / "sw")
     assert sorted(one.name for one in read) == sorted(names)
-    direct = {task.name: task for task in soundworld_tasks(names, train=6, test=2, cache=tmp_path, progress=False)}
+    direct = {task.name: task for task in soundworld_tasks(names, train=3, test=1, cache=tmp_path, progress=False)}
     for one in read:
         other = direct[one.name]
         assert (one.domain, one.kind) == (other.domain, other.kind)

@@ -1,11 +1,14 @@
-"""SoundWorld: a deterministic generator of varied 16 kHz audio and labelled tasks, for demo, tests and experiments."""
+"""SoundWorld: a deterministic generator of varied 16 kHz audio and labelled tasks, for demo, tests and experiments.
+
+Speech, music and everyday sounds are synthesised, put into rooms and recorded with noise. The package knows nothing of
+the rest of the project's data: it yields waveforms and labels, or writes them as files.
+"""
 
 from bestrq2.soundworld.acoustics import SAMPLE_RATE
+from bestrq2.soundworld.clips import DOMAINS, TASKS, TaskSpec, clip, clip_domain
 from bestrq2.soundworld.corpus import VERSION, Split, Waveforms, generated_tasks, unlabelled
 from bestrq2.soundworld.export import write_corpus
-from bestrq2.soundworld.scenes import DOMAINS, clip, clip_domain
 from bestrq2.soundworld.speech import synthesiser
-from bestrq2.soundworld.task_specs import TASKS, TaskSpec
 
 __all__ = [
     "DOMAINS",

@@ -1,4 +1,4 @@
-"""What happens to a sound on its way to the microphone: room, distance, colour of the channel, noise, level."""
+"""Acoustics of a recording: room, distance, frequency response of the channel, noise, level."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def random_equaliser(rng: np.random.Generator, spread_db: float) -> tuple[np.nda
 
 
 def room_response(rng: np.random.Generator, decay: float, distance: float, size: float = 6.0) -> np.ndarray:
-    """Draw an impulse response of a room: the direct sound, early reflections, and a tail that darkens as it decays.
+    """Draw a room impulse response: direct sound, early reflections, and a tail that loses treble as it decays.
 
     Args:
         rng: source of randomness.
         decay: reverberation time (-60 dB) in seconds.
         distance: source to microphone in metres; the direct sound falls with it, the tail does not.
-        size: a wall-to-wall length in metres, which sets when reflections begin.
+        size: distance between walls in metres, which sets when reflections begin.
 
     Returns:
         float array [samples], direct sound first, not normalised.
@@ -99,7 +99,7 @@ def room_response(rng: np.random.Generator, decay: float, distance: float, size:
     time = np.arange(length) / SAMPLE_RATE
     tail = rng.standard_normal(length) * np.exp(-6.9 * time / decay)
     dull = np.convolve(rng.standard_normal(length), np.ones(6) / np.sqrt(6.0), mode="same")
-    # high frequencies die about twice as fast as low ones
+    # High frequencies die about twice as fast as low ones
     tail = tail * np.exp(-4.0 * time / decay) + dull * np.exp(-6.9 * time / decay)
     onset = min(int(size / SPEED_OF_SOUND * SAMPLE_RATE), length - 1)
     tail[:onset] *= 0.1

@@ -1,4 +1,4 @@
-"""Environment: everyday sounds, some short events, some that last as long as one listens."""
+"""Environment: everyday sounds, short events and lasting textures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A plain formant synthesiser that speaks where espeak-ng is not installed.
 
 Letters become vowels and consonants; vowels are glottal pulses under three moving resonances, consonants are silence,
-hum or shaped noise. Nobody will understand it, but words, voices and languages differ audibly and consistently.
+hum or shaped noise. It cannot be understood, but words, voices and languages differ audibly and consistently.
 """
 
 from __future__ import annotations

@@ -19,8 +19,78 @@ from bestrq2.errors import DataError
 from bestrq2.seeding import pick
 from bestrq2.soundworld import formant
 from bestrq2.soundworld.acoustics import SAMPLE_RATE, fade, normalise, place
-from bestrq2.soundworld.vocabulary import UNSPACED, WORDS
 
+# Words from which sentences are drawn, by the language code of espeak-ng.
+_TEXTS: dict[str, str] = {
+    "en": (
+        "the a my our river house morning people walked under bright water carried small children over green hills "
+        "because nobody wanted another window slowly opened every garden with strange music after"
+    ),
+    "de": (
+        "der die das ein kleine Haus Straße zwischen Bäumen läuft schnell über Brücke niemand möchte heute Abend "
+        "schöne Bücher lesen wir haben gestern nicht gefunden durch dunkle Wälder mit Freunden"
+    ),
+    "fr": (
+        "le la une petite maison dans rue près jardin nous avons toujours mangé avec des enfants heureux pendant "
+        "soirée il pleut beaucoup sur montagne mais personne voulait partir demain matin chez"
+    ),
+    "es": (
+        "el la una casa pequeña cerca del río siempre cantaba mujer hermosa con niños alegres por mañana nunca "
+        "hemos visto tantas estrellas sobre montaña pero ellos quieren volver ahora hacia"
+    ),
+    "it": (
+        "il la una piccola casa vicino al fiume sempre cantava donna bella con bambini felici ogni mattina non "
+        "abbiamo visto tante stelle sopra montagna ma vogliono tornare adesso dalla città"
+    ),
+    "pt": (
+        "o a uma casa pequena perto do rio sempre cantava mulher bonita com crianças felizes pela manhã não "
+        "vimos tantas estrelas sobre montanha mas eles querem voltar agora para coração"
+    ),
+    "nl": (
+        "de het een klein huis tussen bomen loopt snel over brug niemand wil vanavond mooie boeken lezen wij "
+        "hebben gisteren niets gevonden door donkere bossen met goede vrienden geluid vogels"
+    ),
+    "sv": (
+        "en ett den lilla stugan mellan träden springer snabbt över bron ingen vill ikväll läsa vackra böcker vi "
+        "har igår inte hittat genom mörka skogar med goda vänner sjön fåglar sjunger"
+    ),
+    "pl": (
+        "mały dom przy rzece zawsze śpiewała piękna kobieta dzieci szczęśliwe każdego ranka nie widzieliśmy "
+        "tyle gwiazd nad górami ale chcą wrócić teraz przez ciemny las dobrymi przyjaciółmi"
+    ),
+    "ru": (
+        "маленький дом у реки всегда пела красивая женщина дети счастливые каждое утро мы не видели столько "
+        "звёзд над горами но они хотят вернуться сейчас через тёмный лес друзья вечером"
+    ),
+    "tr": (
+        "küçük ev nehir kenarında her zaman şarkı söyleyen güzel kadın mutlu çocuklar sabah biz hiç görmedik "
+        "yıldızlar dağların üstünde ama şimdi dönmek istiyorlar karanlık orman arkadaşlar"
+    ),
+    "fi": (
+        "pieni talo joen rannalla aina lauloi kaunis nainen iloiset lapset joka aamu emme ole nähneet niin "
+        "monta tähteä vuorten yllä mutta nyt he haluavat palata pimeä metsä ystävät yöllä"
+    ),
+    "hu": (
+        "kis ház folyó mellett mindig énekelt szép asszony boldog gyerekek minden reggel nem láttunk ennyi "
+        "csillagot hegyek felett de most vissza akarnak menni sötét erdő barátok este"
+    ),
+    "hi": (
+        "छोटा घर नदी के पास हमेशा गाती सुंदर औरत खुश बच्चे हर सुबह हमने इतने तारे नहीं देखे पहाड़ ऊपर लेकिन अब वे "
+        "लौटना चाहते हैं अंधेरा जंगल दोस्त शाम पानी"
+    ),
+    "cmn": (
+        "小 房子 河边 总是 唱歌 漂亮 女人 快乐 孩子 每天 早上 我们 没有 看见 这么 多 "
+        "星星 山上 但是 现在 他们 想 回家 黑暗 森林 朋友 晚上"
+    ),
+    "sw": (
+        "nyumba ndogo karibu na mto kila siku mwanamke mzuri aliimba watoto wenye furaha asubuhi hatukuona "
+        "nyota nyingi juu ya mlima lakini sasa wanataka kurudi msitu giza rafiki jioni maji"
+    ),
+}
+WORDS: dict[str, tuple[str, ...]] = {language: tuple(text.split()) for language, text in _TEXTS.items()}
+
+# Languages written without spaces between words
+_UNSPACED = frozenset({"cmn"})
 LANGUAGES: tuple[str, ...] = tuple(WORDS)
 
 _RETRIEVAL = 2  # AUDIO_OUTPUT_SYNCHRONOUS: audio only reaches our callback
@@ -33,7 +103,7 @@ _noticed = False
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker: how espeak-ng is asked for it, and the formant synthesiser's approximation.
+    """A speaker: parameters for espeak-ng, and their approximation for the formant synthesiser.
 
     Attributes:
         name: class name in the voice task.
@@ -73,7 +143,7 @@ VOICES: tuple[Voice, ...] = (
 
 
 def _espeak() -> ModuleType | None:
-    """The module that knows where espeak-ng's library and data are, or None where they are missing or do not load."""
+    """The module with the paths of espeak-ng's library and data; None where they are missing or do not load."""
     if sys.platform == "win32":  # the library cannot be unloaded there the way `_speak` needs
         return None
     try:
@@ -99,7 +169,7 @@ def _loads(library_path: str, data_path: str) -> bool:
 
 
 def synthesiser() -> str:
-    """Name what speaks here, "espeak" or "formant"; part of the name of every cached file."""
+    """Name of the synthesiser in use, "espeak" or "formant"; part of the name of every cached file."""
     return "formant" if _espeak() is None else "espeak"
 
 
@@ -188,7 +258,7 @@ def sentence(rng: np.random.Generator, language: str, words: int) -> str:
     drawn = [pick(rng, WORDS[language]) for _ in range(words)]
     if words > 5:
         drawn[words // 2] += ","
-    return ("" if language in UNSPACED else " ").join(drawn) + ("?" if rng.random() < 0.2 else ".")
+    return ("" if language in _UNSPACED else " ").join(drawn) + ("?" if rng.random() < 0.2 else ".")
 
 
 def talk(rng: np.random.Generator, seconds: float, language: str, voice: Voice, pauses: bool = True) -> np.ndarray:
@@ -216,7 +286,7 @@ def talk(rng: np.random.Generator, seconds: float, language: str, voice: Voice, 
 
 
 def babble(rng: np.random.Generator, seconds: float, speakers: int = 6) -> np.ndarray:
-    """Many people talking at once, of whom no word is understood.
+    """Many people talking at once, too many to understand a word.
 
     Args:
         rng: source of randomness.
@@ -232,7 +302,7 @@ def babble(rng: np.random.Generator, seconds: float, speakers: int = 6) -> np.nd
     frequencies = np.arange(total.size) / size
     for _ in range(max(speakers // 2, 1)):
         wave = rfft(talk(rng, seconds, pick(rng, LANGUAGES), pick(rng, VOICES), pauses=False), size)
-        # one synthesised voice heard from two moments of its talk stands for two people
+        # One synthesised voice, heard from two moments of its talk, stands for two people.
         total += wave * rng.uniform(0.5, 1.0)
         total += wave * rng.uniform(0.5, 1.0) * np.exp(-2j * np.pi * frequencies * int(rng.uniform(0.2, 0.8) * samples))
     return normalise(irfft(total, size)[:samples])

@@ -1,6 +1,6 @@
-"""Labelled tasks: what is asked, how a clip of each class is made, and what disturbs it.
+"""Clips of SoundWorld: unlabelled ones, and those of labelled tasks.
 
-Every clip gets a random room, noise, channel and level, so that a class is not told by loudness or colour alone.
+Every clip gets a random room, noise, channel and level, so that loudness or colour alone does not give a class away.
 """
 
 from __future__ import annotations
@@ -28,14 +28,63 @@ from bestrq2.soundworld.acoustics import (
 )
 from bestrq2.soundworld.instruments import INSTRUMENTS, random_touch
 from bestrq2.soundworld.music import CHORDS, CONTOURS, ROOTS, SCALES, TEMPI, Note
-from bestrq2.soundworld.vocabulary import KEYWORDS
+
+# Unlabelled clips
+
+DOMAINS: tuple[str, ...] = ("speech", "music", "environment")
+
+
+def _foreground(rng: np.random.Generator, domain: str, seconds: float) -> np.ndarray:
+    if domain == "music":
+        return music.piece(rng, seconds)
+    if domain == "environment":
+        return environment.scene(rng, seconds)
+    total = np.zeros(round(seconds * SAMPLE_RATE))
+    for _ in range(pick(rng, (1, 1, 1, 2, 3))):
+        # A speaker may begin late or stop early, so that several take turns or overlap.
+        length = seconds * float(rng.uniform(0.5, 1.0))
+        language, voice = pick(rng, speech.LANGUAGES), pick(rng, speech.VOICES)
+        wave = speech.talk(rng, length, language, voice)
+        place(total, wave * rng.uniform(0.5, 1.0), round(float(rng.uniform(0.0, seconds - length)) * SAMPLE_RATE))
+    return total
+
+
+def clip_domain(seed: int, index: int) -> str:
+    """Name the domain, one of `DOMAINS`, that dominates clip `index` of the world `seed`."""
+    return DOMAINS[int(generator(seed, "unlabelled", index, "domain").integers(len(DOMAINS)))]
+
+
+def clip(seed: int, index: int, seconds: float = 10.0) -> np.ndarray:
+    """Generate unlabelled clip `index` of the world `seed`; a pure function of its arguments and the synthesiser.
+
+    Args:
+        seed: random seed of the world.
+        index: number of the clip.
+        seconds: length.
+
+    Returns:
+        float32 [round(seconds * 16000)], peak at most 0.99.
+    """
+    domain = clip_domain(seed, index)
+    rng = generator(seed, "unlabelled", index)
+    wave = random_room(_foreground(rng, domain, seconds), rng)
+    if rng.random() < 0.3:
+        other = pick(rng, tuple(name for name in DOMAINS if name != domain))
+        wave = mix_at_snr(wave, random_room(_foreground(rng, other, seconds), rng), float(rng.uniform(3.0, 18.0)))
+    # No recording is without a noise floor; a third have a faint one.
+    snr_db = rng.uniform(0.0, 35.0) if rng.random() < 0.65 else rng.uniform(35.0, 60.0)
+    wave = mix_at_snr(wave, coloured_noise(rng, wave.size), float(snr_db))
+    return record(wave, rng)
+
+
+# Tasks
 
 Render = Callable[[np.random.Generator, int, float], np.ndarray]
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a task asks.
+    """Specification of a labelled task.
 
     Attributes:
         name: "domain/what", e.g. "speech/language".
@@ -43,7 +92,7 @@ class TaskSpec:
         kind: "clip" (one class per clip) or "frame" (is the event present at this moment).
         classes: their names in the order of their indices.
         seconds: length of every clip.
-        description: one sentence: what is asked and what varies besides.
+        description: one sentence: the question, and what varies besides.
         render: makes the sound of a class index before noise, room and channel: (rng, class, seconds) -> [samples].
         snr_db: range of the level of the sound over the noise, dB.
         equaliser_db: standard deviation of the channel's gain, dB.
@@ -119,7 +168,7 @@ def _key(rng: np.random.Generator, label: int, seconds: float) -> np.ndarray:
     root = 36 + label + 12 * int(rng.integers(0, 3))
     notes: list[Note] = []
     length, now = beat * 2, 0.0
-    # cadences home: every clip holds all notes of its scale, and only their roles name the root
+    # Cadences home: every clip holds all notes of its scale, and only their roles name the root.
     cadence = pick(rng, ((0, 3, 4, 0), (0, 5, 4, 0), (0, 1, 4, 0), (3, 4, 0, 0), (4, 0, 4, 0)))
     for step in range(int(seconds / length) + 1):
         degree, now = cadence[step % 4], step * length
@@ -142,7 +191,7 @@ def _tempo(rng: np.random.Generator, label: int, seconds: float) -> np.ndarray:
     else:
         name, touch = pick(rng, tuple(INSTRUMENTS)), random_touch(rng)
         root, notes = int(rng.integers(48, 72)), []
-        held = float(rng.uniform(0.1, 0.4))  # seconds, not beats: how much sounds must not tell the tempo
+        held = float(rng.uniform(0.1, 0.4))  # seconds, not beats: the share of sound must not give the tempo away
         for count in range(int((seconds + beat) / beat) + 1):
             pitch = music.scale_pitch(root, SCALES["major"], int(rng.integers(0, 6)))
             notes.append(Note(count * beat, held, pitch, 1.0 if count % 4 == 0 else 0.8))
@@ -235,13 +284,16 @@ def _presence(rng: np.random.Generator, events: np.ndarray, seconds: float) -> n
 
 
 def _no_render(rng: np.random.Generator, label: int, seconds: float) -> np.ndarray:
-    """Stands where clip tasks have their renderer: frame tasks are rendered from their events, not from a label."""
+    """Placeholder for the renderer of clip tasks: frame tasks are rendered from their events, not from a label."""
     raise TypeError("frame tasks are rendered from their events")
 
 
+KEYWORDS: tuple[str, ...] = (
+    "water", "music", "seven", "yellow", "garden", "happy", "machine", "family", "window", "silver", "doctor", "police",
+)  # fmt: skip
 TASK_LANGUAGES = ("en", "de", "fr", "es", "nl", "pl", "ru", "tr", "fi", "hi", "cmn", "sw")
 TASK_VOICES = speech.VOICES[:12]
-# four strokes in eight slots each, no two alike however they are shifted
+# Four strokes in eight slots each, no two alike however they are shifted.
 RHYTHMS = ("x.x.x.x.", "xx..xx..", "xxxx....", "xxx.x...", "xx.x.x..", "xxx...x.")
 COUNTS = ("1", "2", "3", "4", "6", "9")
 DISTANCES = (0.3, 0.8, 2.0, 5.0, 12.0)  # metres
@@ -281,7 +333,7 @@ TASKS: dict[str, TaskSpec] = {
                  "In which pattern a short sound of any kind is repeated, at any pace.", _rhythm,
                  (4.0, 28.0)),
         TaskSpec("environment/distance", "environment", "clip", tuple(f"{d:g} m" for d in DISTANCES), 3.75,
-                 "How far away the source is in a reverberant room; the level tells nothing.", _distance,
+                 "How far away the source is in a reverberant room; the level gives nothing away.", _distance,
                  (15.0, 35.0), 3.0),
         TaskSpec("environment/presence", "environment", "frame", ("absent", "present"), 5.0,
                  "When a bird calls, among other sounds.", _no_render),
@@ -300,8 +352,8 @@ def render(name: str, split: str, seed: int, index: int) -> np.ndarray:
     Args:
         name: one of `TASKS`.
         split: "train" or "test".
-        seed: which world.
-        index: which clip.
+        seed: random seed of the world.
+        index: number of the clip.
 
     Returns:
         float32 [samples] at 16 kHz, peak at most 0.99.

@@ -1,4 +1,4 @@
-"""What SoundWorld sounds like: determinism, domains, labels that are true of the audio."""
+"""Clips of SoundWorld: determinism, domains, labels that are true of the audio."""
 
 import hashlib
 import subprocess
@@ -10,12 +10,10 @@ import pytest
 
 from bestrq2 import soundworld
 from bestrq2.seeding import generator
-from bestrq2.soundworld import environment, instruments, music, scenes, speech
-from bestrq2.soundworld import task_specs as tasks
+from bestrq2.soundworld import clips, environment, instruments, music, speech
 from bestrq2.soundworld.acoustics import active_rms, mix_at_snr, reverberate, room_response
 
 RATE = soundworld.SAMPLE_RATE
-SPEECH_TASKS = [name for name in soundworld.TASKS if name.startswith("speech/")]
 
 
 def speech_clips(count: int) -> list[int]:
@@ -43,13 +41,13 @@ def test_another_process_generates_the_same_clips():
     indices = [*speech_clips(3), 0, 1, 2]
     code = (
         "import hashlib; from bestrq2 import soundworld as s;"
-        "from bestrq2.soundworld.task_specs import render;"
+        "from bestrq2.soundworld.clips import render;"
         f"print([hashlib.md5(s.clip(0, i, 2.0).tobytes()).hexdigest() for i in {indices[::-1]}][::-1],"
         "hashlib.md5(render('speech/voice', 'test', 1, 5).tobytes()).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     here = [hashlib.md5(soundworld.clip(0, index, 2.0).tobytes()).hexdigest() for index in indices]
-    task = hashlib.md5(tasks.render("speech/voice", "test", 1, 5).tobytes()).hexdigest()
+    task = hashlib.md5(clips.render("speech/voice", "test", 1, 5).tobytes()).hexdigest()
     assert there.strip() == f"{here} {task}"
 
 
@@ -71,10 +69,10 @@ def test_numpy_and_python_integers_name_the_same_stream():
 
 
 def test_seeds_and_indices_give_different_clips():
-    clips = [soundworld.clip(seed, index, 1.0) for seed in (0, 1) for index in (0, 1, 2)]
-    for one in range(len(clips)):
+    waves = [soundworld.clip(seed, index, 1.0) for seed in (0, 1) for index in (0, 1, 2)]
+    for one in range(len(waves)):
         for other in range(one):
-            assert not np.array_equal(clips[one], clips[other])
+            assert not np.array_equal(waves[one], waves[other])
 
 
 def test_every_domain_dominates_about_a_third_of_the_clips():
@@ -137,19 +135,19 @@ def test_every_task_makes_reproducible_clips_of_its_length(name):
     spec = soundworld.TASKS[name]
     assert spec.seconds / 0.625 == round(spec.seconds / 0.625)
     for index in (0, len(spec.classes) - 1):
-        wave = tasks.render(name, "train", 0, index)
+        wave = clips.render(name, "train", 0, index)
         assert wave.shape == (round(spec.seconds * RATE),)
         assert wave.dtype == np.float32
         assert 1e-4 < np.abs(wave).max() <= 1.0
-    assert np.array_equal(wave, tasks.render(name, "train", 0, index))
+    assert np.array_equal(wave, clips.render(name, "train", 0, index))
 
 
 def test_splits_seeds_and_pretraining_share_no_clip():
     made = [
-        tasks.render("music/key", "train", 0, 0),
-        tasks.render("music/key", "test", 0, 0),
-        tasks.render("music/key", "train", 1, 0),
-        scenes.clip(0, 0, 3.75),
+        clips.render("music/key", "train", 0, 0),
+        clips.render("music/key", "test", 0, 0),
+        clips.render("music/key", "train", 1, 0),
+        clips.clip(0, 0, 3.75),
     ]
     for one in range(len(made)):
         for other in range(one):
@@ -157,8 +155,8 @@ def test_splits_seeds_and_pretraining_share_no_clip():
 
 
 def test_every_rhythm_has_as_many_strokes_and_none_is_a_shift_of_another():
-    turned = [{rhythm[shift:] + rhythm[:shift] for shift in range(8)} for rhythm in tasks.RHYTHMS]
-    assert {rhythm.count("x") for rhythm in tasks.RHYTHMS} == {4}
+    turned = [{rhythm[shift:] + rhythm[:shift] for shift in range(8)} for rhythm in clips.RHYTHMS]
+    assert {rhythm.count("x") for rhythm in clips.RHYTHMS} == {4}
     for one in range(len(turned)):
         for other in range(one):
             assert not turned[one] & turned[other]
@@ -171,8 +169,8 @@ def test_every_melody_contour_uses_the_same_notes():
 
 
 def test_the_number_of_strokes_is_the_label():
-    for label, count in enumerate(tasks.COUNTS):
-        starts = tasks._spread(generator("count", label), int(count), 3.0, 0.3)
+    for label, count in enumerate(clips.COUNTS):
+        starts = clips._spread(generator("count", label), int(count), 3.0, 0.3)
         assert len(starts) == int(count)
         assert np.diff(starts).min(initial=1.0) >= 0.3 - 1e-9
         assert starts[0] >= 0
@@ -182,7 +180,7 @@ def test_the_number_of_strokes_is_the_label():
 def test_bird_calls_lie_in_the_clip_and_sound_where_the_labels_say():
     louder, seen = [], 0
     for index in range(40):
-        events = tasks.presence_events(0, "train", index, 5.0)
+        events = clips.presence_events(0, "train", index, 5.0)
         assert events.shape[1:] == (2,)
         assert (events >= 0).all()
         assert (events <= 5.0 + 1e-9).all()
@@ -191,8 +189,8 @@ def test_bird_calls_lie_in_the_clip_and_sound_where_the_labels_say():
         seen += len(events)
         if len(events):
             rng = generator(0, "environment/presence", "train", index)
-            with_calls = tasks._presence(rng, events, 5.0)
-            alone = tasks._presence(generator(0, "environment/presence", "train", index), events[:0], 5.0)
+            with_calls = clips._presence(rng, events, 5.0)
+            alone = clips._presence(generator(0, "environment/presence", "train", index), events[:0], 5.0)
             added = (with_calls - alone) ** 2
             inside = np.zeros(added.size, dtype=bool)
             for onset, offset in events:
@@ -212,10 +210,40 @@ def test_speech_falls_back_to_formants_with_one_notice(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         speech.notice_missing_synthesiser()
-    for name in SPEECH_TASKS:
-        wave = tasks.render(name, "train", 0, 3)
-        assert np.isfinite(wave).all()
-        assert np.array_equal(wave, tasks.render(name, "train", 0, 3))
+
+
+# Samples 5000, 14973 and 24946 of training clip 1 of the world 0, spoken by the formant synthesiser.
+VERSION_2 = {
+    "speech/language": (-0.00076, 0.01122, 0.07053),
+    "speech/voice": (-0.02049, 0.00238, -0.00264),
+    "speech/word": (-0.04175, 0.02309, 0.01490),
+    "speech/speakers": (-0.02792, 0.01081, -0.09701),
+    "music/instrument": (-0.18696, -0.16221, 0.11830),
+    "music/chord": (-0.00071, -0.01374, 0.01207),
+    "music/key": (-0.08000, -0.06992, 0.01958),
+    "music/tempo": (-0.00990, 0.01160, -0.00874),
+    "music/melody": (0.08640, -0.12902, -0.09996),
+    "environment/event": (0.00032, -0.00026, 0.00289),
+    "environment/count": (0.00352, -0.04672, 0.01359),
+    "environment/rhythm": (0.00302, 0.00033, 0.00182),
+    "environment/distance": (0.00258, 0.00558, 0.00388),
+    "environment/presence": (0.00256, 0.00701, 0.00086),
+}
+
+
+@pytest.mark.parametrize("name", list(soundworld.TASKS))
+def test_the_audio_of_a_version_never_changes(name, monkeypatch):
+    """Scores of frozen benchmarks depend on it: a change of the audio needs a new VERSION, and new numbers here."""
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    assert soundworld.VERSION == "2"
+    wave = clips.render(name, "train", 0, 1)
+    np.testing.assert_allclose(wave[5000::9973][:3], VERSION_2[name], atol=2e-5)
+
+
+def test_the_unlabelled_audio_of_a_version_never_changes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    for index, samples in {0: (-0.01224, -0.00774, 0.00059), 4: (0.14686, 0.00483, -0.13722)}.items():
+        np.testing.assert_allclose(soundworld.clip(0, index, 2.0)[5000::9973][:3], samples, atol=2e-5)
 
 
 def test_formant_words_differ_and_higher_voices_are_higher(monkeypatch):
