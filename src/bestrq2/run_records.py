@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from bestrq2.errors import DataError
 
+# the safe loader in C where PyYAML has it: ten times as fast
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 AVERAGED = frozenset(
@@ -42,7 +44,7 @@ def read_yaml(path: Path) -> Any:
         DataError: it cannot be read, or not as YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
 

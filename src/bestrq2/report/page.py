@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -203,16 +204,21 @@ def render(contents: ReportContents) -> str:
 
 def render_page(template: str, **values: Any) -> str:
     """HTML of a page from a template of this folder, with style sheet and script inside."""
-    environment = Environment(
+    style, script = (Markup((FOLDER / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
+    page = _templates().get_template(template).render(version=__version__, css=style, javascript=script, **values)
+    return page.lstrip()
+
+
+@functools.cache
+def _templates() -> Environment:
+    """Templates of this folder; they are kept because compiling them takes longer than filling them."""
+    return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = (Markup((FOLDER / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
-    page = environment.get_template(template).render(version=__version__, css=style, javascript=script, **values)
-    return page.lstrip()
 
 
 def _warnings(path: Path) -> list[str]:

@@ -10,23 +10,14 @@ from typing import TypeVar
 import numpy as np
 
 from bestrq2.evaluate.result import TaskScore
+from bestrq2.evaluate.score_table import METHOD_TITLES as METHODS
+from bestrq2.evaluate.table import Table, mark_best, percent
 from bestrq2.report.charts import Score, ScoreChart, ScoreRow
 from bestrq2.report.curves import RunCurves, model_colours
 
 Name = TypeVar("Name")
 
-METHODS = {"linear": "linear probe", "knn": "k-NN"}
 BASELINES = ("var(--b0)", "var(--b1)")
-
-
-@dataclass(frozen=True)
-class ScoreLine:
-    """One line of the table of scores; numbers as text in percent, `best` within its task and method."""
-
-    score: TaskScore
-    method: str
-    cells: list[str]
-    best: bool
 
 
 @dataclass(frozen=True)
@@ -37,13 +28,13 @@ class ProbeSection:
         legend: features → CSS colour.
         means: one chart per domain, then the mean of domains.
         tasks: domain → charts of its tasks.
-        lines: every score, by domain, task and method.
+        table: every score, by domain, task and method, the best of each task and method marked.
     """
 
     legend: dict[str, str]
     means: list[ScoreChart]
     tasks: dict[str, list[ScoreChart]]
-    lines: list[ScoreLine]
+    table: Table
 
 
 def probe_section(probes: Sequence[TaskScore], runs: Sequence[RunCurves]) -> ProbeSection | None:
@@ -66,7 +57,7 @@ def probe_section(probes: Sequence[TaskScore], runs: Sequence[RunCurves]) -> Pro
             _chart(short_task(task, domain), [one for one in own if one.task == task], colours)
             for task in _unique(one.task for one in own)
         ]
-    return ProbeSection(colours, means, tasks, _lines(probes))
+    return ProbeSection(colours, means, tasks, _table(probes))
 
 
 def short_task(task: str, domain: str) -> str:
@@ -138,26 +129,24 @@ def _score(one: TaskScore) -> Score:
     return Score(METHODS.get(one.method, one.method), 100 * one.score, f"{100 * one.score:.1f}", low, high)
 
 
-def _lines(probes: Sequence[TaskScore]) -> list[ScoreLine]:
-    domains, tasks = _unique(one.domain for one in probes), _unique((one.domain, one.task) for one in probes)
-    methods = list(METHODS)
-    ordered = sorted(
-        probes,
-        key=lambda one: (domains.index(one.domain), tasks.index((one.domain, one.task)), methods.index(one.method)),
-    )
-    best: dict[tuple[str, str, str], float] = {}
-    for one in probes:
-        key = (one.domain, one.task, one.method)
-        best[key] = max(best.get(key, -math.inf), one.score)
-    return [
-        ScoreLine(
-            one,
-            METHODS[one.method],
-            [f"{100 * value:.2f}" for value in (one.score, one.low, one.high, one.chance)],
-            one.score == best[one.domain, one.task, one.method],
-        )
-        for one in ordered
-    ]
+def _table(probes: Sequence[TaskScore]) -> Table:
+    by_task: dict[tuple[str, str, str], list[TaskScore]] = {}
+    for domain in _unique(one.domain for one in probes):
+        own = [one for one in probes if one.domain == domain]
+        for task in _unique(one.task for one in own):
+            by_task |= {
+                (domain, task, METHODS[method]): [one for one in own if (one.task, one.method) == (task, method)]
+                for method in METHODS
+            }
+    rows = []
+    for key, scores in by_task.items():
+        marked = mark_best([percent(one.score, 2) for one in scores], [one.score for one in scores])
+        rows += [
+            (*key, one.features, one.metric, cell, *(percent(value, 2) for value in (one.low, one.high, one.chance)))
+            for cell, one in zip(marked, scores, strict=True)
+        ]
+    header = ("domain", "task", "method", "features", "metric", "score %", "low %", "high %", "chance %")
+    return Table(header, tuple(rows), left=5)
 
 
 def _unique(names: Iterable[Name]) -> list[Name]:

@@ -6,11 +6,12 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bestrq2.errors import ConfigError, DataError
+from bestrq2.evaluate.table import Table
 from bestrq2.files import disk_errors, write_text
 from bestrq2.report.comparison import sentences, tables
 from bestrq2.report.comparison.arms import Arm, final_values, group
@@ -23,7 +24,7 @@ from bestrq2.report.comparison.probes import (
     pairs,
     probe_rows,
 )
-from bestrq2.report.comparison.tables import Table, estimate_numbers
+from bestrq2.report.comparison.tables import estimate_numbers
 from bestrq2.report.page import render_page
 from bestrq2.report.runs import read_run
 from bestrq2.text import counted
@@ -63,17 +64,17 @@ class Comparison:
     def markdown(self) -> str:
         """Tables, sentences and figures as one Markdown page."""
         listed = "\n".join(f"- {sentence}" for sentence in self.sentences)
-        settings = [self.settings.markdown()] if self.settings else []
         figures = "\n".join(f"![{name}]({name}.svg)" for name in FIGURES if name != "probes" or self.probes)
-        parts = [
-            "# Comparison",
-            *(table.markdown() for table in self.tables),
-            "## In words",
-            listed,
-            *settings,
-            figures,
-        ]
-        return "\n\n".join(parts) + "\n"
+        tables = [f"## {heading}\n\n{table.markdown()}" for heading, table in self.headed_tables.items()]
+        return "\n\n".join(["# Comparison", "## In words", listed, *tables, figures]) + "\n"
+
+    @property
+    def headed_tables(self) -> dict[str, Table]:
+        """Tables of the pages by heading: those printed, then the settings that differ."""
+        every = [*self.tables, *([self.settings] if self.settings else [])]
+        # names such as k-NN have no capital
+        titles = [one.title if one.title.startswith("k-NN") else one.title[:1].upper() + one.title[1:] for one in every]
+        return {title: replace(one, title="") for title, one in zip(titles, every, strict=True)}
 
     def html(self) -> str:
         """The comparison as one page with the values under the pointer."""
@@ -87,7 +88,7 @@ class Comparison:
             probes=probe_charts(self.probes, self.arms),
             losses=loss_charts(self.arms),
             codes=code_charts(self.arms),
-            tables=self.tables + ([self.settings] if self.settings else []),
+            tables=self.headed_tables,
         )
 
     def json(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bestrq2.evaluate.score_table import METHOD_TITLES
 from bestrq2.report.charts import (
     LineChart,
     Score,
@@ -21,7 +22,7 @@ from bestrq2.report.charts import (
 )
 from bestrq2.report.comparison.arms import Arm, Band, band, group, stage
 from bestrq2.report.comparison.probes import ProbeRow
-from bestrq2.report.comparison.tables import METHOD_NAMES, percent
+from bestrq2.report.comparison.tables import percent
 from bestrq2.report.curves import QUANTITIES
 from bestrq2.report.runs import Run
 from bestrq2.report.scales import flops_unit, time_unit
@@ -47,7 +48,7 @@ def probe_charts(rows: Mapping[str, Sequence[ProbeRow]], arms: Sequence[Arm]) ->
     colours = {arm.label: series_style(index)[0] for index, arm in enumerate(arms)}
     found = {}
     for method, of_method in rows.items():
-        name, charts = METHOD_NAMES[method], []
+        name, charts = METHOD_TITLES[method], []
         for domain in next(row.scores for row in of_method if row.scores):
             drawn = [
                 ScoreRow(

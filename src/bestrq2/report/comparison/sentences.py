@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from bestrq2.errors import DataError
+from bestrq2.evaluate.score_table import METHOD_TITLES
 from bestrq2.report.comparison.arms import Arm, differing, interpolated
 from bestrq2.report.comparison.probes import Pair, ProbeRow
 from bestrq2.report.comparison.statistics import pooled_spread
-from bestrq2.report.comparison.tables import METHOD_NAMES
 from bestrq2.report.runs import Run, read_run, value_text
 from bestrq2.report.scales import Unit, number_text
 from bestrq2.run_records import without_rest
@@ -85,7 +85,7 @@ def spread_sentences(rows: Mapping[str, Sequence[ProbeRow]]) -> list[str]:
 
 
 def _method(method: str) -> str:
-    return METHOD_NAMES[method].replace("linear", "Linear")
+    return METHOD_TITLES[method].replace("linear", "Linear")
 
 
 def _pair(pair: Pair) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bestrq2.evaluate.published import published_averages
+from bestrq2.evaluate.score_table import METHOD_TITLES
+from bestrq2.evaluate.table import Table
 from bestrq2.evaluate.task_probe import METHODS
 from bestrq2.evaluate.xares.averages import ENTRIES_37, Averages, averages
 from bestrq2.evaluate.xares.entries import XaresResult
@@ -18,8 +18,6 @@ from bestrq2.report.comparison.statistics import Difference, Estimate, estimate
 from bestrq2.report.runs import value_text
 from bestrq2.report.scales import flops_text, number_text, time_text
 
-LABEL_WIDTH = 56
-METHOD_NAMES = {"linear": "linear probe", "knn": "k-NN"}
 FINAL = {
     "loss": "loss",
     "excess_loss": "excess loss",
@@ -31,51 +29,6 @@ SHARES = ("accuracy", "code_coverage")
 XARES_MEANS = ("speech", "music", "environment", "global mean", "mean of means")
 MOST_SETTINGS = 40
 NONE = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Texts in rows and columns; a row of two cells is a label and a sentence across the others."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    @property
-    def heading(self) -> str:
-        """Title with a capital, but for names that have none."""
-        return self.title if self.title.startswith("k-NN") else self.title[:1].upper() + self.title[1:]
-
-    def text(self) -> str:
-        """The table for terminals: columns aligned, a rule below the header."""
-        rows = []
-        for label, *cells in ((self.title, *self.header[1:]), *self.rows):
-            *above, last = textwrap.wrap(label, LABEL_WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [""]
-            rows += [*((line, "") for line in above), (last, *cells)]
-        widths = [
-            max((len(row[column]) for row in rows if self.is_whole(row) or column == 0), default=0)
-            for column in range(len(self.header))
-        ]
-        lines = []
-        for row in rows:
-            cells = [cell.rjust(size) for cell, size in zip(row[1:], widths[1:], strict=False)]
-            rest = "  ".join(cells) if self.is_whole(row) else row[1]
-            lines.append(f"{row[0]:<{widths[0]}}  {rest}".rstrip())
-        return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
-
-    def markdown(self) -> str:
-        """The table in Markdown under a heading."""
-        columns = len(self.header)
-        rows = [self.header, ("---", *["---:"] * (columns - 1)), *self.rows]
-        lines = []
-        for row in rows:
-            cells = [cell.replace("|", "\\|") for cell in (*row, *[""] * (columns - len(row)))]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join([f"## {self.heading}", "", *lines])
-
-    def is_whole(self, row: tuple[str, ...]) -> bool:
-        """Whether a row has a cell for every column."""
-        return len(row) == len(self.header)
 
 
 # --- probes ---
@@ -94,7 +47,7 @@ def probe_table(method: str, rows: Sequence[ProbeRow], arms: Sequence[Arm]) -> T
         probed, runs = counts.get(row.label, (1, 1)) if row.kind == "arm" else (1, 1)
         label = row.label if probed == runs else f"{row.label} ({probed} of {runs} seeds probed)"
         lines.append((label, *(percent(row.scores[domain], row.kind == "arm") for domain in domains)))
-    return Table(f"{METHOD_NAMES[method]} (%)", header, tuple(lines))
+    return Table(header, tuple(lines), f"{METHOD_TITLES[method]} (%)")
 
 
 def percent(score: Estimate, of_seeds: bool = True) -> str:
@@ -113,7 +66,7 @@ def difference_tables(arms: Sequence[Arm], pairs: Sequence[Pair]) -> list[Table]
         if found:
             header = ("", *(domain or "other" for domain in found[0].domains), "mean of means")
             lines = [(pair.arm, *map(_points, [*pair.domains.values(), pair.difference])) for pair in found]
-            tables.append(Table(f"{METHOD_NAMES[method]}: points above {arms[0].label}", header, tuple(lines)))
+            tables.append(Table(header, tuple(lines), f"{METHOD_TITLES[method]}: points above {arms[0].label}"))
     return tables
 
 
@@ -147,7 +100,7 @@ def _xares_means(arms: Sequence[Arm]) -> list[Table]:
         cells = [_xares_mean(own, place, len(arm.runs)) for place in range(len(XARES_MEANS))]
         rows.append((arm.label, *cells) if own else (arm.label, "not run"))
     rows += [(f"{row.model} (published)", *row.cells) for row in published_averages(XARES, ENTRIES_37.name)]
-    return [Table(f"{XARES}, {ENTRIES_37.name} (%)", ("", *XARES_MEANS), tuple(rows))]
+    return [Table(("", *XARES_MEANS), tuple(rows), f"{XARES}, {ENTRIES_37.name} (%)")]
 
 
 def _xares_mean(own: Sequence[Averages], place: int, seeds: int) -> str:
@@ -167,7 +120,7 @@ def _xares_tasks(arms: Sequence[Arm]) -> list[Table]:
     if not tasks:
         return []
     rows = [(task, *(_xares_task(arm, task) for arm in arms)) for task in tasks]
-    return [Table(f"{XARES}, linear / k-NN (%)", ("", *(arm.label for arm in arms)), tuple(rows))]
+    return [Table(("", *(arm.label for arm in arms)), tuple(rows), f"{XARES}, linear / k-NN (%)")]
 
 
 def _xares_task(arm: Arm, task: str) -> str:
@@ -213,7 +166,7 @@ def cost_table(arms: Sequence[Arm]) -> Table:
         )
         for arm in arms
     ]
-    return Table("cost of training", header, tuple(rows))
+    return Table(header, tuple(rows), "cost of training")
 
 
 def final_table(arms: Sequence[Arm]) -> Table:
@@ -224,7 +177,7 @@ def final_table(arms: Sequence[Arm]) -> Table:
     mixed = bool(used)
     header = ("", *(f"{text}, {stages[q]}" if mixed and stages[q] else text for q, text in FINAL.items()))
     rows = [(arm.label, *(_final(final_values(arm, f"{stages[q]}/{q}"), q in SHARES) for q in FINAL)) for arm in arms]
-    return Table(title, header, tuple(rows))
+    return Table(header, tuple(rows), title)
 
 
 def settings_table(arms: Sequence[Arm]) -> Table | None:
@@ -235,7 +188,7 @@ def settings_table(arms: Sequence[Arm]) -> Table | None:
     rows = [(name, *(value_text(arm.settings.get(name), name) for arm in arms)) for name in names[:MOST_SETTINGS]]
     if len(names) > MOST_SETTINGS:
         rows.append((f"and {len(names) - MOST_SETTINGS} more, in comparison.json", *[""] * len(arms)))
-    return Table("settings that differ", ("", *(arm.label for arm in arms)), tuple(rows))
+    return Table(("", *(arm.label for arm in arms)), tuple(rows), "settings that differ")
 
 
 def estimate_numbers(value: Estimate) -> Mapping[str, Any]:
