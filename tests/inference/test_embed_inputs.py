@@ -157,14 +157,14 @@ LOUD = np.float64(1e300) * scene(1_000)
         (np.array(["a.wav", "b.wav"]), "values of type <U5"),
         (np.array([None, 1]), "values of type object"),
         (np.zeros((1_000, 2)), "more channels than samples"),
-        (np.zeros((100, 1_000)), r"shape \[100, 1000\].*of a batch give list\(batch\)"),
+        (np.zeros((100, 1_000)), r"shape \[100, 1000\].*pass a batch as list\(batch\)"),
         (np.zeros((2, 2, 1_000)), r"shape \[2, 2, 1000\] is not audio"),
-        (np.float32(0.5), "a float32 is no audio"),
-        (None, "a NoneType is no audio"),
-        (7, "a int is no audio"),
-        ([0.1, "x"], "is no waveform"),
-        ([[0.1, 0.2], [0.3]], "is no waveform"),
-        (torch.ones(3, 4).to_sparse(), "is no waveform"),
+        (np.float32(0.5), "a float32 is not audio"),
+        (None, "a NoneType is not audio"),
+        (7, "a int is not audio"),
+        ([0.1, "x"], "is not a waveform"),
+        ([[0.1, 0.2], [0.3]], "is not a waveform"),
+        (torch.ones(3, 4).to_sparse(), "is not a waveform"),
         (b"", r"empty \(0 bytes\)"),
         (b"not audio at all\n" * 100, "is not audio"),
         (os.urandom(5_000), "is not audio|no audio"),
@@ -188,7 +188,7 @@ def test_what_is_no_list_is_refused(embedder):
         with pytest.raises(AudioError, match="there is no audio to embed: the list is empty"):
             embedder.embed(nothing)
     for item in (None, 3, 0.5, {"array": scene(100), "sampling_rate": RATE}):
-        with pytest.raises(AudioError, match="is no audio; give a waveform, a path, or a file"):
+        with pytest.raises(AudioError, match="is not audio; give a waveform, a path, or a file"):
             embedder.embed(item)
     closed = io.BytesIO(b"RIFF")
     closed.close()

@@ -12,7 +12,7 @@ from bestrq2 import flags
 def embed(
     model: str | os.PathLike[str],
     source: str,
-    output: Path,
+    output: str | os.PathLike[str],
     frames: bool = False,
     phases: int = 1,
     layers: int | list[int] | str | None = None,
@@ -23,18 +23,19 @@ def embed(
     ray: str | None = None,
     ray_actors: int | None = None,
 ) -> Path:
-    """Embed every recording of a corpus into a Parquet file.
+    """Embed every recording of a corpus into a Parquet or CSV file.
 
-    Recordings that cannot be read are skipped and listed. An interrupted run continues when the same command is given
-    again. Under `torchrun` each process embeds its share, on a GPU of its own where there are any, and the last one to
-    finish writes the result; all processes need access to the same folder.
+    Recordings that cannot be read are skipped and listed. The same command continues an interrupted run. Under
+    `torchrun` each process embeds its share, on a GPU of its own if there are any, and the last one to finish writes
+    the result; all processes need access to the same folder.
 
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
         source: any source of `bestrq2 pretrain`: folder, file, list (.txt, .csv, .jsonl), tars, HDF5, "hub:NAME",
             mixture (.yaml, each recording once), URLs of tars, "soundworld".
-        output: Parquet file to write, with columns path, seconds and embedding: one row per recording, in the order of
-            the source. Rejected recordings are listed in OUTPUT.rejected.csv, unfinished parts are in OUTPUT.parts.
+        output: Parquet or CSV file to write, by its suffix, with columns path, seconds and embedding: one row per
+            recording, in the order of the source. Rejected recordings are listed in OUTPUT.rejected.csv; until the end,
+            finished parts are in OUTPUT.parts.
         frames: write one row per frame instead, with columns path, time (centre of the frame, s) and embedding.
         phases: shifted copies of the patch grid, for frames every 1/phases of the hop.
         layers: hidden layer to use instead of the last output (0 is the input of the first block, -1 the output of the
@@ -48,15 +49,15 @@ def embed(
         ray_actors: number of Ray actors; by default one per GPU of the cluster, else one per CPU.
 
     Returns:
-        The Parquet file. Under `torchrun` it exists when the last process has finished.
+        The output. Under `torchrun` it exists when the last process has finished.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.inference.corpus.command import embed_corpus
+    from bestrq2.inference.corpus import embed_corpus
 
     return embed_corpus(
-        os.fspath(model), source, output, frames=frames, phases=phases, layers=layers, pooling=pooling,
+        model, source, output, frames=frames, phases=phases, layers=layers, pooling=pooling,
         normalize=normalize, device=device, num_workers=num_workers, ray=ray, ray_actors=ray_actors,
     )  # fmt: skip
 

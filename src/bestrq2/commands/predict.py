@@ -12,41 +12,50 @@ from bestrq2 import flags
 def predict(
     model: str | os.PathLike[str],
     source: str,
-    output: Path,
+    output: str | os.PathLike[str],
     threshold: float = 0.5,
     batch_size: int = 16,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     device: str | None = None,
+    ray: str | None = None,
+    ray_actors: int | None = None,
 ) -> Path:
-    """Classify every recording of a corpus with a fine-tuned encoder and write a CSV file.
+    """Classify every recording of a corpus with a fine-tuned encoder and write a CSV or Parquet file.
 
     Recordings that cannot be read are skipped and listed. Recordings longer than the model's max_seconds are cut into
-    windows, whose probabilities are averaged, weighted by their lengths.
+    windows, whose probabilities are averaged, weighted by their lengths. The same command continues an interrupted run.
+    Under `torchrun` each process predicts its share, and the last one to finish writes the result.
 
     Args:
         model: run folder of `bestrq2 finetune`, or an exported classifier.
-        source: folder, audio file, list (.txt, .csv, .jsonl), tars or any other local source of `bestrq2 pretrain`.
-        output: CSV file to write, with columns path, label (for several classes per recording: those at or above the
-            threshold, separated by ";") and "p(CLASS)", the probability of each class. Rejected recordings are listed
-            in OUTPUT.rejected.csv.
+        source: any source of `bestrq2 pretrain`: folder, audio file, list (.txt, .csv, .jsonl), tars and so on.
+        output: CSV or Parquet file to write, by its suffix, with columns path, label (for several classes per
+            recording: those at or above the threshold, separated by ";") and "p(CLASS)", the probability of each class.
+            Rejected recordings are listed in OUTPUT.rejected.csv; until the end, finished parts are in OUTPUT.parts.
         threshold: least probability of a label, for models with several classes per recording.
         batch_size: windows per forward pass.
-        num_workers: processes that decode audio; 0 decodes in the main process.
+        num_workers: processes that decode audio, 0 for a thread; one per CPU by default, at most 16.
         device: device to run on, such as "cpu" or "cuda:0"; CUDA by default where available.
+        ray: "local" for Ray on this machine, or the address of a Ray cluster such as "auto"; model and source must have
+            the same names on every node.
+        ray_actors: number of Ray actors; by default one per GPU of the cluster, else one per CPU.
 
     Returns:
-        The CSV file.
+        The output. Under `torchrun` it exists when the last process has finished.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.inference import predicting
+    from bestrq2.inference.corpus import predict_corpus
 
-    return predicting.predict(
-        model, source, output, threshold=threshold, batch_size=batch_size, num_workers=num_workers, device=device
-    )
+    return predict_corpus(
+        model, source, output, threshold=threshold, batch_size=batch_size, num_workers=num_workers, device=device,
+        ray=ray, ray_actors=ray_actors,
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `bestrq2 predict`."""
-    print(predict(**flags.parse_command(predict, argv, positional=("model", "source"))))
+    output = predict(**flags.parse_command(predict, argv, positional=("model", "source")))
+    if output.exists():  # of several processes, the last one writes it
+        print(output)

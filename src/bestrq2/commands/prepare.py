@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bestrq2 import flags
@@ -11,18 +11,21 @@ from bestrq2 import flags
 
 def prepare(
     source: str,
-    output: Path,
+    output: str | os.PathLike[str],
     sampling_rate: int = 16_000,
     format: str = "wav",
     segment_seconds: float | None = 30.0,
     min_seconds: float = 0.5,
     shard_size: float = 500.0,
     num_workers: int | None = None,
+    ray: str | None = None,
+    ray_actors: int | None = None,
 ) -> dict[str, Any]:
     """Decode, resample and check a source once, and pack it into WebDataset tars with fast random access.
 
-    The tars depend on the source and the options only, not on the number of processes. An interrupted run continues
-    after its last finished tar when the same command is given again, and ends with the same bytes.
+    The tars depend on the source and the options only, not on the number of processes. The same command continues an
+    interrupted run after its last finished tar and ends with the same bytes. Under `torchrun` or on Ray each process
+    decodes its share into OUTPUT/.parts, and the last one to finish packs the tars.
 
     Args:
         source: folder, audio file, list (.txt, .csv, .jsonl; a column "label" is kept), local tars, HDF5 file,
@@ -34,20 +37,23 @@ def prepare(
         segment_seconds: length of the clips that longer recordings are cut into (s); null keeps them whole.
         min_seconds: length below which recordings, and remainders of a cut, are dropped (s).
         shard_size: size of a tar (MB, 10^6 bytes).
-        num_workers: processes that decode audio; one per CPU by default.
+        num_workers: processes that decode audio, 0 for a thread; one per CPU by default.
+        ray: "local" for Ray on this machine, or the address of a Ray cluster such as "auto"; the source must have the
+            same name on every node.
+        ray_actors: number of Ray actors; one per CPU by default.
 
     Returns:
         The content of summary.json: counts, hours, bytes, dropped recordings by kind, and mean and deviation (dB) of
-        the log-mel spectrogram per band.
+        the log-mel spectrogram per band. Empty under `torchrun` while other processes are still at work.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.data.prepare import run
+    from bestrq2.data.prepare import run_prepare
 
-    return run.prepare(
+    return run_prepare(
         source, output, sampling_rate=sampling_rate, format=format, segment_seconds=segment_seconds,
-        min_seconds=min_seconds, shard_size=shard_size, num_workers=num_workers,
+        min_seconds=min_seconds, shard_size=shard_size, num_workers=num_workers, ray=ray, ray_actors=ray_actors,
     )  # fmt: skip
 
 
@@ -56,9 +62,9 @@ def main(argv: Sequence[str]) -> None:
     switches = {"check": "check the tars in OUTPUT instead: every shard and clip"}
     values = flags.parse_command(prepare, argv, positional=("source", "output"), switches=switches)
     if values.pop("check"):
-        from bestrq2.data.prepare.check import check_prepared
+        from bestrq2.data.prepare import check_prepared
 
-        check_prepared(values["output"], values["num_workers"])
+        check_prepared(**{name: values[name] for name in ("output", "num_workers", "ray", "ray_actors")})
     else:
         prepare(**values)
     print(values["output"])

@@ -14,7 +14,7 @@ from bestrq2.evaluate.metrics import class_table, metrics_with_intervals
 from bestrq2.evaluate.result import FINETUNE, Result, TaskScore, read_result, write_result
 from bestrq2.evaluate.table import Table, percent
 from bestrq2.files import write_text
-from bestrq2.inference.predicting import predictions_table
+from bestrq2.inference.classifier import predictions_table
 
 RESULT_NAME, CLASSES_NAME, PREDICTIONS_NAME = "test.json", "test-classes.csv", "test-predictions.csv"
 """Names of the files in a run folder."""

@@ -1,42 +1,38 @@
-"""Classes of recordings of any length, by a fine-tuned encoder."""
+"""Classification of recordings of any length by a fine-tuned encoder."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bestrq2.convert.weights import load_model_folder
-from bestrq2.data.audio import read_span
-from bestrq2.data.loader import worker_settings
+from bestrq2.data.corpus_pass import SpanStream, sample_reader, span_samples
+from bestrq2.data.parts import Stretch
 from bestrq2.data.sources import Source
 from bestrq2.errors import AudioError, CheckpointError
 from bestrq2.model.modeling_bestrq2 import MULTI, BestRQ2ForAudioClassification
 
-
-@dataclass(frozen=True)
-class _Window:
-    """A stretch of a recording; the last one of each says so. A rejected recording has a reason and no samples."""
-
-    recording: int
-    waveform: np.ndarray
-    last: bool = False
-    reason: str = ""
+SEPARATOR = ";"
+"""Separator of several labels of one recording."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one recording.
+    """Class probabilities of one recording.
 
     Attributes:
-        recording: its number in the source.
-        probabilities: float32 [classes], summing to 1 where a recording has one class; empty if it was rejected.
-        reason: why it was rejected; "" if it was not.
+        recording: number of the recording in its source.
+        probabilities: float32 [classes], summing to 1 unless a recording may have several classes; empty if rejected.
+        reason: why the recording was rejected; "" otherwise.
     """
 
     recording: int
@@ -44,15 +40,39 @@ class Prediction:
     reason: str = ""
 
 
-class AudioClassifier:
-    """Names the classes of recordings.
+@dataclass
+class _Mean:
+    """Mean over the windows of one recording, weighted by their lengths."""
 
-    A recording longer than the model's `max_seconds` is cut into windows of that length, one behind the other; its
-    probabilities are the mean of theirs, weighted by their lengths.
+    total: np.ndarray | float = 0.0
+    samples: int = 0
+    pending: int = 0
+    is_read: bool = False
+    problem: AudioError | None = None
+
+    def add(self, probabilities: np.ndarray, samples: int) -> None:
+        self.total = self.total + samples * probabilities
+        self.samples += samples
+        self.pending -= 1
+
+
+@dataclass
+class _Batch:
+    """Windows that go through the model together."""
+
+    means: list[_Mean] = field(default_factory=list)
+    windows: list[np.ndarray] = field(default_factory=list)
+
+
+class AudioClassifier:
+    """Class probabilities of recordings.
+
+    A recording longer than the model's `max_seconds` is cut into adjacent windows of that length; its probabilities are
+    the mean of theirs, weighted by their lengths.
 
     Args:
-        model: it is put into evaluation mode.
-        device: where it runs; None for CUDA where there is one, else the CPU.
+        model: the model; it is put into evaluation mode.
+        device: device to run on; None for CUDA if available, else the CPU.
     """
 
     def __init__(self, model: BestRQ2ForAudioClassification, device: str | torch.device | None = None) -> None:
@@ -70,97 +90,101 @@ class AudioClassifier:
         return bool(self.model.config.problem_type == MULTI)
 
     def predict(self, source: Source, batch_size: int = 16, num_workers: int = 0) -> Iterator[Prediction]:
-        """Predict every recording of a source, in its order; those that cannot be read come with the reason.
+        """Classify every recording of a source, in its order; unreadable ones are returned with the reason.
 
         Args:
             source: recordings.
-            batch_size: windows that go through the model at once; it changes nothing but rounding.
-            num_workers: processes that decode; 0 decodes in this one.
+            batch_size: windows that go through the model at once; the results differ by rounding only.
+            num_workers: processes that decode; 0 decodes in a thread.
         """
-        config = self.model.config
-        dataset = _Windows(source, config.sampling_rate, config.max_samples)
-        loader = DataLoader(dataset, batch_size, collate_fn=list, **worker_settings(num_workers))
-        sums: dict[int, np.ndarray] = {}
-        samples: dict[int, int] = {}
-        ready: dict[int, Prediction] = {}
-        following = 0
-        for batch in loader:
-            heard = [window for window in batch if not window.reason]
-            for window, probabilities in zip(heard, self._probabilities(heard), strict=True):
-                number, size = window.recording, len(window.waveform)
-                sums[number] = sums.get(number, 0) + size * probabilities
-                samples[number] = samples.get(number, 0) + size
-            for window in batch:
-                if window.last:
-                    total, count = sums.pop(window.recording, np.zeros(0)), samples.pop(window.recording, 1)
-                    mean = np.zeros(0) if window.reason else total / count
-                    ready[window.recording] = Prediction(window.recording, mean.astype(np.float32), window.reason)
-            while following in ready:
-                yield ready.pop(following)
-                following += 1
+        reader = sample_reader(source, self.model.config.sampling_rate)
+        everything = [Stretch((0, 0), len(source))]
+        with SpanStream(reader, everything, num_workers, source.describe) as stream:
+            recordings = (span_samples(spans) for _, spans in groupby(stream, key=lambda span: span.recording))
+            for number, found in enumerate(self.classify(recordings, batch_size)):
+                if isinstance(found, AudioError):
+                    yield Prediction(number, np.zeros(0, np.float32), str(found))
+                else:
+                    yield Prediction(number, found)
+
+    def classify(
+        self, recordings: Iterable[Iterable[np.ndarray]], batch_size: int = 16
+    ) -> Iterator[np.ndarray | AudioError]:
+        """Probabilities of recordings, in their order.
+
+        Args:
+            recordings: each as float32 [samples] blocks at the model's rate, read when its turn comes.
+            batch_size: windows that go through the model at once.
+
+        Yields:
+            float32 [classes] of each recording, or the error that its blocks raised.
+        """
+        waiting, batch = deque[_Mean](), _Batch()
+        for blocks in recordings:
+            mean = _Mean()
+            waiting.append(mean)
+            try:
+                for window in _windows(blocks, self.model.config.max_samples):
+                    batch.means.append(mean)
+                    batch.windows.append(window)
+                    mean.pending += 1
+                    if len(batch.windows) == batch_size:
+                        self._run(batch)
+                        batch = _Batch()
+            except AudioError as error:
+                mean.problem = error
+            mean.is_read = True
+            yield from self._complete(waiting)
+        self._run(batch)
+        yield from self._complete(waiting)
+
+    def _complete(self, waiting: deque[_Mean]) -> Iterator[np.ndarray | AudioError]:
+        """Results of the first recordings, as far as all their windows are done."""
+        while waiting and waiting[0].is_read and not waiting[0].pending:
+            mean = waiting.popleft()
+            if mean.problem is None and not mean.samples:
+                mean.problem = AudioError("holds no samples.")
+            yield mean.problem or (np.asarray(mean.total) / mean.samples).astype(np.float32)
 
     @torch.inference_mode()
-    def _probabilities(self, windows: Sequence[_Window]) -> np.ndarray:
-        """float64 [windows, classes]."""
-        if not windows:
-            return np.zeros((0, self.model.config.num_labels))
-        lengths = torch.tensor([len(window.waveform) for window in windows])
-        padded = np.zeros((len(windows), int(lengths.max())), np.float32)
-        for row, window in zip(padded, windows, strict=True):
-            row[: len(window.waveform)] = window.waveform
+    def _run(self, batch: _Batch) -> None:
+        if not batch.windows:
+            return
+        lengths = torch.tensor([len(window) for window in batch.windows])
+        padded = np.zeros((len(batch.windows), int(lengths.max())), np.float32)
+        for row, window in zip(padded, batch.windows, strict=True):
+            row[: len(window)] = window
         mask = None
         if len(set(lengths.tolist())) > 1:
             mask = torch.arange(padded.shape[1]) < lengths[:, None]
         logits = self.model(torch.from_numpy(padded).to(self.device), mask).logits.double()
-        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=1)).cpu().numpy()
+        probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(dim=1)).cpu().numpy()
+        for mean, window, values in zip(batch.means, batch.windows, probabilities, strict=True):
+            mean.add(values, len(window))
 
 
-class _Windows(IterableDataset[_Window]):
-    """The windows of all recordings of a source; workers take turns."""
-
-    def __init__(self, source: Source, sampling_rate: int, samples: int) -> None:
-        self.source, self.sampling_rate, self.samples = source, sampling_rate, samples
-
-    def __iter__(self) -> Iterator[_Window]:
-        worker = get_worker_info()
-        mine: Iterable[int] = range(len(self.source))
-        if worker is not None:
-            mine = range(worker.id, len(self.source), worker.num_workers)
-        for recording in mine:
-            yield from self._of(recording)
-
-    def _of(self, recording: int) -> Iterator[_Window]:
-        """One window after the other, so that a long recording takes no more memory than a short one."""
-        start, held = 0, np.zeros(0, np.float32)
-        try:
-            with self.source.opened(recording) as decoder:
-                while True:
-                    following = read_span(decoder, start, self.samples, self.sampling_rate)
-                    if not len(following):
-                        break
-                    if len(held):
-                        yield _Window(recording, held)
-                    start, held = start + len(following), following
-                    if len(held) < self.samples:
-                        break
-            if not len(held):
-                raise AudioError("holds no samples.")
-        except AudioError as error:
-            reason = str(error).removeprefix(f"{self.source.describe(recording)}: ")
-            yield _Window(recording, held[:0], last=True, reason=reason)
-            return
-        yield _Window(recording, held, last=True)
+def _windows(blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """Adjacent windows of `length` samples, the last one as long as it is."""
+    held = np.zeros(0, np.float32)
+    for block in blocks:
+        held = np.concatenate([held, block]) if len(held) else block
+        whole = len(held) - len(held) % length
+        for start in range(0, whole, length):
+            yield held[start : start + length]
+        held = held[whole:]
+    if len(held):
+        yield held
 
 
 def load_classifier(source: str | os.PathLike[str], device: str | torch.device | None = None) -> AudioClassifier:
-    """Load what `bestrq2 finetune` made.
+    """Load a model made by `bestrq2 finetune`.
 
     Args:
-        source: run folder of `bestrq2 finetune`, a model folder of its kind, or a hub id.
-        device: such as "cpu" or "cuda:0"; None for CUDA where there is one, else the CPU.
+        source: run folder of `bestrq2 finetune`, model folder of that kind, or hub id.
+        device: device such as "cpu" or "cuda:0"; None for CUDA if available, else the CPU.
 
     Raises:
-        CheckpointError: if it is no classifier, or the weights are damaged or of another architecture.
+        CheckpointError: it is not a classifier, or its weights are damaged or of another architecture.
     """
     path, name = Path(source), os.fspath(source)
     if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
@@ -169,3 +193,40 @@ def load_classifier(source: str | os.PathLike[str], device: str | torch.device |
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path
     return AudioClassifier(load_model_folder(folder, BestRQ2ForAudioClassification), device)
+
+
+def label_of(probabilities: np.ndarray, classes: Sequence[str], multi_label: bool, threshold: float = 0.5) -> str:
+    """Label of a recording: its most probable class, or all classes at or above `threshold`, joined by ";"."""
+    chosen = probabilities >= threshold if multi_label else np.arange(len(classes)) == probabilities.argmax()
+    return _joined(classes, chosen)
+
+
+def predictions_table(
+    rows: Iterable[tuple[str, np.ndarray]],
+    classes: tuple[str, ...],
+    multi_label: bool,
+    threshold: float = 0.5,
+    truth: Iterable[np.ndarray] | None = None,
+) -> str:
+    """Predictions as the text of a CSV file.
+
+    Args:
+        rows: path and probabilities, float [classes], of every recording.
+        classes: names of the classes.
+        multi_label: whether a recording may have any number of classes.
+        threshold: least probability of a label, if there may be several.
+        truth: [classes] for every recording, 1 for the true ones; written to the column "true".
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    known = None if truth is None else list(truth)
+    writer.writerow(["path", *([] if known is None else ["true"]), "label", *(f"p({name})" for name in classes)])
+    for place, (path, probabilities) in enumerate(rows):
+        true = [] if known is None else [_joined(classes, known[place])]
+        label = label_of(probabilities, classes, multi_label, threshold)
+        writer.writerow([path, *true, label, *(f"{value:.6g}" for value in probabilities)])
+    return table.getvalue()
+
+
+def _joined(classes: Sequence[str], chosen: np.ndarray) -> str:
+    return SEPARATOR.join(name for name, one in zip(classes, chosen, strict=True) if one)

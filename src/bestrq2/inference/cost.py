@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.fields import FIELD_TYPES
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
 
 
@@ -37,8 +38,7 @@ class Cost:
 
 def cost(config: BestRQ2Config) -> Cost:
     """Parameters and operations of a configuration, without allocating its weights; counted once per configuration."""
-    # The version and names of classes that a saved configuration carries do not change its cost.
-    return _counted(json.dumps(config.to_diff_dict(), sort_keys=True, default=str))
+    return _counted(json.dumps({name: getattr(config, name) for name in FIELD_TYPES}))
 
 
 @lru_cache(maxsize=64)

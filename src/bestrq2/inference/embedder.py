@@ -1,4 +1,4 @@
-"""Embeddings of audio in any form and of any length, from any source of weights."""
+"""Embedder: a frozen encoder that turns audio of any form and length into vectors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from bestrq2.convert.loading import load_encoder
 from bestrq2.errors import ConfigError
@@ -32,10 +33,10 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# So many batches' worth of windows is read before it is sorted by length.
+# Batches of windows that are read before they are sorted by length.
 _BUFFERED_BATCHES = 8
-# Audio that could be embedded in the time that a batch takes beside its windows: measured at base size on a CPU; a GPU
-# is far quicker than the calls that start its kernels.
+# Overhead of a batch, as seconds of audio embedded in the same time: measured at base size on a CPU; on a GPU the calls
+# that start its kernels take far longer than the kernels.
 _BATCH_COST_SECONDS, _GPU_BATCH_COST_SECONDS = {"cpu": 1.5}, 60.0
 
 
@@ -44,10 +45,10 @@ class Embeddings:
     """Embeddings of B clips, as numpy arrays; rows follow the order of the input.
 
     Attributes:
-        clip: float32 [B, D], the valid frames of each clip pooled; [B, 2 D] with pooling "mean+max".
+        clip: float32 [B, D], the pooled valid frames of each clip; [B, 2 D] with pooling "mean+max".
         frames: float32 [B, T, D], zero where `frame_mask` is False.
-        frame_mask: bool [B, T], True for frames that lie inside the clip.
-        timestamps: float64 [B, T], seconds, the centre of each frame (NaN outside the clip).
+        frame_mask: bool [B, T], True for frames inside the clip.
+        timestamps: float64 [B, T], centre of each frame in seconds (NaN outside the clip).
     """
 
     clip: np.ndarray
@@ -61,7 +62,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A window, the clip it belongs to, and what its frames weigh."""
+    """A window with the index of its clip and the weights of its frames in the cross-fade."""
 
     clip: int
     window: Window
@@ -69,19 +70,20 @@ class _Piece:
 
 
 class Embedder:
-    """Turns audio into embeddings with a frozen encoder.
+    """Frozen encoder that embeds audio.
 
     Args:
         model: the encoder; it is put into evaluation mode.
-        device: where it runs; None for CUDA where there is one, else the CPU.
-        name: how results name these features.
-        dtype: "bfloat16" or "float16" to run under autocast; None or "float32" for the precision of the weights. The
-            spectrogram and the patch embedding stay in float32, and so do the results.
-        compile: compile the encoder's blocks by `torch.compile` when they first run, once for any batch and length.
+        device: device to run on; None for CUDA if available, else the CPU.
+        name: name of the features in results.
+        dtype: "bfloat16" or "float16" to run under autocast; None or "float32" for the precision of the weights.
+            Spectrogram, patch embedding and results are float32 in any case.
+        compile: compile the encoder's blocks by `torch.compile` when they first run, once for all batch sizes and
+            lengths.
         batch_seconds: audio that goes through the model at once, padding included; less needs less memory.
 
     Raises:
-        ConfigError: there is no such device or dtype, or `batch_seconds` is not above 0.
+        ConfigError: unknown device or dtype, or `batch_seconds` is not above 0.
     """
 
     def __init__(
@@ -129,19 +131,20 @@ class Embedder:
 
         Clips longer than the model's `max_seconds` are read and embedded in overlapping windows of that length, whose
         frames are cross-faded. Only whole patches are embedded, as in pretraining; a clip shorter than one patch is
-        continued by reflection. No clip's result depends on the others.
+        extended by reflection. The result of a clip does not depend on the other clips.
 
         Args:
             audio: a waveform, the path of an audio file, a file opened in binary mode (read from its start), the bytes
                 of a file, or a list of these. A waveform is a numpy array or torch tensor [samples] or
-                [channels, samples], of float type in [-1, 1], or int8, int16, int32 or uint8; a list of numbers is one
-                too. A batch [clips, samples] is to be given as a list, since 2-D means channels.
-            sampling_rate: Hz of waveforms; None trusts that it is the model's. Files carry their own.
-            phases: how often the patch grid is shifted, each time by 1/phases of the hop, to get finer frames.
-            layers: a hidden layer (0 enters the first block, n leaves block n, -1 the last one, before the final norm),
-                several for their mean, "mean" for that of all blocks; None for the model's output.
-            pooling: how frames become the vector of a clip: "mean", "mean+max" (both, one behind the other), or
-                "attention" (see `bestrq2.inference.pooling.pool`).
+                [channels, samples], of float type in [-1, 1], or int8, int16, int32 or uint8, or a list of numbers.
+                Pass a batch [clips, samples] as a list, because 2-D means channels.
+            sampling_rate: rate of waveforms in Hz; None for the model's. Files carry their own.
+            phases: number of shifted copies of the patch grid, each by 1/phases of the hop, for finer frames.
+            layers: hidden layer (0 is the input of the first block, n the output of block n, -1 the output of the last
+                block before the final norm), several for their mean, "mean" for the mean of all blocks; None for the
+                model's output.
+            pooling: pooling of frames to a clip vector: "mean", "mean+max" (concatenated) or "attention" (see
+                `bestrq2.inference.readout.pool`).
             normalize: scale clips and frames to Euclidean length 1, so that dot products are cosines.
             overlap: share of a window that the next one covers again, 0 to 0.5; 0 takes half the time for long clips.
 
@@ -149,15 +152,10 @@ class Embedder:
             One row per clip, in the order of the input.
 
         Raises:
-            AudioError: a file or waveform is unusable; it is named by its path or its place in the list.
+            AudioError: a file or waveform is unusable; named by its path or its place in the list.
             ConfigError: an argument is out of range.
         """
-        if isinstance(phases, bool) or not isinstance(phases, int) or not 1 <= phases <= self.config.patch_size[1]:
-            raise ConfigError(f"phases must be a whole number from 1 to {self.config.patch_size[1]}, got {phases!r}")
-        if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.5:
-            raise ConfigError(f"overlap must be from 0 to 0.5, got {overlap!r}")
-        check_pooling(pooling)
-        hidden = layer_indices(layers, self.config.num_hidden_layers)
+        hidden = self.check_options(phases, layers, pooling, normalize, overlap)
         rate = checked_rate(sampling_rate, self.config.sampling_rate)
         items = named_items(audio)
         grid = WindowGrid(self.config, phases, overlap)
@@ -167,13 +165,28 @@ class Embedder:
                 joined[piece.clip][piece.window.phase].add(piece.window, states, piece.weights)
         return self._assemble(joined, grid, pooling, normalize)
 
+    def check_options(
+        self, phases: int, layers: Layers, pooling: str, normalize: bool = False, overlap: float = 0.5
+    ) -> list[int] | None:
+        """Check options of `embed`; returns the indices of the hidden layers, None for the final output.
+
+        Raises:
+            ConfigError: an option is out of range.
+        """
+        if isinstance(phases, bool) or not isinstance(phases, int) or not 1 <= phases <= self.config.patch_size[1]:
+            raise ConfigError(f"phases must be a whole number from 1 to {self.config.patch_size[1]}, got {phases!r}")
+        if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.5:
+            raise ConfigError(f"overlap must be from 0 to 0.5, got {overlap!r}")
+        check_pooling(pooling)
+        return layer_indices(layers, self.config.num_hidden_layers)
+
     @property
     def _budget(self) -> int:
         """Samples in a batch."""
         return max(1, int(self.batch_seconds * self.config.sampling_rate))
 
     def _buffers(self, items: list[tuple[str, Any]], rate: float, grid: WindowGrid) -> Iterator[list[_Piece]]:
-        """The windows of all clips in order, a few batches' worth at a time."""
+        """Windows of all clips in order, a few batches at a time."""
         pieces: list[_Piece] = []
         samples = 0
         for clip, (name, audio) in enumerate(items):
@@ -189,7 +202,7 @@ class Embedder:
     def _states(self, pieces: list[_Piece], layers: list[int] | None) -> list[np.ndarray]:
         """Frames of every window, float32 [columns, D] each."""
         states: list[np.ndarray] = [np.empty(0)] * len(pieces)
-        # In hops: windows that differ by less are as long as each other to the encoder, or nearly so.
+        # In hops: the encoder hardly sees smaller differences.
         hop = self.config.frame_hop_samples
         hops = [-(-len(piece.window.waveform) // hop) for piece in pieces]
         most_padding = round(_BATCH_COST_SECONDS.get(self.device.type, _GPU_BATCH_COST_SECONDS) / self.hop_seconds)
@@ -221,16 +234,16 @@ class Embedder:
     def _assemble(
         self, joined: list[list[JoinedFrames]], grid: WindowGrid, pooling: str, normalize: bool
     ) -> Embeddings:
-        """Frames of all phases of each clip, in order of time, padded to one array."""
+        """Frames of all phases of each clip in order of time, padded to one array."""
         config = self.config
         counts = [sum(track.count for track in tracks) for tracks in joined]
-        # Zeros that are never touched take no memory, so one long clip among short ones costs little.
+        # Untouched pages of zeros take no memory, so one long clip among short ones costs little.
         frames = np.zeros((len(joined), max(counts), config.hidden_size), dtype=np.float32)
         clip = np.empty((len(joined), pooled_width(config.hidden_size, pooling)), dtype=np.float32)
         for index, (tracks, count) in enumerate(zip(joined, counts, strict=True)):
             own = frames[index, :count]
             for phase, track in enumerate(tracks):
-                # Grids begin one after the other, so the last columns are missing in the last grids at most.
+                # Later grids start later, so only their last columns can be missing.
                 track.move_to(own[phase :: len(tracks)])
             clip[index] = pool(own, pooling)
             if normalize:
@@ -245,7 +258,7 @@ class Embedder:
 
 
 def _checked_device(device: str | torch.device | None) -> torch.device:
-    """Where the encoder runs: CUDA where there is one, unless told otherwise."""
+    """Device to run on; None for CUDA if available."""
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, TypeError) as error:
@@ -256,7 +269,7 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
 
 
 def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """The precision in which the encoder runs."""
+    """Precision to run in; None for float32."""
     known = torch.float32 if dtype is None else _DTYPES.get(str(dtype).removeprefix("torch."))
     if known is None:
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
@@ -264,9 +277,14 @@ def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def weights_hash(embedder: Embedder) -> str:
-    """SHA-256 over names and values of all tensors: the identity of an encoder, in hexadecimal."""
+    """SHA-256 over names and values of an encoder's tensors, in hexadecimal."""
+    return module_hash(embedder.model)
+
+
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 over names and values of a module's tensors, in hexadecimal."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(embedder.model.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -286,14 +304,14 @@ def load(
         source: a run folder of `bestrq2 pretrain`, an exported model folder, a reference checkpoint (`.ckpt` or
             `.safetensors` with its configuration beside it as `.json` or `.yaml` of the same name), a recipe or a YAML
             file that extends one (random weights from seed 0), or a hub id.
-        device: such as "cpu" or "cuda:0"; None for CUDA where there is one, else the CPU.
+        device: device such as "cpu" or "cuda:0"; None for CUDA if available, else the CPU.
         dtype: "bfloat16" or "float16" to run under autocast, None for the precision of the weights.
         compile: compile the encoder's blocks by `torch.compile` when they first run.
         batch_seconds: audio that goes through the model at once, padding included; less needs less memory.
 
     Raises:
-        CheckpointError: if there is nothing of the kind, or the weights are damaged or of another architecture.
-        ConfigError: if another argument is out of range.
+        CheckpointError: no such model, or its weights are damaged or of another architecture.
+        ConfigError: another argument is out of range.
     """
     encoder = load_encoder(source)
     name = Path(source).name or str(source)

@@ -1,4 +1,4 @@
-"""Audio in any form as mono float32 blocks at the model's rate, of which one at a time is in memory."""
+"""Input of an embedder: audio in any form as checked mono float32 blocks at the model's rate, read one at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -20,27 +21,42 @@ from bestrq2.data.audio import QUALITY, array_decoder, errors_named, open_audio
 from bestrq2.data.decoders import AudioBytes, Decoder
 from bestrq2.errors import AudioError, ConfigError
 
-Audio: TypeAlias = "np.ndarray | Tensor | str | os.PathLike[str] | AudioBytes | BinaryIO | bytes | Iterable[float]"
-"""A waveform, the path of an audio file, an open audio file or its bytes, perhaps with a name."""
+Audio: TypeAlias = (
+    "np.ndarray | Tensor | str | os.PathLike[str] | AudioBytes | BinaryIO | bytes | Iterable[float] | SampleStream"
+)
+"""A waveform, the path of an audio file, an open audio file, or its bytes, with or without a name."""
 
 LOWEST_RATE, HIGHEST_RATE = 100, 10_000_000
-"""Hz. Outside of these a rate is no rate of audio but, say, one in kHz or a damaged header."""
+"""Accepted sampling rates in Hz; others come from rates in kHz or damaged headers."""
 
 LOUDEST = 64.0
-"""Full scale is 1. Some recordings exceed it by a little; at 36 dB above it numbers are no floats in [-1, 1]."""
+"""Largest accepted amplitude. Recordings may exceed full scale (1) a little; 36 dB above it they are integers."""
 
 MOST_CHANNELS = 64
-"""A waveform of more rows is no recording but a batch."""
+"""Largest number of rows of a waveform; an array with more is a batch of clips."""
 
 # Blocks hold at most this much audio at its own rate.
 _BLOCK_SECONDS, _BLOCK_SAMPLES = 60, 1 << 22
 
 
+@dataclass(frozen=True)
+class SampleStream:
+    """Audio that arrives in blocks, for instance from another process, and is read once.
+
+    Attributes:
+        name: name of the audio in messages.
+        blocks: float32 [samples] each, mono, at the model's rate.
+    """
+
+    name: str
+    blocks: Iterator[np.ndarray]
+
+
 def checked_rate(sampling_rate: Any, default: int) -> float:
-    """The rate of waveforms in Hz, `default` for None.
+    """Sampling rate of waveforms in Hz; `default` for None.
 
     Raises:
-        ConfigError: it is no number, or no rate of audio.
+        ConfigError: not a number, or not a rate of audio.
     """
     if sampling_rate is None:
         return default
@@ -57,15 +73,18 @@ def _is_number(value: Any) -> bool:
 
 
 def named_items(audio: Any) -> list[tuple[str, Any]]:
-    """One or several pieces of audio, each with what messages call it: its path, or its place in the list.
+    """Pair each piece of audio with its name in messages: its path, or its place in the list.
+
+    Args:
+        audio: one piece of audio, or several.
 
     Raises:
         AudioError: the list is empty, or this is neither audio nor a list.
     """
-    if _is_one(audio):
+    if _is_single(audio):
         return [(_name(audio, "audio"), audio)]
     if isinstance(audio, Mapping) or not isinstance(audio, Iterable):
-        raise _no_audio(audio)
+        raise _not_audio(audio)
     items = list(audio)
     if not items:
         raise AudioError("there is no audio to embed: the list is empty")
@@ -74,8 +93,8 @@ def named_items(audio: Any) -> list[tuple[str, Any]]:
     return [(_name(item, f"audio[{index}]"), item) for index, item in enumerate(items)]
 
 
-def _is_one(audio: Any) -> bool:
-    kinds = str | os.PathLike | AudioBytes | np.ndarray | Tensor | bytes | bytearray | memoryview
+def _is_single(audio: Any) -> bool:
+    kinds = str | os.PathLike | AudioBytes | SampleStream | np.ndarray | Tensor | bytes | bytearray | memoryview
     return isinstance(audio, kinds) or _is_file(audio)
 
 
@@ -87,75 +106,87 @@ def _name(item: Any, otherwise: str) -> str:
     if isinstance(item, str | os.PathLike):
         return str(Path(item))
     name = getattr(item, "name", None)
-    return name if (_is_file(item) or isinstance(item, AudioBytes)) and isinstance(name, str) else otherwise
+    is_named = _is_file(item) or isinstance(item, AudioBytes | SampleStream)
+    return name if is_named and isinstance(name, str) else otherwise
 
 
-def _no_audio(item: Any) -> AudioError:
-    return AudioError(f"a {type(item).__name__} is no audio; give a waveform, a path, or a file opened in mode 'rb'")
+def _not_audio(item: Any) -> AudioError:
+    return AudioError(f"a {type(item).__name__} is not audio; give a waveform, a path, or a file opened in mode 'rb'")
 
 
 def mono_blocks(name: str, audio: Any, sampling_rate: float, model_rate: int) -> Iterator[np.ndarray]:
-    """Read audio from its beginning to its end.
+    """Read audio from beginning to end.
 
     Args:
-        name: what messages call it.
-        audio: see `Embedder.embed`.
-        sampling_rate: Hz of waveforms; files carry their own.
+        name: name of the audio in messages.
+        audio: audio as in `Embedder.embed`.
+        sampling_rate: rate of waveforms in Hz; files carry their own.
         model_rate: wanted rate in Hz.
 
     Yields:
-        float32 [samples] at `model_rate`, mean over channels; joined they equal the audio resampled in one go.
+        float32 [samples] at `model_rate`, mean over channels; joined they equal the audio resampled at once.
 
     Raises:
-        AudioError: it cannot be read, is empty, or holds samples that are not finite or far above full scale.
+        AudioError: unreadable, empty, or with samples that are not finite or far above full scale.
     """
-    with errors_named(name), _opened(name, audio, sampling_rate) as (decoder, rate):
-        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-            raise AudioError(f"declares a sampling rate of {rate} Hz, expected {LOWEST_RATE} to {HIGHEST_RATE}.")
-        samples = _own_blocks(decoder, rate)
-        yield from samples if rate == model_rate else _resampled(samples, rate, model_rate)
+    with errors_named(name):
+        if isinstance(audio, SampleStream):
+            yield from map(_checked, audio.blocks)
+            return
+        with _opened(name, audio, sampling_rate) as (decoder, rate):
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise AudioError(f"declares a sampling rate of {rate} Hz, expected {LOWEST_RATE} to {HIGHEST_RATE}.")
+            samples = _own_blocks(decoder, rate)
+            yield from samples if rate == model_rate else _resampled(samples, rate, model_rate)
 
 
 def _own_blocks(decoder: Decoder, rate: float) -> Iterator[np.ndarray]:
     """Checked mono float32 blocks at the audio's own rate."""
     size = min(_BLOCK_SAMPLES, math.ceil(_BLOCK_SECONDS * rate))
     position = 0
-    # The end may come to lie earlier than the header says, but not later.
+    # The audio may end before the length in its header, but not after it.
     while position < decoder.measure():
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is refused next
+        with np.errstate(over="ignore", invalid="ignore"):  # refused by the check that follows
             block = decoder.read(position, size)
         if not len(block):
             break
-        low, high = float(block.min()), float(block.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise AudioError("holds NaN or infinite samples.")
-        if max(-low, high) > LOUDEST:
-            raise AudioError(
-                f"its samples reach {max(-low, high):g}, expected floats in [-1, 1]; divide by the full scale, "
-                "for instance by 32768."
-            )
-        yield block
+        yield _checked(block)
         position += len(block)
     if not position:
         raise AudioError("holds no samples.")
 
 
+def _checked(block: np.ndarray) -> np.ndarray:
+    """A block of float32 samples, if they are audio."""
+    if not len(block):
+        return block
+    low, high = float(block.min()), float(block.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise AudioError("holds NaN or infinite samples.")
+    if max(-low, high) > LOUDEST:
+        raise AudioError(
+            f"its samples reach {max(-low, high):g}, expected floats in [-1, 1]; divide by the full scale, "
+            "for instance by 32768."
+        )
+    return block
+
+
 def _resampled(blocks: Iterator[np.ndarray], rate: float, model_rate: int) -> Iterator[np.ndarray]:
     stream = soxr.ResampleStream(rate, model_rate, 1, dtype="float32", quality=QUALITY)
-    first, some = None, False
+    first, has_output = None, False
     for block in blocks:
         first = block[:1] if first is None else first
         out = stream.resample_chunk(np.ascontiguousarray(block))
-        some = some or len(out) > 0
+        has_output = has_output or len(out) > 0
         yield out
     out = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-    # A sample or two at a higher rate are less than one at the model's.
-    yield out if some or len(out) or first is None else first
+    # One or two samples at a higher rate make less than one at the model's: keep the first.
+    yield out if has_output or len(out) or first is None else first
 
 
 @contextmanager
 def _opened(name: str, audio: Any, sampling_rate: float) -> Iterator[tuple[Decoder, float]]:
-    """A decoder and the rate of what it gives, in Hz."""
+    """A decoder and the rate of its samples in Hz."""
     if isinstance(audio, str | os.PathLike):
         place: Path | AudioBytes = Path(audio)
     elif isinstance(audio, AudioBytes):
@@ -163,17 +194,17 @@ def _opened(name: str, audio: Any, sampling_rate: float) -> Iterator[tuple[Decod
     elif isinstance(audio, bytes | bytearray | memoryview):
         place = AudioBytes(name, bytes(audio))
     elif _is_file(audio):
-        place = _place_of(name, audio)
+        place = _file_content(name, audio)
     else:
-        # Decoders have whole rates; an array's need not be one.
+        # Decoders have integer rates; the rate of an array need not be one.
         yield array_decoder(_array(audio), round(sampling_rate)), sampling_rate
         return
     with open_audio(place) as decoder:
         yield decoder, decoder.rate
 
 
-def _place_of(name: str, file: Any) -> Path | AudioBytes:
-    """Where a decoder finds the whole content of an open file, which is left at its position."""
+def _file_content(name: str, file: Any) -> Path | AudioBytes:
+    """Whole content of an open file for a decoder; the file keeps its position."""
     if isinstance(file, io.TextIOBase):
         raise AudioError("is opened as text; open it in mode 'rb'")
     try:
@@ -199,7 +230,7 @@ def _place_of(name: str, file: Any) -> Path | AudioBytes:
 
 
 def _array(audio: Any) -> np.ndarray:
-    """A waveform as numpy array, without a copy where there is one in this machine's memory."""
+    """A waveform as numpy array, without a copy if it is in this machine's memory."""
     try:
         if isinstance(audio, Tensor):
             tensor = audio.detach().cpu()
@@ -209,14 +240,14 @@ def _array(audio: Any) -> np.ndarray:
         elif isinstance(audio, Iterable):
             array = np.asarray(list(audio), dtype=np.float32)
         else:
-            raise _no_audio(audio)
+            raise _not_audio(audio)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise AudioError(f"is no waveform ({error}).") from error
+        raise AudioError(f"is not a waveform ({error}).") from error
     if array.dtype.kind not in "fiu":
         raise AudioError(f"holds values of type {array.dtype}, expected floats in [-1, 1] or integer samples.")
     if array.ndim == 2 and MOST_CHANNELS < len(array) <= array.shape[1]:
         raise AudioError(
             f"has the shape {list(array.shape)}, read as [channels, samples], of more than {MOST_CHANNELS} channels; "
-            "of a batch give list(batch)."
+            "pass a batch as list(batch)."
         )
     return array

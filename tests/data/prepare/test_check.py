@@ -12,8 +12,7 @@ import soundfile
 from refusing import refused
 
 from bestrq2 import cli
-from bestrq2.data.prepare.check import check_prepared
-from bestrq2.data.prepare.run import prepare
+from bestrq2.data.prepare import check, check_prepared, run_prepare
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import folder_lock
 from example_sounds import RATE
@@ -83,11 +82,11 @@ def test_the_check_compares_with_the_summary(damaged, made, capsys):
     assert message.startswith("the summary says 7 clips, the shards hold 6")
     (damaged / "summary.json").write_text(json.dumps({**summary, "shards": 3}))
     message = refused(capsys, "anything", damaged, "--check")
-    assert "is none of the 3 shards of the summary (the first of 3 such files); move it away" in message
+    assert "is not one of the 3 shards of the summary (the first of 3 such files); move it away" in message
     (damaged / "summary.json").write_text("{")
     assert "is damaged" in refused(capsys, "anything", damaged, "--check")
     (damaged / "summary.json").unlink()
-    assert "is no finished output of bestrq2 prepare" in refused(capsys, "anything", damaged, "--check")
+    assert "is not a finished output of bestrq2 prepare" in refused(capsys, "anything", damaged, "--check")
 
 
 @pytest.mark.parametrize(
@@ -138,13 +137,43 @@ def test_what_is_dropped_after_the_last_shard_passes_the_check(tmp_path, source)
     shutil.copytree(source, tmp_path / "in")
     for name in ("x.wav", "y.wav"):
         soundfile.write(tmp_path / "in" / name, np.zeros(RATE), RATE)
-    made = prepare(str(tmp_path / "in"), tmp_path / "out", shard_size=0.01, num_workers=1)
+    made = run_prepare(str(tmp_path / "in"), tmp_path / "out", shard_size=0.01, num_workers=1)
     assert made["dropped"]["silent"] == 2
     assert check_prepared(tmp_path / "out", 1) == made
     with (tmp_path / "out" / "rejected.csv").open("a") as file:
         file.write("z.wav,is silent.\n")
     with pytest.raises(DataError, match="has 3 entries that nothing was dropped for"):
         check_prepared(tmp_path / "out", 1)
+
+
+def test_an_interrupted_check_continues(prepared_mixed, tmp_path, monkeypatch):
+    shutil.copytree(prepared_mixed.folder, tmp_path / "copy")
+    original, read, stopped = check._check_shard, [], []
+
+    def interrupted(tar, *arguments):
+        read.append(tar.name)
+        if len(read) == 3 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        return original(tar, *arguments)
+
+    monkeypatch.setattr(check, "_check_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check_prepared(tmp_path / "copy", 0)
+    assert check_prepared(tmp_path / "copy", 0) == prepared_mixed.summary
+    assert read[3] != "shard-000000.tar"
+    assert {*read} == {f"shard-{number:06d}.tar" for number in range(prepared_mixed.summary["shards"])}
+    assert not list((tmp_path / "copy").glob(".check*"))
+    read.clear()
+    check_prepared(tmp_path / "copy", 0)
+    assert len(read) == prepared_mixed.summary["shards"]  # a finished check leaves nothing behind
+
+
+def test_a_folder_that_cannot_be_written_is_checked(made, monkeypatch):
+    monkeypatch.setattr(check.os, "access", lambda *_: False)
+    before = sorted(path.name for path in made.iterdir())
+    assert check_prepared(made, 0)["clips"] == 6
+    assert sorted(path.name for path in made.iterdir()) == before
 
 
 def test_a_folder_lock_can_be_taken_again_after_it_was_let_go(tmp_path):

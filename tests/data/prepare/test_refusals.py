@@ -14,8 +14,7 @@ from refusing import refused
 
 from bestrq2 import cli
 from bestrq2.data.open_source import open_source
-from bestrq2.data.prepare import run
-from bestrq2.data.prepare.run import prepare
+from bestrq2.data.prepare import run, run_prepare
 from example_sounds import RATE, scene
 
 
@@ -28,7 +27,7 @@ from example_sounds import RATE, scene
         ("segment_seconds", ".nan", "segment_seconds is nan; it must be at least"),
         ("min_seconds", "-1", "min_seconds is -1.0; it must be positive."),
         ("shard_size", "0", "shard_size is 0.0; it must be positive."),
-        ("num_workers", "0", "num_workers is 0; it must be 1 or more."),
+        ("num_workers", "-1", "num_workers is -1; it must be 0 or more"),
         ("num_workers", "many", "num_workers: "),
         ("rate", "8000", "there is no setting '--rate'"),
     ],
@@ -63,7 +62,7 @@ def test_an_output_within_its_source_is_refused_before_anything_is_written(sourc
     assert refused(capsys, ".", "out").startswith("out: lies in the source ., ")
     assert len(list((tmp_path / "audio").iterdir())) == 6
     assert [path.name for path in (tmp_path / "tars").iterdir()] == ["0.tar"]
-    assert prepare("../audio", Path("../audio-shards"), num_workers=1)["clips"] == 6
+    assert run_prepare("../audio", Path("../audio-shards"), num_workers=1)["clips"] == 6
 
 
 def test_a_source_without_anything_to_use(tmp_path, capsys):
@@ -76,7 +75,7 @@ def test_a_source_without_anything_to_use(tmp_path, capsys):
     )
     assert len((tmp_path / "out" / "rejected.csv").read_text().splitlines()) == 3
     soundfile.write(tmp_path / "in" / "b.wav", scene(RATE, 1), RATE)
-    assert prepare(str(tmp_path / "in"), tmp_path / "out", num_workers=1)["clips"] == 1
+    assert run_prepare(str(tmp_path / "in"), tmp_path / "out", num_workers=1)["clips"] == 1
 
 
 def test_a_stream_is_refused(made, tmp_path, capsys):
@@ -200,7 +199,7 @@ def test_how_the_source_is_spelled_changes_nothing(source, made, tmp_path, monke
         for start, spec in of_kind:
             monkeypatch.chdir(folder / start)
             output = tmp_path / f"{kind} {len(spec) if kind == 'pattern' else ''}"
-            prepare(spec, output, num_workers=1)
+            run_prepare(spec, output, num_workers=1)
             for clip in prepared_json(output):
                 assert Path(clip["path"]).parent == folder / "in"
     assert sum("is complete already" in record.getMessage() for record in caplog.records) == 6
@@ -214,4 +213,4 @@ def prepared_json(folder: Path) -> list[dict[str, object]]:
 def test_a_finished_corpus_is_not_made_again(source, made, monkeypatch):
     monkeypatch.setattr(run, "_pack", lambda *_: pytest.fail("made again"))
     summary = json.loads((made / "summary.json").read_text())
-    assert prepare(str(source), made, format=summary["format"], shard_size=0.01) == summary
+    assert run_prepare(str(source), made, format=summary["format"], shard_size=0.01) == summary

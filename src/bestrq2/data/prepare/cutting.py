@@ -1,192 +1,207 @@
-"""The work of one process: from ten minutes of a recording to encoded clips, or the reasons why there are none."""
+"""Cutting: the settings of a prepared corpus, and the clips that a span of a recording gives with them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
+import math
 import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
+import pyarrow as pa
 import soundfile
 import torch
 
 from bestrq2.data.audio import check_usable, read_span
 from bestrq2.data.band_sums import BandSums
+from bestrq2.data.corpus_pass import SPAN_SECONDS, Task, printable, reason_of
 from bestrq2.data.decoders import Decoder, UnreadableAudioError, to_float32
-from bestrq2.data.prepare.options import FORMATS, SPAN_SECONDS, Options
 from bestrq2.data.sources import Source
-from bestrq2.errors import AudioError, BestRQ2Error
+from bestrq2.errors import AudioError, ConfigError
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.log_mel import LogMel
 
-Kind = Literal["broken", "silent", "too short", "duplicate"]
-"""Why something was dropped."""
+FORMATS = {"wav": "WAV", "flac": "FLAC"}
+"""Formats of clips, with their names in libsndfile."""
 
-# Bytes of a content hash: no two of 10^12 clips share one by chance.
+KINDS = ("broken", "silent", "too short", "duplicate")
+"""Reasons for dropping a piece, as counted in the summary."""
+
+CLIP, REMAINDER = "clip", "remainder"
+"""Kinds of pieces that are not counted as dropped: clips to keep, and ends of recordings shorter than a clip."""
+
 DIGEST_BYTES = 16
+"""Bytes of a content hash: 10^12 clips have no collision by chance."""
 
 
-class Task(NamedTuple):
-    """A span of a recording.
+@dataclass(frozen=True)
+class Options:
+    """Settings of a prepared corpus.
 
     Attributes:
-        recording: its number in the source.
-        number: of the span, from 0.
-        frames: samples per channel of the whole recording, where they are known from an earlier span.
-        spans: how many there are, likewise.
+        sampling_rate: sampling rate of the clips in Hz.
+        format: "wav" or "flac", both 16-bit PCM.
+        segment_seconds: longer recordings are cut into clips of this length (s); None keeps them whole.
+        min_seconds: length of the shortest clip (s).
+        shard_size: size at which a tar is full, in MB (10^6 bytes).
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    sampling_rate: int
+    format: str
+    segment_seconds: float | None
+    min_seconds: float
+    shard_size: float
+
+    def __post_init__(self) -> None:
+        if not 1000 <= self.sampling_rate <= 768_000:
+            raise ConfigError(f"sampling_rate is {self.sampling_rate}; expected 1000 to 768000 Hz.")
+        if self.format not in FORMATS:
+            raise ConfigError(f"format is {self.format!r}; expected {' or '.join(FORMATS)}.")
+        for name, value in (("min_seconds", self.min_seconds), ("shard_size", self.shard_size)):
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} is {value}; it must be positive.")
+        segment = self.segment_seconds
+        if segment is not None and not (self.min_seconds <= segment < math.inf):
+            raise ConfigError(
+                f"segment_seconds is {segment}; it must be at least min_seconds ({self.min_seconds:g}), or null to "
+                "keep recordings whole."
+            )
+
+    @property
+    def segment_samples(self) -> int | None:
+        """Samples of a clip cut from a longer recording; None if recordings stay whole."""
+        return None if self.segment_seconds is None else max(1, round(self.segment_seconds * self.sampling_rate))
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest clip."""
+        return max(1, round(self.min_seconds * self.sampling_rate))
+
+    @property
+    def segments_per_span(self) -> int:
+        """Clips cut from one span: those of five minutes, or one."""
+        if self.segment_samples is None:
+            return 1
+        return max(1, round(SPAN_SECONDS * self.sampling_rate) // self.segment_samples)
+
+    @property
+    def span_samples(self) -> int | None:
+        """Samples of a span, a whole number of clips; None if recordings stay whole."""
+        return None if self.segment_samples is None else self.segment_samples * self.segments_per_span
+
+    @property
+    def num_mel_bands(self) -> int:
+        """Mel bands of the spectrogram of the statistics."""
+        return self.front_end().num_mel_bands
+
+    def front_end(self) -> BestRQ2Config:
+        """Configuration of the default log-mel spectrogram at this sampling rate."""
+        highest = min(8000.0, self.sampling_rate / 2)
+        seconds = 60_000 / self.sampling_rate  # more than one patch, whatever the rate
+        return BestRQ2Config(sampling_rate=self.sampling_rate, mel_max_hz=highest, max_seconds=max(10.0, seconds))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings, ready for JSON."""
+        return asdict(self)
+
+
+class Piece(NamedTuple):
+    """A clip to keep, or a stretch of a recording that is dropped.
+
+    Attributes:
+        recording: number of the recording in the source.
+        segment: number of the clip in the recording; of a dropped rest of a recording, its first one.
+        path: printable description of the recording.
+        samples: length at the new rate, as far as it was decoded.
+        kind: `CLIP`, `REMAINDER` or one of `KINDS`.
+        reason: why it was dropped.
+        audio: encoded clip.
+        metadata: JSON to write beside the clip.
+        digest: hash of the samples.
+        clipped: whether samples beyond full scale were limited.
+        band_sums: `BandSums.to_bytes` of the log-mel spectrogram.
+        is_last: whether the recording ends with this piece.
     """
 
     recording: int
-    number: int
-    frames: int | None = None
-    spans: int | None = None
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip to keep.
-
-    Attributes:
-        segment: which one of its recording.
-        samples: its length.
-        audio: the encoded file.
-        metadata: what goes beside it, ready for JSON.
-        digest: hash of its samples.
-        clipped: whether samples beyond full scale were cut off.
-        sums: `BandSums.to_bytes` of its log-mel spectrogram.
-    """
-
     segment: int
+    path: str
     samples: int
-    audio: bytes
-    metadata: dict[str, Any]
-    digest: bytes
-    clipped: bool
-    sums: bytes
-
-
-@dataclass(frozen=True)
-class Drop:
-    """A segment, or all the rest of a recording, that cannot be used.
-
-    Attributes:
-        segment: which one of its recording, or the first one.
-        samples: its length, as far as it was decoded.
-        kind: why; None for the remainder of a cut, which is nobody's fault.
-        reason: in words.
-    """
-
-    segment: int
-    samples: int
-    kind: Kind | None
+    kind: str
     reason: str = ""
+    audio: bytes = b""
+    metadata: str = ""
+    digest: bytes = b""
+    clipped: bool = False
+    band_sums: bytes = b""
+    is_last: bool = False
 
 
-@dataclass(frozen=True)
-class Span:
-    """What a task came to.
-
-    Attributes:
-        task: its task.
-        name: what a person calls the recording.
-        pieces: its segments, in order.
-        frames: samples per channel of the whole recording.
-        spans: how many tasks the recording takes.
-    """
-
-    task: Task
-    name: str
-    pieces: list[Clip | Drop]
-    frames: int | None
-    spans: int
+_TYPES = {int: pa.int64(), str: pa.string(), bytes: pa.large_binary(), bool: pa.bool_()}
+_KINDS_OF_FIELDS = (int, int, str, int, str, str, bytes, str, bytes, bool, bytes, bool)
+PIECES = pa.schema([(name, _TYPES[kind]) for name, kind in zip(Piece._fields, _KINDS_OF_FIELDS, strict=True)])
+"""Columns of a table of pieces."""
 
 
-def printable(name: str) -> str:
-    """A name with the bytes that are no UTF-8, as in odd file names, written out."""
-    try:
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a letter of UTF-16, which no file name can hold, but JSON can
-        return name.encode("utf-8", "backslashreplace").decode()
+def pieces_table(pieces: Iterable[Piece]) -> pa.Table:
+    """Pieces as rows of a table, which travels between processes and into files."""
+    columns = list(zip(*pieces, strict=True)) or [()] * len(PIECES)
+    return pa.table([pa.array(column, kind) for column, kind in zip(columns, PIECES.types, strict=True)], schema=PIECES)
 
 
-def cut_span(source: Source, options: Options, task: Task) -> Span:
+def read_pieces(table: pa.Table) -> Iterator[Piece]:
+    """Pieces in the rows of a table."""
+    for batch in table.to_batches(max_chunksize=64):  # a copy of few clips at a time
+        yield from map(Piece._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+def cut(source: Source, options: Options, decoder: Decoder, task: Task) -> tuple[pa.Table, int]:
     """Decode a span of a recording, cut it into clips, check, encode and hash them.
 
-    Args:
-        source: where the recording comes from.
-        options: how.
-        task: which span.
-
     Returns:
-        The clips, and in place of unusable ones the reasons; a recording that cannot be read, or that raises whatever
-        nobody thought of, gives a reason only.
+        Table of pieces, and the number of samples decoded.
 
     Raises:
-        BestRQ2Error: the source as a whole cannot be read any more.
+        AudioError: nothing of the span can be decoded.
     """
-    name = source.describe(task.recording)
-    frames, spans = task.frames, task.spans
-    try:
-        with source.opened(task.recording) as decoder:
-            if frames is None or spans is None:
-                frames = decoder.measure()
-                spans = _count_spans(frames, decoder.rate, options)
-            decoder.frames = frames  # spares the decoder going through the file again
-            cutter = _Cutter(source, options, task, decoder, spans)
-            return Span(task, printable(name), list(cutter.pieces()), frames, spans)
-    except Exception as error:
-        if isinstance(error, BestRQ2Error) and not isinstance(error, AudioError):
-            raise
-        first = task.number * options.segments_per_span
-        reason = reason_of(error, name)
-        if task.number:
-            reason = f"from {first * (options.segment_seconds or 0):g} s on: {reason}"
-        return Span(task, printable(name), [Drop(first, 0, "broken", reason)], frames, spans or task.number + 1)
-
-
-def _count_spans(frames: int, rate: int, options: Options) -> int:
-    if options.segment_samples is None:
-        return 1
-    samples = -(-frames * options.sampling_rate // rate)
-    return max(1, -(-samples // (options.segment_samples * options.segments_per_span)))
-
-
-def reason_of(error: Exception, name: str) -> str:
-    """Why a recording of that name cannot be used, in words that can be printed; the name is left out."""
-    if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror or error})."
-    if isinstance(error, AudioError):
-        return printable(str(error).removeprefix(f"{name}: "))
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{os.path.basename(place.filename)} line {place.lineno}"
-    return f"cannot be used ({type(error).__name__}: {printable(str(error))}, in {where})."
+    pieces = list(_Cutter(source, options, decoder, task).pieces())
+    if pieces and task.number == (task.spans or 1) - 1:
+        pieces[-1] = pieces[-1]._replace(is_last=True)
+    return pieces_table(pieces), sum(piece.samples for piece in pieces)
 
 
 class _Cutter:
-    """One span, cut from an open recording."""
+    """Clips of one span of an open recording."""
 
-    def __init__(self, source: Source, options: Options, task: Task, decoder: Decoder, spans: int) -> None:
-        self.source, self.options, self.task, self.decoder, self.spans = source, options, task, decoder, spans
+    def __init__(self, source: Source, options: Options, decoder: Decoder, task: Task) -> None:
+        self.source, self.options, self.decoder, self.task = source, options, decoder, task
+        self.name = source.describe(task.recording)
+        self.path = printable(self.name)
 
-    def pieces(self) -> Iterator[Clip | Drop]:
-        """Clips, and drops where there are none."""
+    def pieces(self) -> Iterator[Piece]:
+        """Clips, and the reasons where there are none."""
         segments = list(self._segments())
-        several = self.spans > 1 or len(segments) > 1
+        several = (self.task.spans or 1) > 1 or len(segments) > 1
         for segment, found in segments:
-            piece = self._damaged(segment, found) if isinstance(found, AudioError) else self._piece(segment, found)
-            if several and isinstance(piece, Drop) and piece.kind:
-                piece = Drop(segment, piece.samples, piece.kind, f"from {self._start(segment):g} s: {piece.reason}")
+            if isinstance(found, AudioError):
+                piece = self._dropped(segment, 0, "broken", reason_of(found, self.name))
+            else:
+                piece = self._piece(segment, found)
+            if several and piece.reason:
+                piece = piece._replace(reason=f"from {self._start(segment):g} s: {piece.reason}")
             yield piece
 
     def _segments(self) -> Iterator[tuple[int, np.ndarray | AudioError]]:
-        """Number and samples of each segment; where the span as a whole is damaged, each is read for itself."""
+        """Number and samples of each segment; in a damaged span each segment is read on its own."""
         length, rate = self.options.segment_samples, self.options.sampling_rate
         if length is None:
             yield 0, read_span(self.decoder, 0, None, rate)
@@ -202,7 +217,7 @@ class _Cutter:
             else:
                 yield from self._each(range(first, first + count), length)
             return
-        # The first segment of a recording is there even if it is empty.
+        # The first segment of a recording counts even if it is empty.
         ends = max(len(samples), 1 if self.task.number == 0 else 0)
         for place in range(0, ends, length):
             yield first + place // length, samples[place : place + length]
@@ -221,36 +236,38 @@ class _Cutter:
     def _start(self, segment: int) -> float:
         return segment * (self.options.segment_samples or 0) / self.options.sampling_rate
 
-    def _damaged(self, segment: int, error: AudioError) -> Drop:
-        return Drop(segment, 0, "broken", reason_of(error, self.source.describe(self.task.recording)))
+    def _dropped(self, segment: int, samples: int, kind: str, reason: str = "") -> Piece:
+        return Piece(self.task.recording, segment, self.path, samples, kind, reason)
 
-    def _piece(self, segment: int, waveform: np.ndarray) -> Clip | Drop:
-        options = self.options
-        if len(waveform) < options.min_samples:
+    def _piece(self, segment: int, waveform: np.ndarray) -> Piece:
+        options, length = self.options, len(waveform)
+        if length < options.min_samples:
             if segment:
-                return Drop(segment, len(waveform), None)
-            seconds = len(waveform) / options.sampling_rate
+                return self._dropped(segment, length, REMAINDER)
+            seconds = length / options.sampling_rate
             reason = f"is too short: {seconds:.2f} s, at least {options.min_seconds:g} s are needed."
-            return Drop(segment, len(waveform), "too short", reason)
+            return self._dropped(segment, length, "too short", reason)
         samples, clipped = to_int16(waveform)
         kept = samples / np.float32(32768)
         try:
             check_usable(kept)
         except AudioError as error:
-            return Drop(segment, len(waveform), "silent", str(error))
+            return self._dropped(segment, length, "silent", str(error))
         digest = content_digest(samples)
-        audio = encoded(samples, options)
-        metadata = self._metadata(segment, len(samples), digest)
-        return Clip(segment, len(samples), audio, metadata, digest, clipped, band_sums(kept, options).to_bytes())
+        metadata = json.dumps(self._metadata(segment, length, digest))
+        sums = band_sums(kept, options).to_bytes()
+        return self._dropped(segment, length, CLIP)._replace(
+            audio=encoded(samples, options), metadata=metadata, digest=digest, clipped=clipped, band_sums=sums
+        )
 
     def _metadata(self, segment: int, samples: int, digest: bytes) -> dict[str, Any]:
-        """What is known of a clip; where the source is itself cut from recordings, its origin is the first of all."""
+        """Metadata of a clip; path and start are those of the original if the source was cut from recordings itself."""
         known = json_ready(self.source.metadata(self.task.recording))
         path, start, original = (known.get(key) for key in ("path", "start", "original_sampling_rate"))
         rate = self.options.sampling_rate
         return {
             **known,
-            "path": printable(path if isinstance(path, str) and path else self.source.describe(self.task.recording)),
+            "path": printable(path) if isinstance(path, str) and path else self.path,
             "start": (start if _is_number(start) else 0.0) + self._start(segment),
             "duration": samples / rate,
             "sampling_rate": rate,
@@ -260,7 +277,7 @@ class _Cutter:
 
 
 def json_ready(values: dict[str, Any]) -> dict[str, Any]:
-    """Those of some values that JSON can hold, as they come back from it; NaN and infinity are none of them."""
+    """Entries that JSON can hold, as they are read back from it; NaN and infinity are not among them."""
     ready = {}
     for name, value in values.items():
         with suppress(TypeError, ValueError, RecursionError):
@@ -274,15 +291,15 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def to_int16(waveform: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Round a waveform to 16 bit; what 16-bit PCM came from comes out the same.
+    """Round a waveform to 16 bit; 16-bit PCM is restored exactly.
 
     Args:
         waveform: [samples], float or int16.
 
     Returns:
-        int16 [samples], full scale 32768, and whether there were samples beyond full scale, which are cut off.
+        int16 [samples], full scale 32768, and whether samples beyond full scale were limited.
     """
-    # What is far beyond full scale would leave float32 too.
+    # Samples far beyond full scale would leave the range of float32.
     scaled = np.rint(np.clip(to_float32(waveform), -2, 2) * np.float32(32768))
     clipped = bool(scaled.max() > 32768 or scaled.min() < -32768)
     return np.clip(scaled, -32768, 32767).astype(np.int16), clipped
@@ -294,7 +311,7 @@ def content_digest(samples: np.ndarray) -> bytes:
 
 
 def encoded(samples: np.ndarray, options: Options) -> bytes:
-    """An audio file of int16 [samples]."""
+    """Audio file with int16 [samples]."""
     file = io.BytesIO()
     soundfile.write(file, samples, options.sampling_rate, format=FORMATS[options.format], subtype="PCM_16")
     return file.getvalue()
@@ -307,7 +324,7 @@ def _log_mel(options: Options) -> LogMel:
 
 @torch.inference_mode()
 def band_sums(waveform: np.ndarray, options: Options) -> BandSums:
-    """Sums of the log-mel spectrogram of float32 [samples], of each ten minutes for itself."""
+    """Sums over the log-mel spectrogram of float32 [samples], computed in pieces of five minutes."""
     log_mel = _log_mel(options)
     sums = BandSums(log_mel.config.num_mel_bands)
     for part in torch.from_numpy(waveform).split(round(SPAN_SECONDS * options.sampling_rate)):

@@ -1,31 +1,166 @@
-"""The folder of a prepared corpus: what may lie in it, and how far an earlier run came."""
+"""Folder of a prepared corpus: its shards, the ledger in each, and how far an earlier run got."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import os
+import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bestrq2.data.prepare.cutting import printable
-from bestrq2.data.prepare.ledger import LEDGER, Ledger
-from bestrq2.data.prepare.options import Options
+import numpy as np
+
+from bestrq2.data.band_sums import BandSums
+from bestrq2.data.prepare.cutting import DIGEST_BYTES, KINDS, Piece
 from bestrq2.data.prepare.summary import SUMMARY, read_summary
 from bestrq2.data.rejections import HEADER
 from bestrq2.data.shards.building import index_path
 from bestrq2.data.shards.index import read_index
-from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.progress import Progress
+
+LEDGER = "bestrq2_prepare"
+"""Key of the ledger in the metadata of a shard's index."""
 
 REJECTED = "rejected.csv"
+
 _OURS = re.compile(r"shard-\d{6,}\.tar(\.index\.parquet)?|rejected\.csv|summary\.json|\..*")
-_NAMES_SHOWN = 1000  # at a time
 _TEMPORARY = re.compile(r"\.(shard-\d{6,}\.tar(\.index\.parquet)?|summary\.json)\.\d+\.tmp")
 _SHARD = re.compile(r"shard-(\d{6,})\.tar")
+_JSON_DIGEST_BYTES = 8
+_MEMBER = np.dtype(
+    [
+        ("recording", "<i8"),
+        ("segment", "<i8"),
+        ("content", f"V{DIGEST_BYTES}"),
+        ("metadata", f"V{_JSON_DIGEST_BYTES}"),
+    ]
+)
+
+
+class Member(NamedTuple):
+    """A clip in a shard.
+
+    Attributes:
+        recording: number of the recording in the source.
+        segment: number of the clip in the recording.
+        content: digest of the samples.
+        metadata: digest of the JSON.
+    """
+
+    recording: int
+    segment: int
+    content: bytes
+    metadata: bytes
+
+
+def metadata_digest(metadata: Any) -> bytes:
+    """Digest of the content of JSON, whatever its layout."""
+    return hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=_JSON_DIGEST_BYTES).digest()
+
+
+def rejected_key(path: str, reason: str) -> str:
+    """Key of an entry in the list of rejections, which may name a recording once per dropped segment."""
+    return f"{path}\n{reason}"
+
+
+@dataclass
+class Ledger:
+    """Counts over a stretch of a source, from after the last clip of one shard to the last clip of the next.
+
+    It is kept in the index of the shard, so that a killed run can continue after the shard.
+
+    Attributes:
+        identity: source and options it belongs to.
+        sums: sums over the log-mel spectrograms.
+        position: (recording, segment) after the stretch.
+        clips: number of clips.
+        dropped: number of dropped pieces by kind.
+        rejected: paths and reasons of dropped pieces.
+        members: clips, in order.
+        samples_in: decoded samples at the new rate.
+        samples_kept: samples of clips.
+        clipped: clips with samples beyond full scale.
+        size: approximate bytes of its lists when written.
+    """
+
+    identity: dict[str, Any]
+    sums: BandSums
+    position: tuple[int, int] = (0, 0)
+    clips: int = 0
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    samples_in: int = 0
+    samples_kept: int = 0
+    clipped: int = 0
+    size: int = 0
+
+    def keep(self, piece: Piece, metadata: dict[str, Any]) -> None:
+        """Count a clip."""
+        self.clips += 1
+        self.members.append(Member(piece.recording, piece.segment, piece.digest, metadata_digest(metadata)))
+        self.sums.merge(BandSums.from_bytes(piece.band_sums))
+        self.samples_in += piece.samples
+        self.samples_kept += piece.samples
+        self.clipped += piece.clipped
+        self.size += _MEMBER.itemsize * 4 // 3
+
+    def drop(self, piece: Piece) -> None:
+        """Count a dropped piece."""
+        self.samples_in += piece.samples
+        if piece.kind in self.dropped:
+            self.dropped[piece.kind] += 1
+            self.rejected.append((piece.path, piece.reason))
+            self.size += len(json.dumps([piece.path, piece.reason]))
+
+    def merge(self, later: Ledger) -> None:
+        """Add counts and sums of the stretch that follows, without its lists."""
+        self.position = later.position
+        self.clips += later.clips
+        self.sums.merge(later.sums)
+        self.samples_in += later.samples_in
+        self.samples_kept += later.samples_kept
+        self.clipped += later.clipped
+        for kind, count in later.dropped.items():
+            self.dropped[kind] += count
+
+    def to_extra(self) -> dict[str, str]:
+        """The ledger as an entry of an index's metadata."""
+        members = np.array([(*of[:2], *map(np.void, of[2:])) for of in self.members], _MEMBER)
+        values = {
+            "identity": self.identity,
+            "position": self.position,
+            "clips": self.clips,
+            "dropped": self.dropped,
+            "rejected": self.rejected,
+            "samples_in": self.samples_in,
+            "samples_kept": self.samples_kept,
+            "clipped": self.clipped,
+            "members": base64.b64encode(members.tobytes()).decode(),
+            "band_sums": base64.b64encode(self.sums.to_bytes()).decode(),
+        }
+        return {LEDGER: json.dumps(values)}
+
+    @classmethod
+    def from_extra(cls, extra: dict[str, str]) -> Ledger:
+        """The ledger written by `to_extra`.
+
+        Raises:
+            KeyError, ValueError: missing or damaged.
+        """
+        values = json.loads(extra[LEDGER])
+        members = np.frombuffer(base64.b64decode(values.pop("members")), _MEMBER)
+        return cls(
+            sums=BandSums.from_bytes(base64.b64decode(values.pop("band_sums"))),
+            position=tuple(values.pop("position")),
+            rejected=[(name, reason) for name, reason in values.pop("rejected")],
+            members=[Member(int(r), int(s), c.tobytes(), m.tobytes()) for r, s, c, m in members],
+            **values,
+        )
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -33,37 +168,55 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.tar"
 
 
-def identity(source: Source, options: Options) -> dict[str, Any]:
-    """What a prepared corpus is made from, ready for JSON: the source with a hash of all its names, and the options."""
-    digest = hashlib.blake2b(digest_size=16)
-    with Progress("prepare reads names", len(source), "files") as progress:
-        for number, name in enumerate(source.names()):
-            digest.update(os.fsencode(name) + b"\n")
-            if not number % _NAMES_SHOWN:
-                progress.show(number)
-    return {
-        "source": printable(source.name),
-        "recordings": len(source),
-        "names": digest.hexdigest(),
-        **options.as_dict(),
-    }
+def follows(ledger: Ledger, before: Ledger | None) -> bool:
+    """Whether all clips of a shard come later in the source than those of the shard before."""
+    return bool(ledger.members) and (before is None or ledger.members[0][:2] >= before.position)
+
+
+def ledgers(folder: Path, shards: int) -> Iterator[Ledger]:
+    """Ledgers of the first shards, one in memory at a time.
+
+    Raises:
+        ConfigError: a ledger cannot be read, or the size of its tar has changed.
+    """
+    for number in range(shards):
+        yield _ledger(shard_path(folder, number))
+
+
+def _ledger(shard: Path) -> Ledger:
+    # From the index itself: a time stamp of the tar that has changed is no reason to refuse it.
+    try:
+        index = read_index(index_path(shard))
+        size = shard.stat().st_size
+        if size != index.stamp.size:
+            raise DataError(f"the tar has {size:,} bytes, its index knows of {index.stamp.size:,}")
+        if LEDGER not in index.extra:
+            raise ConfigError(f"{shard}: was not made by bestrq2 prepare; name a new or empty folder")
+        return Ledger.from_extra(index.extra)
+    except DataError as error:
+        reason = str(error).partition(";")[0]
+    except (KeyError, ValueError, TypeError):
+        reason = f"{index_path(shard).name} is damaged"
+    raise ConfigError(
+        f"{shard}: cannot be continued from ({reason}); move it and all shards after it to another place and run "
+        "again, or name a new folder"
+    )
 
 
 def finished_summary(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of the same corpus, if the folder holds it complete; None if it is not complete.
+    """Summary of the same corpus, if the folder holds it complete; None if it is not complete.
+
+    Args:
+        folder: folder of the output.
+        wanted: identity of the corpus.
 
     Raises:
-        ConfigError: the folder is complete with another corpus, or its summary cannot be read.
+        ConfigError: the folder holds another complete corpus, shards are missing, or the summary cannot be read.
     """
     if not (folder / SUMMARY).exists():
         return None
     summary = read_summary(folder)
     _check_same(folder, summary["made_from"], wanted)
-    _check_there(folder, summary)
-    return summary
-
-
-def _check_there(folder: Path, summary: dict[str, Any]) -> None:
     size = 0
     for number in range(summary["shards"]):
         shard = shard_path(folder, number)
@@ -79,17 +232,18 @@ def _check_there(folder: Path, summary: dict[str, Any]) -> None:
             f"{folder}: its shards have {size:,} bytes, {SUMMARY} says {summary['bytes']:,}; find the damaged one with "
             "--check"
         )
+    return summary
 
 
 def count_finished(folder: Path, wanted: dict[str, Any]) -> int:
-    """Number of shards that an earlier run finished; what it left half done is deleted, once all else is in order.
+    """Number of shards that an earlier run finished; nothing is written or deleted.
 
     Args:
-        folder: of the output.
-        wanted: identity of the run that wants to go on.
+        folder: folder of the output.
+        wanted: identity of the run that continues it.
 
     Raises:
-        ConfigError: the folder holds other files, another corpus, or a shard is missing; nothing was deleted.
+        ConfigError: the folder holds other files or another corpus, or a shard is missing.
     """
     names = sorted(entry.name for entry in folder.iterdir())
     foreign = [name for name in names if not _OURS.fullmatch(name) or (name == REJECTED and not _is_listing(folder))]
@@ -111,57 +265,26 @@ def count_finished(folder: Path, wanted: dict[str, Any]) -> int:
         if not follows(ledger, before):
             raise ConfigError(f"{shard_path(folder, number)}: is not the shard of that number; name a new folder")
         before = ledger
-    for name in names:
-        if _TEMPORARY.fullmatch(name):
-            (folder / name).unlink()
     return len(numbers)
 
 
-def ledgers(folder: Path, shards: int) -> Iterator[Ledger]:
-    """Ledgers of the first shards, each read when its turn comes.
-
-    Raises:
-        ConfigError: one cannot be read, or its tar is not as it was.
-    """
-    for number in range(shards):
-        yield _ledger(shard_path(folder, number))
+def remove_temporaries(folder: Path) -> None:
+    """Delete incomplete files of an earlier run."""
+    for entry in list(folder.iterdir()):
+        if _TEMPORARY.fullmatch(entry.name):
+            entry.unlink()
 
 
 def _is_listing(folder: Path) -> bool:
-    """Whether the list of rejected recordings is one."""
+    """Whether rejected.csv is a list of rejected recordings."""
     with (folder / REJECTED).open("rb") as file:
         return file.read(len(HEADER)) in (HEADER, b"")
-
-
-def follows(ledger: Ledger, before: Ledger | None) -> bool:
-    """Whether a shard may come after another one: all its clips come later in the source."""
-    return bool(ledger.members) and (before is None or ledger.members[0][:2] >= before.position)
 
 
 def _has_ledger(shard: Path) -> bool:
     with suppress(DataError):
         return LEDGER in read_index(index_path(shard)).extra
     return False
-
-
-def _ledger(shard: Path) -> Ledger:
-    """The ledger of a shard, read from the index itself: it holds whatever happened to the tar's time stamp."""
-    try:
-        index = read_index(index_path(shard))
-        size = shard.stat().st_size
-        if size != index.stamp.size:
-            raise DataError(f"the tar has {size:,} bytes, its index knows of {index.stamp.size:,}")
-        if LEDGER not in index.extra:
-            raise ConfigError(f"{shard}: was not made by bestrq2 prepare; name a new or empty folder")
-        return Ledger.from_extra(index.extra)
-    except DataError as error:
-        reason = str(error).partition(";")[0]
-    except (KeyError, ValueError, TypeError):
-        reason = f"{index_path(shard).name} is damaged"
-    raise ConfigError(
-        f"{shard}: cannot be continued from ({reason}); move it and all shards after it to another place and run "
-        "again, or name a new folder"
-    )
 
 
 def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

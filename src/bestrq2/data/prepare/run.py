@@ -1,169 +1,365 @@
-"""The command: a source in, shards out, in steps that survive a kill."""
+"""Preparation of a corpus: workers cut clips, one writer packs them into shards, in steps that survive a kill."""
 
 from __future__ import annotations
 
-import itertools
+import json
 import logging
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from bestrq2._version import __version__
+from bestrq2.data.band_sums import BandSums
+from bestrq2.data.corpus_pass import (
+    ALONE,
+    CorpusJob,
+    Span,
+    SpanReader,
+    Workers,
+    choose_workers,
+    make_parts,
+    names_digest,
+    part_of,
+    printable,
+)
 from bestrq2.data.open_source import absolute_spec, local_folder, open_recordings
-from bestrq2.data.prepare.cutting import Span, Task, cut_span
-from bestrq2.data.prepare.folder import REJECTED, count_finished, finished_summary, identity, shard_path
-from bestrq2.data.prepare.options import Options
-from bestrq2.data.prepare.packing import Packing
-from bestrq2.data.prepare.summary import in_words, summary_of, write_summary
-from bestrq2.data.sources import Source
-from bestrq2.data.workers import WorkerPool
+from bestrq2.data.parts import Part, PartsFolder, Stretch
+from bestrq2.data.prepare.cutting import CLIP, Options, Piece, cut, pieces_table, read_pieces
+from bestrq2.data.prepare.folder import (
+    REJECTED,
+    Ledger,
+    count_finished,
+    finished_summary,
+    ledgers,
+    rejected_key,
+    remove_temporaries,
+    shard_path,
+)
+from bestrq2.data.prepare.summary import SUMMARY, describe_summary, statistics_entry, write_summary
+from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.shards.writer import ShardWriter
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
-from bestrq2.progress import Progress
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 
+_SEGMENTS = 1 << 32
+# A shard whose ledger has this many bytes is closed, whatever the size of its tar: Parquet limits metadata.
+_LEDGER_BYTES = 8_000_000
 
-def prepare(
+
+def run_prepare(
     source: str,
-    output: Path,
+    output: str | os.PathLike[str],
     sampling_rate: int = 16_000,
     format: str = "wav",
     segment_seconds: float | None = 30.0,
     min_seconds: float = 0.5,
     shard_size: float = 500.0,
     num_workers: int | None = None,
+    ray: str | None = None,
+    ray_actors: int | None = None,
 ) -> dict[str, Any]:
-    """Decode, resample and check a source once, and pack it into WebDataset tars that are read at random fast.
+    """Decode, resample and check a source once, and pack it into WebDataset tars.
 
-    The tars are a function of the source and the options, whatever the number of processes. An interrupted run goes on
-    after its last finished tar when the same command is given again, and ends with the same bytes.
+    The tars are a function of the source and the options, whatever the number of processes. The same command continues
+    an interrupted run after its last finished tar and ends with the same bytes.
 
     Args:
-        source: folder, audio file, list (.txt, .csv, .jsonl; a column "label" is kept), local tars, HDF5 file,
-            "hub:NAME", "soundworld"; anything but a stream.
-        output: folder to write: shard-000000.tar and so on, each with an index beside it, rejected.csv (what was
-            dropped, and why), summary.json.
-        sampling_rate: Hz of the clips.
-        format: of the clips, 16-bit PCM either way: "wav" (read in place, fastest) or "flac" (about half the size).
-        segment_seconds: longer recordings are cut into clips of that length (s); null keeps them whole.
-        min_seconds: shorter recordings are dropped, and so is what a cut leaves over (s).
+        source: data as in `pretrain`; of a list, a column "label" is kept.
+        output: folder to write: shard-000000.tar and so on, each with an index, rejected.csv (dropped recordings with
+            reasons) and summary.json.
+        sampling_rate: sampling rate of the clips in Hz.
+        format: format of the clips, both 16-bit PCM: "wav" (read in place, fastest) or "flac" (about half the size).
+        segment_seconds: longer recordings are cut into clips of this length (s); None keeps them whole.
+        min_seconds: shorter recordings, and shorter remainders of a cut, are dropped (s).
         shard_size: size of a tar in MB (10^6 bytes).
-        num_workers: processes that decode; as many as there are CPUs by default.
+        num_workers: processes that decode, 0 for a thread; None for one per CPU.
+        ray: "local" or the address of a Ray cluster, whose actors decode.
+        ray_actors: number of actors; None for one per CPU.
 
     Returns:
-        The content of summary.json: counts, hours, bytes, what was dropped by kind, and the mean and deviation (dB) of
-        the log-mel spectrogram per band.
+        Content of summary.json: counts, hours, bytes, dropped pieces by kind, and mean and deviation (dB) of the
+        log-mel spectrogram per band; empty if other processes started by torchrun are still at work.
 
     Raises:
-        BestRQ2Error: with one sentence that says what to change.
+        BestRQ2Error: one sentence that says what to change.
     """
     output = Path(output)
     options = Options(sampling_rate, format, segment_seconds, min_seconds, shard_size)
-    count = worker_count(num_workers)
+    workers = choose_workers(num_workers, ray, ray_actors)
     _check_apart(source, output)
-    opened = open_recordings(absolute_spec(source))
-    if len(opened) == 0:
-        raise DataError(f"{source} holds no recordings.")
-    made_from = identity(opened, options)
+    make_job = partial(PrepareJob, absolute_spec(source), options)
+    job = make_job()
     with disk_errors(output):
-        make_folder(output)
+        if output.exists() and not output.is_dir():
+            raise ConfigError(f"{output}: is a file; name a folder")
+        output.mkdir(parents=True, exist_ok=True)
+        parts = PartsFolder(output / ".parts")
+        if workers.are_several or parts.finished():
+            return _run_shared(job, output, parts, workers, make_job)
         with folder_lock(output):
-            summary = finished_summary(output, made_from)
-            if summary is not None:
-                logger.info("%s: is complete already", output)
+            if (summary := _complete(output, job)) is not None:
                 return summary
-            with Packing(output, opened, options, made_from, count_finished(output, made_from)) as packing:
-                try:
-                    _pack(packing, opened, options, count)
-                except KeyboardInterrupt as error:
-                    error.args = (
-                        f"{packing.shards} finished shards stay in {output}; run the same command again to continue",
-                    )
-                    raise
-                return _finished(packing, opened, options)
+            finished = count_finished(output, job.made_from)
+            remove_temporaries(output)
+            with Packing(output, job, finished) as packing:
+                _pack(packing, workers)
+                return _finish(packing)
 
 
-def worker_count(num_workers: int | None) -> int:
-    """Number of processes to use; that of the CPUs this process may use where None is asked for.
+class PrepareJob(CorpusJob):
+    """Pieces of every recording.
 
-    Raises:
-        ConfigError: less than one.
+    Args:
+        spec: absolute name of the source.
+        options: settings of the corpus.
+
+    Attributes:
+        made_from: source with a hash of all its names, and options, ready for JSON.
     """
-    if num_workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if num_workers < 1:
-        raise ConfigError(f"num_workers is {num_workers}; it must be 1 or more.")
-    return num_workers
+
+    def __init__(self, spec: str, options: Options) -> None:
+        self.source, self.options = open_recordings(spec), options
+        if len(self.source) == 0:
+            raise DataError(f"{spec} holds no recordings.")
+        self.read = SpanReader(
+            self.source, options.sampling_rate, options.span_samples, partial(cut, self.source, options)
+        )
+        self.made_from = {
+            "source": printable(self.source.name),
+            "recordings": len(self.source),
+            "names": names_digest(self.source, "prepare"),
+            **options.as_dict(),
+        }
+        self.identity = {"made_from": json.dumps(self.made_from)}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def describe(self, recording: int) -> str:
+        """Description of a recording by its source."""
+        return self.source.describe(recording)
+
+    def part(self, spans: list[Span]) -> Part:
+        """Pieces of some spans."""
+        tables = [self._broken(span) if span.problem else span.content for span in spans]
+        return part_of(spans, pa.concat_tables(tables), [])
+
+    def _broken(self, span: Span) -> pa.Table:
+        first = span.number * self.options.segments_per_span
+        return pieces_table([Piece(span.recording, first, span.path, 0, "broken", span.problem, is_last=span.is_last)])
 
 
-def _check_apart(source: str, output: Path) -> None:
-    """Pass if the source does not take in the output.
+class _SegmentRejections(RejectionLog):
+    """List of dropped pieces, in which a recording may appear once per segment."""
 
-    Raises:
-        ConfigError: the output lies in the source's folder, which would hold the tars as well from then on.
+    def _key(self, path: str, reason: str) -> str:
+        return rejected_key(path, reason)
+
+
+class Packing:
+    """Writer of a corpus; used as a context, at whose end an unfinished shard is discarded.
+
+    Args:
+        folder: folder of the output.
+        job: source and options.
+        finished: number of shards that exist already.
+
+    Attributes:
+        position: (recording, segment) that comes next.
+        shards: number of finished shards.
+        totals: counts over everything packed, without the lists.
     """
-    folder = local_folder(source)
-    if folder is not None and output.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"{output}: lies in the source {folder}, which would take it in; name a folder outside of it")
+
+    def __init__(self, folder: Path, job: PrepareJob, finished: int) -> None:
+        self.folder, self.job, self.options = folder, job, job.options
+        self.shards = finished
+        self.totals, self._ledger = (Ledger(job.made_from, BandSums(self.options.num_mel_bands)) for _ in range(2))
+        self._writer: ShardWriter | None = None
+        # First clip with each content; recording and segment in one integer: tuples take three times the memory.
+        self._seen: dict[bytes, int] = {}
+        (folder / REJECTED).unlink(missing_ok=True)  # its entries are in the ledgers, or come again
+        self._rejections = _SegmentRejections(folder / REJECTED)
+        for ledger in ledgers(folder, finished):
+            for member in ledger.members:
+                self._seen[member.content] = member.recording * _SEGMENTS + member.segment
+            self._rejections.add(ledger.rejected)
+            self.totals.merge(ledger)
+        self.position = self.totals.position
+
+    def __enter__(self) -> Packing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+
+    def take(self, rows: pa.Table) -> None:
+        """Pack the pieces that come next, skipping those packed before."""
+        for piece in read_pieces(rows):
+            if (piece.recording, piece.segment) < self.position:
+                continue
+            self.position = (piece.recording + 1, 0) if piece.is_last else (piece.recording, piece.segment + 1)
+            if piece.kind == CLIP:
+                piece = self._duplicate(piece) or piece
+            if piece.kind == CLIP:
+                self._keep(piece)
+            else:
+                self._drop(piece)
+
+    def _duplicate(self, clip: Piece) -> Piece | None:
+        """The clip as a dropped piece, if another one has the same content."""
+        place = clip.recording * _SEGMENTS + clip.segment
+        first = self._seen.setdefault(clip.digest, place)
+        if first == place:
+            return None
+        recording, segment = divmod(first, _SEGMENTS)
+        own = f"from {self._start(clip.segment):g} s: " if clip.segment else ""
+        where = f" from {self._start(segment):g} s on" if segment else ""
+        reason = f"{own}has the same content as {printable(self.job.describe(recording))}{where}."
+        return clip._replace(kind="duplicate", reason=reason)
+
+    def _start(self, segment: int) -> float:
+        return segment * (self.options.segment_samples or 0) / self.options.sampling_rate
+
+    def _keep(self, clip: Piece) -> None:
+        if self._writer is None:
+            self._writer = ShardWriter(shard_path(self.folder, self.shards))
+        metadata = json.loads(clip.metadata)
+        self._writer.add(f"{clip.recording:08d}-{clip.segment:05d}", clip.audio, self.options.format, metadata)
+        self._ledger.keep(clip, metadata)
+        if self._writer.size >= self.options.shard_size * 1e6 or self._ledger.size >= _LEDGER_BYTES:
+            self._close()
+
+    def _drop(self, piece: Piece) -> None:
+        self._ledger.drop(piece)
+        if piece.reason:
+            self._rejections.add([(piece.path, piece.reason)])
+        if self._writer is not None and self._ledger.size >= _LEDGER_BYTES:
+            self._close()
+
+    def _close(self) -> None:
+        """Finish the shard, with the ledger of everything since the one before."""
+        self._ledger.position = self.position
+        if self._writer is not None:
+            self._writer.close(self._ledger.to_extra())
+            self._writer = None
+            self.shards += 1
+        self.totals.merge(self._ledger)
+        self._ledger = Ledger(self._ledger.identity, BandSums(self.options.num_mel_bands))
+
+    def finish(self) -> None:
+        """Finish the last shard and the list of dropped pieces.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self._close()
+        self._rejections.finish()
 
 
-def make_folder(output: Path) -> None:
-    """Make the folder of the output, if it is not there.
-
-    Raises:
-        ConfigError: there is a file of that name.
-    """
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output}: is a file; name a folder")
-    output.mkdir(parents=True, exist_ok=True)
-
-
-def _pack(packing: Packing, source: Source, options: Options, count: int) -> None:
-    """Pack what is not packed yet."""
-    hour = 3600 * options.sampling_rate
-    with (
-        WorkerPool[Task, Span](
-            partial(cut_span, source, options), count, lambda task: source.describe(task[0])
-        ) as pool,
-        Progress("prepare", len(source), "files", packing.position[0]) as progress,
-    ):
-        for span in _spans(pool, packing.position, len(source), options):
-            packing.take(span)
-            done = span.task.recording + (span.task.number + 1) / span.spans
-            progress.show(done, packing.samples_in / hour)
+def _pack(packing: Packing, workers: Workers) -> None:
+    """Cut and pack what is not packed yet."""
+    recording, segment = packing.position
+    job, span = packing.job, segment // packing.options.segments_per_span
+    stretches = [Stretch((recording, span), len(job))] if recording < len(job) else []
+    try:
+        for part in make_parts(job, stretches, workers, label="prepare", unit="files"):
+            packing.take(part.rows)
         packing.finish()
+    except KeyboardInterrupt as error:
+        error.args = (
+            f"{packing.shards} finished shards stay in {packing.folder}; run the same command again to continue",
+        )
+        raise
 
 
-def _spans(
-    pool: WorkerPool[Task, Span], position: tuple[int, int], recordings: int, options: Options
-) -> Iterator[Span]:
-    """All spans from a position on, in the order of the source."""
-    recording, segment = position
-    begun = [Task(recording, segment // options.segments_per_span)] if segment else []
-    others = (Task(index, 0) for index in range(recording + len(begun), recordings))
-    for span in pool.in_order(itertools.chain(begun, others)):
-        yield span
-        following = range(span.task.number + 1, span.spans)
-        rest = (Task(span.task.recording, number, span.frames, span.spans) for number in following)
-        yield from pool.in_order(rest, urgent=True)
+def _run_shared(
+    job: PrepareJob, output: Path, parts: PartsFolder, workers: Workers, make_job: partial[PrepareJob]
+) -> dict[str, Any]:
+    """Cut the share of this process into a folder of parts; the process that ends last packs them into shards."""
+    with parts.held(workers.process.rank):
+        if (summary := _complete(output, job)) is not None:
+            return summary
+        count_finished(output, job.made_from)
+        parts.check(job.identity)
+        stretches = parts.missing(job.blocks(workers.process))
+        for part in make_parts(job, stretches, workers, label="prepare", unit="files", remake=make_job, device="cpu"):
+            parts.write(part, job.identity)
+        everything = list(job.blocks(ALONE))
+        joined = parts.join_once(everything, (output / SUMMARY).exists, lambda: _join(job, output, parts))
+    if joined is None:
+        logger.info(
+            "process %d of %d: its share is done; the process that ends last packs %s",
+            workers.process.rank, workers.process.world_size, output,
+        )  # fmt: skip
+    return joined or {}
 
 
-def _finished(packing: Packing, source: Source, options: Options) -> dict[str, Any]:
+def _join(job: PrepareJob, output: Path, parts: PartsFolder) -> dict[str, Any]:
+    with folder_lock(output):
+        finished = count_finished(output, job.made_from)
+        remove_temporaries(output)
+        with Packing(output, job, finished) as packing:
+            for part in parts.read_all(job.blocks(ALONE)):
+                packing.take(part.rows)
+            packing.finish()
+            summary = _finish(packing)
+        parts.delete()
+        return summary
+
+
+def _complete(output: Path, job: PrepareJob) -> dict[str, Any] | None:
+    summary = finished_summary(output, job.made_from)
+    if summary is not None:
+        logger.info("%s: is complete already", output)
+    return summary
+
+
+def _finish(packing: Packing) -> dict[str, Any]:
     """Write and return the summary.
 
     Raises:
         DataError: there is not one clip.
     """
-    if not packing.totals.clips:
+    job, totals, options = packing.job, packing.totals, packing.options
+    if not totals.clips:
         raise DataError(
-            f"{source.name}: not one of {counted(len(source), 'recording')} could be used; "
+            f"{job.source.name}: not one of {counted(len(job), 'recording')} could be used; "
             f"see {packing.folder / REJECTED}"
         )
-    size = sum(shard_path(packing.folder, number).stat().st_size for number in range(packing.shards))
-    summary = summary_of(packing.totals, source, options, packing.shards, size)
+    hour = 3600 * options.sampling_rate
+    summary = {
+        "bestrq2": __version__,
+        "recordings": len(job),
+        "clips": totals.clips,
+        "dropped": totals.dropped,
+        "clipped": totals.clipped,
+        "hours_in": totals.samples_in / hour,
+        "hours_kept": totals.samples_kept / hour,
+        "shards": packing.shards,
+        "bytes": sum(shard_path(packing.folder, number).stat().st_size for number in range(packing.shards)),
+        "format": options.format,
+        "sampling_rate": options.sampling_rate,
+        "made_from": totals.identity,
+        "log_mel": statistics_entry(totals.sums, options),
+    }
     write_summary(packing.folder, summary)
-    logger.info("%s: %s", packing.folder, in_words(summary))
+    logger.info("%s: %s", packing.folder, describe_summary(summary))
     return summary
+
+
+def _check_apart(source: str, output: Path) -> None:
+    """Check that the output is not inside the source.
+
+    Raises:
+        ConfigError: it is, so that the source would contain the tars afterwards.
+    """
+    folder = local_folder(source)
+    if folder is not None and output.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{output}: lies in the source {folder}, which would take it in; name a folder outside of it")

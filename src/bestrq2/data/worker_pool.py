@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -12,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 
@@ -23,9 +25,9 @@ Result = TypeVar("Result")
 
 # A worker computes one task while the next one waits in its pipe.
 _PER_WORKER = 2
-# Tasks handed in before their turn, per worker: enough to keep all busy while one of them has a long task.
+# Tasks submitted before their turn, per worker: enough to keep all busy while one of them has a long task.
 _AHEAD = 32
-# Finished results that wait for their turn, in bytes. Beyond that, only the task whose turn it is gets done.
+# Finished results that wait for their turn, in bytes. Above it, only the task whose turn it is gets done.
 _HELD_BYTES = 256_000_000
 
 
@@ -41,10 +43,13 @@ class _Worker:
 class WorkerPool(Generic[Task, Result]):
     """Processes that apply a function to tasks; used as a context.
 
+    Unlike a `ProcessPoolExecutor` it bounds the bytes of results that wait, lets some tasks go first, and names the
+    task of a process that died.
+
     Args:
-        work: the function; it, tasks and results must be picklable (the function is forked on Linux).
+        work: the function; it, tasks and results must be picklable (on Linux the function is forked).
         count: number of processes.
-        describe: names a task, for the message about a process that died of it.
+        describe: describes a task, for the message about a process that died during it.
     """
 
     def __init__(self, work: Callable[[Task], Result], count: int, describe: Callable[[Task], str]) -> None:
@@ -66,7 +71,7 @@ class WorkerPool(Generic[Task, Result]):
                 ours, theirs = context.Pipe()
                 # A forked process has copies of our ends; it must close them, or no other would see that we are gone.
                 copies = [worker.connection for worker in self._workers] + [ours] if sys.platform == "linux" else []
-                process = context.Process(target=_serve, args=(theirs, copies, self._work), daemon=True)
+                process = context.Process(target=_serve, args=(theirs, copies, self._work, os.getpid()), daemon=True)
                 process.start()
                 theirs.close()
                 self._workers.append(_Worker(process, ours))
@@ -74,27 +79,24 @@ class WorkerPool(Generic[Task, Result]):
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.process.kill()  # it writes nothing that could be left half
+            worker.process.kill()  # it writes no files that could be left incomplete
             worker.connection.close()
         for worker in self._workers:
             worker.process.join()
 
-    def in_order(
-        self, tasks: Iterable[Task], urgent: bool = False, room: Callable[[], bool] = lambda: True
-    ) -> Iterator[Result]:
+    def in_order(self, tasks: Iterable[Task], urgent: bool = False) -> Iterator[Result]:
         """Results of some tasks, in their order.
 
         Args:
-            tasks: read as far ahead as keeps all processes busy.
-            urgent: do them before the tasks of other calls that are not finished; this call must be finished first.
-            room: whether to read further ahead, for tasks that are large; without it one at a time is read.
+            tasks: the tasks, read as far ahead as keeps all processes busy.
+            urgent: do them before unfinished tasks of other calls; this call must be finished first.
 
         Raises:
             BestRQ2Error: a process died.
         """
         coming, numbers = iter(tasks), deque[int]()
         while True:
-            while not numbers or (len(numbers) < _AHEAD * self._count and room()):
+            while len(numbers) < _AHEAD * self._count:
                 try:
                     task = next(coming)
                 except StopIteration:
@@ -144,20 +146,20 @@ class WorkerPool(Generic[Task, Result]):
         self._done[worker.tasks.popleft()] = content
         self._held += len(content)
 
-    def _died(self, worker: _Worker) -> Any:
+    def _died(self, worker: _Worker) -> NoReturn:
         worker.process.join(5.0)
         code = worker.process.exitcode
         how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
         task = self._describe(self._tasks[worker.tasks[0]]) if worker.tasks else "nothing"
         raise BestRQ2Error(
-            f"a worker process died ({how}) while it read {task}; if memory ran out use fewer --num_workers, otherwise "
+            f"a worker process died ({how}) while it read {task}; if memory ran out use fewer --num-workers, otherwise "
             "take this recording out, and run the same command again"
         )
 
 
 @contextlib.contextmanager
 def _interruption_later() -> Iterator[None]:
-    """Ctrl-C counts at the end of the block; a process started in it never gets one before it can ignore it."""
+    """Deliver Ctrl-C at the end of the block, so that a process started in it can ignore it first."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -168,8 +170,18 @@ def _interruption_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, copies: list[Connection], work: Callable[[Any], Any]) -> None:
-    """What a process does: one task after the other until the main process is gone."""
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the one that forked it ends, however it ends (Linux)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended before the request
+            os._exit(1)
+
+
+def _serve(connection: Connection, copies: list[Connection], work: Callable[[Any], Any], parent: int) -> None:
+    """Loop of a worker process: one task after the other until the main process ends."""
+    end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends this one
     torch.set_num_threads(1)
     for copy in copies:

@@ -1,0 +1,187 @@
+"""Ledger of finished parts of a job on a corpus: what a killed job leaves, and what several processes share."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bestrq2.errors import ConfigError, DataError
+from bestrq2.files import folder_lock, whole_file
+
+_ROW_GROUP_BYTES = 32_000_000
+_PART_NAME = re.compile(r"part-(\d+)\.(\d+)-(\d+)\.(\d+)\.parquet")
+
+Position = tuple[int, int]
+"""A recording's number in the source, and a span's number in the recording."""
+
+Result = TypeVar("Result")
+
+
+class Stretch(NamedTuple):
+    """Neighbouring recordings to process: from a position to before the recording `stop`."""
+
+    start: Position
+    stop: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Results for neighbouring recordings.
+
+    Attributes:
+        start: position of the first span.
+        stop: position after the last span.
+        rows: results in the order of the recordings.
+        rejected: (path, reason) of recordings without results.
+        seconds: duration of the audio.
+        recordings: number of recordings, in which a span counts as its share.
+    """
+
+    start: Position
+    stop: Position
+    rows: pa.Table
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    recordings: float = 0.0
+
+
+class PartsFolder:
+    """Ledger of finished parts: a folder of Parquet files, each named by the positions it covers.
+
+    A part is written whole or not at all, so the names alone tell what is done.
+
+    Args:
+        path: the folder; it exists only while there are parts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def held(self, rank: int) -> Iterator[None]:
+        """Create the folder and keep other processes of the same rank away until the block ends.
+
+        Raises:
+            ConfigError: the folder cannot be created, or another process of this rank uses it.
+        """
+        # Hidden, so that an output inside its own source does not add to that.
+        own = self.path / f".process-{rank}"
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError) as error:
+            raise ConfigError(f"{own}: cannot be made ({error.strerror}); name another --output") from error
+        try:
+            with folder_lock(own):
+                yield
+        finally:
+            with suppress(OSError):  # still used by another process, or parts remain
+                own.rmdir()
+                self.path.rmdir()
+
+    def finished(self) -> dict[Position, Position]:
+        """Start and stop of every finished part; of parts with the same start the longest."""
+        names = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
+        found: dict[Position, Position] = {}
+        for match in filter(None, map(_PART_NAME.fullmatch, names)):
+            first, span, last, end = map(int, match.groups())
+            found[first, span] = (last, end)
+        return found
+
+    def missing(self, blocks: Iterable[range]) -> list[Stretch]:
+        """Stretches of some blocks of recordings that still have to be done; what follows a gap is done again."""
+        finished = self.finished()
+        stretches = []
+        for block in blocks:
+            *_, (_, position) = [((0, 0), (block.start, 0)), *chained(finished, (block.start, 0), block.stop)]
+            if position[0] < block.stop:
+                stretches.append(Stretch(position, block.stop))
+        return stretches
+
+    def check(self, identity: Mapping[str, str]) -> None:
+        """Check that the parts have this identity.
+
+        Raises:
+            ConfigError: they were made with something else, which is named.
+        """
+        for start, stop in list(self.finished().items())[:1]:
+            found = read_identity(self._file(start, stop)) or {}
+            if different := [name for name, value in identity.items() if found.get(name) != value]:
+                raise ConfigError(
+                    f"{self.path}: holds parts of another model, source or other options (different: "
+                    f"{', '.join(different)}); delete it or name another --output"
+                )
+
+    def write(self, part: Part, identity: Mapping[str, str]) -> None:
+        """Add a part; identity and rejected recordings are kept in its metadata."""
+        schema = part.rows.schema.with_metadata({**identity, "rejected": json.dumps(part.rejected)})
+        with whole_file(self._file(part.start, part.stop)) as temporary:
+            pq.write_table(part.rows.cast(schema), temporary, row_group_size=rows_per_group(part.rows))
+
+    def read(self, start: Position, stop: Position) -> Part:
+        """A finished part.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = self._file(start, stop)
+        try:
+            table = pq.read_table(path)
+            rejected = [(name, reason) for name, reason in json.loads(table.schema.metadata[b"rejected"])]
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise DataError(f"{path}: is damaged; delete it and run the same command again") from error
+        return Part(start, stop, table.replace_schema_metadata(None), rejected)
+
+    def read_all(self, blocks: Iterable[range]) -> Iterator[Part]:
+        """All parts in the order of the source, one in memory at a time; `missing` must be empty."""
+        finished = self.finished()
+        for block in blocks:
+            for start, stop in chained(finished, (block.start, 0), block.stop):
+                yield self.read(start, stop)
+
+    def join_once(
+        self, blocks: Iterable[range], is_joined: Callable[[], bool], join: Callable[[], Result]
+    ) -> Result | None:
+        """Join all parts of some blocks, unless one is missing or another process joins or joined them (None)."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(folder_lock(self.path))
+            except (ConfigError, FileNotFoundError):
+                return None
+            return None if is_joined() or self.missing(blocks) else join()
+
+    def delete(self) -> None:
+        """Delete the folder with all parts."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _file(self, start: Position, stop: Position) -> Path:
+        return self.path / f"part-{start[0]:012d}.{start[1]:06d}-{stop[0]:012d}.{stop[1]:06d}.parquet"
+
+
+def chained(finished: Mapping[Position, Position], start: Position, stop: int) -> Iterator[tuple[Position, Position]]:
+    """Finished parts that follow each other without a gap, from a position to before the recording `stop`."""
+    while start in finished and start[0] < stop:
+        yield start, finished[start]
+        start = finished[start]
+
+
+def rows_per_group(rows: pa.Table) -> int:
+    """Rows of a Parquet row group, so that a reader holds about 32 MB at a time."""
+    return max(1, _ROW_GROUP_BYTES * max(1, len(rows)) // max(1, rows.nbytes))
+
+
+def read_identity(path: Path) -> dict[str, str] | None:
+    """Identity in the metadata of a Parquet file; None for a file of another kind."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return None
+    return {key.decode(): value.decode("utf-8", "replace") for key, value in metadata.items()}

@@ -1,0 +1,512 @@
+"""Embedding and prediction of a whole corpus: any source in, one Parquet or CSV file out, resumable and distributed.
+
+Both are the same pass (`bestrq2.data.corpus_pass`) with another head on the encoder: `EmbedJob` writes vectors,
+`PredictJob` class probabilities.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel
+
+from bestrq2._version import __version__
+from bestrq2.data.corpus_pass import (
+    ALONE,
+    CorpusJob,
+    Process,
+    Span,
+    Workers,
+    choose_workers,
+    make_parts,
+    names_digest,
+    part_of,
+    printable,
+    sample_reader,
+    span_samples,
+)
+from bestrq2.data.open_source import absolute_spec, open_recordings
+from bestrq2.data.parts import Part, PartsFolder, read_identity
+from bestrq2.data.rejections import HEADER, rejection_line
+from bestrq2.data.sources import Source
+from bestrq2.errors import AudioError, ConfigError, DataError
+from bestrq2.files import disk_errors, whole_file, write_text
+from bestrq2.inference.classifier import label_of, load_classifier
+from bestrq2.inference.embedder import Embeddings, load, module_hash
+from bestrq2.inference.inputs import SampleStream
+from bestrq2.inference.readout import Layers, pooled_width
+from bestrq2.text import counted
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".parquet", ".csv")
+# More processes than this decode faster than any model embeds.
+_MOST_WORKERS = 16
+# Audio embedded in one call (s), counted as if all recordings were as long as the longest: bounds its memory.
+_CALL_SECONDS = 600.0
+# Values in a row group of a Parquet file, which a reader holds at a time.
+_GROUP_BYTES = 32_000_000
+
+
+def embed_corpus(
+    model: str | os.PathLike[str],
+    source: str,
+    output: str | os.PathLike[str],
+    frames: bool = False,
+    phases: int = 1,
+    layers: int | list[int] | str | None = None,
+    pooling: str = "mean",
+    normalize: bool = False,
+    device: str | None = None,
+    num_workers: int | None = None,
+    ray: str | None = None,
+    ray_actors: int | None = None,
+) -> Path:
+    """Embed every recording of a source, whole; unreadable ones are listed in OUTPUT.rejected.csv.
+
+    Args:
+        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        source: data as in `pretrain`; of a mixture each recording is embedded once.
+        output: Parquet or CSV file, by its suffix: columns path, seconds and embedding, one row per recording in the
+            order of the source. Finished parts are kept in OUTPUT.parts until the end.
+        frames: one row per frame instead, with columns path, time (s, centre of the frame) and embedding.
+        phases: number of shifted copies of the patch grid, for frames every 1/phases of the hop.
+        layers: hidden layer, list of layers to average, or "mean" for all; None for the final output.
+        pooling: "mean", "mean+max" (twice as wide) or "attention".
+        normalize: scale every vector to length 1.
+        device: device such as "cpu" or "cuda:0"; None for CUDA if available, else the CPU.
+        num_workers: processes that decode, 0 for a thread; None for one per CPU, at most 16.
+        ray: "local" or the address of a Ray cluster, whose actors embed.
+        ray_actors: number of actors; None for one per GPU, or per CPU without GPUs.
+
+    Returns:
+        The output; started by torchrun, it exists when the last process has ended.
+
+    Raises:
+        BestRQ2Error: one sentence that says what to change.
+    """
+    options = EmbedOptions(frames, phases, layers, pooling, normalize)
+    make_job = partial(EmbedJob, os.fspath(model), absolute_spec(source), options)
+    workers = choose_workers(num_workers, ray, ray_actors, _MOST_WORKERS)
+    return _process(make_job, Path(output), workers, device, "embed", "embedded")
+
+
+def predict_corpus(
+    model: str | os.PathLike[str],
+    source: str,
+    output: str | os.PathLike[str],
+    threshold: float = 0.5,
+    batch_size: int = 16,
+    num_workers: int | None = None,
+    device: str | None = None,
+    ray: str | None = None,
+    ray_actors: int | None = None,
+) -> Path:
+    """Classify every recording of a source, whole; unreadable ones are listed in OUTPUT.rejected.csv.
+
+    Args:
+        model: run folder of `bestrq2 finetune`, or a model folder of that kind.
+        source: data as in `pretrain`.
+        output: CSV or Parquet file, by its suffix: columns path, label (if there may be several: those at or above
+            `threshold`, joined by ";", possibly none) and "p(CLASS)", the probability of each class. Recordings longer
+            than the model's max_seconds are cut into windows, whose probabilities are averaged by length.
+        threshold: least probability of a label, if there may be several.
+        batch_size: windows that go through the model at once.
+        num_workers: processes that decode, 0 for a thread; None for one per CPU, at most 16.
+        device: device such as "cpu" or "cuda:0"; None for CUDA if available, else the CPU.
+        ray: "local" or the address of a Ray cluster, whose actors predict.
+        ray_actors: number of actors; None for one per GPU, or per CPU without GPUs.
+
+    Returns:
+        The output; started by torchrun, it exists when the last process has ended.
+
+    Raises:
+        BestRQ2Error: one sentence that says what to change.
+    """
+    if not 0 < threshold < 1:
+        raise ConfigError(f"threshold is {threshold}; it must be between 0 and 1")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    make_job = partial(PredictJob, os.fspath(model), absolute_spec(source), threshold, batch_size)
+    workers = choose_workers(num_workers, ray, ray_actors, _MOST_WORKERS)
+    return _process(make_job, Path(output), workers, device, "predict", "classified")
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Choice of vectors to write for each recording.
+
+    Attributes:
+        frames: one row per frame, instead of one per recording.
+        phases, layers, pooling, normalize: as in `Embedder.embed`.
+    """
+
+    frames: bool = False
+    phases: int = 1
+    layers: Layers = None
+    pooling: str = "mean"
+    normalize: bool = False
+
+    def keywords(self) -> dict[str, Any]:
+        """Options of `Embedder.embed`, by name."""
+        return {name: value for name, value in vars(self).items() if name != "frames"}
+
+
+class _Recording:
+    """A recording as audio for a model, which knows its duration after it was read."""
+
+    def __init__(self, span: Span, following: Iterator[Span] = iter(()), rate: int = 1) -> None:  # noqa: B008
+        self.path, self.number = span.path, span.recording
+        self.seconds, self._span, self._following, self._rate = span.seconds, span, following, rate
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """float32 [samples] blocks at the model's rate; a recording of one span may be read again."""
+        if self._span.is_last:
+            yield from span_samples([self._span])
+            return
+        self.seconds = 0.0
+        for block in span_samples(chain([self._span], self.rest())):
+            self.seconds += len(block) / self._rate
+            yield block
+
+    def rest(self) -> Iterator[Span]:
+        """Spans that were not read yet."""
+        while not self._span.is_last:
+            self._span = next(self._following)
+            yield self._span
+
+
+class ModelJob(CorpusJob):
+    """Rows that a model computes for every recording.
+
+    Attributes:
+        schema: columns of the rows.
+        digits: significant digits of numbers in CSV files.
+    """
+
+    streams_long = True
+    schema: pa.Schema
+    digits: int
+
+    def __init__(self, source: Source, model: PreTrainedModel, name: str, label: str, options: dict[str, Any]) -> None:
+        self.source, self.sampling_rate = source, int(model.config.sampling_rate)
+        self.read = sample_reader(self.source, self.sampling_rate)
+        self.identity = {
+            "bestrq2": __version__,
+            "model": name,
+            "weights_sha256": module_hash(model),
+            "source": printable(self.source.name),
+            "source_names_blake2b": names_digest(self.source, label),
+            **{name: str(value) for name, value in options.items()},
+        }
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def describe(self, recording: int) -> str:
+        """Description of a recording by its source."""
+        return self.source.describe(recording)
+
+    @abstractmethod
+    def results(self, recordings: list[_Recording]) -> list[pa.Table | str]:
+        """Rows of every recording, or the reason why there are none."""
+
+    def part(self, spans: list[Span]) -> Part:
+        """Part of recordings of one span each."""
+        usable = [_Recording(span) for span in spans if not span.problem]
+        results = {span.recording: span.problem for span in spans}
+        results |= {one.number: result for one, result in zip(usable, self.results(usable), strict=True)}
+        rejected = [(span.path, results[span.recording]) for span in spans if isinstance(results[span.recording], str)]
+        return part_of(spans, self._table(results.values()), rejected)
+
+    def long_part(self, first: Span, following: Iterator[Span]) -> Part:
+        """Part of one recording of several spans, which are read while the model runs."""
+        recording = _Recording(first, following, self.sampling_rate)
+        (result,) = self.results([recording])
+        for _ in recording.rest():  # after an error
+            pass
+        rejected = [(first.path, result)] if isinstance(result, str) else []
+        rows = self._table([result])
+        return Part(first.start, (first.recording + 1, 0), rows, rejected, recording.seconds, 1.0)
+
+    def _table(self, results: Iterable[pa.Table | str]) -> pa.Table:
+        return pa.concat_tables([self.schema.empty_table(), *(one for one in results if isinstance(one, pa.Table))])
+
+
+class EmbedJob(ModelJob):
+    """Embeddings of every recording.
+
+    Args:
+        model: model as in `embed_corpus`.
+        spec: absolute name of the source.
+        options: vectors to write.
+        device: device of the model.
+    """
+
+    digits = 9  # restores every float32
+
+    def __init__(self, model: str, spec: str, options: EmbedOptions, device: str | None = None) -> None:
+        source = open_recordings(spec)  # first: loading the model takes longer
+        self.embedder, self.options = load(model, device), options
+        self.embedder.check_options(**options.keywords())
+        names = {"rows": "frames" if options.frames else "clips", **options.keywords()}
+        super().__init__(source, self.embedder.model, self.embedder.name, "embed", names)
+        hidden = self.embedder.config.hidden_size
+        self.width = hidden if options.frames else pooled_width(hidden, options.pooling)
+        second = "time" if options.frames else "seconds"
+        vector = pa.list_(pa.float32(), self.width)
+        self.schema = pa.schema([("path", pa.string()), (second, pa.float64()), ("embedding", vector)])
+
+    def results(self, recordings: list[_Recording]) -> list[pa.Table | str]:
+        """Rows of every recording; recordings of similar length are embedded together."""
+        found: dict[int, pa.Table | str] = {}
+        for batch in _similar(recordings):
+            found |= {one.number: result for one, result in zip(batch, self._embedded(batch), strict=True)}
+        return [found[one.number] for one in recordings]
+
+    def _embedded(self, batch: list[_Recording]) -> list[pa.Table | str]:
+        try:
+            streams = [SampleStream(one.path, one.blocks()) for one in batch]
+            embeddings = self.embedder.embed(streams, **self.options.keywords())
+            return [self._rows(one, embeddings, place) for place, one in enumerate(batch)]
+        except AudioError as error:
+            if len(batch) > 1:  # to find out which one it is
+                return [result for one in batch for result in self._embedded([one])]
+            return [str(error).removeprefix(f"{batch[0].path}: ")]
+
+    def _rows(self, recording: _Recording, embeddings: Embeddings, place: int) -> pa.Table:
+        valid = embeddings.frame_mask[place]
+        if self.options.frames:
+            vectors, second = embeddings.frames[place][valid], embeddings.timestamps[place][valid]
+        else:
+            vectors, second = embeddings.clip[place : place + 1], np.array([recording.seconds])
+        if not np.isfinite(vectors).all():
+            raise AudioError("its embedding is not finite.")
+        column = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), self.width)
+        return pa.table([pa.array([recording.path] * len(vectors)), pa.array(second), column], schema=self.schema)
+
+
+class PredictJob(ModelJob):
+    """Class probabilities of every recording.
+
+    Args:
+        model: model as in `predict_corpus`.
+        spec: absolute name of the source.
+        threshold: least probability of a label.
+        batch_size: windows that go through the model at once.
+        device: device of the model.
+    """
+
+    digits = 6
+
+    def __init__(self, model: str, spec: str, threshold: float, batch_size: int, device: str | None = None) -> None:
+        source = open_recordings(spec)  # first: loading the model takes longer
+        self.classifier, self.threshold, self.batch_size = load_classifier(model, device), threshold, batch_size
+        options = {"rows": "predictions", "threshold": threshold}
+        super().__init__(source, self.classifier.model, Path(model).name, "predict", options)
+        columns = [(f"p({name})", pa.float32()) for name in self.classifier.classes]
+        self.schema = pa.schema([("path", pa.string()), ("label", pa.string()), *columns])
+
+    def results(self, recordings: list[_Recording]) -> list[pa.Table | str]:
+        """Rows of every recording; windows of several recordings go through the model together."""
+        found = self.classifier.classify((one.blocks() for one in recordings), self.batch_size)
+        return [self._row(one, result) for one, result in zip(recordings, found, strict=True)]
+
+    def _row(self, recording: _Recording, result: np.ndarray | AudioError) -> pa.Table | str:
+        if isinstance(result, AudioError):
+            return str(result)
+        label = label_of(result, self.classifier.classes, self.classifier.multi_label, self.threshold)
+        values = [[recording.path], [label], *([value] for value in result)]
+        return pa.table([pa.array(value, kind) for value, kind in zip(values, self.schema.types, strict=True)],
+                        schema=self.schema)  # fmt: skip
+
+
+def _similar(recordings: list[_Recording]) -> Iterator[list[_Recording]]:
+    """Batches of recordings of similar length."""
+    batch: list[_Recording] = []
+    for recording in sorted(recordings, key=lambda one: (one.seconds, one.number)):
+        if batch and recording.seconds * (len(batch) + 1) > _CALL_SECONDS:
+            yield batch
+            batch = []
+        batch.append(recording)
+    if batch:
+        yield batch
+
+
+class _Counts(NamedTuple):
+    """Recordings processed and rejected, and rows of the result."""
+
+    processed: int
+    rejected: int
+    rows: int
+
+
+def _process(
+    make_job: Callable[..., ModelJob], output: Path, workers: Workers, device: str | None, label: str, verb: str
+) -> Path:
+    """Make the missing parts, and join them if none is missing then."""
+    if output.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{output}: the suffix must be .parquet or .csv, which chooses the format")
+    parts = PartsFolder(output.with_name(f"{output.name}.parts"))
+    with disk_errors(output), parts.held(workers.process.rank):
+        job = make_job(device=_device(device, workers.process))
+        parts.check(job.identity)
+        # Before a look at the output, which another process may write now: it deletes the parts after that.
+        stretches = parts.missing(job.blocks(workers.process))
+        if output.exists():
+            _check_same(output, job.identity)
+            parts.delete()
+            logger.info("%s: is complete already", output)
+            return output
+        made = make_parts(
+            job, stretches, workers, label=label, unit="recordings", remake=partial(make_job, device=device),
+            device=device,
+        )  # fmt: skip
+        try:
+            for part in made:
+                parts.write(part, job.identity)
+        except KeyboardInterrupt as error:
+            error.args = (f"finished parts stay in {parts.path}; run the same command again to continue",)
+            raise
+        finally:
+            made.close()  # type: ignore[attr-defined]
+        everything = list(job.blocks(ALONE))
+        counts = parts.join_once(everything, output.exists, lambda: _join(parts, job, output))
+    if counts is None:
+        logger.info(
+            "process %d of %d: its share is done; the process that ends last writes %s",
+            workers.process.rank, workers.process.world_size, output,
+        )  # fmt: skip
+        return output
+    listing = _listing(output)
+    if not counts.rows:
+        total = counted(counts.rejected, "recording")
+        raise DataError(f"{job.source.name}: not one of {total} could be {verb}; see {listing}")
+    rows = "" if counts.rows == counts.processed else f" in {counted(counts.rows, 'frame')}"
+    logger.info(
+        "%s: %s %s%s, %d rejected%s",
+        output, counted(counts.processed, "recording"), verb, rows, counts.rejected,
+        f"; see {listing}" if counts.rejected else "",
+    )  # fmt: skip
+    return output
+
+
+def _device(device: str | None, process: Process) -> str | None:
+    """Device of one of several processes: a GPU of its own if there are GPUs."""
+    if process.world_size > 1 and device in (None, "cuda") and torch.cuda.is_available():
+        return f"cuda:{process.local_rank % torch.cuda.device_count()}"
+    return device
+
+
+def _listing(output: Path) -> Path:
+    return output.with_name(f"{output.name}.rejected.csv")
+
+
+def _provenance(output: Path) -> Path:
+    """File beside a CSV file with what a Parquet file holds in its metadata."""
+    return output.with_name(f"{output.name}.json")
+
+
+def _check_same(output: Path, identity: dict[str, str]) -> None:
+    """Check that a file is the finished result of the same command.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    found: Any = {}
+    if output.suffix.lower() == ".csv":
+        try:
+            found = json.loads(_provenance(output).read_text())
+        except (OSError, ValueError):
+            found = {}
+    else:
+        found = read_identity(output) or {}
+    if not isinstance(found, dict) or any(found.get(name) != value for name, value in identity.items()):
+        raise ConfigError(f"{output}: exists already; delete it or name another --output")
+
+
+def _join(parts: PartsFolder, job: ModelJob, output: Path) -> _Counts:
+    """Write the list of rejected recordings and the result, in the order of the source, and delete the parts."""
+    everything = list(job.blocks(ALONE))
+    counts = _join_rejected(parts, everything, output)
+    if counts.rows:
+        facts = {**job.identity, "embedded": str(counts.processed), "rejected_count": str(counts.rejected)}
+        joined = parts.path / f"joined{output.suffix}"
+        tables = (part.rows for part in parts.read_all(everything))
+        with whole_file(joined) as temporary:
+            if output.suffix.lower() == ".csv":
+                write_text(_provenance(output), json.dumps(facts, indent=2) + "\n")
+                _write_csv(temporary, job, tables)
+            else:
+                _write_parquet(temporary, job.schema.with_metadata(facts), tables)
+        joined.replace(output)
+    parts.delete()
+    return counts
+
+
+def _join_rejected(parts: PartsFolder, blocks: list[range], output: Path) -> _Counts:
+    recordings = rejected = rows = 0
+    fresh, listing = parts.path / "rejected.csv", _listing(output)
+    with whole_file(fresh) as temporary, temporary.open("wb") as file:
+        file.write(HEADER)
+        for part in parts.read_all(blocks):
+            file.writelines(rejection_line(*one) for one in part.rejected)
+            recordings, rows = recordings + part.stop[0] - part.start[0], rows + len(part.rows)
+            rejected += len(part.rejected)
+    if rejected:
+        fresh.replace(listing)
+    else:
+        listing.unlink(missing_ok=True)  # of an earlier output that was deleted
+    return _Counts(recordings - rejected, rejected, rows)
+
+
+def _write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Rows in full row groups, however they are spread over the tables."""
+    with pq.ParquetWriter(path, schema, use_dictionary=["path"]) as writer:
+        waiting, size = schema.empty_table(), _rows_per_group(schema)
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table.cast(schema)])
+            while len(waiting) >= size:
+                writer.write_table(waiting.slice(0, size).combine_chunks())
+                waiting = waiting.slice(size)
+        if len(waiting):
+            writer.write_table(waiting.combine_chunks())
+
+
+def _rows_per_group(schema: pa.Schema) -> int:
+    lengths = [kind.list_size if pa.types.is_fixed_size_list(kind) else 2 for kind in schema.types]
+    return max(1, _GROUP_BYTES // (4 * sum(lengths)))
+
+
+def _write_csv(path: Path, job: ModelJob, tables: Iterable[pa.Table]) -> None:
+    """One column per value of a vector, "embedding_0" and so on."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        names: list[str] = []
+        for column in job.schema:
+            width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else None
+            names += [column.name] if width is None else [f"{column.name}_{place}" for place in range(width)]
+        writer.writerow(names)
+        for table in tables:
+            for values in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                writer.writerow([cell for value in values for cell in _cells(value, job.digits)])
+
+
+def _cells(value: Any, digits: int) -> list[str]:
+    if isinstance(value, list):
+        return [cell for one in value for cell in _cells(one, digits)]
+    return [f"{value:.{digits}g}" if isinstance(value, float) else str(value)]

@@ -1,1 +1,0 @@
-"""Embedding a corpus: any source in, one Parquet file out, by one process, several, or a Ray cluster."""
