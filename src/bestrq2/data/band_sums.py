@@ -1,22 +1,22 @@
-"""Mean and deviation per mel band, from sums that can be taken in pieces and put together."""
+"""Mean and standard deviation per mel band, from sums that can be merged."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# A band that never changes would otherwise be blown up to noise.
+# In dB: normalisation would otherwise turn a band that never changes into noise.
 _SMALLEST_DEVIATION = 1.0
 
 
 class BandSums:
-    """Number of frames, and sum and sum of squares per mel band, of any number of log-mel spectrograms.
+    """Number of frames, sums and sums of squares per mel band over any number of log-mel spectrograms.
 
     Args:
-        bands: mel bands.
+        bands: number of mel bands.
 
     Attributes:
-        count: float64 [], frames.
+        count: float64 [], number of frames.
         total: float64 [bands], sum over frames, dB.
         squares: float64 [bands], sum of squares over frames, dB².
     """
@@ -28,11 +28,11 @@ class BandSums:
 
     @torch.no_grad()
     def add(self, log_mel: Tensor, frames: Tensor) -> None:
-        """Take in the valid frames of some clips.
+        """Add the valid frames of some clips.
 
         Args:
             log_mel: float [B, bands, T], dB.
-            frames: int [B], how many of the T frames belong to each clip.
+            frames: int [B], number of valid frames of each clip.
         """
         inside = torch.arange(log_mel.shape[-1]) < frames[:, None]
         values = log_mel.double().transpose(1, 2)[inside]
@@ -41,7 +41,7 @@ class BandSums:
         self.squares += values.square().sum(dim=0)
 
     def merge(self, other: BandSums) -> None:
-        """Take in what another one has taken in."""
+        """Add the sums of another one."""
         self.count += other.count
         self.total += other.total
         self.squares += other.squares
