@@ -12,14 +12,14 @@ import pytest
 from example_runs import ONE_STAGE, read, together, write_run
 
 from bestrq2.errors import BestRQ2Error, DataError
-from bestrq2.evaluate.xares.entries import Score, XaresResult, write_result
+from bestrq2.evaluate.result import XARES, Result, write_result
 from bestrq2.report.charts import ScoreChart
 from bestrq2.report.page import ReportContents, render, run_result, write_xares_pages, write_xares_report
 from bestrq2.report.xares import PUBLISHED, PUBLISHED_FAMILY, XaresSection, xares_section
-from published_models import published_result
+from published_models import published_result, xares_score
 
 
-def section(*results: XaresResult) -> XaresSection:
+def section(*results: Result) -> XaresSection:
     found = xares_section(results, [])
     assert found is not None
     return found
@@ -29,9 +29,9 @@ def chart(groups: dict[str, list[ScoreChart]], heading: str, title: str) -> Scor
     return next(chart for chart in groups[heading] if chart.title == title)
 
 
-def partial(name: str = "mine") -> XaresResult:
+def partial(name: str = "mine") -> Result:
     some = published_result("Dasheng", ("esc50", "maestro", "librispeech"), name)
-    own = Score("soundworld_word", "mlp", 0.615, "accuracy")
+    own = xares_score("soundworld_word", "mlp", 0.615)
     return replace(some, scores=(*some.scores, own), failures={"desed": "the tar is half downloaded"})
 
 
@@ -84,7 +84,7 @@ def test_tasks_stand_under_their_domains_and_others_apart() -> None:
 
 
 def test_tasks_of_ones_own_alone_bring_no_published_figures() -> None:
-    shown = section(XaresResult("mine", (Score("soundworld_word", "knn", 0.5, "accuracy"),)))
+    shown = section(Result(XARES, "mine", (xares_score("soundworld_word", "knn", 0.5),)))
     assert shown.averages == {}
     assert list(shown.legend) == ["mine"]
     assert xares_section([], []) is None
@@ -124,10 +124,10 @@ def test_result_of_a_run_is_found_and_a_damaged_one_is_told_of(tmp_path: Path) -
     (tmp_path / "xares.json").write_text('{"benchmark": "x-ares"')
     (results, (note,)) = run_result(tmp_path)
     assert results == []
-    assert re.match(r".*/xares\.json: is no JSON .*; write it anew with `bestrq2 xares MODEL`\.$", note)
+    assert re.match(r".*/xares\.json: is not a JSON file .*; write it anew with `bestrq2 xares MODEL`\.$", note)
 
 
-def test_pages_and_tables_lie_beside_every_result(tmp_path: Path) -> None:
+def test_a_page_is_written_beside_every_result(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_result(run / "xares.json", partial())
     write_result(tmp_path / "asked.json", published_result("Whisper", name="mine"))
@@ -135,7 +135,6 @@ def test_pages_and_tables_lie_beside_every_result(tmp_path: Path) -> None:
     assert pages == [run / "xares.html", tmp_path / "asked.html"]
     assert "soundworld_word" in pages[0].read_text()
     assert "soundworld_word" not in pages[1].read_text()
-    assert "mine,score,soundworld_word,,mlp,accuracy,61.5000" in (run / "xares.csv").read_text()
     (tmp_path / "asked.html").unlink()
     (tmp_path / "asked.html").mkdir()
     with pytest.raises(BestRQ2Error, match=r"asked.* cannot be written"):
@@ -183,5 +182,5 @@ def test_result_of_other_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has seed 0, but its probe result is of seed 7"):
         read(run)
     (run / "xares.json").write_text("[]")
-    with pytest.raises(DataError, match=r"run/xares.json: is no result of X-ARES"):
+    with pytest.raises(DataError, match=r"run/xares.json: is not a result of bestrq2"):
         read(run)

@@ -11,7 +11,7 @@ from bestrq2 import flags
 from bestrq2.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bestrq2.evaluate.xares.entries import XaresResult
+    from bestrq2.evaluate.result import Result
 
 
 def xares(
@@ -26,12 +26,12 @@ def xares(
     device: str | None = None,
     cache: Path | None = None,
     keep_embeddings: bool = False,
-) -> XaresResult:
+) -> Result:
     """Score a model on X-ARES by the benchmark's own harness: its splits, its linear probe and its k-NN.
 
     Each task runs in a process of its own. A task that fails is listed with the reason, and the others continue.
     Finished scores are cached by model, options and versions: rerun the same command to score only the missing tasks. A
-    run folder gets the result as xares.json.
+    run folder gets the result as xares.json and xares.csv.
 
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
@@ -45,7 +45,7 @@ def xares(
             2, or 1 where a patch is 1 frame wide.
         clip_phases: the same for clip-level tasks.
         layers: hidden layer to use instead of the model's output, several to average, or "mean" for the mean of all.
-        output: JSON file for the result.
+        output: JSON file for the result; a CSV table is written beside it.
         device: "cpu", "cuda", or one GPU such as "cuda:1"; all GPUs by default where available.
         cache: folder of downloads and cached scores; $BESTRQ2_CACHE or ~/.cache/bestrq2 by default.
         keep_embeddings: keep the embeddings of every clip on disk after a task is scored.
@@ -56,9 +56,9 @@ def xares(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.evaluate.xares import command
+    from bestrq2.evaluate.xares import run_xares
 
-    return command.xares(
+    return run_xares(
         model, data=data, tasks=tasks, jobs=jobs, phases=phases, clip_phases=clip_phases, layers=layers, output=output,
         device=device, cache=cache, keep_embeddings=keep_embeddings,
     )  # fmt: skip
@@ -69,18 +69,18 @@ def main(argv: Sequence[str]) -> None:
     switches = {"list": "list the tasks and where their data are, and exit"}
     values = flags.parse_command(xares, argv, positional=("model",), optional=("model",), switches=switches)
     if values.pop("list"):
-        from bestrq2.evaluate.xares.command import list_tasks
+        from bestrq2.evaluate.xares.run import list_tasks
 
         print(list_tasks(values["data"], values["cache"]))
         return
     if values["model"] is None:
         raise ConfigError("MODEL is missing; name a model to score, or give --list")
     result = xares(**values)
-    from bestrq2.evaluate.xares.command import check_complete
-    from bestrq2.evaluate.xares.table import render_table
+    from bestrq2.evaluate.xares.results import format_xares_result
+    from bestrq2.evaluate.xares.run import check_complete
     from bestrq2.report.page import write_xares_pages
 
-    print(render_table(result))
+    print(format_xares_result(result))
     for page in write_xares_pages(values["model"], values["output"]):
         print(f"report: {page}")
     check_complete(result)

@@ -18,7 +18,7 @@ class PublishedAverages:
 
     Attributes:
         benchmark: "X-ARES" or "XARES-LLM".
-        aggregation: set of entries, such as "37 entries"; see `bestrq2.evaluate.xares.averages`.
+        aggregation: set of entries, such as "37 entries"; see `bestrq2.evaluate.xares.results`.
         model: name of the model in the source.
         speech, music, environment: mean of each domain.
         global_mean: mean over all entries.

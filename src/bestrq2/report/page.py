@@ -16,10 +16,9 @@ from markupsafe import Markup
 from bestrq2._version import __version__
 from bestrq2.convert.weights import load_model_folder
 from bestrq2.errors import DataError
-from bestrq2.evaluate.result import TaskScore
-from bestrq2.evaluate.xares.command import result_files
-from bestrq2.evaluate.xares.entries import RESULT_NAME, XaresResult, read_result
-from bestrq2.evaluate.xares.table import write_csv
+from bestrq2.evaluate.result import Result, TaskScore
+from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
+from bestrq2.evaluate.xares.run import result_files
 from bestrq2.files import disk_errors, write_text
 from bestrq2.inference.embedder import Embedder
 from bestrq2.inference.info import info
@@ -61,7 +60,7 @@ class ReportContents:
     runs: list[RunCurves] = field(default_factory=list)
     examples: list[MaskExample] = field(default_factory=list)
     probes: list[TaskScore] = field(default_factory=list)
-    xares: list[XaresResult] = field(default_factory=list)
+    xares: list[Result] = field(default_factory=list)
     clips: list[EmbeddedClip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -106,7 +105,7 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
     return run / "report.html"
 
 
-def write_xares_report(output: str | os.PathLike[str], results: Sequence[XaresResult]) -> None:
+def write_xares_report(output: str | os.PathLike[str], results: Sequence[Result]) -> None:
     """Write X-ARES results as one page: averages and tasks as bars beside the published rows.
 
     Args:
@@ -126,7 +125,7 @@ def write_xares_report(output: str | os.PathLike[str], results: Sequence[XaresRe
 
 
 def write_xares_pages(model: str | os.PathLike[str], output: Path | None) -> list[Path]:
-    """Write a page and a CSV table beside each JSON file of `bestrq2 xares`.
+    """Write a page beside each JSON file of `bestrq2 xares`.
 
     Args:
         model: the model that was scored; a run folder holds its result.
@@ -140,20 +139,19 @@ def write_xares_pages(model: str | os.PathLike[str], output: Path | None) -> lis
     """
     pages = []
     for file in result_files(model, output):
-        result = read_result(file)
+        result = read_xares_result(file)
         with disk_errors(file):
-            write_csv(file.with_suffix(".csv"), result)
             write_xares_report(file.with_suffix(".html"), [result])
         pages.append(file.with_suffix(".html"))
     return pages
 
 
-def run_result(run: Path) -> tuple[list[XaresResult], list[str]]:
+def run_result(run: Path) -> tuple[list[Result], list[str]]:
     """X-ARES result of a run folder in a list, empty without one, and a sentence for a result that cannot be read."""
     if not (run / RESULT_NAME).exists():
         return [], []
     try:
-        return [read_result(run / RESULT_NAME)], []
+        return [read_xares_result(run / RESULT_NAME)], []
     except DataError as error:
         return [], [f"{error}."]
 

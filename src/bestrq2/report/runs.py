@@ -10,8 +10,7 @@ from typing import Any
 from bestrq2.errors import DataError
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1, read_benchmark_result
 from bestrq2.evaluate.result import Result
-from bestrq2.evaluate.xares import entries as xares
-from bestrq2.evaluate.xares.entries import XaresResult
+from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.report.curves import RunCurves
 from bestrq2.run_records import Curve, flatten, read_columns, read_settings, read_table, whole_windows
@@ -67,7 +66,7 @@ class Run:
     timing: Curve | None
     result: Result | None
     reference: str | None = None
-    xares: XaresResult | None = None
+    xares: Result | None = None
 
     @property
     def finished(self) -> bool:
@@ -178,14 +177,14 @@ def find_result(folder: Path) -> Result | None:
     return read_benchmark_result(current if current in found else found[-1])
 
 
-def find_xares(folder: Path) -> XaresResult | None:
+def find_xares(folder: Path) -> Result | None:
     """X-ARES result of a run folder; None without one.
 
     Raises:
         DataError: the result is damaged.
     """
-    path = folder / xares.RESULT_NAME
-    return xares.read_result(path) if path.is_file() else None
+    path = folder / RESULT_NAME
+    return read_xares_result(path) if path.is_file() else None
 
 
 def value_text(value: object, name: str = "") -> str:

@@ -6,9 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bestrq2.evaluate.published import published_averages, published_scores
-from bestrq2.evaluate.xares.averages import AGGREGATIONS, ENTRIES_37, Aggregation, Mean, averages
-from bestrq2.evaluate.xares.entries import XaresResult
-from bestrq2.evaluate.xares.table import BENCHMARK, metric_of, notes, own_tasks, touched_tasks
+from bestrq2.evaluate.result import Result
+from bestrq2.evaluate.xares.results import (
+    AGGREGATIONS,
+    BENCHMARK,
+    ENTRIES_37,
+    Aggregation,
+    Mean,
+    averages,
+    metric_of,
+    notes,
+    own_tasks,
+    touched_tasks,
+)
 from bestrq2.evaluate.xares.tasks import DOMAINS, METHOD_TITLES, METHODS, TASKS
 from bestrq2.report.charts import Score, ScoreChart, ScoreRow
 from bestrq2.report.curves import RunCurves, model_colours
@@ -36,7 +46,7 @@ class XaresSection:
     notes: list[str]
 
 
-def xares_section(results: Sequence[XaresResult], runs: Sequence[RunCurves]) -> XaresSection | None:
+def xares_section(results: Sequence[Result], runs: Sequence[RunCurves]) -> XaresSection | None:
     """Charts, table and notes of X-ARES results; None without results.
 
     Args:
@@ -65,23 +75,23 @@ def published_colour(model: str) -> str:
     return PUBLISHED_FAMILY if model.startswith(FAMILY) else PUBLISHED
 
 
-def _notes(result: XaresResult) -> list[str]:
+def _notes(result: Result) -> list[str]:
     step = result.provenance.get("step")
     return [*([f"Scored at step {step:,}."] if isinstance(step, int) else []), *notes(result)]
 
 
 def _averages(
-    results: Sequence[XaresResult], aggregation: Aggregation, colours: Mapping[str, str]
+    results: Sequence[Result], aggregation: Aggregation, colours: Mapping[str, str]
 ) -> dict[str, list[ScoreChart]]:
     """One chart per domain and per mean over all of them; empty where no entry was scored."""
     own = {result.model: averages(result.scores, aggregation) for result in results}
-    if not any(one.global_mean.found for one in own.values()):
+    if not any(one["global_mean"].found for one in own.values()):
         return {}
     published = published_averages(BENCHMARK, aggregation.name)
     names = [*(domain.capitalize() for domain in DOMAINS), "Global mean", "Mean of means"]
     charts = []
     for place, name in enumerate(names):
-        rows = [ScoreRow(model, colours[model], *_mean(one.means[place])) for model, one in own.items()]
+        rows = [ScoreRow(model, colours[model], *_mean(list(one.values())[place])) for model, one in own.items()]
         rows += [
             ScoreRow(row.model, published_colour(row.model), (Score("published", float(cell), cell),))
             for row in published
@@ -89,7 +99,7 @@ def _averages(
         ]
         # the paper does not give every domain; those are in the table only
         if len(rows) > len(own):
-            expected = next(iter(own.values())).means[place].expected
+            expected = list(next(iter(own.values())).values())[place].expected
             charts.append(ScoreChart(name, f"{expected} entries", tuple(rows)))
     heading = "As the model cards average" if aggregation is ENTRIES_37 else "As the paper averages"
     return {f"{heading}: {aggregation.name}": charts}
@@ -102,7 +112,7 @@ def _mean(mean: Mean) -> tuple[tuple[Score, ...], str]:
     return (Score("mean", 100 * mean.value, mean.text),), ""
 
 
-def _tasks(results: Sequence[XaresResult], colours: Mapping[str, str]) -> dict[str, list[ScoreChart]]:
+def _tasks(results: Sequence[Result], colours: Mapping[str, str]) -> dict[str, list[ScoreChart]]:
     published: dict[str, dict[str, dict[str, float]]] = {}
     for one in published_scores():
         published.setdefault(one.task, {}).setdefault(one.model, {})[one.method] = one.percent
@@ -122,14 +132,14 @@ def _tasks(results: Sequence[XaresResult], colours: Mapping[str, str]) -> dict[s
 
 
 def _task(
-    results: Sequence[XaresResult],
+    results: Sequence[Result],
     task: str,
     colours: Mapping[str, str],
     published: Mapping[str, Mapping[str, float]],
 ) -> ScoreChart:
     rows = []
     for result in results:
-        values: dict[str, float] = {one.method: 100 * one.value for one in result.scores if one.task == task}
+        values: dict[str, float] = {one.method: 100 * one.score for one in result.scores if one.task == task}
         note = "" if values else "failed" if task in result.failures else "not run"
         rows.append(ScoreRow(result.model, colours[result.model], _scores(values), note))
     rows += [ScoreRow(model, published_colour(model), _scores(values)) for model, values in published.items()]
@@ -143,11 +153,11 @@ def _scores(values: Mapping[str, float]) -> tuple[Score, ...]:
     )
 
 
-def _table(results: Sequence[XaresResult]) -> list[tuple[str, ...]]:
+def _table(results: Sequence[Result]) -> list[tuple[str, ...]]:
     rows = []
     for result in results:
         for name in [*(task.name for task in touched_tasks(result)), *own_tasks(result)]:
-            values = {score.method: f"{100 * score.value:.2f}" for score in result.scores if score.task == name}
+            values = {score.method: f"{100 * score.score:.2f}" for score in result.scores if score.task == name}
             title, domain = (TASKS[name].title, TASKS[name].domain) if name in TASKS else (name, "")
             cells = [values.get(method, "–") for method in METHODS]
             rows.append((result.model, title, domain, metric_of(result, name), *cells))

@@ -10,8 +10,14 @@ import torch
 
 from bestrq2 import Embedder
 from bestrq2.errors import CheckpointError, ConfigError
-from bestrq2.evaluate.xares.encoder import XaresEncoder, encoder_class, without_padding
-from bestrq2.evaluate.xares.identity import Extraction, digest, model_identity
+from bestrq2.evaluate.xares.encoder import (
+    Extraction,
+    XaresEncoder,
+    digest,
+    encoder_class,
+    model_identity,
+    without_padding,
+)
 
 RATE = 16_000
 
@@ -122,9 +128,9 @@ def test_it_counts_the_clips_it_has_encoded(embedder):
 
 
 def test_weights_architecture_and_options_make_the_identity(embedder, tiny_encoder, tiny_config, monkeypatch):
-    from bestrq2.evaluate.xares import identity
+    from bestrq2.evaluate.xares import encoder as module
 
-    monkeypatch.setattr(identity, "harness_version", lambda: "0.1.3")
+    monkeypatch.setattr(module, "harness_version", lambda: "0.1.3")
     base = model_identity(embedder, Extraction())
     assert digest(base) == digest(model_identity(Embedder(tiny_encoder(), "cpu"), Extraction()))
     other = tiny_encoder()

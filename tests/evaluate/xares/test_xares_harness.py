@@ -24,12 +24,14 @@ import bestrq2
 from bestrq2 import Embedder, cli, soundworld
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate.adam_probe import adam_probe_predict, fit_adam_probe
+from bestrq2.evaluate.result import Result
 from bestrq2.evaluate.task_probe import event_present
-from bestrq2.evaluate.xares import command
-from bestrq2.evaluate.xares.command import check_complete, xares
-from bestrq2.evaluate.xares.entries import XaresResult, read_result
-from bestrq2.evaluate.xares.identity import digest
-from bestrq2.evaluate.xares.pool import WorkerPool
+from bestrq2.evaluate.xares import run as module
+from bestrq2.evaluate.xares import run_xares
+from bestrq2.evaluate.xares.encoder import digest
+from bestrq2.evaluate.xares.results import read_xares_result
+from bestrq2.evaluate.xares.run import check_complete
+from bestrq2.evaluate.xares.workers import WorkerPool
 from bestrq2.soundworld import export
 
 pytestmark = [
@@ -56,22 +58,22 @@ def processes():
 
 @pytest.fixture(autouse=True)
 def shared_processes(processes, monkeypatch):
-    monkeypatch.setattr(command, "WorkerPool", lambda *_: contextlib.nullcontext(processes))
+    monkeypatch.setattr(module, "WorkerPool", lambda *_: contextlib.nullcontext(processes))
 
 
 @pytest.fixture
 def run(tmp_path, model):
     """Runs the toy tasks in tmp_path/data."""
 
-    def call(**options) -> XaresResult:
+    def call(**options) -> Result:
         given = {"model": model, "data": tmp_path / "data", "cache": tmp_path / "cache", "device": "cpu"} | options
-        return xares(**given)
+        return run_xares(**given)
 
     return call
 
 
-def scores_of(result: XaresResult) -> dict[tuple[str, str], float]:
-    return {(score.task, score.method): score.value for score in result.scores}
+def scores_of(result: Result) -> dict[tuple[str, str], float]:
+    return {(score.task, score.method): score.score for score in result.scores}
 
 
 def kept_files(tmp_path: Path, task: str, name: str) -> list[Path]:
@@ -136,7 +138,7 @@ def test_the_harness_scores_soundworld_as_the_projects_own_probes_do(tmp_path, s
             file.read_text().replace("        valid_every=100,  # the last epoch counts, so that none is chosen\n", "")
         )
     spectral.model.save_pretrained(tmp_path / "model")
-    result = xares(
+    result = run_xares(
         tmp_path / "model", data, [str(event), str(presence)], phases=3, cache=tmp_path / "cache", device="cpu"
     )
     assert not result.failures
@@ -198,7 +200,8 @@ def test_bad_tasks_are_listed_with_a_sentence_and_the_others_are_scored(tmp_path
     assert "its process was ended by signal 9; memory may have run out: use fewer --jobs" in failures.pop("dies")
     assert "none of its 28 clips could be decoded" in failures.pop("silent")
     assert not failures
-    assert read_result(tmp_path / "result.json") == result.__class__.from_json(result.to_json())
+    assert read_xares_result(tmp_path / "result.json").scores == result.scores
+    assert "mlp,accuracy" in (tmp_path / "result.csv").read_text()
     with pytest.raises(BestRQ2Error, match="8 of 9 tasks without a score: "):
         check_complete(result)
 
@@ -223,7 +226,7 @@ def test_an_encoder_that_gives_nan_is_named_and_leaves_no_score(tmp_path, tiny_e
     )
     assert result == cli.EXIT_WRONG_INPUT
     said = capsys.readouterr().err
-    assert "1 of 1 task without a score: toy; the same command again does what is missing" in said
+    assert "1 of 1 task without a score: toy; rerun the same command to score only the missing ones" in said
     assert "Traceback" not in said
 
 
@@ -283,7 +286,7 @@ def test_an_interrupted_job_keeps_what_is_done_and_leaves_no_process(tmp_path, r
     process.send_signal(signal.SIGTERM)
     said += process.stderr.read()
     assert process.wait(60) == 128 + signal.SIGTERM
-    assert "1 of 2 tasks are done; the same command again does what is missing" in said
+    assert "1 of 2 tasks are done; rerun the same command for the others" in said
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     (kept,) = kept_files(tmp_path, "a", "scores.json")
     before = kept.stat().st_mtime_ns
@@ -299,10 +302,10 @@ def test_a_run_folder_gathers_the_tasks_of_several_calls(tmp_path, run, model):
     file = tmp_path / "xares.json"
     run(tasks="a", output=file)
     run(tasks="b", output=file)
-    assert {score.task for score in read_result(file).scores} == {"a", "b"}
-    assert set(read_result(file).provenance["tasks"]) == {"a", "b"}
+    assert {score.task for score in read_xares_result(file).scores} == {"a", "b"}
+    assert set(read_xares_result(file).provenance["tasks"]) == {"a", "b"}
     run(tasks="b", output=file, clip_phases=2)
-    assert {score.task for score in read_result(file).scores} == {"b"}, "other options are another identity"
+    assert {score.task for score in read_xares_result(file).scores} == {"b"}, "other options are another identity"
 
 
 def test_the_list_names_all_tasks_of_the_harness_and_those_with_the_data(tmp_path, capsys):
@@ -310,7 +313,7 @@ def test_the_list_names_all_tasks_of_the_harness_and_those_with_the_data(tmp_pat
     code = cli.run(["xares", "--list", "--data", str(tmp_path / "data"), "--cache", str(tmp_path / "cache")])
     assert code == 0
     lines = capsys.readouterr().out.splitlines()
-    names = [line.split()[0] for line in lines[1:]]
+    names = [line.split()[0] for line in lines[2:]]
     assert {"mine", "esc50", "gtzan_genre", "desed", "maestro", "voxlingua33"} <= set(names)
     assert len(names) == 28
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.evaluate.xares.selection import DataFolder, data_folder, listing, select, split_names
-from bestrq2.evaluate.xares.task_files import TaskFile
+from bestrq2.evaluate.xares.tasks import DataFolder, TaskFile, data_folder, listing, select, split_names
 
 ESC = TaskFile("/x/tasks/esc50_task.py", "esc50", "ESC-50", metric="accuracy", knn=True, zenodo="14614287")
 GTZAN = TaskFile("/x/tasks/gtzan_task.py", "gtzan_genre", "GTZAN Genre", metric="accuracy", knn=True, zenodo="14722472")
@@ -75,7 +74,7 @@ def test_the_listing_says_where_data_are_and_which_file_is_broken(tmp_path):
     (tmp_path / "esc50" / "fold1.tar").touch()
     broken = TaskFile("/y/tasks/bad_task.py", "bad", error="/y/tasks/bad_task.py, line 3: the task file has an error")
     lines = listing([*ALL, broken], DataFolder(tmp_path, False)).splitlines()
-    assert lines[1].split() == ["esc50", "ESC-50", "clip", "MLP", "(accuracy),", "k-NN", str(tmp_path / "esc50")]
-    assert lines[2].endswith("zenodo.org/records/14722472")
-    assert lines[4].endswith("not public")
+    assert lines[2].split() == ["esc50", "ESC-50", "clip", "MLP", "(accuracy),", "k-NN", str(tmp_path / "esc50")]
+    assert lines[3].endswith("zenodo.org/records/14722472")
+    assert lines[5].endswith("not public")
     assert lines[-1] == broken.error

@@ -1,34 +1,42 @@
-"""An encoder as the harness of X-ARES wants it (github.com/jimbozhang/xares)."""
+"""Encoder for the harness of X-ARES (github.com/jimbozhang/xares), and the identity that its scores are kept under."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bestrq2.errors import CheckpointError
+from bestrq2._version import __version__
+from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.frozen import FrozenEncoder
-from bestrq2.inference.readout import Layers
+from bestrq2.evaluate.xares.tasks import INSTALL
+from bestrq2.inference.embedder import Embedder, weights_hash
+from bestrq2.inference.readout import Layers, layer_indices
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 
 class XaresEncoder(FrozenEncoder):
-    """[B, samples] → [B, frames, D], of any length: what is longer than the model's clips goes through it in windows.
+    """Audio [B, samples] of any length to frames [B, frames, D]; audio longer than the model's clips is windowed.
 
-    The harness pads the clips of a batch with zeros and does not tell their lengths. For clip-level tasks zeros at the
-    end of a row are therefore left out, and frames that only fill up the batch hold the clip's mean, so that the mean
-    over all frames, which the harness takes, is that of the audio alone. For frame-level tasks nothing is left out (the
-    harness is told to make batches of one clip), and the frames are put in the order and place in time that its labels
-    assume: frame i lies between i and i + 1 hops.
+    The harness pads the clips of a batch with zeros and does not pass on their lengths. For clip-level tasks zeros at
+    the end of a row are therefore left out, and frames that only fill the batch hold the clip's mean, so that the mean
+    over all frames, which the harness takes, is that of the audio alone. For frame-level tasks nothing is left out
+    (batches hold one clip), and frames are placed in time as the labels assume: frame i is between i and i + 1 hops.
 
     Args:
         model: the encoder.
-        phases: shifted copies of the patch grid; the hop becomes so many times smaller.
-        frame_level: whether frames or their mean is what counts.
+        phases: number of shifted copies of the patch grid, which divides the hop.
+        frame_level: whether the task uses frames, or their mean.
         layers: hidden layer or layers, see `Embedder.embed`.
-        on_batch: is told how many clips a batch had, once it is done.
+        on_batch: called with the number of clips of each finished batch.
     """
 
     def __init__(
@@ -73,7 +81,7 @@ class XaresEncoder(FrozenEncoder):
 
 
 def without_padding(row: Tensor, shortest: int) -> Tensor:
-    """A row [samples] without the zeros at its end, `shortest` samples at least; all of it if all is zero."""
+    """Cut the zeros at the end of a row [samples] down to `shortest` samples; a row of zeros stays as it is."""
     sounding = row.nonzero()
     if len(sounding) == 0:
         return row
@@ -81,14 +89,76 @@ def without_padding(row: Tensor, shortest: int) -> Tensor:
 
 
 def _on_time(count: int, phases: int) -> np.ndarray:
-    """Which of `count` interleaved frames stands at each place of the time axis, so that frame i covers hop i.
+    """Indices into `count` interleaved frames under which frame i covers hop i.
 
-    A frame of the first grid covers `phases` hops and stands in their middle; the ends are filled by their neighbours.
+    A frame of the first grid covers `phases` hops and belongs to their middle; the ends repeat their neighbours.
     """
     places = np.arange(-(-count // phases) * phases) - (phases - 1) // 2
     return places.clip(0, count - 1)
 
 
 def encoder_class(identity: str) -> type[XaresEncoder]:
-    """A class of its own for every model: the harness files its results under the name of the encoder's class."""
+    """A separate class for every model: the harness files its results under the name of the encoder's class."""
     return type(f"BestRQ2_{identity}_Encoder", (XaresEncoder,), {})
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Options for extracting frames.
+
+    Attributes:
+        phases: number of shifted copies of the patch grid for frame-level tasks.
+        clip_phases: the same for clip-level tasks.
+        layers: hidden layer or layers, see `Embedder.embed`; None for the model's output.
+    """
+
+    phases: int = 2
+    clip_phases: int = 1
+    layers: int | list[int] | str | None = None
+
+    def check(self, config: BestRQ2Config) -> None:
+        """Raise a ConfigError that names the option if the model does not allow it."""
+        for name in ("phases", "clip_phases"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= config.patch_size[1]:
+                raise ConfigError(f"{name} must be a whole number from 1 to {config.patch_size[1]}, got {value!r}")
+        layer_indices(self.layers, config.num_hidden_layers)
+
+
+def harness_version() -> str:
+    """Version of the installed harness.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.metadata.version("xares")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ConfigError(INSTALL) from error
+
+
+def model_identity(embedder: Embedder, extraction: Extraction) -> dict[str, str]:
+    """Everything that frames depend on, as texts: weights, architecture, options, and versions of the code.
+
+    Raises:
+        ConfigError: the harness is not installed.
+    """
+    config = embedder.config.to_diff_dict()
+    for name in ("transformers_version", "architectures", "dtype"):
+        config.pop(name, None)
+    return {
+        "weights_sha256": weights_hash(embedder),
+        "architecture_sha256": hashlib.sha256(_canonical(config).encode()).hexdigest(),
+        **{name: str(value) for name, value in asdict(extraction).items()},
+        "bestrq2": __version__,
+        "xares": harness_version(),
+    }
+
+
+def digest(identity: dict[str, str]) -> str:
+    """Short name of an identity: 16 hexadecimal digits."""
+    return hashlib.blake2b(_canonical(identity).encode(), digest_size=8).hexdigest()
+
+
+def _canonical(values: Any) -> str:
+    return json.dumps(values, sort_keys=True, default=str)

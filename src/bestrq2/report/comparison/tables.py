@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bestrq2.evaluate.published import published_averages
+from bestrq2.evaluate.result import Result
 from bestrq2.evaluate.score_table import METHOD_TITLES
 from bestrq2.evaluate.table import Table
 from bestrq2.evaluate.task_probe import METHODS
-from bestrq2.evaluate.xares.averages import ENTRIES_37, Averages, averages
-from bestrq2.evaluate.xares.entries import XaresResult
-from bestrq2.evaluate.xares.table import BENCHMARK as XARES
+from bestrq2.evaluate.xares.results import BENCHMARK as XARES
+from bestrq2.evaluate.xares.results import ENTRIES_37, Mean, averages, plain_averages
 from bestrq2.report.comparison.arms import Arm, differing, final_values, stage
 from bestrq2.report.comparison.probes import Pair, ProbeRow
 from bestrq2.report.comparison.statistics import Difference, Estimate, estimate
@@ -85,14 +85,16 @@ def xares_tables(arms: Sequence[Arm]) -> list[Table]:
 
 def xares_numbers(arm: Arm) -> list[dict[str, Any] | None]:
     """By run, the averages by every aggregation and the scores by task; None for a run without a result."""
-    return [None if run.xares is None else {**run.xares.averages, "scores": _by_task(run.xares)} for run in arm.runs]
+    return [
+        None if run.xares is None else {**plain_averages(run.xares), "scores": _by_task(run.xares)} for run in arm.runs
+    ]
 
 
 def _xares_means(arms: Sequence[Arm]) -> list[Table]:
     by_arm = {
         arm.label: [averages(run.xares.scores, ENTRIES_37) for run in arm.runs if run.xares is not None] for arm in arms
     }
-    if not any(one.global_mean.found for own in by_arm.values() for one in own):
+    if not any(one["global_mean"].found for own in by_arm.values() for one in own):
         return []
     rows: list[tuple[str, ...]] = []
     for arm in arms:
@@ -103,9 +105,9 @@ def _xares_means(arms: Sequence[Arm]) -> list[Table]:
     return [Table(("", *XARES_MEANS), tuple(rows), f"{XARES}, {ENTRIES_37.name} (%)")]
 
 
-def _xares_mean(own: Sequence[Averages], place: int, seeds: int) -> str:
+def _xares_mean(own: Sequence[dict[str, Mean]], place: int, seeds: int) -> str:
     """Mean over the seeds that have all entries, with its interval; else the number of entries of the fullest seed."""
-    means = [one.means[place] for one in own]
+    means = [list(one.values())[place] for one in own]
     values = [mean.value for mean in means if mean.value is not None]
     if not values:
         return max(means, key=lambda mean: mean.found).text if means else ""
@@ -132,11 +134,11 @@ def _xares_task(arm: Arm, task: str) -> str:
     return NONE if set(cells) == {NONE} else " / ".join(cells)
 
 
-def _by_task(result: XaresResult) -> dict[str, dict[str, float]]:
+def _by_task(result: Result) -> dict[str, dict[str, float]]:
     """Scores by task and method."""
     found: dict[str, dict[str, float]] = {}
     for score in result.scores:
-        found.setdefault(score.task, {})[score.method] = score.value
+        found.setdefault(score.task, {})[score.method] = score.score
     return found
 
 

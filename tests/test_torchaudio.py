@@ -1,4 +1,4 @@
-"""What stands in where torchaudio does not work."""
+"""Replacement of a torchaudio that does not work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from bestrq2.evaluate.xares import torchaudio_stand_in as stand_in
+from bestrq2 import _torchaudio as stand_in
 
 
 @pytest.fixture(autouse=True)
