@@ -38,7 +38,7 @@ def safetensors(path: Path, header: Any) -> Path:
         ({"a": ONE, "b": ONE}, "not a whole safetensors file"),
         ({"a": {"name": "a", "type": "float"}}, "not a whole safetensors file"),
         ({"wav2vec2.encoder.bias": ONE}, rf"no tensor '{ANCHOR}' in it.*it holds wav2vec2.encoder.bias"),
-        ({"model.layers.0.weight": ONE, "__metadata__": {"format": "mlx"}}, "no checkpoint of the reference"),
+        ({"model.layers.0.weight": ONE, "__metadata__": {"format": "mlx"}}, "not a checkpoint of the reference"),
         ({ANCHOR: ONE, "a\nb\x1b": ONE | {"shape": [0], "data_offsets": [4, 4]}}, r"unexpected 1: a\?b\?"),
     ],
 )
@@ -70,7 +70,7 @@ def test_files_of_other_kinds_are_refused(tmp_path, content):
 def test_an_oversized_archive_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", bytes(20_000_000))
-    with pytest.raises(CheckpointError, match=r"bomb.ckpt: unpacks to 20000000 bytes, more than it has"):
+    with pytest.raises(CheckpointError, match=r"bomb.ckpt: unpacks to 20000000 bytes, more than its size"):
         read_state_dict(tmp_path / "bomb.ckpt")
     with (tmp_path / "arrays.ckpt").open("wb") as file:
         np.savez(file, a=np.arange(100.0))
@@ -166,9 +166,12 @@ def test_unknown_fields_are_refused_in_either_form_of_configuration(tiny_pretrai
     whole = {"data": {"rate": 3}, "model": {**reference_config(model), "_target_": "src.models.X", "warmup_pct": 0.05}}
     assert bestrq2.load_reference(state, whole).config.hidden_size == 32
     for change, message in (
-        ({"quantizer": {"type": "fitted"}}, r"model.quantizer \(\{'type': 'fitted'\}\) is no known field"),
-        ({"net": {"encodr": {}}}, r"model.net.encodr \(\{\}\) is no known field; did you mean 'encoder'\?"),
-        ({"net": {"predictor": {"swiglu_gate": "first"}}}, r"model.net.predictor.swiglu_gate \('first'\) is no known"),
+        ({"quantizer": {"type": "fitted"}}, r"model.quantizer \(\{'type': 'fitted'\}\) is not a known field"),
+        ({"net": {"encodr": {}}}, r"model.net.encodr \(\{\}\) is not a known field; did you mean 'encoder'\?"),
+        (
+            {"net": {"predictor": {"swiglu_gate": "first"}}},
+            r"model.net.predictor.swiglu_gate \('first'\) is not a known",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             bestrq2.load_reference(state, {"model": whole["model"] | change})
@@ -177,7 +180,7 @@ def test_unknown_fields_are_refused_in_either_form_of_configuration(tiny_pretrai
 def test_an_error_in_a_file_of_a_model_folder_names_the_folder(tiny_pretraining, tmp_path):
     tiny_pretraining().save_pretrained(tmp_path / "run" / "model")
     torch.save({"state_dict": {}}, tmp_path / "run" / "last.ckpt")
-    with pytest.raises(CheckpointError, match=r"is a part of the model in .*run/model; name that folder"):
+    with pytest.raises(CheckpointError, match=r"is part of the model in .*run/model; name that folder"):
         bestrq2.load(tmp_path / "run" / "model" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"last.ckpt: is a part of the model in .*run; name that folder"):
+    with pytest.raises(CheckpointError, match=r"last.ckpt: is part of the model in .*run; name that folder"):
         bestrq2.load(tmp_path / "run" / "last.ckpt")

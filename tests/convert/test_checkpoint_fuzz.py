@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from test_hub_exports import MODERN, hub_config, hub_state
 
 import bestrq2
-from bestrq2.convert.reference_export import export_reference
+from bestrq2.convert.export import export_reference
 from bestrq2.errors import BestRQ2Error
 from mutations import damaged
 from reference_layout import reference_config, reference_state

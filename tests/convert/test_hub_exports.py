@@ -153,8 +153,8 @@ def test_a_failed_download_is_an_error_of_one_sentence(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pooling": "mean"}, r"hub/config.json: .*pooling \('mean'\) is no known field"),
-        ({"sampling_rat": 8000}, r"sampling_rat \(8000\) is no known field; did you mean 'sampling_rate'\?"),
+        ({"pooling": "mean"}, r"hub/config.json: .*pooling \('mean'\) is not a known field"),
+        ({"sampling_rat": 8000}, r"sampling_rat \(8000\) is not a known field; did you mean 'sampling_rate'\?"),
         (
             {"spectrogram_adjustment_mode": "pad"},
             r"spectrogram_adjustment_mode is 'pad', only whole patches count here",
@@ -177,7 +177,7 @@ def test_unknown_or_contradictory_fields_are_refused_by_name(model, tmp_path, ch
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("encoder", {"window_size": 7}, r"encoder_kwargs.window_size \(7\) is no known field"),
+        ("encoder", {"window_size": 7}, r"encoder_kwargs.window_size \(7\) is not a known field"),
         ("encoder", {"pos_embed_type": "learnable"}, r"pos_embed_type is 'learnable', expected sincos, rope"),
         ("encoder", {"qkv_bias": False}, r"encoder_kwargs.qkv_bias is False, by the tensors it is True"),
         ("encoder", {"qk_norm": True}, r"encoder_kwargs.qk_norm is True, by the tensors it is False"),
@@ -190,7 +190,7 @@ def test_unknown_or_contradictory_fields_are_refused_by_name(model, tmp_path, ch
         ("patch_embed", {"embed_dim": 64}, r"patch_embed_kwargs.embed_dim is 64, the encoder's width is 32"),
         ("patch_embed", {"img_size": [64, 128]}, r"patch_embed_kwargs.img_size is \[64, 128\], the mel bands are 128"),
         ("spectrogram", {"power": 1.0}, r"spectrogram_kwargs.power is 1.0, only 2.0"),
-        ("spectrogram", {"normalize_db": True}, r"spectrogram_kwargs.normalize_db \(True\) is no known field"),
+        ("spectrogram", {"normalize_db": True}, r"spectrogram_kwargs.normalize_db \(True\) is not a known field"),
         ("spectrogram", {"sample_rate": "${data.rate}"}, r"sample_rate is '\$\{data.rate\}', expected a number"),
     ],
 )
@@ -205,7 +205,7 @@ def test_fields_of_the_parts_are_refused_by_name(model, tmp_path, part, changes,
 def test_fields_that_tensors_do_not_determine_are_required(model, tmp_path, part, names):
     config = hub_config(model)
     config[f"{part}_kwargs"] = {name: value for name, value in config[f"{part}_kwargs"].items() if name not in names}
-    with pytest.raises(ConfigError, match=rf"{part}_kwargs.{names[0]} is None, expected .*no tensor tells"):
+    with pytest.raises(ConfigError, match=rf"{part}_kwargs.{names[0]} is None, expected .*no tensor shows"):
         bestrq2.load(write(tmp_path / "hub", hub_state(model), config))
 
 
@@ -277,7 +277,7 @@ def test_a_packed_gate_of_unknown_order_is_refused_with_the_field_that_states_it
     with pytest.raises(
         CheckpointError,
         match=r"'encoder.blocks.0.mlp.fc1.weight' \[96, 32\] holds gate and value.*"
-        r"say encoder_kwargs.swiglu_gate: first or last",
+        r"set encoder_kwargs.swiglu_gate to first or last",
     ):
         load_reference_encoder(spelled(modern, "gate first"), modern_config(modern))
     with pytest.raises(ConfigError, match="swiglu_gate is 'middle', expected first or last"):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bestrq2
-from bestrq2.convert.reference_export import export_reference
+from bestrq2.convert.export import export_reference
 from bestrq2.errors import CheckpointError, ConfigError
 from reference_layout import reference_config, reference_state
 

@@ -70,13 +70,23 @@ def test_a_pushed_model_is_the_source_with_its_card(model, source, client, capsy
     ("name", "token", "code", "said"),
     [
         ("user/model", "", 2, "user/model: there is no token for the hub; run `hf auth login` or set HF_TOKEN"),
-        ("user/model", "hf_wrong", 2, "user/model: the token is not valid (the hub said 401: Invalid username"),
-        ("user/model", READER, 2, "user/model: the token may not write there (the hub said 403: You don't have the"),
-        ("other/model", TOKEN, 2, "other/model: the token may not write there (the hub said 403: You don't have the"),
-        ("broken/model", TOKEN, 1, "broken/model: the hub failed (the hub said 500: Internal Error"),
-        ("model", TOKEN, 2, "'model' is no name on the hub: it lacks its owner; write USER/model"),
-        ("user/mo del", TOKEN, 2, "'user/mo del' is no name on the hub ("),
-        ("a/b/c", TOKEN, 2, "'a/b/c' is no name on the hub ("),
+        ("user/model", "hf_wrong", 2, "user/model: the token is not valid (the hub answered 401: Invalid username"),
+        (
+            "user/model",
+            READER,
+            2,
+            "user/model: the token may not write there (the hub answered 403: You don",
+        ),
+        (
+            "other/model",
+            TOKEN,
+            2,
+            "other/model: the token may not write there (the hub answered 403: You don",
+        ),
+        ("broken/model", TOKEN, 1, "broken/model: the hub failed (the hub answered 500: Internal Error"),
+        ("model", TOKEN, 2, "'model' is not a name on the hub: it lacks its owner; write USER/model"),
+        ("user/mo del", TOKEN, 2, "'user/mo del' is not a name on the hub ("),
+        ("a/b/c", TOKEN, 2, "'a/b/c' is not a name on the hub ("),
     ],
 )
 def test_refusals_of_the_hub_are_errors_of_one_sentence(source, client, capsys, name, token, code, said):

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining, recipe, recipes
-from bestrq2.convert.reference_export import export_reference
+from bestrq2.convert.export import export_reference
 from bestrq2.errors import CheckpointError
 from bestrq2.inference.cost import cost
 from bestrq2.inference.info import info

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bestrq2 import flags
+from bestrq2.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bestrq2.convert.export import AnyModel
 
 
 def export(
@@ -35,9 +41,34 @@ def export(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2 import exporting
+    from bestrq2.convert.export import check_format, export_model
 
-    return exporting.export(model, output, format, with_predictor, license, int8)
+    source, output = os.fspath(model), Path(output)
+    check_format(format, license=license is not None)
+    describe = describe_model(source, output.resolve().name, license)
+    return export_model(source, output, format=format, with_predictor=with_predictor, int8=int8, describe=describe)
+
+
+def describe_model(source: str, place: str, license: str | None) -> Callable[[AnyModel], dict[str, str]]:
+    """A function from an exported model to its model card, for `export_model` and `push_model`.
+
+    Args:
+        source: model as in `bestrq2.load`.
+        place: name of the folder or repository in the examples of the card.
+        license: license identifier, or None.
+
+    Raises:
+        ConfigError: for an invalid license identifier.
+    """
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ConfigError(f"license is '{license}'; write an identifier of the hub such as mit or cc-by-4.0")
+
+    def describe(model: AnyModel) -> dict[str, str]:
+        from bestrq2.report.model_card import card_files
+
+        return card_files(source, model, place, license)
+
+    return describe
 
 
 def main(argv: Sequence[str]) -> None:

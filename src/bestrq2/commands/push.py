@@ -32,9 +32,14 @@ def push(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2 import exporting
+    from bestrq2.commands.export import describe_model
+    from bestrq2.convert.export import push_model
 
-    return exporting.push(model, repository, private, license, revision, with_predictor)
+    source = os.fspath(model)
+    return push_model(
+        source, repository, private=private, revision=revision, with_predictor=with_predictor,
+        describe=describe_model(source, repository, license),
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:

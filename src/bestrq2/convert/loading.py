@@ -1,4 +1,4 @@
-"""An encoder from anything that holds one: run folder, model folder, reference checkpoint, recipe or hub id."""
+"""Loading models by name: run folder, model folder, reference checkpoint, recipe or hub id."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 
 import torch
 
-from bestrq2.convert.reference import is_hub_export, load_hub_export, load_reference, load_reference_encoder
+from bestrq2.convert.reference import is_hub_export, load_reference, load_reference_encoder
 from bestrq2.convert.reference_config import HUB_MODEL_TYPE
 from bestrq2.convert.weights import first_line, load_model_folder, quiet_hub
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model, BestRQ2PreTrainedModel
+from bestrq2.model.modeling_bestrq2 import (
+    BestRQ2ForAudioClassification,
+    BestRQ2ForPreTraining,
+    BestRQ2Model,
+    BestRQ2PreTrainedModel,
+)
 from bestrq2.recipe_book import is_recipe_file, recipe, recipes
 
 logger = logging.getLogger(__name__)
@@ -22,7 +27,7 @@ RANDOM_SEED = 0
 
 
 def load_encoder(source: str | os.PathLike[str]) -> BestRQ2Model:
-    """The encoder of `source`, as in `bestrq2.load`, on the CPU.
+    """Load the encoder of `source`, as in `bestrq2.load`, on the CPU.
 
     Its `config.architectures` names the class of the whole model in `source`; it is None for a recipe.
     """
@@ -30,7 +35,7 @@ def load_encoder(source: str | os.PathLike[str]) -> BestRQ2Model:
 
 
 def load_pretraining(source: str | os.PathLike[str]) -> BestRQ2ForPreTraining:
-    """The whole pretraining model of `source`, a source as in `bestrq2.load`, on the CPU.
+    """Load the whole pretraining model of `source`, as in `bestrq2.load`, on the CPU.
 
     Raises:
         CheckpointError: as `bestrq2.load`, or if the source holds an encoder alone.
@@ -40,12 +45,24 @@ def load_pretraining(source: str | os.PathLike[str]) -> BestRQ2ForPreTraining:
     return model
 
 
+def load_classification(source: str | os.PathLike[str]) -> BestRQ2ForAudioClassification:
+    """Load the classifier in a run of `bestrq2 finetune` or a model folder, on the CPU.
+
+    Raises:
+        CheckpointError: as `bestrq2.load`, or if the source is not a classifier.
+    """
+    model = _load(source, BestRQ2ForAudioClassification)
+    if not isinstance(model, BestRQ2ForAudioClassification):
+        raise CheckpointError(f"{source}: is not a classifier; name a run of `bestrq2 finetune`")
+    return model
+
+
 def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedModel]) -> BestRQ2PreTrainedModel:
-    """The model of that class in `source`; the whole of it where a source always holds one."""
+    """The model of that class in `source`, or the whole model where a source always holds one."""
     path, name = Path(source), str(source)
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path
-        return _export(folder, model_class) if is_hub_export(folder) else load_model_folder(folder, model_class)
+        return _load_export(folder, model_class) if is_hub_export(folder) else load_model_folder(folder, model_class)
     if name in recipes() or is_recipe_file(name):
         config = _recipe_config(name)
         logger.info("%s is a recipe: its weights are random, nothing was trained", name)
@@ -55,21 +72,21 @@ def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedMod
         return load_file(path, configuration_beside(path))
     if name.count("/") == 1 and not name.startswith((".", "/")):
         export = _downloaded_export(name)
-        return load_model_folder(name, model_class) if export is None else _export(export, model_class)
+        return load_model_folder(name, model_class) if export is None else _load_export(export, model_class)
     raise CheckpointError(
         f"{name}: no such run folder, model folder, checkpoint file or recipe; recipes are {', '.join(recipes())}"
     )
 
 
-def _export(folder: Path, model_class: type[BestRQ2PreTrainedModel]) -> BestRQ2Model:
+def _load_export(folder: Path, model_class: type[BestRQ2PreTrainedModel]) -> BestRQ2Model:
     """The encoder of a hub export of the reference implementation, which never holds more."""
     if model_class is not BestRQ2Model:
         raise CheckpointError(f"{folder}: holds an encoder alone, as all exports of the reference do; no predictor")
-    return load_hub_export(folder)
+    return load_reference_encoder(folder, folder / "config.json")
 
 
 def configuration_beside(checkpoint: Path) -> Path:
-    """The configuration file of a reference checkpoint: of its name, JSON or YAML.
+    """Configuration file of a reference checkpoint: the JSON or YAML file of the same name.
 
     Raises:
         CheckpointError: if there is none.
@@ -80,10 +97,10 @@ def configuration_beside(checkpoint: Path) -> Path:
             return candidate
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
-            raise CheckpointError(f"{checkpoint}: is a part of the model in {folder}; name that folder")
+            raise CheckpointError(f"{checkpoint}: is part of the model in {folder}; name that folder")
     raise CheckpointError(
-        f"{checkpoint}: its configuration is expected beside it as {beside[0].name} or {beside[1].name}; to give "
-        "another one use bestrq2.load_reference(checkpoint, config)"
+        f"{checkpoint}: its configuration is expected beside it as {beside[0].name} or {beside[1].name}; for "
+        "another file use bestrq2.load_reference(checkpoint, config)"
     )
 
 
@@ -96,10 +113,10 @@ def _downloaded_export(name: str) -> Path | None:
             config, _ = BestRQ2Config.get_config_dict(name)
             if config.get("model_type") != HUB_MODEL_TYPE:
                 return None
-    except OSError as error:  # asking a second time would wait for the network twice
+    except OSError as error:  # a second attempt would wait for the network again
         raise CheckpointError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
     except ValueError:
-        return None  # what is wrong with it, loading it as a model of ours will say
+        return None  # loading it as a model of ours reports what is wrong
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
     except (OSError, ValueError) as error:
@@ -107,7 +124,7 @@ def _downloaded_export(name: str) -> Path | None:
 
 
 def _recipe_config(name: str) -> BestRQ2Config:
-    """The architecture of a recipe or recipe file."""
+    """Architecture of a recipe or recipe file."""
     try:
         return BestRQ2Config(**recipe(name).get("model", {}))
     except (ValueError, TypeError) as error:
@@ -115,7 +132,7 @@ def _recipe_config(name: str) -> BestRQ2Config:
 
 
 def random_encoder(config: BestRQ2Config, seed: int = RANDOM_SEED) -> BestRQ2Model:
-    """An untrained encoder, the baseline of every probe; the global random state is left as it was."""
+    """An untrained encoder, the baseline of every probe; the global random state is not changed."""
     with torch.random.fork_rng(devices=[]), quiet_hub():
         torch.manual_seed(seed)
         return BestRQ2Model(config).eval()

@@ -1,6 +1,6 @@
-"""Audio to the log-mel spectrogram that an exported encoder reads, in numpy alone.
+"""Front end of an exported encoder in numpy: resampling, windows and log-mel spectrogram.
 
-A copy of this file travels with every ONNX export as `front_end.py`; it needs neither torch nor bestrq2.
+This file is copied into every ONNX export as `front_end.py`; it needs neither torch nor bestrq2.
 
     session = onnxruntime.InferenceSession("exported/model.onnx")
     clip, frames, seconds = embed(session, waveform, sampling_rate)
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 SETTINGS_KEY = "front_end"
-"""Under this key the metadata of the ONNX file hold the settings of its front end, as JSON."""
+"""Key in the metadata of the ONNX file for the settings of its front end, as JSON."""
 
 POWER_FLOOR = 1e-10
-# The resampling filter: it passes 91 % of the band that both rates share and lets nothing alias above -125 dB.
+# Resampling filter: passes 91 % of the band that both rates share, with aliases below -125 dB.
 PASSBAND, ATTENUATION_DB = 0.913, 125.0
-# Windows that go through the encoder at once.
+# Windows per call of the encoder.
 BATCH = 8
 
 
@@ -55,7 +55,7 @@ class FrontEnd:
         self.sampling_rate, self.n_fft, self.hop_length = sampling_rate, n_fft, hop_length
         self.patch_frames, self.max_samples = patch_frames, max_samples
         self.window_frames = self.frames(max_samples)
-        # One whole patch: shorter clips are continued by reflection until they fill it.
+        # One whole patch: shorter clips are extended to it by reflection.
         self.min_samples = (patch_frames - 1) * hop_length
         before = (n_fft - win_length) // 2
         self.window = np.pad(hann_window(win_length), (before, n_fft - win_length - before))
@@ -64,10 +64,10 @@ class FrontEnd:
 
     @classmethod
     def of(cls, session: Any) -> FrontEnd:
-        """The front end of an onnxruntime session of an exported encoder; ValueError for any other ONNX file."""
+        """Front end of an onnxruntime session of an exported encoder; ValueError for other ONNX files."""
         settings = session.get_modelmeta().custom_metadata_map.get(SETTINGS_KEY)
         if settings is None:
-            raise ValueError(f"this ONNX file has no '{SETTINGS_KEY}' in its metadata: it is no export of bestrq2")
+            raise ValueError(f"this ONNX file has no '{SETTINGS_KEY}' in its metadata: it is not an export of bestrq2")
         return cls(**json.loads(settings))
 
     @property
@@ -76,7 +76,7 @@ class FrontEnd:
         return self.patch_frames * self.hop_length / self.sampling_rate
 
     def frames(self, samples: int) -> int:
-        """Frames of the encoder on a clip of that many samples: whole patches only, at least one."""
+        """Number of encoder frames for a clip of that many samples: whole patches only, at least one."""
         return max(1, (1 + samples // self.hop_length) // self.patch_frames)
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
@@ -97,14 +97,14 @@ class FrontEnd:
         return np.ascontiguousarray(decibels.T)
 
     def windows(self, waveform: np.ndarray, overlap: float = 0.5) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """The stretches of [samples] that the encoder takes one at a time, all full where there are several.
+        """Cut [samples] into overlapping windows for the encoder, all of full length where there are several.
 
         Yields:
-            First frame of the encoder in the stretch; its samples; and how much each of its frames counts beside those
-            of its neighbours, float32 [frames]: frames that know less of what surrounds them fade out over the overlap.
+            First encoder frame of the window, its samples, and the weights of its frames against those of neighbouring
+            windows, float32 [frames]: frames fade out over the overlap, where they have less context.
 
         Raises:
-            ValueError: if `overlap`, the share of a stretch that the next one covers again, is not from 0 to 0.5.
+            ValueError: if `overlap`, the share of a window that the next one repeats, is not from 0 to 0.5.
         """
         if not 0 <= overlap <= 0.5:
             raise ValueError(f"overlap must be from 0 to 0.5, got {overlap}")
@@ -133,11 +133,11 @@ def embed(
     """Embed a recording of any length, in overlapping windows whose frames are cross-faded.
 
     Args:
-        session: an onnxruntime session of the exported encoder.
+        session: onnxruntime session of the exported encoder.
         waveform: float [samples] or [samples, channels] as soundfile reads it, in [-1, 1]; channels are averaged.
-        sampling_rate: its rate in Hz; another than the encoder's is resampled.
-        front_end: of the session; None makes it anew.
-        overlap: share of a window that the next one covers again, 0 to 0.5; 0 takes half the time.
+        sampling_rate: sampling rate of the waveform (Hz); resampled where it differs from the encoder's.
+        front_end: front end of the session; created if None.
+        overlap: share of a window that the next one repeats, 0 to 0.5; 0 takes half the time.
 
     Returns:
         clip float32 [D], the mean over all frames; frames float32 [T, D]; centres of the frames, float64 [T] seconds.
@@ -178,14 +178,14 @@ def encode(session: Any, spectrograms: Sequence[np.ndarray]) -> list[np.ndarray]
 
 
 def reflected(positions: np.ndarray, length: int) -> np.ndarray:
-    """Where in `length` samples a position outside of them lies after reflection at the ends, again and again."""
+    """Positions in `length` samples after repeated reflection at their ends."""
     period = max(1, 2 * (length - 1))
     folded = positions % period
     return np.minimum(folded, period - folded)
 
 
 def hann_window(length: int) -> np.ndarray:
-    """Periodic Hann window, float32 [length], rounded where training rounds: quiet bands hear the difference."""
+    """Periodic Hann window, float32 [length], rounded to float32 where training does: quiet bands depend on it."""
     angles = np.arange(length, dtype=np.float32) * np.float32(2 * math.pi / length)
     return np.float32(0.5) - np.float32(0.5) * np.cos(angles.astype(np.float64)).astype(np.float32)
 
@@ -193,7 +193,7 @@ def hann_window(length: int) -> np.ndarray:
 def mel_filters(n_fft: int, bands: int, low: float, high: float, sampling_rate: int) -> np.ndarray:
     """Triangular filters on the HTK scale without area normalisation, float32 [n_fft/2+1, bands].
 
-    Rounded to float32 where training rounds: filters worked out in float64 move quiet bands.
+    Rounded to float32 where training does: filters computed in float64 change quiet bands.
     """
     lowest, highest = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (low, high))
     exponents = evenly(lowest, highest, bands + 2) / np.float32(2595)
@@ -206,7 +206,7 @@ def mel_filters(n_fft: int, bands: int, low: float, high: float, sampling_rate: 
 
 
 def evenly(first: float, last: float, count: int) -> np.ndarray:
-    """Evenly spaced float32 [count], counted from the nearer end by a step of float32, as torch does."""
+    """Evenly spaced float32 [count], computed from the nearer end with a float32 step, as in torch."""
     step = np.float64((np.float32(last) - np.float32(first)) / np.float32(count - 1))
     steps = np.arange(count)
     from_first, from_last = np.float32(first) + step * steps, np.float32(last) - step * steps[::-1]
@@ -220,7 +220,7 @@ def resample(waveform: np.ndarray, from_rate: float, to_rate: int) -> np.ndarray
         float32 [samples * to_rate / from_rate, rounded, at least one].
 
     Raises:
-        ValueError: for a rate that is no positive whole number.
+        ValueError: for a rate that is not a positive whole number.
     """
     if not (math.isfinite(from_rate) and from_rate >= 1 and from_rate == int(from_rate)):
         raise ValueError(f"a sampling rate must be a positive whole number of Hz, got {from_rate}")
@@ -228,7 +228,7 @@ def resample(waveform: np.ndarray, from_rate: float, to_rate: int) -> np.ndarray
         return np.asarray(waveform, dtype=np.float32)
     common = math.gcd(int(from_rate), to_rate)
     up, down = to_rate // common, int(from_rate) // common
-    # In units of input samples: half the band in common, and how far the filter reaches to either side.
+    # In units of input samples: half of the common band, and the reach of the filter to either side.
     cutoff = min(1.0, up / down) * (1 + PASSBAND) / 2
     transition = math.pi * min(1.0, up / down) * (1 - PASSBAND)
     reach = math.ceil((ATTENUATION_DB - 7.95) / (2.285 * transition) / 2)
@@ -236,7 +236,7 @@ def resample(waveform: np.ndarray, from_rate: float, to_rate: int) -> np.ndarray
     padded = np.pad(np.asarray(waveform, dtype=np.float64), (reach, reach + down + 1))
     stretches = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
     result = np.empty(count, dtype=np.float32)
-    # Output sample m lies at input position m * down / up: all m of one remainder share their taps.
+    # Output sample m is at input position m * down / up: all m of one remainder share their taps.
     for phase in range(min(up, count)):
         start, fraction = divmod(phase * down, up)
         offsets = np.arange(-reach, reach + 1) - fraction / up

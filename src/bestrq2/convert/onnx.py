@@ -1,6 +1,6 @@
-"""The encoder as an ONNX graph, from the log-mel spectrogram on, for use without torch.
+"""ONNX export of the encoder, from log-mel spectrogram to frames, for use without torch.
 
-Its front end is `numpy_front_end.py`, of which a copy lies beside the graph.
+Its front end is `numpy_front_end.py`, which is copied beside the graph.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 MODEL_FILE, INT8_FILE, FRONT_END_FILE = "model.onnx", "model.int8.onnx", "front_end.py"
 INPUTS, OUTPUTS = ("log_mel", "frames_per_clip"), ("frames", "clip", "frame_mask")
 TOLERANCE = 1e-4
-"""Largest error of the graph, relative to the largest value of what torch computes."""
+"""Largest error of the graph, relative to the largest output of torch."""
 _OPSET = 18
-# A protobuf file ends at 2 GiB; the graph itself takes little beside the weights.
+# Protobuf files are limited to 2 GiB; the graph is small beside the weights.
 _MOST_BYTES = 2**31 - 2**24
 
 
 class SpectrogramEncoder(nn.Module):
-    """Log-mel spectrograms to embeddings, without anything that depends on the values or on Python's ints.
+    """Log-mel spectrograms to embeddings, with no control flow on values or sizes.
 
-    Patches are looked up as places of the widest grid, that of a clip of `max_seconds`, so that all positions are
-    constants of the graph.
+    Patches are indexed in the widest grid, that of a clip of `max_seconds`, so that all positions are constants of the
+    graph.
     """
 
     grid: Tensor
@@ -57,7 +57,7 @@ class SpectrogramEncoder(nn.Module):
         """Embed a padded batch.
 
         Args:
-            log_mel: float32 [B, bands, T] in dB; what stands behind the end of a clip is never read.
+            log_mel: float32 [B, bands, T] in dB; values after the end of a clip are never read.
             frames_per_clip: int64 [B], frames inside each clip, at least one patch.
 
         Returns:
@@ -76,17 +76,17 @@ class SpectrogramEncoder(nn.Module):
 
 
 def export_onnx(source: str, output: Path, int8: bool = False) -> Path:
-    """Write the encoder of `source` as a folder that embeds audio with onnxruntime and numpy.
+    """Export an encoder as a folder that embeds audio with onnxruntime and numpy.
 
     `model.onnx` maps `log_mel` float32 [batch, bands, frames] in dB and `frames_per_clip` int64 [batch] to `frames`
     float32 [batch, columns, width], `clip` float32 [batch, width] and `frame_mask` bool [batch, columns]; batch and
     frames are free, up to `max_seconds`. Normalisation is part of the graph. Its metadata hold the settings of
-    `front_end.py`, which turns audio into its input. No file is left unless onnxruntime computes what torch does.
+    `front_end.py`, which turns audio into its input. Nothing is written unless onnxruntime agrees with torch.
 
     Args:
-        source: as in `bestrq2.load`.
-        output: folder to make.
-        int8: also write `model.int8.onnx`, with weights of 8 bits: smaller, and off by what `docs/onnx.md` measures.
+        source: model as in `bestrq2.load`.
+        output: new or empty folder.
+        int8: also write `model.int8.onnx`, with weights of 8 bits: smaller, with the errors measured in `docs/onnx.md`.
 
     Returns:
         The folder.
@@ -94,8 +94,8 @@ def export_onnx(source: str, output: Path, int8: bool = False) -> Path:
     Raises:
         ConfigError: if onnx is not installed, the encoder is a Conformer or too large, or `output` cannot be written
             or exists.
-        CheckpointError: as `bestrq2.load`; or if the weights are not finite.
-        BestRQ2Error: if the graph computes anything else than torch.
+        CheckpointError: as `bestrq2.load`, or if the weights are not finite.
+        BestRQ2Error: if the outputs of the graph differ from those of torch.
     """
     _require_packages()
     output = Path(output)
@@ -129,7 +129,7 @@ def export_onnx(source: str, output: Path, int8: bool = False) -> Path:
 
 
 def front_end_settings(config: BestRQ2Config) -> dict[str, int | float]:
-    """What `numpy_front_end.FrontEnd` needs to know of a model."""
+    """Arguments of `numpy_front_end.FrontEnd` for a model."""
     same = ("sampling_rate", "n_fft", "win_length", "hop_length", "num_mel_bands", "mel_min_hz", "mel_max_hz")
     return {
         **{name: getattr(config, name) for name in same},
@@ -139,9 +139,9 @@ def front_end_settings(config: BestRQ2Config) -> dict[str, int | float]:
 
 
 def check_graph(model: BestRQ2Model, path: Path) -> float:
-    """Largest error of a graph against the encoder in torch, relative to the largest value of its output.
+    """Largest error of a graph against torch, relative to the largest output.
 
-    One to three clips at once, of unequal length, from one sample to `max_seconds`; infinite where shapes or masks
+    Batches of one to three clips of unequal length, from one sample to `max_seconds`. Infinite where shapes or masks
     differ, or values are not finite.
     """
     import onnxruntime
@@ -151,7 +151,7 @@ def check_graph(model: BestRQ2Model, path: Path) -> float:
 
 
 def _lengths_to_check(config: BestRQ2Config) -> Iterator[list[int]]:
-    """Samples of the clips of every batch that is checked."""
+    """Lengths of the clips of each checked batch (samples)."""
     patch, longest = max(1, (config.patch_size[1] - 1) * config.hop_length), config.max_samples
     middle = (patch + longest) // 2
     yield [patch]
@@ -165,7 +165,7 @@ def _error(model: BestRQ2Model, session: Any, lengths: list[int]) -> float:
     waveforms, inside = _sounds(lengths, model.config.sampling_rate)
     expected = model(waveforms, inside)
     log_mel, frames = model.log_mel(waveforms, inside.sum(dim=1))
-    # What stands behind a clip's end must not matter.
+    # Values after the end of a clip must not matter.
     behind = torch.arange(log_mel.shape[-1]) >= frames[:, None]
     log_mel = log_mel.masked_fill(behind[:, None], 77.0)
     found = session.run(list(OUTPUTS), dict(zip(INPUTS, (log_mel.numpy(), frames.numpy()), strict=True)))
@@ -180,7 +180,7 @@ def _error(model: BestRQ2Model, session: Any, lengths: list[int]) -> float:
 
 
 def _sounds(lengths: list[int], rate: int) -> tuple[Tensor, Tensor]:
-    """Sweeps in noise that swells, padded: float32 [B, S], and bool [B, S] where they are."""
+    """Sweeps in swelling noise, padded: float32 [B, S], and bool [B, S], true inside the clips."""
     rng = np.random.default_rng(0)
     seconds = np.arange(max(lengths)) / rate
     sounds = []
@@ -203,7 +203,7 @@ def _require_packages() -> None:
 
 def _check_output(output: Path) -> None:
     if output.suffix == ".onnx":
-        raise ConfigError(f"{output}: an ONNX export is a folder that holds {MODEL_FILE}; name a folder")
+        raise ConfigError(f"{output}: an ONNX export is a folder with {MODEL_FILE} in it; name a folder")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output}: is a file; name a folder that does not exist yet")
     if output.is_dir() and any(output.iterdir()):
@@ -259,7 +259,7 @@ def _write_graph(source: str, model: BestRQ2Model, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of its passes on every stream there is; our own checks say what matters."""
+    """Silence the exporter, which reports its passes on every stream; our own checks report what matters."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -271,7 +271,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _write_int8(path: Path, output: Path) -> None:
-    """Quantise the weights of the blocks; the patch embedding, which reads decibels, stays as it is."""
+    """Quantise the weights of the blocks; the patch embedding, which reads decibels, keeps its precision."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -1,8 +1,10 @@
-"""The reference's configuration in our words: every field is used, or known to change nothing, or refused by name."""
+"""Configuration of the reference implementation: translation into ours and back.
+
+Every field is used, known to be without effect, or refused by name.
+"""
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from bestrq2.errors import ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.transformer import TransformerShape
+from bestrq2.text import nearest
 
 HUB_MODEL_TYPE = "audio_embeddings"
 
@@ -29,7 +33,7 @@ _TRANSFORMER = _names(
     "embed_dim depth num_heads mlp_ratio qkv_bias drop_rate attn_drop_rate drop_path_rate num_patches img_size "
     "patch_size pos_embed_type"
 )
-# Of a release whose own fields were never seen: what its tensors do not tell must be said in these words.
+# Fields of our own for a release whose configuration is not public: what its tensors do not show must be given in them.
 _ADDED = _names("norm_layer norm_eps qk_norm act_layer swiglu_gate")
 _FIELDS = {
     "spectrogram": _names(
@@ -41,7 +45,7 @@ _FIELDS = {
     "predictor": (_TRANSFORMER | _ADDED) - {"swiglu_gate"},  # the encoder's holds for both
 }
 _MODULE = _names("net vocab_size codebook_dim spectrogram_adjustment_mode")
-# How a checkpoint was trained or is looked at; nothing of it changes what a loaded model computes.
+# Settings of training and logging, without effect on what a loaded model computes.
 _MODULE_HARMLESS = _names(
     "_target_ optimizer scheduler criterion warmup_pct final_lr_ratio ema ema_decay ema_end_decay ema_anneal_end_step "
     "grid"
@@ -50,7 +54,7 @@ _HUB = _names(
     "encoder_kwargs patch_embed_kwargs spectrogram_kwargs sampling_rate spectrogram_adjustment_mode hidden_size "
     "model_target"
 )
-# `extraction_preset` is how the release cuts and pools audio around the encoder; the rest is transformers' own.
+# `extraction_preset`: how the release cuts and pools audio around the encoder; the others belong to transformers.
 _HUB_HARMLESS = _names(
     "extraction_preset model_type architectures auto_map custom_pipelines dtype torch_dtype transformers_version "
     "return_dict output_hidden_states output_attentions problem_type id2label label2id chunk_size_feed_forward "
@@ -60,17 +64,17 @@ _HUB_HARMLESS = _names(
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a configuration; reading a field names it where it is not what it should be."""
+    """One part of a configuration, with typed access; errors name the field in full."""
 
     name: str
     values: Mapping[str, Any]
 
     def field(self, name: str) -> str:
-        """The full name of a field, for messages."""
+        """Full name of a field, for messages."""
         return f"{self.name}.{name}" if self.name else name
 
     def refuse(self, name: str, expected: str) -> ConfigError:
-        """The error for a field that holds something else than `expected`."""
+        """The error for a field with an unexpected value."""
         return _does_not_fit(f"{self.field(name)} is {reprlib.repr(self.values.get(name))}, {expected}")
 
     def number(self, name: str, default: float) -> float:
@@ -90,7 +94,7 @@ class Section:
         return int(value)
 
     def pair(self, name: str, default: tuple[float, float]) -> tuple[float, float]:
-        """Two numbers; one alone stands for both."""
+        """A pair of numbers; a single number stands for both."""
         value = self.values.get(name)
         if value is None:
             return default
@@ -103,7 +107,7 @@ class Section:
         return first, second
 
     def word(self, name: str) -> str | None:
-        """A name of something without path, case and punctuation, as `rmsnorm` of `torch.nn.RMSNorm`."""
+        """A name without module path, case and punctuation: `rmsnorm` for `torch.nn.RMSNorm`."""
         value = self.values.get(name)
         if value is None:
             return None
@@ -112,7 +116,7 @@ class Section:
         return re.sub(r"[^a-z0-9_]", "", value.rsplit(".", 1)[-1].lower())
 
     def check(self, name: str, expected: Any, because: str) -> None:
-        """Refuse a field that says something else than `expected`; one that is absent says nothing."""
+        """Refuse a field with another value than `expected`; a missing field is accepted."""
         value = self.values.get(name)
         value = list(value) if isinstance(value, tuple) else value
         if value is not None and value != expected:
@@ -121,12 +125,12 @@ class Section:
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """The sections of a reference configuration, whichever of its forms they came in.
+    """Sections of a reference configuration, from any of its forms.
 
     Attributes:
-        module: what stands beside the network.
+        module: fields beside the network.
         parts: spectrogram, patch_embed, masking, encoder, predictor.
-        whole: whether it describes a pretraining module, not an exported encoder.
+        whole: whether it describes a pretraining module rather than an exported encoder.
     """
 
     module: Section
@@ -135,7 +139,7 @@ class ReferenceConfig:
 
 
 def read_config(config: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration from a mapping or from a JSON or YAML file.
+    """Read a configuration from a mapping, or from a JSON or YAML file.
 
     Raises:
         ConfigError: if the file cannot be read or holds no mapping.
@@ -157,14 +161,14 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def split_config(config: Mapping[str, Any]) -> ReferenceConfig:
-    """Take a configuration apart and refuse fields that are not known.
+    """Split a configuration into its sections and refuse unknown fields.
 
     Args:
-        config: of the research module (`net` with its parts, alone or under `model`, or the parts themselves), or a
-            hub export's config.json.
+        config: configuration of the research module (`net` with its parts, alone or under `model`, or the parts
+            themselves), or config.json of a hub export.
 
     Raises:
-        ConfigError: for a field of unknown meaning, or a part that is no mapping.
+        ConfigError: for an unknown field, or a part that is not a mapping.
     """
     if config.get("model_type") is not None:
         if config["model_type"] != HUB_MODEL_TYPE:
@@ -200,11 +204,9 @@ def _part(name: str, values: Any, part: str) -> Section:
 def _refuse_unknown(section: Section, known: frozenset[str]) -> None:
     for name, value in section.values.items():
         if name not in known:
-            alike = difflib.get_close_matches(str(name)[:80], sorted(known), n=1, cutoff=0.6)
-            raise _does_not_fit(
-                f"{section.field(reprlib.repr(name).strip(chr(39)))} ({reprlib.repr(value)}) is no known field"
-                + (f"; did you mean '{alike[0]}'?" if alike else "; remove it if it changes nothing of the model")
-            )
+            hint = nearest(str(name)[:80], sorted(known), 0.6) or "; remove it if it does not affect the model"
+            found = f"{section.field(reprlib.repr(name).strip(chr(39)))} ({reprlib.repr(value)})"
+            raise _does_not_fit(f"{found} is not a known field{hint}")
 
 
 def _does_not_fit(problem: str) -> ConfigError:
@@ -212,14 +214,14 @@ def _does_not_fit(problem: str) -> ConfigError:
 
 
 def translate(config: ReferenceConfig, state: Mapping[str, Tensor]) -> BestRQ2Config:
-    """Our configuration for a reference's, with what only its tensors tell.
+    """Translate a reference configuration into ours, with the facts that only its tensors show.
 
     Args:
-        config: the reference's; what is absent is the paper's.
+        config: the reference's; missing fields have the values of the paper.
         state: its tensors without prefix, SwiGLU as `join_gates` leaves it.
 
     Raises:
-        ConfigError: for a field that asks for what this package does not do, or contradicts the tensors.
+        ConfigError: for a field that asks for something unsupported, or contradicts the tensors.
     """
     try:
         return BestRQ2Config(**_settings(config, state))
@@ -228,7 +230,7 @@ def translate(config: ReferenceConfig, state: Mapping[str, Tensor]) -> BestRQ2Co
 
 
 def _settings(config: ReferenceConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Our names for the reference's settings."""
+    """Our fields for the reference's."""
     module, masking = config.module, config.parts["masking"]
     patch, encoder, predictor = (config.parts[part] for part in ("patch_embed", "encoder", "predictor"))
     module.check("spectrogram_adjustment_mode", "truncate", "only whole patches count here:")
@@ -280,15 +282,15 @@ def _predictor_settings(
 
 
 def _check_export(module: Section, encoder: Section, spectrogram: Section, width: int) -> None:
-    """What a hub export says once more, and what it must say because there is no paper's value to fall back on."""
+    """Check fields that a hub export repeats, and those that it must have because no tensor shows them."""
     module.check("hidden_size", width, f"{encoder.field('embed_dim')} is")
     target = module.word("model_target")
     if target is not None and "bestrq" not in target.replace("_", ""):
         raise module.refuse("model_target", "expected a module of BEST-RQ")
     if "num_heads" not in encoder.values:
-        raise encoder.refuse("num_heads", "expected the number of heads: no tensor tells it")
+        raise encoder.refuse("num_heads", "expected the number of heads: no tensor shows it")
     if not {"hop_length", "hop_length_ms"} & spectrogram.values.keys():
-        raise spectrogram.refuse("hop_length_ms", "expected the milliseconds between frames: no tensor tells them")
+        raise spectrogram.refuse("hop_length_ms", "expected the milliseconds between frames: no tensor shows them")
 
 
 def _spectrogram_settings(spectrogram: Section, module: Section) -> dict[str, Any]:
@@ -298,7 +300,7 @@ def _spectrogram_settings(spectrogram: Section, module: Section) -> dict[str, An
     module.check("sampling_rate", rate, f"{spectrogram.field('sample_rate')} is")
 
     def samples(name: str, milliseconds: float) -> int:
-        # Samples come before milliseconds, and a part of a sample is dropped, as in the reference.
+        # As in the reference, samples override milliseconds, and fractions of a sample are dropped.
         return spectrogram.whole(name, _floor(rate * spectrogram.number(f"{name}_ms", milliseconds) / 1000))
 
     return {
@@ -313,12 +315,12 @@ def _spectrogram_settings(spectrogram: Section, module: Section) -> dict[str, An
 
 
 def _floor(value: float) -> int:
-    """The whole part; what lies below a whole number by rounding alone is that number."""
+    """The whole part of a number, robust to rounding just below a whole number."""
     return round(value) if abs(value - round(value)) < 1e-6 else int(value)
 
 
 def _block_settings(section: Section, part: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the blocks are made of, by their tensors; fields may confirm it, and must tell what tensors do not."""
+    """Settings of the blocks, read from their tensors; fields may confirm them, and give what tensors do not show."""
     for name in ("drop_rate", "attn_drop_rate"):
         section.check(name, 0.0, "there is no dropout here:")
     block = {key.removeprefix(f"{part}.blocks.0."): value for key, value in state.items()}
@@ -335,7 +337,7 @@ def _block_settings(section: Section, part: str, state: Mapping[str, Tensor]) ->
             raise section.refuse("norm_layer", "expected rmsnorm or layernorm: norms without bias may be either")
         norm = "layernorm"
     if norm == "rmsnorm" and "norm_eps" not in section.values:
-        raise section.refuse("norm_eps", "expected the epsilon of the RMSNorm: no tensor tells it")
+        raise section.refuse("norm_eps", "expected the epsilon of the RMSNorm: no tensor shows it")
     return {
         "use_bias": use_bias,
         "qk_norm": qk_norm,
@@ -351,7 +353,7 @@ def _is_gated(part: str, state: Mapping[str, Tensor]) -> bool:
 
 
 def _intermediate(section: Section, part: str, width: int, state: Mapping[str, Tensor]) -> int:
-    """Hidden width of the feed-forward part; with a gate the tensors tell it, and the ratio may count both halves."""
+    """Hidden width of the feed-forward layers; with a gate the tensors show it, as the ratio may count both halves."""
     stated = _floor(width * section.number("mlp_ratio", 4.0))
     if not _is_gated(part, state):
         return stated
@@ -380,7 +382,7 @@ def _positions(encoder: Section, state: Mapping[str, Tensor], bands: int, patch:
 
 
 def check_repeated_fields(config: ReferenceConfig, model: BestRQ2Config) -> None:
-    """Refuse fields that say once more what others say, and say it differently."""
+    """Refuse redundant fields that contradict others."""
     columns = model.columns(model.max_samples)
     bands, rows = model.num_mel_bands, model.patch_rows
     patch, masking = config.parts["patch_embed"], config.parts["masking"]
@@ -394,3 +396,94 @@ def check_repeated_fields(config: ReferenceConfig, model: BestRQ2Config) -> None
         section.check("num_patches", rows * columns, "the grid has")
         section.check("patch_size", model.patch_size, "the patches are")
         section.check("img_size", size, "the spectrogram is")
+
+
+# Fields for which the reference knows one value only: those of the encoder, and those of its pretraining.
+_ENCODER_ONLY_VALUE = {"encoder_type": "vit", "input_normalization": "none"}
+_PRETRAINING_ONLY_VALUE = {
+    "quantizer_normalization": "none",
+    "num_codebooks": 1,
+    "mask_shape": "uniform",
+    "masks_per_clip": 1,
+    "predictor_context_positions": False,
+}
+
+
+def part_shapes(config: BestRQ2Config, whole: bool) -> dict[str, TransformerShape]:
+    """Sizes of each stack of blocks by the reference's name; `whole` for models that may have a predictor."""
+    found = {"encoder": TransformerShape.of_encoder(config)}
+    if whole and config.objective == "two_step":
+        found["predictor"] = TransformerShape.of_predictor(config)
+    return found
+
+
+def write_config(config: BestRQ2Config, whole: bool) -> dict[str, Any]:
+    """Configuration of the research module, or of a hub export for an encoder alone.
+
+    Raises:
+        ConfigError: for the first field whose value the reference cannot express.
+    """
+    for name, known in (_ENCODER_ONLY_VALUE | (_PRETRAINING_ONLY_VALUE if whole else {})).items():
+        found = getattr(config, name)
+        if found != known:
+            raise ConfigError(f"{name} is {found!r}: the reference's layout has only {known!r}; export as hf instead")
+    if config.position_embedding == "learned":
+        raise ConfigError("position_embedding is 'learned': the layout has only tables and rotation; export as hf")
+    size = [config.num_mel_bands, config.columns(config.max_samples) * config.patch_size[1]]
+    spectrogram = {
+        "sample_rate": config.sampling_rate,
+        "n_fft": config.n_fft,
+        "win_length": config.win_length,
+        "hop_length": config.hop_length,
+        "n_mels": config.num_mel_bands,
+        "f_min": config.mel_min_hz,
+        "f_max": config.mel_max_hz,
+        "power": 2.0,
+    }
+    patch = {"img_size": size, "patch_size": config.patch_size, "in_chans": 1, "embed_dim": config.hidden_size}
+    parts = {part: _transformer(config, sizes, size) for part, sizes in part_shapes(config, whole).items()}
+    if not whole:
+        return {
+            "model_type": HUB_MODEL_TYPE,
+            "sampling_rate": config.sampling_rate,
+            "hidden_size": config.hidden_size,
+            "spectrogram_adjustment_mode": "truncate",
+            "spectrogram_kwargs": spectrogram,
+            "patch_embed_kwargs": patch,
+            "encoder_kwargs": parts["encoder"],
+        }
+    masking = {"input_size": size, "patch_size": config.patch_size, "mask_ratio": config.mask_ratio}
+    return {
+        "vocab_size": config.codebook_size,
+        "codebook_dim": config.codebook_dim,
+        "spectrogram_adjustment_mode": "truncate",
+        "net": {"spectrogram": spectrogram, "patch_embed": patch, "masking": masking, **parts},
+    }
+
+
+def _transformer(config: BestRQ2Config, sizes: TransformerShape, image: list[int]) -> dict[str, Any]:
+    ratio = sizes.intermediate / sizes.width
+    if int(ratio * sizes.width) != sizes.intermediate:  # the reference drops the fraction
+        ratio = math.nextafter(ratio, math.inf)
+    fields: dict[str, Any] = {
+        "embed_dim": sizes.width,
+        "depth": sizes.layers,
+        "num_heads": sizes.heads,
+        "mlp_ratio": ratio,
+        "qkv_bias": config.use_bias,
+        "drop_path_rate": sizes.drop_path_rate,
+        "num_patches": config.patch_rows * (image[1] // config.patch_size[1]),
+        "img_size": image,
+        "patch_size": config.patch_size,
+        "pos_embed_type": {"rope_2d": "rope"}.get(config.position_embedding, config.position_embedding),
+    }
+    # Fields of our own, only where the published code has none.
+    if config.activation != "gelu":
+        fields["act_layer"] = config.activation
+    if config.norm != "layernorm" or not config.use_bias:
+        fields["norm_layer"] = config.norm
+    if config.norm != "layernorm" or config.norm_eps != 1e-5:
+        fields["norm_eps"] = config.norm_eps
+    if config.qk_norm:
+        fields["qk_norm"] = True
+    return fields

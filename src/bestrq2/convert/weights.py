@@ -1,4 +1,4 @@
-"""Reading weights and model folders without ever unpickling foreign objects."""
+"""Safe reading of weights and model folders; nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from bestrq2.files import write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2PreTrainedModel
 
-# In a model folder: the step its weights were taken at.
+# File in a model folder with the training step of its weights.
 EXPORTED = "training.json"
 
-# What the readers of safetensors raise for bytes that are none, or for types that PyTorch does not know.
+# Errors of the readers of safetensors for other files, or for types unknown to PyTorch.
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError)
 
 ModelClass = TypeVar("ModelClass", bound=BestRQ2PreTrainedModel)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` file, or of a `.ckpt`/`.pt`/`.pth`/`.bin` file loaded with weights only.
+    """Read the tensors of a `.safetensors` file, or of a `.ckpt`/`.pt`/`.pth`/`.bin` file with weights only.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, no such file at all, or holds pickled objects.
+        CheckpointError: if the file is missing, truncated, of another format, or holds pickled objects.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; name a .safetensors or .ckpt file")
@@ -50,7 +50,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     _refuse_compressed(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader of pickles stumbles over foreign bytes in any way there is
+    except Exception as error:  # foreign bytes raise any kind of error in the reader of pickles
         raise CheckpointError(
             f"{path}: not a file of plain tensors (it is damaged or holds pickled objects, which are never loaded); "
             "convert it to .safetensors where you trust it"
@@ -62,7 +62,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _is_named_tensor(key: Any, value: Any) -> bool:
-    """Whether it is a tensor in memory under a name: not a meta, sparse or quantised one, nor spread by its strides."""
+    """Whether it is a named dense tensor in memory: not meta, sparse or quantised, nor expanded by its strides."""
     if not isinstance(key, str) or not isinstance(value, Tensor):
         return False
     plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
@@ -70,23 +70,23 @@ def _is_named_tensor(key: Any, value: Any) -> bool:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it is; PyTorch stores tensors as they are, and would fill memory."""
+    """Refuse a compressed archive, which could fill the memory; PyTorch stores tensors uncompressed."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
-        return  # what it is instead, or how it is damaged, is found on loading
+        return  # loading reports what is wrong
     if unpacked > path.stat().st_size:
-        raise CheckpointError(f"{path}: unpacks to {unpacked} bytes, more than it has; convert it to .safetensors")
+        raise CheckpointError(f"{path}: unpacks to {unpacked} bytes, more than its size; convert it to .safetensors")
 
 
 def write_exported_step(folder: Path, step: int) -> None:
-    """Note beside the weights in a model folder after how many steps of training they were taken."""
+    """Write the training step of the weights into their model folder."""
     write_text(folder / EXPORTED, json.dumps({"step": step}) + "\n")
 
 
 def exported_step(run: Path) -> int | None:
-    """The step of the weights in a run's model folder; None where it was not noted."""
+    """Training step of the weights in a run's model folder; None where it is unknown."""
     try:
         return int(json.loads((run / "model" / EXPORTED).read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -97,8 +97,8 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
     """Load a folder in hub format (or a hub id) as the encoder, the whole pretraining model or a classifier.
 
     Raises:
-        CheckpointError: if the folder is no BEST-RQ-2 model, weights are damaged, missing or of another shape, or they
-            are a pickle.
+        CheckpointError: if the folder is not a BEST-RQ-2 model, or its weights are damaged, missing, misshaped or a
+            pickle.
     """
     _check_folder(folder, issubclass(model_class, BestRQ2ForPreTraining))
     try:
@@ -106,7 +106,7 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
             model, report = model_class.from_pretrained(
                 str(folder), output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
             )
-    except Exception as error:  # transformers stumbles over foreign settings and bytes in any way there is
+    except Exception as error:  # foreign settings and bytes raise any kind of error in transformers
         raise CheckpointError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
     problems = {kind: sorted(map(str, report.get(f"{kind}_keys") or [])) for kind in ("missing", "unexpected")}
     beyond = {name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")}
@@ -121,7 +121,7 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
 
 
 def raise_for_keys(source: str, problems: dict[str, list[str]]) -> None:
-    """Raise `CheckpointError` that lists the tensors under each kind of problem; none, if there are none."""
+    """Raise a CheckpointError that lists the tensors of each kind of problem, if there are any."""
     found = [f"{kind} {len(keys)}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
     if found:
         listed = "".join(letter if letter.isprintable() else "?" for letter in "; ".join(found))
@@ -129,16 +129,16 @@ def raise_for_keys(source: str, problems: dict[str, list[str]]) -> None:
 
 
 def refuse_oversized(config: BestRQ2Config, elements: int, source: str, whole: bool) -> None:
-    """Refuse a configuration of a model far larger than its weights, before memory is set aside for it.
+    """Refuse a configuration of a model far larger than its weights, before its memory is allocated.
 
     Args:
         config: the architecture.
-        elements: values that the weights hold.
-        source: how the message names them.
-        whole: whether predictor, head and quantizer are built too.
+        elements: number of values in the weights.
+        source: name of the weights in messages.
+        whole: whether predictor, head and quantizer are built, too.
 
     Raises:
-        CheckpointError: if the model would need more than eight times the values there are, and a million beyond.
+        CheckpointError: if the model needs more than eight times as many values, plus a million.
     """
 
     def blocks(count: int, width: int, intermediate: int) -> int:
@@ -169,7 +169,7 @@ def refuse_oversized(config: BestRQ2Config, elements: int, source: str, whole: b
 
 
 def _elements(folder: Path) -> int | None:
-    """Values in a folder's weights, by their headers alone; None where one cannot be read, as loading will say."""
+    """Number of values in a folder's weights, by their headers; None where one cannot be read."""
     total = 0
     try:
         for path in folder.glob("*.safetensors"):
@@ -203,7 +203,7 @@ def _check_folder(folder: str | Path, whole: bool) -> None:
         architecture = BestRQ2Config(**{key: value for key, value in config.items() if key != "model_type"})
     except CheckpointError:
         raise
-    except Exception as error:  # JSON may be no JSON, nested without end, or hold anything under a known key
+    except Exception as error:  # invalid or deeply nested JSON, or any value under a known key
         raise CheckpointError(f"{config_file}: {first_line(error)}") from error
     if not list(path.glob("*.safetensors")):
         pickles = sorted(file.name for file in path.glob("*.bin"))
@@ -215,14 +215,14 @@ def _check_folder(folder: str | Path, whole: bool) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
+    """First line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:500] if lines else type(error).__name__
 
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Silence the progress bars and load reports of transformers: our own errors say what matters."""
+    """Silence progress bars and load reports of transformers, which our own errors replace."""
     bars, level = hub_logging.is_progress_bar_enabled(), hub_logging.get_verbosity()
     hub_logging.disable_progress_bar()
     hub_logging.set_verbosity(logging.CRITICAL)

@@ -103,8 +103,8 @@ def test_a_fine_tuned_run_is_pushed_as_a_classifier(finetuned, monkeypatch):
         uploaded.update({file.name: file.read_bytes() for file in folder.iterdir()})
         return "url"
 
-    monkeypatch.setattr("bestrq2.exporting.check_upload", lambda repository: None)
-    monkeypatch.setattr("bestrq2.exporting.upload", keep)
+    monkeypatch.setattr("bestrq2.convert.export.check_upload", lambda repository: None)
+    monkeypatch.setattr("bestrq2.convert.export.upload", keep)
     assert bestrq2.push(finetuned[0], "user/pets") == "url"
     assert json.loads(uploaded["config.json"])["architectures"] == ["BestRQ2ForAudioClassification"]
     assert b'bestrq2 predict "user/pets"' in uploaded["README.md"]
@@ -146,7 +146,7 @@ def test_an_output_folder_with_other_files_is_refused(source, tmp_path, monkeypa
 def test_the_code_in_the_documentation_runs(source, tmp_path, monkeypatch, capsys):
     bestrq2.export(source, tmp_path / "encoder")
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "docs" / "huggingface.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "huggingface.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     exec(code, {})
     lines = capsys.readouterr().out.splitlines()
@@ -159,9 +159,9 @@ def test_the_code_in_the_documentation_runs(source, tmp_path, monkeypatch, capsy
     [
         ({"format": "onxx"}, "there is no format 'onxx'; did you mean 'onnx'?"),
         ({"format": "tflite9"}, "there is no format 'tflite9'; formats are hf, onnx, reference"),
-        ({"format": "onnx", "license": "mit"}, "license belongs to the format hf and means nothing to onnx"),
-        ({"format": "onnx", "with_predictor": True}, "with_predictor belongs to the format hf"),
-        ({"int8": True}, "int8 belongs to the format onnx and means nothing to hf; leave it out"),
+        ({"format": "onnx", "license": "mit"}, "license belongs to format hf and has no effect on onnx"),
+        ({"format": "onnx", "with_predictor": True}, "with_predictor belongs to format hf"),
+        ({"int8": True}, "int8 belongs to format onnx and has no effect on hf; leave it out"),
         ({"license": "MIT License"}, "license is 'MIT License'; write an identifier of the hub such as mit"),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_failed_write_is_an_error_of_one_sentence(source, tmp_path, capsys, mo
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "out"))
 
-    monkeypatch.setattr("bestrq2.exporting.write_folder", refuse)
+    monkeypatch.setattr("bestrq2.convert.export.write_folder", refuse)
     assert cli.run(["export", str(source), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err.splitlines()
     assert said == [f"bestrq2 export: {tmp_path / 'out'}: cannot be written (Permission denied); name another output"]

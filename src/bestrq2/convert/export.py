@@ -1,0 +1,173 @@
+"""Export of models: hub folder, ONNX or reference layout, and upload to the hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+
+from bestrq2.convert.hub import check_upload, upload, write_model
+from bestrq2.convert.loading import configuration_beside, load_classification, load_encoder, load_pretraining
+from bestrq2.convert.reference import is_hub_export, load_reference, load_reference_encoder, write_reference
+from bestrq2.convert.reference_config import read_config
+from bestrq2.convert.weights import UNREADABLE, load_model_folder
+from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.files import disk_errors, write_folder, write_text
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2Model
+from bestrq2.text import nearest
+
+FORMATS = ("hf", "onnx", "reference")
+
+AnyModel = BestRQ2Model | BestRQ2ForPreTraining | BestRQ2ForAudioClassification
+Describe = Callable[[AnyModel], Mapping[str, str]]
+"""Further text files of a hub folder, such as README.md, by name, for the exported model."""
+
+
+def export_model(
+    source: str,
+    output: Path,
+    *,
+    format: str = "hf",
+    with_predictor: bool = False,
+    int8: bool = False,
+    describe: Describe | None = None,
+) -> Path:
+    """Write a model in a format that other software reads.
+
+    Args:
+        source: model as in `bestrq2.load`.
+        output: new or empty folder for "hf" and "onnx", a .safetensors file for "reference".
+        format: one of `FORMATS`.
+        with_predictor: for "hf", include predictor, head and quantizer.
+        int8: for "onnx", also write a model with weights quantised to 8 bits.
+        describe: for "hf", further files of the folder.
+
+    Returns:
+        The output.
+
+    Raises:
+        ConfigError: for an unknown format, an option of another format, or an output that cannot be written.
+        CheckpointError: if the model cannot be loaded.
+    """
+    check_format(format, with_predictor=with_predictor, int8=int8)
+    if format == "hf":
+        _write_hub_folder(source, output, with_predictor, describe)
+    elif format == "onnx":
+        from bestrq2.convert.onnx import export_onnx
+
+        export_onnx(source, output, int8)
+    else:
+        export_reference(source, output)
+    return output
+
+
+def export_reference(source: str, output: Path) -> Path:
+    """Write a model as a checkpoint of the reference implementation; see `write_reference`.
+
+    A source with predictor and quantizer becomes the state dict of the research module, other sources the encoder
+    alone. A reference checkpoint that was loaded comes back bit for bit.
+    """
+    write_reference(_load_with_quantizer(source), output)
+    return output
+
+
+def push_model(
+    source: str,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    with_predictor: bool = False,
+    describe: Describe | None = None,
+) -> str:
+    """Export a model in hub format and upload it to the Hugging Face hub in one commit.
+
+    Args:
+        source: model as in `bestrq2.load`.
+        repository: "USER/MODEL"; created if missing.
+        private: create a missing repository as private.
+        revision: branch to upload to; None for the main branch.
+        with_predictor: include predictor, head and quantizer.
+        describe: further files of the folder.
+
+    Returns:
+        URL of the model.
+
+    Raises:
+        ConfigError: if the hub refuses the name, the token or the write.
+        BestRQ2Error: if the hub cannot be reached or fails.
+    """
+    check_upload(repository)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        _write_hub_folder(source, folder, with_predictor, describe)
+        return upload(folder, repository, private, revision)
+
+
+def check_format(format: str, **options: bool) -> None:
+    """Raise a ConfigError for an unknown format, or a given option that belongs to another one."""
+    if format not in FORMATS:
+        hint = nearest(format, FORMATS) or f"; formats are {', '.join(FORMATS)}"
+        raise ConfigError(f"there is no format '{format}'{hint}")
+    for name, given in options.items():
+        owner = "onnx" if name == "int8" else "hf"
+        if given and format != owner:
+            raise ConfigError(f"{name} belongs to format {owner} and has no effect on {format}; leave it out")
+
+
+def _write_hub_folder(source: str, output: Path, with_predictor: bool, describe: Describe | None) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output}: is a file; name a folder to write the model to")
+    with disk_errors(output):
+        if output.is_dir() and any(output.iterdir()):
+            raise ConfigError(f"{output}: is not empty; name a new folder, or delete this one first")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        model = _load_for_hub(source, with_predictor)
+        files = {} if describe is None else describe(model)
+
+        def fill(folder: Path) -> None:
+            write_model(folder, model)
+            for name, content in files.items():
+                write_text(folder / name, content)
+
+        write_folder(output.resolve(), fill)
+
+
+def _load_for_hub(source: str, with_predictor: bool) -> AnyModel:
+    """The encoder alone, the whole pretraining model, or the classifier of a fine-tuned model."""
+    encoder = load_encoder(source)
+    if encoder.config.architectures != [BestRQ2ForAudioClassification.__name__]:
+        return load_pretraining(source) if with_predictor else encoder
+    if with_predictor:
+        raise ConfigError(
+            f"{source}: is a fine-tuned classifier, which has no predictor; leave --with-predictor out, or export the "
+            "model that it was fine-tuned from"
+        )
+    return load_classification(source)
+
+
+def _load_with_quantizer(source: str) -> BestRQ2ForPreTraining | BestRQ2Model:
+    """The whole pretraining model where the source holds one, else its encoder."""
+    path = Path(source)
+    if path.is_file():
+        config = configuration_beside(path)
+        if read_config(config).get("model_type") is None:
+            return load_reference(path, config)
+        return load_reference_encoder(path, config)
+    folder = path / "model" if (path / "model").is_dir() else path
+    if folder.is_dir() and not is_hub_export(folder) and _holds_quantizer(folder):
+        return load_model_folder(folder, BestRQ2ForPreTraining)
+    return load_encoder(source)
+
+
+def _holds_quantizer(folder: Path) -> bool:
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                if any(key.startswith("quantizer.") for key in file.keys()):  # noqa: SIM118
+                    return True
+    except UNREADABLE as error:
+        raise CheckpointError(f"{folder}: its weights cannot be read ({error}); copy or export them again") from error
+    return False
