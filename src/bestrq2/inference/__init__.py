@@ -1,1 +1,1 @@
-"""Embedding of arrays, files and whole corpora."""
+"""Inference: embedding and classification of arrays, files and whole corpora."""

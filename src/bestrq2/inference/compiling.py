@@ -1,4 +1,4 @@
-"""Compiling a model part by part."""
+"""Compilation of a model block by block with torch.compile."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bestrq2.model.transformer import Block
 logger = logging.getLogger(__name__)
 
 BLOCKS = (Block, ConformerBlock)
-# All but the Fourier transform, which no compiler improves.
+# Without the Fourier transform, which the compiler does not speed up.
 FRONT_END = (Decibels, InputStatistics, RandomProjectionQuantizer)
-# What one kind of part may be compiled into before it runs as it is: blocks of encoder and predictor, each with and
-# without padding, stochastic depth and gradients, and for a single clip.
+# Graphs per kind of part before it runs uncompiled: blocks of encoder and predictor, each with and without padding,
+# stochastic depth and gradients, and for a single clip.
 MOST_GRAPHS = 32
 
 
@@ -33,17 +33,17 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
 def compile_parts(
     model: nn.Module, kinds: tuple[type[nn.Module], ...] = (*BLOCKS, *FRONT_END), backend: str = "inductor"
 ) -> None:
-    """Compile parts of a model in place, each for itself, so that weights keep their names.
+    """Compile parts of a model in place and separately, so that weights keep their names.
 
-    Parts of one kind share what is compiled, and one graph serves all batch sizes and numbers of tokens: the hidden
-    count may change from step to step, as in the paper, and nothing is compiled anew. Where compiling fails (no C++
-    compiler, no Triton) a notice says so once, and the model runs as it is. Only a backward pass that cannot be
-    compiled where the forward pass could is an error.
+    Parts of one kind share compiled code, and one graph serves all batch sizes and numbers of tokens, so that a hidden
+    count that changes from step to step, as in the paper, causes no recompilation. If compilation fails (no C++
+    compiler, no Triton), one warning is logged and the model runs uncompiled; only a backward pass that fails to
+    compile after its forward pass did is an error.
 
     Args:
-        model: what is compiled, when its parts run for the first time.
-        kinds: of its modules; by default blocks and front end.
-        backend: of torch.compile.
+        model: model whose parts are compiled when they first run.
+        kinds: classes of modules to compile; by default blocks and front end.
+        backend: backend of torch.compile.
     """
     settings = torch._dynamo.config
     limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"  # its name in torch 2.6
@@ -51,11 +51,11 @@ def compile_parts(
     parts = [part for part in model.modules() if isinstance(part, kinds)]
     for part in parts:
         part.compile(dynamic=True, backend=backend)
-        part._compiled_call_impl = _or_as_it_is(part, part._compiled_call_impl, parts)
+        part._compiled_call_impl = _with_fallback(part, part._compiled_call_impl, parts)
 
 
-def _or_as_it_is(part: nn.Module, compiled: Callable[..., Any] | None, parts: list[nn.Module]) -> Callable[..., Any]:
-    """A call of a compiled part; if it cannot be compiled, all parts are called uncompiled from then on."""
+def _with_fallback(part: nn.Module, compiled: Callable[..., Any] | None, parts: list[nn.Module]) -> Callable[..., Any]:
+    """Call of a compiled part that falls back to uncompiled parts if compilation fails."""
     assert compiled is not None
 
     def call(*arguments: Any, **keywords: Any) -> Any:

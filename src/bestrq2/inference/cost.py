@@ -1,4 +1,4 @@
-"""What a model costs: parameters, tokens and floating-point operations, counted on the network itself."""
+"""Cost of a model: parameters, tokens and floating-point operations, counted on the network itself."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Cost:
     """Size and cost of an architecture; a multiplication with its addition counts as two operations.
 
     Attributes:
-        encoder_parameters: what users keep.
-        pretraining_parameters: with predictor and head.
+        encoder_parameters: parameters of the encoder.
+        pretraining_parameters: parameters of encoder, predictor and head.
         tokens_per_second: patches per second of audio.
         frames_per_second: frames per second of audio (one phase).
-        inference_gflops: to embed one clip of `max_seconds`, patch embedding and transformer.
-        training_gflops: forward and backward for one such clip at the mean share of hidden patches, with all its masks,
-            without spectrogram and quantizer.
+        inference_gflops: operations to embed one clip of `max_seconds`: patch embedding and transformer.
+        training_gflops: operations of forward and backward pass for one such clip at the mean share of hidden patches,
+            with all its masks, without spectrogram and quantizer.
     """
 
     encoder_parameters: int
@@ -61,7 +61,7 @@ def _counted(settings: str) -> Cost:
 
 
 def _gflops(encoder: BestRQ2Model, tokens: int, columns: int) -> float:
-    """One clip through patch embedding and encoder."""
+    """Operations of patch embedding and encoder for one clip."""
     config = encoder.config
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder.patch_embedding(torch.empty(1, tokens, config.patch_values, device="meta"))
@@ -71,7 +71,7 @@ def _gflops(encoder: BestRQ2Model, tokens: int, columns: int) -> float:
 
 
 def _training_gflops(model: BestRQ2ForPreTraining, patches: int, columns: int) -> float:
-    """Forward, and twice that for the backward pass, for every mask."""
+    """Operations of the forward pass, and twice as many for the backward pass, for every mask."""
     config, encoder = model.config, model.bestrq2
     hidden = min(max(1, int(config.mean_hidden_share * patches)), patches - 1)
     visible = patches - hidden

@@ -1,4 +1,4 @@
-"""Long audio as overlapping windows on the grid of patches, and their frames joined again by cross-fading."""
+"""Windows of long audio on the grid of patches, and their frames joined by cross-fading."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Window:
     """A stretch of one clip that fits the model.
 
     Attributes:
-        phase: which of the shifted grids it lies on.
-        first: column of that grid with which it begins.
-        columns: columns it holds, of one frame each.
-        is_last: nothing of its grid follows it.
-        waveform: float32 [samples].
+        phase: index of its shifted grid.
+        first: first column on that grid.
+        columns: number of columns, of one frame each.
+        is_last: whether it is the last window on its grid.
+        waveform: samples, float32 [samples].
     """
 
     phase: int
@@ -30,13 +30,13 @@ class Window:
 
 
 class WindowGrid:
-    """How audio of any length is cut into windows that the model was trained for.
+    """Division of audio of any length into windows of the length the model was trained for.
 
-    What fits into one window is one. Otherwise windows begin every `stride` columns, and the last one begins where it
-    is full and ends with the clip. Windows of a shifted grid begin an offset later.
+    A clip that fits into one window is one window. Otherwise windows start every `stride` columns, and the last one is
+    moved forward so that it is full and ends with the clip. Windows of a shifted grid start an offset later.
 
     Args:
-        config: the architecture; a window holds as many patch columns as a clip of `max_seconds`.
+        config: architecture; a window has as many patch columns as a clip of `max_seconds`.
         phases: number of grids, each shifted by 1/phases of a column.
         overlap: share of a window that the next one covers again, 0 to 0.5.
     """
@@ -50,16 +50,19 @@ class WindowGrid:
         """First sample of each grid."""
 
     def cut(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:
-        """Windows of one clip, given as float32 [samples] blocks; those of one phase come in order.
+        """Windows of one clip; those of one phase come in order.
 
-        Of the audio little more than a window and a block is held at a time.
+        Little more than a window and a block of the audio is in memory at a time.
+
+        Args:
+            blocks: the clip as float32 [samples] blocks.
         """
         hop = self.config.frame_hop_samples
         audio = _Reader(blocks)
         open_phases = list(range(len(self.offsets)))
         first = 0
         while open_phases:
-            # One column more than the window's shows whether it is the last one.
+            # One more column than the window has tells whether it is the last one.
             audio.read_to((first + self.columns + 2) * hop)
             for phase in list(open_phases):
                 offset = self.offsets[phase]
@@ -73,19 +76,19 @@ class WindowGrid:
                 if total:
                     begin = max(0, total - self.columns)
                     yield Window(phase, begin, total - begin, True, audio[offset + begin * hop : audio.end])
-            # The last window may begin one column behind the one before it.
+            # The last window may start one column after the one before it.
             audio.drop(first * hop)
             first += self.stride
 
     def _total_columns(self, samples: int, phase: int) -> int:
-        """Columns of a grid that has so much audio; only the first one has one on less than a patch."""
+        """Columns of a grid over so many samples; only the first grid has a column on less than a patch."""
         patch = self.config.frame_hop_samples - self.config.hop_length
         return 0 if phase and samples < max(1, patch) else self.config.columns(samples)
 
     def weights(self, window: Window) -> np.ndarray:
-        """How much each frame of a window counts beside those of its neighbours, float32 [columns].
+        """Weight of each frame of a window in the cross-fade with its neighbours, float32 [columns].
 
-        Frames near a border of the window, which know less of what surrounds them, fade out over the overlap.
+        Weights fall linearly over the overlap, because frames near a border have less context.
         """
         rising = np.arange(1, window.columns + 1, dtype=np.float32) / np.float32(self.overlap + 1)
         weights = np.ones(window.columns, np.float32)
@@ -97,7 +100,7 @@ class WindowGrid:
 
 
 class _Reader:
-    """The part of a clip that is needed now, addressed by samples of the whole clip."""
+    """Buffer with the part of a clip that is needed now, addressed by samples of the whole clip."""
 
     def __init__(self, blocks: Iterator[np.ndarray]) -> None:
         self.blocks = blocks
@@ -110,7 +113,7 @@ class _Reader:
         return self.start + len(self.held)
 
     def read_to(self, end: int) -> None:
-        """Read until so many samples are there, or all."""
+        """Read up to sample `end`, or to the end of the clip."""
         pieces, held = [self.held], self.end
         while held < end and (block := next(self.blocks, None)) is not None:
             pieces.append(block)
@@ -119,7 +122,7 @@ class _Reader:
             self.held = np.concatenate(pieces)
 
     def drop(self, end: int) -> None:
-        """Forget what lies before a sample."""
+        """Discard the samples before `end`."""
         if end > self.start:
             self.held = self.held[end - self.start :]
             self.start = end
@@ -129,11 +132,11 @@ class _Reader:
 
 
 class JoinedFrames:
-    """Frames of one clip on one grid, put together from its windows as they come."""
+    """Frames of one clip on one grid, joined from its windows as they come."""
 
     def __init__(self) -> None:
         self.count = 0
-        """Frames that no later window changes."""
+        """Number of frames that no later window changes."""
         self._done: list[np.ndarray] = []
         self._sum: np.ndarray | None = None
         self._weights = np.zeros(0, np.float32)
@@ -155,7 +158,7 @@ class JoinedFrames:
             self._settle(len(weighted))
 
     def _settle(self, frames: int) -> None:
-        """The first frames of what is still open get no more windows."""
+        """Finish the first frames of the open sum, which no later window covers."""
         assert self._sum is not None
         self._finish(self._sum[:frames] / self._weights[:frames, None])
         self._sum, self._weights = self._sum[frames:], self._weights[frames:]
@@ -165,7 +168,7 @@ class JoinedFrames:
         self.count += len(frames)
 
     def move_to(self, target: np.ndarray) -> None:
-        """Write all frames to [count, D] and let go of them one by one, so that they are not in memory twice."""
+        """Move all frames to `target` [count, D], piece by piece, so that they are not in memory twice."""
         end = self.count
         while self._done:
             piece = self._done.pop()
@@ -174,12 +177,12 @@ class JoinedFrames:
 
 
 def plan_batches(lengths: Sequence[int], budget: int, most_padding: int) -> list[list[int]]:
-    """Which windows go through the model together: like with like, longest first.
+    """Batches of windows of similar length, longest first.
 
     Args:
-        lengths: of every window, in samples or patches.
-        budget: how much a batch may hold, padding included; a longer window goes alone.
-        most_padding: how much of a batch may be padding: as much as computing another batch costs beside its windows.
+        lengths: length of every window, in samples or patches.
+        budget: largest size of a batch, padding included; a longer window is a batch of its own.
+        most_padding: largest amount of padding in a batch, worth the overhead of one more batch.
 
     Returns:
         Indices of the windows of every batch.
