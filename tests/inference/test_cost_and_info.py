@@ -13,7 +13,7 @@ from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining, recipe, recipes
 from bestrq2.convert.export import export_reference
 from bestrq2.errors import CheckpointError
 from bestrq2.inference.cost import cost
-from bestrq2.inference.info import info
+from bestrq2.inference.info import model_info
 from bestrq2.train.finetuning import make_classifier
 from reference_layout import reference_config, reference_state
 
@@ -55,7 +55,12 @@ def test_parameters_are_those_of_the_real_model(tiny_config, changes):
     assert found.encoder_parameters == sum(parameter.numel() for parameter in model.base_model.parameters())
 
 
-@pytest.mark.parametrize("name", recipes())
+def quick_if_tiny(names: list[str]) -> list:
+    """Parameters for tests; all but the tiny sizes belong to the slow tier."""
+    return [name if name.endswith("tiny") else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", quick_if_tiny(recipes()))
 def test_every_recipe_can_be_costed_without_its_weights(name):
     config = BestRQ2Config(**recipe(name)["model"])
     before = torch.get_rng_state()
@@ -65,7 +70,7 @@ def test_every_recipe_can_be_costed_without_its_weights(name):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("size", ["base", "small", "tiny"])
+@pytest.mark.parametrize("size", quick_if_tiny(["base", "small", "tiny"]))
 def test_encoders_of_all_recipes_of_a_size_agree_within_ten_percent(size):
     of_size = [name for name in recipes() if name.endswith(f"-{size}")]
     assert len(of_size) >= 4
@@ -73,7 +78,7 @@ def test_encoders_of_all_recipes_of_a_size_agree_within_ten_percent(size):
     assert max(counts.values()) <= 1.1 * min(counts.values()), counts
 
 
-@pytest.mark.parametrize("size", ["base", "small", "tiny"])
+@pytest.mark.parametrize("size", quick_if_tiny(["base", "small", "tiny"]))
 def test_two_steps_cost_at_inference_exactly_what_one_stage_does(size):
     two_step, one_stage = (
         cost(BestRQ2Config(**recipe(f"{name}-{size}")["model"])) for name in ("best-rq-2", "best-rq-vit")
@@ -110,7 +115,7 @@ def test_every_mask_of_a_clip_costs_as_much(tiny_config):
 
 
 def test_facts_of_a_recipe_name_units_and_say_that_it_is_untrained():
-    facts = info("best-rq-2-tiny")
+    facts = model_info("best-rq-2-tiny")
     assert facts["objective"] == "two-step"
     assert facts["encoder"] == "ViT, 6 layers x 192, 3 heads, sincos positions"
     assert facts["mask"] == "40 to 60 % of the patches"
@@ -123,7 +128,7 @@ def test_facts_of_a_recipe_name_units_and_say_that_it_is_untrained():
 
 
 def test_facts_of_the_conformer_name_its_spans_and_noise():
-    facts = info("best-rq-conformer-tiny")
+    facts = model_info("best-rq-conformer-tiny")
     assert facts["encoder"] == "Conformer, 6 layers x 128, 4 heads, relative positions"
     assert facts["mask"] == "spans of 4 columns, 48 % of the patches on average, filled with noise"
     assert facts["tokens"] == "25 per second of audio"
@@ -140,12 +145,12 @@ def test_facts_of_a_run_tell_where_the_model_comes_from(tiny_pretraining, tmp_pa
         "loader": {"batch_size": 16},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    assert "trained" not in info(tmp_path)
+    assert "trained" not in model_info(tmp_path)
     (tmp_path / "metrics.csv").write_text(
         "step,train/loss,train/excess_loss,probe/linear\n100,4.5,0.5,\n200,3.25,-0.75,\n250,,,0.4\n"
     )
     (tmp_path / "environment.json").write_text(json.dumps({"bestrq2": "0.1.0", "packages": {"torch": "2.9.0"}}))
-    facts = info(tmp_path)
+    facts = model_info(tmp_path)
     assert (facts["recipe"], facts["data"], facts["seed"]) == ("best-rq-vit-tiny", "/recordings", "3")
     assert facts["trained"] == "200 of 500 steps of 16 clips, loss 3.250 (excess -0.750)"
     assert facts["made with"] == "bestrq2 0.1.0, torch 2.9.0"
@@ -162,14 +167,14 @@ def test_nothing_is_said_of_pretraining_where_its_model_is_not_in_the_source(tin
     export_reference(str(tmp_path / "encoder"), tmp_path / "export.safetensors")
     of_pretraining = {"parameters in pretraining", "training step"}
     for name in ("whole", "reference.safetensors"):
-        assert of_pretraining <= info(tmp_path / name).keys(), name
+        assert of_pretraining <= model_info(tmp_path / name).keys(), name
     for name in ("encoder", "classifier", "export.safetensors"):
-        facts = info(tmp_path / name)
+        facts = model_info(tmp_path / name)
         assert not of_pretraining & facts.keys(), name
         assert ({"mask", "codes"} <= facts.keys()) == (name != "classifier")
-        assert facts["encoder parameters"] == info(tmp_path / "whole")["encoder parameters"]
+        assert facts["encoder parameters"] == model_info(tmp_path / "whole")["encoder parameters"]
 
 
 def test_there_are_no_facts_of_what_does_not_exist():
     with pytest.raises(CheckpointError, match="recipes are"):
-        info("best-rq-9")
+        model_info("best-rq-9")

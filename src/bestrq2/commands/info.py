@@ -21,9 +21,9 @@ def info(model: str | os.PathLike[str], cost: bool = True) -> dict[str, str]:
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.inference.info import info
+    from bestrq2.inference.info import model_info
 
-    return info(model, cost=cost)
+    return model_info(model, cost=cost)
 
 
 def main(argv: Sequence[str]) -> None:

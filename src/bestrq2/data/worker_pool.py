@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -18,6 +17,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 
+from bestrq2.data.loader import end_with_parent
 from bestrq2.errors import BestRQ2Error
 
 Task = TypeVar("Task")
@@ -69,9 +69,7 @@ class WorkerPool(Generic[Task, Result]):
         with _interruption_later():
             for _ in range(self._count):
                 ours, theirs = context.Pipe()
-                # A forked process has copies of our ends; it must close them, or no other would see that we are gone.
-                copies = [worker.connection for worker in self._workers] + [ours] if sys.platform == "linux" else []
-                process = context.Process(target=_serve, args=(theirs, copies, self._work, os.getpid()), daemon=True)
+                process = context.Process(target=_serve, args=(theirs, self._work, os.getpid()), daemon=True)
                 process.start()
                 theirs.close()
                 self._workers.append(_Worker(process, ours))
@@ -170,22 +168,11 @@ def _interruption_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the one that forked it ends, however it ends (Linux)."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it ended before the request
-            os._exit(1)
-
-
-def _serve(connection: Connection, copies: list[Connection], work: Callable[[Any], Any], parent: int) -> None:
+def _serve(connection: Connection, work: Callable[[Any], Any], parent: int) -> None:
     """Loop of a worker process: one task after the other until the main process ends."""
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends this one
     torch.set_num_threads(1)
-    for copy in copies:
-        copy.close()
     while True:
         try:
             task = connection.recv()

@@ -19,7 +19,7 @@ ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
 _WHOLE, _CLASSIFIER = "BestRQ2ForPreTraining", "BestRQ2ForAudioClassification"
 
 
-def info(model: str | os.PathLike[str], cost: bool = True) -> dict[str, str]:
+def model_info(model: str | os.PathLike[str], cost: bool = True) -> dict[str, str]:
     """Size, cost and origin of a model, as printed by `bestrq2 info`.
 
     Args:

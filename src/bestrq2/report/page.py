@@ -21,7 +21,7 @@ from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
 from bestrq2.evaluate.xares.run import result_files
 from bestrq2.files import disk_errors, write_text
 from bestrq2.inference.embedder import Embedder
-from bestrq2.inference.info import info
+from bestrq2.inference.info import model_info
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.report import embeddings
 from bestrq2.report.charts import domain_colours
@@ -80,7 +80,7 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
     """
     model = load_model_folder(run / "model", BestRQ2ForPreTraining)
     names = [f"recording {number}" for number in range(1, len(waveforms) + 1)]
-    facts = info(run)
+    facts = model_info(run)
     xares, unread = run_result(run)
     contents = ReportContents(
         title=f"Pretraining run {run.resolve().name}",
