@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from recordings import noise
 from shard_crops import RATE
-from shard_server import serving, shards
-from streams import batches, stream
 from tars import encoded, pack
 
-from bestrq2.data import lanes
 from bestrq2.data.open_source import open_source
+from shard_server import serving, shards
 
 
 @pytest.fixture
@@ -19,16 +17,6 @@ def server():
     """Nine shards of unequal length, 57 clips."""
     with serving(shards(9, 5, 1, 12, 4, 8, 7, 6, 5)) as running:
         yield running
-
-
-@pytest.fixture
-def undisturbed(server):
-    return batches(stream(server))
-
-
-@pytest.fixture
-def small_windows(monkeypatch):
-    monkeypatch.setattr(lanes, "WINDOW", 4)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bestrq2.data.loader import CropDataset, make_loader
-from bestrq2.data.order import BatchSchedule
+from bestrq2.data.loader import training_batches
 
 RATE = 16_000
 
@@ -18,6 +17,6 @@ def described(source, root):
     return [source.describe(i).removeprefix(f"{root}/") for i in range(len(source))]
 
 
-def batches(source, workers=0, steps=4):
-    data = CropDataset(source, RATE, 1.0, seed=5)
-    return list(make_loader(data, BatchSchedule(data.order, 4, max_steps=steps), workers))
+def batches(source, workers=0, steps=4, **settings):
+    settings = {"sampling_rate": RATE, "max_seconds": 1.0, "seed": 5, "batch_size": 4, **settings}
+    return list(training_batches(source, num_workers=workers, max_steps=steps, **settings))

@@ -15,8 +15,7 @@ from recordings import noise
 from bestrq2.data import batch_memory
 from bestrq2.data import loader as loading
 from bestrq2.data.batch_memory import BatchMemory
-from bestrq2.data.loader import CropDataset, make_loader
-from bestrq2.data.order import BatchSchedule
+from bestrq2.data.loader import training_batches
 from bestrq2.data.sources import ArraySource
 
 RATE, CLIPS = 16_000, 4
@@ -32,8 +31,16 @@ def loader(workers: int, dtype: type = np.float32, seconds: float = 0.5, steps: 
     waveforms = [noise(0.3 + 0.1 * number, RATE, number) for number in range(9)]
     if dtype is np.int16:
         waveforms = [np.int16(np.clip(waveform, -1, 1) * 32767) for waveform in waveforms]
-    data = CropDataset(ArraySource(waveforms, RATE), RATE, seconds, seed=3)
-    return make_loader(data, BatchSchedule(data.order, CLIPS, max_steps=steps), workers, draw_mask, pin_memory=False)
+    return training_batches(
+        ArraySource(waveforms, RATE),
+        sampling_rate=RATE,
+        max_seconds=seconds,
+        seed=3,
+        batch_size=CLIPS,
+        num_workers=workers,
+        draw_mask=draw_mask,
+        max_steps=steps,
+    )
 
 
 def memory_of(made) -> BatchMemory:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import itertools
+import multiprocessing
 import pickle
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recordings import cut, noise, write
+from recordings import noise, write
 
+from bestrq2.data import order
 from bestrq2.data.audio import read_audio
 from bestrq2.data.batch import Crop, collate
-from bestrq2.data.loader import AllRejectedError, CropDataset, fixed_crops, make_loader
+from bestrq2.data.loader import AllRejectedError, CropDataset, end_workers, fixed_crops, training_batches
 from bestrq2.data.open_source import open_source
-from bestrq2.data.order import BatchSchedule, CropKey, EpochOrder, epoch_order
+from bestrq2.data.order import BatchSchedule, CropKey, EpochOrder, Parts, epoch_order
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import ArraySource, FileSource
 from bestrq2.errors import ConfigError, DataError
@@ -39,7 +44,6 @@ def mixed(tmp_path_factory):
     (root / "text.mp3").write_text("no audio " * 99)
     write(root / "silent.wav", np.zeros(20_000), 8_000)
     write(root / "nan.float.wav", np.full(20_000, np.nan, np.float32), 8_000)
-    cut(root / "b.flac")
     return root
 
 
@@ -61,9 +65,20 @@ def draw_mask(lengths, step, places):
 
 
 def batches(root, workers, steps=4, start=0, rank=0, world=1):
-    data = dataset(root)
-    schedule = BatchSchedule(data.order, 6, start_step=start, max_steps=steps, rank=rank, world_size=world)
-    return list(make_loader(data, schedule, workers, draw_mask=draw_mask))
+    loader = training_batches(
+        open_source(root),
+        sampling_rate=RATE,
+        max_seconds=1.0,
+        seed=5,
+        batch_size=6,
+        start_step=start,
+        num_workers=workers,
+        draw_mask=draw_mask,
+        max_steps=steps,
+        rank=rank,
+        world_size=world,
+    )
+    return list(loader)
 
 
 def assert_same(first, second):
@@ -113,11 +128,11 @@ def test_items_do_not_depend_on_what_was_read_before(mixed):
 def test_bad_files_are_replaced_by_the_next_of_the_epoch_and_listed(mixed):
     data = dataset(mixed)
     names = [data.source.describe(i).rpartition("/")[2] for i in range(len(data))]
-    order = [names[i] for i in epoch_order(len(data), 5, 0)]
-    bad = {*BROKEN, "cut-b.flac"}
-    for position, name in enumerate(order):
+    row = [names[i] for i in epoch_order(len(data), 5, 0)]
+    bad = set(BROKEN)
+    for position, name in enumerate(row):
         crop = data[CropKey(0, names.index(name), 0, position)]
-        walked = list(itertools.takewhile(lambda n: n in bad, order[position:] + order))
+        walked = list(itertools.takewhile(lambda n: n in bad, row[position:] + row))
         assert [path.rpartition("/")[2] for path, _ in crop.rejected] == walked
         for path, reason in crop.rejected:
             assert BROKEN.get(path.rpartition("/")[2], reason) == reason
@@ -137,13 +152,13 @@ def test_a_replacement_is_not_the_crop_its_own_turn_gives(tmp_path):
 def test_if_all_are_rejected_one_sentence_says_so(tmp_path, workers):
     for name in ("a.wav", "b.wav", "c.wav"):
         (tmp_path / name).write_text("text")
-    data = dataset(tmp_path)
-    loader = make_loader(data, BatchSchedule(data.order, 2, max_steps=1), workers)
+    settings = {"sampling_rate": RATE, "max_seconds": 1.0, "seed": 5, "batch_size": 2, "max_steps": 1}
+    loader = training_batches(open_source(tmp_path), num_workers=workers, **settings)
     with pytest.raises(DataError) as error:
         list(loader)
     if workers:
         # The stack trace holds on to the iterator; at its own time, ending the worker takes the collector five seconds.
-        loader._iterator._shutdown_workers()
+        end_workers(loader)
     assert isinstance(error.value, AllRejectedError)
     assert str(error.value).startswith(f"{tmp_path}: all 3 recordings were rejected; first: {tmp_path}/")
     assert str(error.value).endswith(": is not audio that libsndfile or FFmpeg can read.")
@@ -301,3 +316,63 @@ def test_validation_crops_are_fixed_and_skip_bad_files(mixed):
     assert any(
         np.array_equal(crop, whole) for crop in fixed_crops(source, 99, seed=3, sampling_rate=RATE, max_seconds=1.0)
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), min_size=1, max_size=12),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 3),
+)
+def test_shards_are_read_window_by_window_and_every_recording_once(parts, seed, epoch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "WINDOW_BYTES", 100)
+        counts, sizes = zip(*parts, strict=True)
+        shards = Parts(np.cumsum([0, *counts]), np.array(sizes))
+        found = epoch_order(sum(counts), seed, epoch, shards)
+    assert sorted(found.tolist()) == list(range(sum(counts)))
+    if sum(sizes) <= 100:
+        assert found.tolist() == epoch_order(sum(counts), seed, epoch).tolist()
+        return
+    shard_of = np.repeat(np.arange(len(counts)), counts)[found]
+    first = {shard: place for place, shard in reversed(list(enumerate(shard_of)))}
+    for place, shard in enumerate(shard_of):
+        # Shards that are open at once, begun and not finished, fit into a window.
+        begun = {other for other in first if first[other] <= place and other in shard_of[place:]}
+        assert shard not in begun or sum(sizes[other] for other in begun) <= max(100, *sizes)
+
+
+def workers_of_a_loader(pipe):
+    loader = training_batches(
+        ArraySource(np.ones((9, 100), np.float32), RATE),
+        sampling_rate=RATE,
+        max_seconds=1.0,
+        seed=0,
+        batch_size=2,
+        num_workers=2,
+    )
+    coming = iter(loader)
+    pipe.send([worker.pid for worker in coming._workers])
+    time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at the end of the parent is Linux's")
+def test_workers_end_with_a_killed_main_process():
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=workers_of_a_loader, args=(theirs,))
+    process.start()
+    workers = ours.recv()
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 5
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(is_running(worker) for worker in workers)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -9,12 +9,11 @@ import pickle
 import numpy as np
 import pytest
 from recordings import noise
+from shard_crops import batches
 
 from bestrq2.data import hdf5
 from bestrq2.data.hdf5 import HDF5Source
-from bestrq2.data.loader import CropDataset, make_loader
 from bestrq2.data.open_source import open_source
-from bestrq2.data.order import BatchSchedule
 from bestrq2.errors import AudioError, ConfigError, DataError
 
 h5py = pytest.importorskip("h5py")
@@ -134,11 +133,12 @@ def test_int16_and_float_crops_are_the_same_sound(path):
 
 
 def test_workers_give_the_same_batches(path):
+    settings = {"sampling_rate": RATE, "max_seconds": 0.2, "seed": 4}
     found = []
     for workers in (0, 2):
-        data = CropDataset(open_source(path), RATE, 0.2, seed=4)
-        data[next(iter(BatchSchedule(data.order, 1)))[0]]  # opened before the workers are made
-        found.append(list(make_loader(data, BatchSchedule(data.order, 4, max_steps=5), workers)))
+        source = open_source(path)
+        crop(source, 0)  # opened before the workers are made
+        found.append(batches(source, workers, 5, **settings))
     for a, b in zip(*found, strict=True):
         assert a.recordings == b.recordings
         assert a.input_values.equal(b.input_values)

@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from recordings import noise, write
+from shard_crops import batches
 
 from bestrq2.data import hub
-from bestrq2.data.loader import CropDataset, make_loader
 from bestrq2.data.open_source import open_source
-from bestrq2.data.order import BatchSchedule
 from bestrq2.errors import AudioError, ConfigError, DataError
 
 datasets = pytest.importorskip("datasets")
@@ -110,15 +109,14 @@ def test_labels_come_along_by_name(corpus):
 
 
 def test_workers_and_processes_read_the_same(corpus):
-    found = []
-    for workers in (0, 2):
-        data = CropDataset(open_source(f"hub:{corpus}"), RATE, 0.2, seed=4)
-        found.append(list(make_loader(data, BatchSchedule(data.order, 4, max_steps=4), workers)))
+    settings = {"sampling_rate": RATE, "max_seconds": 0.2, "seed": 4}
+    found = [batches(open_source(f"hub:{corpus}"), workers, 4, **settings) for workers in (0, 2)]
     for a, b in zip(*found, strict=True):
         assert a.recordings == b.recordings
         assert a.input_values.equal(b.input_values)
         assert a.rejected == b.rejected
-    np.testing.assert_array_equal(crop(pickle.loads(pickle.dumps(data.source)), 1), crop(data.source, 1))
+    source = open_source(f"hub:{corpus}")
+    np.testing.assert_array_equal(crop(pickle.loads(pickle.dumps(source)), 1), crop(source, 1))
 
 
 def test_a_parquet_file_is_a_dataset(corpus, tmp_path):

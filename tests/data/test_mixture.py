@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import noise, write
+from shard_crops import batches
 
-from bestrq2.data.loader import AllRejectedError, CropDataset, make_loader
+from bestrq2.data.loader import AllRejectedError, CropDataset
 from bestrq2.data.mixture import MixtureOrder, MixtureSource, apportioned, open_mixture
 from bestrq2.data.open_source import open_source
 from bestrq2.data.order import BatchSchedule, CropKey, EpochOrder
@@ -111,10 +112,8 @@ def test_processes_share_the_row_of_one_without_overlap():
 
 
 def test_workers_give_the_same_batches():
-    found = []
-    for workers in (0, 2):
-        data = CropDataset(mixture(), RATE, 0.2, seed=4)
-        found.append(list(make_loader(data, BatchSchedule(data.order, 4, max_steps=6), workers)))
+    settings = {"sampling_rate": RATE, "max_seconds": 0.2, "seed": 4}
+    found = [batches(mixture(), workers, 6, **settings) for workers in (0, 2)]
     for a, b in zip(*found, strict=True):
         assert a.recordings == b.recordings
         assert a.input_values.equal(b.input_values)
@@ -194,8 +193,13 @@ def test_rows_to_exclude_start_at_the_folder_of_the_yaml_file_however_they_are_g
     monkeypatch.chdir("/")
     for text in ("data: a.h5?exclude=lists/ex.csv", "data: a.h5\n    exclude: lists/ex.csv"):
         opened = []
+
+        def nothing(spec, opened=opened):
+            opened.append(spec)
+            return ArraySource([], RATE)
+
         with pytest.raises(DataError, match="holds no recordings"):
-            open_mixture(declared(tmp_path, f"sources:\n  - {text}\n"), opened.append)
+            open_mixture(declared(tmp_path, f"sources:\n  - {text}\n"), nothing)
         assert opened == [f"{tmp_path}/a.h5?exclude={tmp_path}/lists/ex.csv"]
 
 
@@ -235,10 +239,14 @@ def test_mixtures_that_include_each_other_are_refused(corpus):
         open_source(declared(corpus, "sources:\n  - data: a.yaml\n", "b.yaml").with_name("a.yaml"))
 
 
-def test_a_stream_in_a_mixture_is_refused(corpus):
-    """And nothing is fetched, no command is run."""
-    for url in ("https://example.invalid/{0..9}.tar", f"pipe:touch {corpus}/was-run"):
-        path = declared(corpus, f"sources:\n  - data: speech\n  - data: {url}\n")
-        with pytest.raises(DataError, match=r"source 2: .* is a stream .*bestrq2 prepare"):
-            open_source(path)
-    assert not (corpus / "was-run").exists()
+def test_a_mixture_takes_remote_tars(corpus, server, own_cache):
+    path = declared(corpus, f"sources:\n  - data: speech\n  - data: {server.url}/{{0..3}}.tar\n    weight: 3\n")
+    source = open_source(path)
+    assert len(source) == len(source.components[0]) + 27
+    assert source.is_remote()
+    first = len(source.components[0])
+    assert source.remote_shard(0) is None
+    assert source.remote_shard(first).url == f"{server.url}/0.tar"
+    assert source.parts().starts.tolist() == [0, *(first + np.array([0, 9, 14, 15, 27]))]
+    found = batches(source, sampling_rate=8_000, max_seconds=0.2)
+    assert any(name.startswith(server.url) for batch in found for name in batch.recordings)

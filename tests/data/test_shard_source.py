@@ -1,8 +1,7 @@
-"""Tars as a source: the same crops as from files, few open maps, clips of every kind."""
+"""Tars as a source: the same crops as from files, few open files, clips of every kind."""
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import resource
@@ -20,8 +19,8 @@ from bestrq2.data.decoders import to_float32
 from bestrq2.data.loader import AllRejectedError, CropDataset
 from bestrq2.data.open_source import open_source
 from bestrq2.data.order import CropKey
-from bestrq2.data.shards import maps
-from bestrq2.data.shards.maps import TarMaps
+from bestrq2.data.shards import files
+from bestrq2.data.shards.files import TarFiles
 from bestrq2.data.shards.shard_source import open_shards
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -46,9 +45,9 @@ def test_crops_are_the_same_whatever_holds_the_clip(corpora, rate, seconds):
 
 def test_pcm_at_the_wanted_rate_comes_as_int16_of_the_crop_alone(corpora, monkeypatch):
     sizes = []
-    original = TarMaps.view
+    original = TarFiles.read
     monkeypatch.setattr(
-        TarMaps, "view", lambda maps, tar, start, size: sizes.append(size) or original(maps, tar, start, size)
+        TarFiles, "read", lambda tars, tar, start, size: sizes.append(size) or original(tars, tar, start, size)
     )
     found = crop(corpora["wav"], 0)
     assert found.dtype == np.int16
@@ -66,9 +65,7 @@ def test_decoders_of_pcm_read_float32(corpora):
 
 def test_workers_and_pickles_give_the_same_batches(corpora):
     source = corpora["wav"]
-    assert len(source.maps) > 0
     again = pickle.loads(pickle.dumps(source))
-    assert len(again.maps) == 0
     wanted = batches(source)
     for other in (batches(again), batches(source, 1), batches(source, 2)):
         for first, second in zip(wanted, other, strict=True):
@@ -80,23 +77,20 @@ def six_tars(root):
     return open_shards([shard(root / f"{n}.tar", [n, n + 10], seconds=0.5) for n in range(6)], "x")
 
 
-def test_few_maps_are_open_at_once_in_all_sources_and_crops_outlive_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(maps, "OPEN", maps.OpenMaps(3))
+def test_few_tars_are_open_at_once_in_all_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "OPEN", files.OpenFiles(3))
     sources = [six_tars(tmp_path / name) for name in "ab"]
     crops = [crop(source, index) for index in range(12) for source in sources]
-    assert sum(len(source.maps) for source in sources) == len(maps.OPEN.maps) == 3
+    assert len(files.OPEN.files) == 3
     for place, found in enumerate(crops):
         index = place // 2
         np.testing.assert_allclose(found / 32768, noise(0.5, RATE, index // 2 + index % 2 * 10), atol=1 / 32768)
-    del sources[1]
-    gc.collect()
-    assert len(maps.OPEN.maps) == len(sources[0].maps)
 
 
 def test_a_quarter_of_the_files_a_process_may_open_is_for_tars(monkeypatch):
     for limit, wanted in ((1024, 256), (40, 10), (2, 1), (1 << 20, 512), (resource.RLIM_INFINITY, 512)):
-        monkeypatch.setattr(maps.resource, "getrlimit", lambda _, limit=limit: (limit, limit))
-        assert maps.most_open() == wanted
+        monkeypatch.setattr(files.resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert files.most_open() == wanted
 
 
 @contextmanager
@@ -127,20 +121,21 @@ def test_too_many_open_files_are_no_fault_of_the_recording(tmp_path, name):
     data = CropDataset(open_source(tmp_path / name), RATE, 1.0, seed=0)
     key = CropKey(0, 0, 0, 0)
     data[key]
-    maps.OPEN.maps.clear()
+    files.OPEN.files.clear()
+    files.OPEN_CACHED.files.clear()
     with no_more_files(), pytest.raises(AllRejectedError, match=r"cannot be opened \(Too many open files\)"):
         data[key]
     assert len(data[key].waveform) == RATE
 
 
-def test_a_tar_that_finds_no_room_for_its_map_takes_that_of_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(maps, "OPEN", maps.OpenMaps(5))
+def test_a_tar_that_cannot_be_opened_for_too_many_files_takes_the_place_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "OPEN", files.OpenFiles(5))
     source = six_tars(tmp_path / "a")
     for index in range(0, 8, 2):
         crop(source, index)
     with no_more_files():
         assert len(crop(source, 10)) == RATE // 2
-    assert maps.OPEN.most == 2
+    assert files.OPEN.most == 2
 
 
 def test_clips_of_every_kind_and_rate_lie_in_one_tar(tmp_path):
@@ -158,11 +153,11 @@ def test_clips_of_every_kind_and_rate_lie_in_one_tar(tmp_path):
     (tmp_path / "files").mkdir()
     for name, content in members:
         (tmp_path / "files" / name).write_bytes(content)
-    source, files = open_source(pack(tmp_path / "x.tar", members)), open_source(tmp_path / "files")
+    source, apart = open_source(pack(tmp_path / "x.tar", members)), open_source(tmp_path / "files")
     assert described(source, tmp_path) == [f"x.tar/{name}" for name, _ in members]
     assert source.index.sampling_rate.tolist() == [0, 0, 0, 22_050, 0, 0, 0]
     for index in range(len(members)):
-        wanted = crop(files, index, seed=index)
+        wanted = crop(apart, index, seed=index)
         assert len(wanted) == RATE
         np.testing.assert_allclose(to_float32(crop(source, index, seed=index)), wanted, atol=1e-6)
 

@@ -14,7 +14,7 @@ from recordings import lag, noise, write
 from bestrq2.data import sources
 from bestrq2.data.audio import AUDIO_SUFFIXES, as_mono
 from bestrq2.data.decoders import UnreadableAudioError
-from bestrq2.data.open_source import open_recordings, open_source
+from bestrq2.data.open_source import open_source
 from bestrq2.data.sources import ArraySource, FileSource, PathList, split_source
 from bestrq2.errors import AudioError, DataError
 
@@ -132,8 +132,6 @@ def test_missing_and_empty_sources_are_named(tmp_path):
         open_source(tmp_path / "nowhere")
     with pytest.raises(DataError, match="a URL of tars, or soundworld"):
         open_source("nowhere")
-    with pytest.raises(DataError, match=r"nowhere does not exist; give .*, hub:NAME, or soundworld\.$"):
-        open_recordings("nowhere")  # reads no streams
     with pytest.raises(DataError, match="is empty: no files in it or below"):
         open_source(tmp_path)
     (tmp_path / "a.pdf").touch()

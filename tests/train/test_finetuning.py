@@ -18,7 +18,7 @@ from small_run import RATE, metrics, weights
 import bestrq2
 from bestrq2 import BestRQ2ForAudioClassification, cli
 from bestrq2.data.audio import read_audio
-from bestrq2.data.open_source import open_recordings
+from bestrq2.data.open_source import open_source
 from bestrq2.errors import BestRQ2Error, StoppedBySignal
 from bestrq2.evaluate.finetuned import ONE_CLASS, format_finetune_result
 from bestrq2.inference.classifier import load_classifier
@@ -141,12 +141,12 @@ def test_long_recordings_are_the_weighted_mean_of_their_windows(full_run: Simple
     waveform = np.concatenate([tone([PITCHES["low"]], 2.5, 1), tone([PITCHES["high"]], 1.5, 2)])
     soundfile.write(tmp_path / "long.wav", waveform, RATE, subtype="FLOAT")
     classifier = load_classifier(full_run.output, "cpu")
-    (found,) = classifier.predict(open_recordings(tmp_path))
+    (found,) = classifier.predict(open_source(tmp_path))
     with torch.no_grad():
         windows = [torch.from_numpy(part)[None] for part in (waveform[:40_000], waveform[40_000:])]
         first, second = (classifier.model(part).logits[0].softmax(0).numpy() for part in windows)
     np.testing.assert_allclose(found.probabilities, (2.5 * first + 1.5 * second) / 4, atol=1e-6)
-    workers = list(classifier.predict(open_recordings(tmp_path), num_workers=2))
+    workers = list(classifier.predict(open_source(tmp_path), num_workers=2))
     np.testing.assert_allclose(workers[0].probabilities, found.probabilities, atol=1e-6)
 
 

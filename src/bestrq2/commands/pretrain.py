@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from bestrq2.errors import BestRQ2Error
 
 if TYPE_CHECKING:
-    from bestrq2.data.remote import StreamSource
     from bestrq2.data.sources import Source
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS")
@@ -19,7 +18,7 @@ _LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS")
 
 def pretrain(
     *,
-    data: str | os.PathLike[str] | Source | StreamSource,
+    data: str | os.PathLike[str] | Source,
     output: str | os.PathLike[str],
     recipe: str = "best-rq-2",
     seed: int = 0,

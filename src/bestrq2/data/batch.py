@@ -51,7 +51,6 @@ class AudioBatch:
         rejected: recordings passed over, each with the reason.
         hidden_mask: bool [B, N], patches to hide, where the loader draws them; stays on the CPU.
         recordings: B names, the recording of each clip as its source describes it.
-        shard_counts: number of recordings in the remote shards that were read to their end since the last batch.
     """
 
     input_values: Tensor
@@ -61,7 +60,6 @@ class AudioBatch:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     hidden_mask: Tensor | None = None
     recordings: list[str] = field(default_factory=list)
-    shard_counts: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)

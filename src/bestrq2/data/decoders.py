@@ -134,6 +134,17 @@ class AudioBytes:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return len(self.content)
+
+    def read_into(self, buffer: Any, position: int) -> int:
+        """Fill a buffer with the bytes from a position on; returns their number."""
+        piece = memoryview(self.content)[position : position + len(buffer)]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
     def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
         """The bytes as an open file, like `Path.open`."""
         return cast(BinaryIO, MemoryFile(self))
@@ -154,7 +165,7 @@ class MemoryFile(io.RawIOBase):
         super().__init__()
         # FFmpeg guesses formats by suffix too, and takes other names for addresses.
         self.name = f"audio{PurePosixPath(audio.name).suffix}"
-        self._content = memoryview(audio.content)
+        self._audio = audio
         self._position = 0
 
     def readable(self) -> bool:
@@ -171,16 +182,15 @@ class MemoryFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to a position in bytes, counted from the start, from here, or from the end; never before the start."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._content)}[whence]
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._audio.size}[whence]
         self._position = max(0, origin + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with the bytes that follow; returns their number."""
-        piece = self._content[self._position : self._position + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._position += len(piece)
-        return len(piece)
+        count = self._audio.read_into(buffer, self._position)
+        self._position += count
+        return count
 
 
 # Opening
@@ -193,7 +203,7 @@ def open_decoder(audio: AudioPlace) -> Decoder:
         UnreadableAudioError: missing, empty, not a regular file, not audio, or without samples.
         AudioError: it cannot be opened now, for instance because too many files are open.
     """
-    size = len(audio.content) if isinstance(audio, AudioBytes) else _regular_size(audio)
+    size = audio.size if isinstance(audio, AudioBytes) else _regular_size(audio)
     if size == 0:
         raise UnreadableAudioError(f"{audio}: the file is empty (0 bytes).")
     # libsndfile's MPEG decoder guesses lengths, writes notes to the terminal, and does so even for what is not MPEG.

@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 
 from bestrq2.data.decoders import AudioBytes
-from bestrq2.data.open_source import audio_files, open_recordings, soundworld_count
+from bestrq2.data.open_source import audio_files, open_source, soundworld_count
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.data.sources import FileSource, PathList, Source, SubsetSource
 from bestrq2.data.splits import SPLITS, checked_split, complete_splits, split_named
@@ -353,7 +353,7 @@ def _read(place: str) -> _Annotations:
         return _read_class_folders(path)
     if path.suffix.lower() in TABLE_SUFFIXES:
         return _read_table(path)
-    source = open_recordings(place)
+    source = open_source(place)
     if not isinstance(source, ShardSource):
         raise DataError(f"{place} has no labels; give {_FORMS}.")
     return _read_tars(place, source)

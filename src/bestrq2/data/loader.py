@@ -24,10 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from bestrq2.data.batch import AudioBatch, Crop, DrawMask, collate, fixed_batches, sample_type
 from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows
 from bestrq2.data.decoders import UnreadableAudioError, put_samples, to_float32
-from bestrq2.data.order import BatchSchedule, CropKey, check_share, sample_order
-from bestrq2.data.remote import StreamSource
-from bestrq2.data.sources import Source
-from bestrq2.data.sources import split_source as _split_source
+from bestrq2.data.order import BatchSchedule, CropKey, sample_order
+from bestrq2.data.remote import FetchAhead
+from bestrq2.data.sources import LoaderError, Source, split_source
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.seeding import generator
 
@@ -38,22 +37,12 @@ MAX_TRIES = 1000
 CROP, FIXED = 0xC409, 0xF18ED
 
 
-class LoaderError(DataError):
-    """Base of errors that are raised in a loader's worker.
-
-    A DataLoader builds the error anew from a worker's stack trace; this keeps the sentence and leaves out the trace.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
-
-
 class AllRejectedError(LoaderError):
     """No recording of a source is usable."""
 
 
 def training_batches(
-    source: Source | StreamSource,
+    source: Source,
     *,
     sampling_rate: int,
     max_seconds: float,
@@ -91,57 +80,44 @@ def training_batches(
         ConfigError: sizes or numbers that are impossible together.
         DataError: there are no recordings.
     """
-    if isinstance(source, StreamSource):
-        from bestrq2.data.lanes import CropMaker
-        from bestrq2.data.stream import StreamDataset
-
-        check_seed(seed)
-        check_share(batch_size, start_step, rank, world_size)
-        steps = range(start_step, 1 << 62 if max_steps is None else max_steps)
-        make = CropMaker(sampling_rate, max_seconds, min_samples)
-        stream = StreamDataset(source, make, seed, batch_size, steps, draw_mask, rank, world_size)
-        longest = max(1, round(max_seconds * sampling_rate))
-        settings = worker_settings(num_workers, batch_samples=batch_size // world_size * longest)
-        pin = torch.cuda.is_available()
-        return DataLoader(stream, batch_size=None, collate_fn=_as_it_is, pin_memory=pin, **settings)
     dataset = CropDataset(source, sampling_rate, max_seconds, seed, min_samples)
-    schedule = BatchSchedule(dataset.order, batch_size, start_step, max_steps, rank, world_size)
-    return make_loader(dataset, schedule, num_workers, draw_mask)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def make_loader(
-    dataset: CropDataset,
-    schedule: BatchSchedule,
-    num_workers: int,
-    draw_mask: DrawMask | None = None,
-    pin_memory: bool | None = None,
-    prefetch_factor: int = 4,
-) -> DataLoader[Any]:
-    """Loader of `AudioBatch`es in the order of a schedule; see `training_batches`.
-
-    Args:
-        dataset: makes the items.
-        schedule: keys of the items.
-        num_workers: processes that decode; 0 decodes in this one.
-        draw_mask: function that draws the hidden patches.
-        pin_memory: page-locked memory; None for wherever CUDA is available.
-        prefetch_factor: batches each worker prepares ahead.
-
-    Raises:
-        ConfigError: a negative number of workers.
-    """
-    clips = schedule.batch_size // schedule.world_size
+    schedule = _FetchingSchedule(source, seed, batch_size, start_step, max_steps, rank, world_size)
+    clips = batch_size // world_size
     return DataLoader(
         dataset,
         batch_sampler=schedule,
         collate_fn=partial(collate, draw_mask=draw_mask),
-        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        **worker_settings(num_workers, prefetch_factor, clips * dataset.longest),
+        pin_memory=torch.cuda.is_available(),
+        **worker_settings(num_workers, clips * dataset.longest),
     )
+
+
+class _FetchingSchedule(BatchSchedule):
+    """A schedule that has remote shards fetched before their recordings are due.
+
+    Args:
+        source: audio to draw from.
+        seed: random seed of the order.
+        *share: see `BatchSchedule`.
+    """
+
+    def __init__(self, source: Source, seed: int, *share: Any) -> None:
+        super().__init__(source.order(seed), *share)
+        self.source, self.seed = source, seed
+
+    def __iter__(self) -> Iterator[list[CropKey]]:
+        if not self.source.is_remote():
+            yield from super().__iter__()
+            return
+        # Runs in the main process, from the first batch on: after the workers were forked.
+        start = self.start_step * self.batch_size
+        ahead = FetchAhead(self.source.order(self.seed), self.source.remote_shard, start)
+        try:
+            for keys in super().__iter__():
+                ahead.advance(keys[-1].step * self.batch_size)
+                yield keys
+        finally:
+            ahead.end()
 
 
 def check_seed(seed: int) -> None:
@@ -197,12 +173,6 @@ class CropDataset(Dataset[Crop]):
         Raises:
             AllRejectedError: every recording, or 1000 in a row, is unusable.
         """
-        crop = self._crop(key)
-        # A view into a file that may change is good for this moment only.
-        return crop if crop.waveform.flags.owndata else replace(crop, waveform=crop.waveform.copy())
-
-    def _crop(self, key: CropKey) -> Crop:
-        """The item of a key; its waveform may be a view that is good until the next one is read."""
         key = CropKey(*key)
         tries = min(len(self.source), MAX_TRIES)
         rejected: list[tuple[str, str]] = []
@@ -229,7 +199,7 @@ class CropDataset(Dataset[Crop]):
         shape, rows = (len(keys), self.longest), None
         crops: list[Crop] = []
         for place, key in enumerate(keys):
-            crop = self._crop(key)
+            crop = self[key]
             length, kind = len(crop.waveform), sample_type(crop.waveform)
             if rows is None or (rows.dtype != kind and kind == np.float32):
                 fresh = new_rows(shape, kind)
@@ -284,7 +254,7 @@ def rejection(source: Source, index: int, error: AudioError) -> str:
 
 
 def fixed_crops(
-    source: Source | StreamSource,
+    source: Source,
     count: int,
     *,
     seed: int,
@@ -307,11 +277,6 @@ def fixed_crops(
     Returns:
         Waveforms float32 [samples]; fewer than `count`, even none, where the source holds fewer usable recordings.
     """
-    if isinstance(source, StreamSource):
-        from bestrq2.data.lanes import CropMaker
-        from bestrq2.data.stream import stream_crops
-
-        return stream_crops(source, count, seed, CropMaker(sampling_rate, max_seconds, min_samples), rejected)
     crops: list[np.ndarray] = []
     for index in map(int, sample_order(FIXED, len(source), seed, source.parts())):
         if len(crops) == count:
@@ -326,16 +291,11 @@ def fixed_crops(
     return crops
 
 
-def split_source(source: Any, num_validation: int, seed: int) -> tuple[Any, Any]:
-    """Two disjoint parts of any source, for training and validation; see `sources.split_source`."""
-    if isinstance(source, StreamSource):
-        return source.split(num_validation, seed)
-    return _split_source(source, num_validation, seed)
-
-
 # How long a worker outlives SIGTERM: the step in hand may still need its batches.
 _GRACE_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
+# Batches that each worker prepares ahead.
+_AHEAD = 4
 
 
 def end_with_parent(parent: int) -> None:
@@ -381,12 +341,11 @@ def end_workers(loader: Any) -> None:
         iterator._shutdown_workers()
 
 
-def worker_settings(num_workers: int, prefetch_factor: int = 4, batch_samples: int = 0) -> dict[str, Any]:
+def worker_settings(num_workers: int, batch_samples: int = 0) -> dict[str, Any]:
     """Keyword arguments of a `DataLoader` that concern its workers.
 
     Args:
         num_workers: processes that decode; 0 decodes in this one.
-        prefetch_factor: batches each worker prepares ahead.
         batch_samples: samples of the largest `AudioBatch`; 0 where the loader makes something else.
 
     Raises:
@@ -397,11 +356,11 @@ def worker_settings(num_workers: int, prefetch_factor: int = 4, batch_samples: i
     # Forked workers share arrays in memory and need no import guard in the user's script; they run no torch threads.
     method, memory = "fork" if sys.platform == "linux" else "spawn", None
     if num_workers and batch_samples and method == "fork":
-        memory = memory_for(num_workers, prefetch_factor, batch_samples * np.dtype(np.float32).itemsize)
+        memory = memory_for(num_workers, _AHEAD, batch_samples * np.dtype(np.float32).itemsize)
     return {
         "num_workers": num_workers,
         "worker_init_fn": partial(_start_worker, memory=memory, parent=os.getpid()),
         "multiprocessing_context": multiprocessing.get_context(method) if num_workers else None,
         "persistent_workers": num_workers > 0,
-        "prefetch_factor": prefetch_factor if num_workers else None,
+        "prefetch_factor": _AHEAD if num_workers else None,
     }

@@ -15,9 +15,9 @@ import yaml
 from bestrq2.data.decoders import Decoder
 from bestrq2.data.hdf5 import HDF5_SUFFIXES
 from bestrq2.data.options import check_keys, split_options, with_options
-from bestrq2.data.order import Order
+from bestrq2.data.order import Order, Parts
 from bestrq2.data.remote import is_remote
-from bestrq2.data.sources import Source, split_source
+from bestrq2.data.sources import RemoteShard, Source, split_source
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.seeding import generator
 
@@ -125,6 +125,26 @@ class MixtureSource(Source):
         component, place = self._place(index)
         return component.opened(place)
 
+    def parts(self) -> Parts | None:
+        """The shards of all components; one that has none is a part of size 0."""
+        if all(component.parts() is None for component in self.components):
+            return None
+        starts, sizes = [], []
+        for first, component in zip(self.starts, self.components, strict=True):
+            parts = component.parts() or Parts(np.array([0, len(component)]), np.zeros(1, np.int64))
+            starts.append(first + parts.starts[:-1])
+            sizes.append(parts.sizes)
+        return Parts(np.append(np.concatenate(starts), len(self)), np.concatenate(sizes))
+
+    def is_remote(self) -> bool:
+        """Whether one of the components is."""
+        return any(component.is_remote() for component in self.components)
+
+    def remote_shard(self, index: int) -> RemoteShard | None:
+        """As its component knows it."""
+        component, place = self._place(index)
+        return component.remote_shard(place)
+
     def metadata(self, index: int) -> dict[str, Any]:
         """As its component knows it."""
         component, place = self._place(index)
@@ -153,7 +173,7 @@ class MixtureSource(Source):
         return training, MixtureSource(self.name, tuple(validation), tuple(weights))
 
 
-def open_mixture(path: Path, open_component: Callable[[str], object], parents: tuple[Path, ...] = ()) -> MixtureSource:
+def open_mixture(path: Path, open_component: Callable[[str], Source], parents: tuple[Path, ...] = ()) -> MixtureSource:
     """The mixture that a YAML file declares.
 
     Its only key is `sources`, a list of entries with the keys `data` (what `open_source` takes; relative paths start
@@ -166,7 +186,7 @@ def open_mixture(path: Path, open_component: Callable[[str], object], parents: t
 
     Raises:
         ConfigError: unknown keys, or a weight that is not a positive number.
-        DataError: no YAML, no sources, a source that cannot be opened or is a stream, or the file includes itself.
+        DataError: no YAML, no sources, a source that cannot be opened, or the file includes itself.
     """
     path = path.absolute()
     if path.resolve() in parents:
@@ -175,18 +195,13 @@ def open_mixture(path: Path, open_component: Callable[[str], object], parents: t
     for number, entry in enumerate(_entries(path), 1):
         where = f"{path}, source {number}"
         spec, weight = _component(path, where, entry)
-        if is_remote(spec):
-            raise DataError(
-                f"{where}: {entry['data']} is a stream and cannot be part of a mixture; download it, or write it as "
-                "local shards by `bestrq2 prepare` first."
-            )
         bare = spec.partition("?")[0]
         if Path(bare).suffix.lower() in MIXTURE_SUFFIXES and not _is_word(spec):
             check_keys(where, entry, ["data", "weight"])
-            component: object = open_mixture(Path(bare), open_component, (*parents, path.resolve()))
+            component: Source = open_mixture(Path(bare), open_component, (*parents, path.resolve()))
         else:
             component = open_component(spec)
-        if not isinstance(component, Source) or not len(component):
+        if not len(component):
             raise DataError(f"{where}: {entry['data']} holds no recordings.")
         components.append(component)
         weights.append(weight)

@@ -1,4 +1,4 @@
-"""From the word or path that a user gives to the source it stands for."""
+"""Resolve a --data argument to a source."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from pathlib import Path
+from urllib.request import url2pathname
 
 from bestrq2.data.audio import AUDIO_SUFFIXES, audio_info
 from bestrq2.data.hdf5 import HDF5_SUFFIXES, HDF5Source
@@ -13,69 +14,64 @@ from bestrq2.data.hub import PREFIX as HUB_PREFIX
 from bestrq2.data.hub import HubSource
 from bestrq2.data.mixture import MIXTURE_SUFFIXES, open_mixture
 from bestrq2.data.options import check_keys, split_options
-from bestrq2.data.remote import StreamSource, is_remote, open_stream
+from bestrq2.data.remote import expand_urls, is_remote
 from bestrq2.data.sources import ArraySource, FileSource, PathList, Source
 from bestrq2.data.tables import LIST_SUFFIXES, read_rows, resolved
 from bestrq2.errors import AudioError, DataError
 from bestrq2.text import counted
 
 SOUNDWORLD_CLIPS = 3000
-_FORMS = "a folder of audio or of tars, an audio file, a tar, a list, a mixture (.yaml), an HDF5 file (.h5), hub:NAME"
+_FORMS = (
+    "a folder of audio or of tars, an audio file, a tar, a list, a mixture (.yaml), an HDF5 file (.h5), hub:NAME, "
+    "a URL of tars"
+)
+_LOCAL_URL = "file://"
 
 
-def open_source(spec: str | Path) -> Source | StreamSource:
-    """The source that a word or path stands for.
+def open_source(spec: str | Path) -> Source:
+    """Resolve a --data argument to a source.
 
     Args:
         spec: one of
             - a folder (searched recursively for files with an audio suffix, or for tars; hidden ones, with a leading
-              dot, are left out), an audio file, or a
-              WebDataset tar;
-            - a list of files or of tars (.txt with one path a line, .csv or .tsv with a column "path", .jsonl with a
-              key "path", "audio" or "audio_filepath"; relative paths start at the list's folder);
+              dot, are left out), an audio file, or a WebDataset tar;
+            - a list of files or of tars (.txt with one path per line, .csv or .tsv with a column "path", .jsonl with a
+              key "path", "audio" or "audio_filepath"; relative paths start at the list's folder; tars may be URLs);
             - a pattern such as "shards/train-{000..099}.tar", "shards/*.tar" or "clips/**/*.flac";
+            - remote tars: a URL (http, https, s3, gs, hf and others that fsspec knows), or a pattern such as
+              "https://host/shard-{000..099}.tar" or "s3://bucket/shard-*.tar"; read through a local cache (`remote`);
             - a mixture of sources (.yaml, see `open_mixture`);
             - an HDF5 file (.h5, .hdf5, see `HDF5Source`), with "?exclude=ROWS.csv" to leave rows out;
             - "hub:NAME" for a dataset of the Hugging Face Hub, with options as in `HubSource`;
-            - remote tars: a URL, a pattern such as "https://host/shard-{000..099}.tar", or "pipe:COMMAND";
             - "soundworld" or "soundworld:N" for N generated clips (3000).
 
     Returns:
-        The source; its audio files are not opened yet, tars that have no index are indexed. Remote tars are a stream,
-        all else can be read in any order.
+        The source. Its audio files are not opened yet; tars without an index are indexed, remote ones are fetched for
+        that.
 
     Raises:
-        ConfigError: an option that this kind of source does not have.
+        ConfigError: an option that this kind of source does not have, or a kind of URL that cannot be fetched here.
         DataError: missing, not reachable, an empty folder or list, neither list nor audio, a pattern that nothing fits,
             or audio files and tars side by side.
     """
-    if isinstance(spec, str) and is_remote(spec):
-        return open_stream(spec)
-    return _open_local(spec, f"{_FORMS}, a URL of tars")
-
-
-def open_recordings(spec: str | Path) -> Source:
-    """A source whose recordings can be read in any order; see `open_source`.
-
-    Raises:
-        DataError: as `open_source`, and if it is a stream.
-    """
-    if isinstance(spec, str) and is_remote(spec):
-        raise DataError(
-            f"{spec} is a stream, which only pretraining reads; download the tars and name the local files."
-        )
-    return _open_local(spec, _FORMS)
-
-
-def _open_local(spec: str | Path, forms: str) -> Source:
-    """The source of anything but a stream; `forms` is what there could have been at a path where nothing is."""
     if isinstance(spec, str):
-        if (named := _named(spec)) is not None:
-            return named
-        spec, options = _options(spec)
+        if spec == "soundworld" or spec.startswith("soundworld:"):
+            return _soundworld(spec)
+        if spec.startswith(HUB_PREFIX):
+            return HubSource(spec)
+        if is_remote(spec) and not spec.startswith(_LOCAL_URL):
+            return _of_one_kind(expand_urls(spec), spec)
+        spec, options = _options(_local_path(spec))
         if options:
             return HDF5Source(Path(spec).expanduser(), options["exclude"])
-    return _open_path(Path(spec).expanduser(), forms)
+    return _open_path(Path(spec).expanduser())
+
+
+def _local_path(spec: str) -> str:
+    """The path of a file:// URL; anything else as it is."""
+    if not spec.startswith(_LOCAL_URL):
+        return spec
+    return url2pathname(spec.removeprefix(_LOCAL_URL).removeprefix("localhost"))
 
 
 def absolute_spec(spec: str) -> str:
@@ -112,15 +108,6 @@ def local_folder(spec: str) -> Path | None:
     return folder if spec and folder.is_dir() else None
 
 
-def _named(spec: str) -> Source | None:
-    """The source of a word that is no path; None for a path."""
-    if spec == "soundworld" or spec.startswith("soundworld:"):
-        return _soundworld(spec)
-    if spec.startswith(HUB_PREFIX):
-        return HubSource(spec)
-    return None
-
-
 def _options(spec: str) -> tuple[str, dict[str, str]]:
     """Path and options; a path that exists as it is written has none.
 
@@ -137,7 +124,7 @@ def _options(spec: str) -> tuple[str, dict[str, str]]:
     return bare, options
 
 
-def _open_path(path: Path, forms: str) -> Source:
+def _open_path(path: Path) -> Source:
     name = str(path.absolute())
     try:
         if path.is_dir():
@@ -145,7 +132,7 @@ def _open_path(path: Path, forms: str) -> Source:
         if not path.exists():
             if set("{*?[") & set(str(path)):
                 return _of_one_kind(_expanded(path), name)
-            raise DataError(f"{path} does not exist; give {forms}, or soundworld.")
+            raise DataError(f"{path} does not exist; give {_FORMS}, or soundworld.")
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}).") from error
     if path.suffix.lower() in MIXTURE_SUFFIXES:
@@ -155,13 +142,9 @@ def _open_path(path: Path, forms: str) -> Source:
     if path.suffix.lower() in LIST_SUFFIXES:
         columns = ("path", "audio", "audio_filepath") if path.suffix.lower() == ".jsonl" else ("path",)
         rows = read_rows(path, [columns], optional=("label",))
-        if (remote := next((row["path"] for row in rows if is_remote(row["path"])), None)) is not None:
-            raise DataError(
-                f"{path}: lists hold local paths, and {remote} is none; give remote tars as a pattern of URLs, such as "
-                '"https://host/shard-{000..099}.tar".'
-            )
         if any(_is_tar(row["path"]) for row in rows):
-            return _of_one_kind([str(resolved(path, row["path"])) for row in rows], name)
+            listed = [row["path"] for row in rows]
+            return _of_one_kind([one if is_remote(one) else str(resolved(path, one)) for one in listed], name)
         labels = [row["label"] for row in rows] if any(row["label"] for row in rows) else None
         return FileSource(name, PathList(str(resolved(path, row["path"])) for row in rows), labels)
     if _is_tar(path.name):
@@ -176,7 +159,7 @@ def _open_path(path: Path, forms: str) -> Source:
 
 
 def _is_tar(path: str) -> bool:
-    return path.lower().endswith(".tar")
+    return path.lower().endswith(".tar") or is_remote(path)
 
 
 def _of_one_kind(paths: list[str], name: str) -> Source:
@@ -189,7 +172,7 @@ def _of_one_kind(paths: list[str], name: str) -> Source:
         raise DataError(f"{name}: names {counted(tars, 'tar')} and other files ({other}); name the two kinds apart.")
     from bestrq2.data.shards.shard_source import open_shards
 
-    return open_shards(PathList(paths), name)
+    return open_shards(paths, name)
 
 
 def _folder_source(folder: Path, name: str) -> Source:

@@ -1,76 +1,453 @@
-"""Remote shards: what a URL or a pattern of URLs stands for."""
+"""Remote shards: a local cache of whole tars with a size limit, which several processes may share.
+
+fsspec fetches them: http(s) always, s3, gs, hf and others where their package is installed. A shard is in the cache
+under the hash of its URL, with its index beside it; indexes stay when tars are evicted, so a corpus is indexed once.
+Cached shards are not compared with the remote ones again: a changed shard needs a new name.
+
+Environment variables:
+    BESTRQ2_CACHE: folder of the cache; ~/.cache/bestrq2 by default.
+    BESTRQ2_SHARD_CACHE_GB: size limit of the cached tars in GB; 20 by default.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import fcntl
+import hashlib
+import importlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
 
-from bestrq2.data.transfer import Patience, Shard, check_url
-from bestrq2.errors import ConfigError, DataError
-from bestrq2.seeding import generator
+from bestrq2.data.order import WINDOW_BYTES, Order
+from bestrq2.data.shards.building import INDEX_SUFFIX, load_index, stored_index
+from bestrq2.data.shards.index import ShardIndex
+from bestrq2.data.shards.members import BadShardError
+from bestrq2.data.sources import LoaderError, RemoteShard
+from bestrq2.errors import BestRQ2Error, ConfigError, DataError
+from bestrq2.files import cache_folder, is_full, whole_file
+from bestrq2.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_GB = 20.0
+# Retries of a transfer: seconds before the second, third, ... attempt.
+WAITS = (1.0, 2.0, 4.0, 8.0)
+# Seconds without a connection, or without a byte, after which an attempt has failed (http).
+CONNECT_SECONDS, READ_SECONDS = 30.0, 60.0
+# Shards fetched at once while a corpus is indexed, or ahead of training.
+INDEXED_AT_ONCE, AHEAD_AT_ONCE = 8, 4
+# Places in the order that are looked through for remote shards, where few recordings are remote.
+_PLACES_AHEAD = 200_000
+# 408, 425 and 429 (timeout, too early, too many requests) may be another answer a moment later; other 4xx are final.
+PASSING_ANSWERS = (408, 425, 429)
+# Compressed tars are unpacked into the cache: first bytes, and the module of the standard library that reads them.
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+PACKAGES |= {"hf": "huggingface_hub", "http": "aiohttp requests", "https": "aiohttp requests"}
 
 
-@dataclass(frozen=True)
-class StreamSource:
-    """Remote tars of audio, read from beginning to end only.
-
-    Attributes:
-        name: what the user calls them.
-        urls: of the shards.
-        counts: samples in each shard that was read to its end before; with them a resumed run passes over whole shards
-            without fetching them.
-        patience: with the network.
-    """
-
-    name: str
-    urls: tuple[str, ...]
-    counts: Mapping[str, int] = field(default_factory=dict)
-    patience: Patience = field(default_factory=Patience)
-
-    def split(self, num_validation: int, seed: int) -> tuple[StreamSource, StreamSource | None]:
-        """(training, validation): one whole shard is held out, if any is wanted and there are two or more."""
-        if num_validation <= 0 or len(self.urls) < 2:
-            return self, None
-        held_out = int(generator("stream", "split", seed).permutation(len(self.urls))[-1])
-        rest = self.urls[:held_out] + self.urls[held_out + 1 :]
-        return replace(self, urls=rest), replace(self, urls=(self.urls[held_out],))
+class UnreachableError(LoaderError):
+    """A shard cannot be fetched; the run stops, and can be resumed."""
 
 
 def is_remote(spec: str) -> bool:
-    """Whether a source's name is that of a stream: a URL, or a command behind "pipe:"."""
-    return "://" in spec or spec.startswith("pipe:")
+    """Whether a text is a URL."""
+    return "://" in spec
 
 
-def open_stream(spec: str, patience: Patience | None = None) -> StreamSource:
-    """The shards that a URL or a pattern of URLs stands for; the first one is contacted.
-
-    Args:
-        spec: such as "https://host/shard-{000..099}.tar", "s3://bucket/shard.tar", or "pipe:COMMAND" for a shell
-            command that writes a tar.
-        patience: with the network.
+def expand_urls(pattern: str) -> list[str]:
+    """URLs that a pattern stands for: braces name each; wildcards are looked up where the server lists files.
 
     Raises:
-        ConfigError: a kind of URL that cannot be fetched here.
-        DataError: the first shard cannot be reached, is no tar, or holds no audio.
+        ConfigError: unbalanced braces, or a kind of URL that cannot be fetched here.
+        DataError: nothing fits a wildcard.
     """
     from braceexpand import braceexpand
 
     try:
-        urls = tuple(braceexpand(spec, escape=False))
+        spelled = list(braceexpand(pattern, escape=False))
     except ValueError as error:
-        raise ConfigError(f"{spec}: a brace is not closed; write for instance shard-{{000..099}}.tar") from error
-    for url in urls:
-        check_url(url)
-    source = StreamSource(spec, urls, patience=patience or Patience())
-    # A mistyped address must not take as long as a server that is started again in the middle of a run.
-    shard = Shard(urls[0], replace(source.patience, absent=False))
-    _, first = shard.window(0, 1)
-    shard.close()
-    if shard.failure is not None:
-        raise DataError(f"{shard.url} cannot be fetched: {shard.failure}.")
-    if not first and shard.damage is not None:
-        raise DataError(f"{shard.url} is no tar with audio in it: it {shard.damage}.")
-    if not first:
-        found = ", ".join(sorted(shard.others)[:5]) or "nothing"
-        raise DataError(f"{shard.url} holds no audio (found: {found}; expected .wav, .flac, .mp3 and the like).")
-    return source
+        raise ConfigError(f"{pattern}: a brace is not closed; write for instance shard-{{000..099}}.tar") from error
+    urls: list[str] = []
+    for url in spelled:
+        system, path = _file_system(url)
+        protocol = urlsplit(url).scheme
+        if "*" not in path or protocol in ("http", "https"):
+            urls.append(url)
+            continue
+        try:
+            found = sorted(system.glob(path))
+        except Exception as error:
+            raise DataError(f"{url} cannot be listed ({_failure(error)[0]}).") from error
+        if not found:
+            raise DataError(f"{url}: nothing fits this pattern.")
+        urls += [f"{protocol}://{str(name).removeprefix(f'{protocol}://')}" for name in found]
+    return urls
+
+
+def cached_path(url: str) -> Path:
+    """Where the cache keeps a shard, whether it is there or not."""
+    name = PurePosixPath(urlsplit(url).path).name[-60:] or "shard.tar"
+    digest = hashlib.blake2b(url.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return cache_folder() / "remote" / f"{digest}-{name}"
+
+
+def cache_limit() -> int:
+    """Size limit of the cache in bytes.
+
+    Raises:
+        ConfigError: BESTRQ2_SHARD_CACHE_GB is not a positive number.
+    """
+    text = os.environ.get("BESTRQ2_SHARD_CACHE_GB") or str(DEFAULT_GB)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < 1e9:
+        raise ConfigError(f"BESTRQ2_SHARD_CACHE_GB is {text!r}; it must be a positive number of GB")
+    return int(limit * 1e9)
+
+
+def open_shard(url: str) -> FileIO:
+    """A cached shard, open for reading and locked against eviction until it is closed; fetched if it is not there.
+
+    Raises:
+        UnreachableError: it cannot be fetched.
+    """
+    while True:
+        path = fetch(url)
+        # Another process may evict it between the two calls.
+        with suppress(FileNotFoundError):
+            file = FileIO(str(path))
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()
+
+
+def fetch(url: str, waits: Sequence[float] | None = None) -> Path:
+    """Fetch a shard into the cache unless it is there.
+
+    Only one process fetches it; others wait for that one.
+
+    Args:
+        url: address of the shard.
+        waits: seconds before the second, third, ... attempt; `WAITS` by default.
+
+    Returns:
+        Its path in the cache; it appears there whole.
+
+    Raises:
+        UnreachableError: every attempt failed.
+    """
+    path = cached_path(url)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        _touch(path)
+        return path
+    with _cache_errors(path), _locked(path.with_name(f".{path.name}.lock")):
+        if not path.exists():
+            _download(url, path, WAITS if waits is None else waits)
+            _evict(path, cache_limit())
+    return path
+
+
+def _touch(path: Path) -> None:
+    """Set the time of access, by which shards are evicted; the time of change belongs to the index."""
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+@contextmanager
+def _cache_errors(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        remedy = "lower BESTRQ2_SHARD_CACHE_GB, or set" if is_full(error) else "set"
+        raise UnreachableError(
+            f"{path.parent}: the cache of remote shards cannot be written ({error.strerror or error}); {remedy} "
+            "BESTRQ2_CACHE to another folder, and resume the run."
+        ) from error
+
+
+@contextmanager
+def _locked(name: Path) -> Iterator[None]:
+    """An exclusive lock between processes."""
+    with name.open("a") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # Processes forked meanwhile have a copy of the descriptor, which would keep the lock.
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _evict(kept: Path, limit: int) -> None:
+    """Remove shards, the least recently used first, until the rest is within the limit; `kept` and open ones stay."""
+    with _locked(kept.with_name(".evict.lock")):
+        entries = []
+        for entry in os.scandir(kept.parent):
+            with suppress(FileNotFoundError):
+                status = entry.stat()
+                if entry.name.endswith(".tmp") and time.time() - status.st_mtime > 86_400:
+                    os.unlink(entry.path)  # of a process that was killed
+                elif not entry.name.startswith(".") and not entry.name.endswith(INDEX_SUFFIX):
+                    entries.append((status.st_atime_ns, status.st_size, entry.path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= limit:
+                return
+            if path != str(kept) and _unused(path):
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                total -= size
+
+
+def _unused(path: str) -> bool:
+    """Whether no process has a shard open."""
+    try:
+        with FileIO(path) as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks; what is open stays readable
+        return True
+
+
+def _download(url: str, path: Path, waits: Sequence[float]) -> None:
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        stale.unlink(missing_ok=True)
+    for wait in (*waits, None):
+        try:
+            with whole_file(path) as temporary:
+                _transfer(url, temporary)
+            return
+        except Exception as error:
+            if isinstance(error, OSError) and is_full(error):
+                raise
+            reason, final = _failure(error)
+            if final or wait is None:
+                raise UnreachableError(f"{url} cannot be fetched: {reason}.") from error
+            logger.warning("%s: %s; trying again in %g s", url, reason, wait)
+        time.sleep(wait)
+
+
+def _transfer(url: str, target: Path) -> None:
+    system, path = _file_system(url)
+    system.get_file(path, str(target))
+    with target.open("rb") as file:
+        start = file.read(6)
+    for magic, module in COMPRESSED.items():
+        if start.startswith(magic):
+            packed = target.with_name(f"{target.name}.packed.tmp")
+            target.replace(packed)
+            try:
+                with importlib.import_module(module).open(packed) as source, target.open("wb") as plain:
+                    shutil.copyfileobj(source, plain, 1 << 20)
+            finally:
+                packed.unlink(missing_ok=True)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """File system of fsspec, and the path in it.
+
+    Raises:
+        ConfigError: there is none for this kind of URL, or its package is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    protocol = urlsplit(url).scheme
+    options: dict[str, Any] = {}
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        # The default is 5 minutes for a whole file.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+        options = {"client_kwargs": {"timeout": timeout, "headers": {"User-Agent": "bestrq2"}}}
+    try:
+        system, path = url_to_fs(url, **options)
+        return system, path
+    except ImportError as error:
+        package = PACKAGES.get(protocol)
+        remedy = f"pip install {package}" if package else str(error).rstrip(".")
+        raise ConfigError(f"{url}: {protocol}:// needs a package that is not installed; {remedy}") from error
+    except ValueError as error:
+        known = ", ".join(sorted({"http", "https", "s3", "gs", "hf", "file"}))
+        raise ConfigError(f"{url}: there is no way to fetch from {protocol}://; known are {known}") from error
+
+
+def _failure(error: Exception) -> tuple[str, bool]:
+    """Why a transfer failed, and whether another attempt would give the same."""
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, FileNotFoundError):
+        return "404 Not Found", True
+    if isinstance(error, PermissionError):
+        return f"access denied ({error}); check the credentials", True
+    if isinstance(status, int):
+        reason = getattr(error, "message", "") or str(error)
+        return f"{status} {reason}".strip(), 400 <= status < 500 and status not in PASSING_ANSWERS
+    if isinstance(error, TimeoutError):
+        return "no answer in time", False
+    if isinstance(error, ConfigError | ValueError):
+        return str(error).rstrip("."), True
+    if type(error).__name__ == "ClientPayloadError":  # of aiohttp, which only http needs
+        return "the connection broke", False
+    inner = getattr(error, "os_error", None)
+    if isinstance(inner, OSError):  # no such host, or nothing answers at its port
+        code = inner.errno or 0  # below 0 for errors of look-ups
+        reason = os.strerror(code) if code > 0 else inner.strerror
+        return f"{reason}; check the address, and that its server runs", False
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(reason).split()).rstrip(".") or type(error).__name__, False
+
+
+def shard_index(url: str, waits: Sequence[float] | None = None) -> ShardIndex:
+    """Index of a remote shard: that of the cache, else the one beside the shard, else the shard is fetched and indexed.
+
+    Raises:
+        BadShardError: the shard is not a tar with audio.
+        UnreachableError: it cannot be fetched.
+    """
+    path = cached_path(url)
+    place = path.with_name(path.name + INDEX_SUFFIX)
+    if (stored := stored_index(place)) is not None:
+        return stored
+    if "?" not in url:
+        with suppress(Exception):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(place) as temporary:
+                _transfer(url + INDEX_SUFFIX, temporary)
+            if (stored := stored_index(place)) is not None:
+                return stored
+    while True:
+        # Another process may evict it between the two calls.
+        with suppress(FileNotFoundError):
+            path = fetch(url, waits)
+            with FileIO(str(path)) as file:
+                with suppress(OSError):
+                    fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+                try:
+                    return load_index(path)
+                except BadShardError as error:
+                    raise type(error)(str(error).replace(str(path), url)) from error
+
+
+def shard_indexes(urls: Sequence[str], first_wait: bool = False) -> Iterator[ShardIndex | BestRQ2Error]:
+    """Indexes of shards in their order, several at once; an error in place of an index that there is none of.
+
+    A shard without an index is fetched, so this takes as long as the download where nothing is indexed yet.
+
+    Args:
+        urls: addresses of the shards.
+        first_wait: retry for the first shard, too; without, a mistyped address is noticed at once.
+    """
+
+    def one(number: int) -> ShardIndex | BestRQ2Error:
+        try:
+            return shard_index(urls[number], None if number or first_wait else ())
+        except BestRQ2Error as error:
+            return error
+
+    results: list[Future[ShardIndex | BestRQ2Error]] = [Future() for _ in urls]
+    waiting = deque(range(1, len(urls)))
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                number = waiting.popleft()
+                results[number].set_result(one(number))
+
+    yield one(0)
+    # Threads of a pool would keep an interrupted program alive until their downloads are done.
+    for _ in range(min(INDEXED_AT_ONCE, len(waiting))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        with Progress("index", len(urls), "shards", done=1, leave=False) as progress:
+            for result in results[1:]:
+                yield result.result()
+                progress.advance()
+    finally:
+        waiting.clear()
+
+
+class FetchAhead:
+    """Fetches the remote shards that training needs next, in threads, while it uses those of the present window.
+
+    Args:
+        order: order of the recordings; not used elsewhere.
+        shard_of: remote shard of a recording; None where it is local.
+        start: place in the order from which on recordings are used.
+    """
+
+    def __init__(self, order: Order, shard_of: Callable[[int], RemoteShard | None], start: int) -> None:
+        self._order, self._shard_of, self._place = order, shard_of, start
+        self._position = start
+        self._moved, self._ended = threading.Event(), False
+        self._slots = threading.Semaphore(AHEAD_AT_ONCE)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def advance(self, position: int) -> None:
+        """Say which place in the order is used next."""
+        self._position = position
+        self._moved.set()
+
+    def end(self) -> None:
+        """Fetch no more."""
+        self._ended = True
+        self._moved.set()
+
+    def _run(self) -> None:
+        # Shards that are needed after the present place, and those of this window and the next.
+        ahead: deque[tuple[int, int]] = deque()
+        seen: OrderedDict[str, int] = OrderedDict()
+        while not self._ended:
+            while ahead and ahead[0][0] < self._position:
+                ahead.popleft()
+            if sum(size for _, size in ahead) >= WINDOW_BYTES or self._place - self._position > _PLACES_AHEAD:
+                self._moved.wait(10.0)
+                self._moved.clear()
+                continue
+            shard = self._shard_of(self._order(self._place)[1])
+            if shard is not None:
+                if shard.url not in seen:
+                    ahead.append((self._place, shard.size))
+                    self._slots.acquire()
+                    threading.Thread(target=self._fetch, args=(shard.url,), daemon=True).start()
+                    while seen and sum(seen.values()) + shard.size > 2 * WINDOW_BYTES:
+                        seen.popitem(last=False)
+                seen[shard.url] = shard.size
+                seen.move_to_end(shard.url)
+            self._place += 1
+
+    def _fetch(self, url: str) -> None:
+        try:
+            fetch(url)
+        except BestRQ2Error as error:
+            # The process that reads the shard tries again, and reports the error.
+            logger.debug("%s", error)
+        finally:
+            self._slots.release()
+
+
+def fetch_soon(url: str) -> None:
+    """Fetch a shard in a thread, such as the one after that which is being read."""
+
+    def work() -> None:
+        with suppress(BestRQ2Error):
+            fetch(url)
+
+    if not cached_path(url).exists():
+        threading.Thread(target=work, daemon=True).start()

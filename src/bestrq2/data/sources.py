@@ -8,16 +8,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from bestrq2.data.audio import array_decoder, errors_named, open_audio, random_crop
 from bestrq2.data.decoders import Decoder
 from bestrq2.data.order import EpochOrder, Order, Parts, sample_order
+from bestrq2.errors import DataError
 
 # First word of its seed sequence, so that it shares no random numbers with others.
 SPLIT = 0x5B117
+
+
+class RemoteShard(NamedTuple):
+    """A remote tar.
+
+    Attributes:
+        url: its address.
+        size: bytes.
+    """
+
+    url: str
+    size: int
+
+
+class LoaderError(DataError):
+    """Base of errors that reading a source may raise in a worker process and that end the job.
+
+    A DataLoader builds the error anew from a worker's stack trace; this keeps the sentence and leaves out the trace.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 class Source(ABC):
@@ -61,6 +84,14 @@ class Source(ABC):
         """Which recording comes when in an endless run: each once an epoch, the epochs shuffled anew."""
         return EpochOrder(len(self), seed, self.parts())
 
+    def is_remote(self) -> bool:
+        """Whether some recordings are in remote tars."""
+        return False
+
+    def remote_shard(self, index: int) -> RemoteShard | None:
+        """The remote tar that holds a recording; None for a recording that is here."""
+        return None
+
     def split(self, num_validation: int, seed: int) -> tuple[Source, Source | None]:
         """Two disjoint parts, a function of the length and the seed; see `split_source`."""
         taken = min(num_validation, max(1, len(self) // 10))
@@ -79,7 +110,7 @@ class Source(ABC):
 
         Returns:
             [samples], mono, at `sampling_rate`, neither silent nor holding NaN: float32, or int16 (full scale 32768)
-            where the recording is kept like that. An int16 array may be a view into a file: use or copy it at once.
+            where the recording is kept like that.
 
         Raises:
             AudioError: nothing usable there. An UnreadableAudioError holds for every other crop of it too.
@@ -201,6 +232,14 @@ class SubsetSource(Source):
     def metadata(self, index: int) -> dict[str, Any]:
         """As the whole source knows it."""
         return self.whole.metadata(int(self.indices[index]))
+
+    def is_remote(self) -> bool:
+        """As the whole source."""
+        return self.whole.is_remote()
+
+    def remote_shard(self, index: int) -> RemoteShard | None:
+        """As the whole source knows it."""
+        return self.whole.remote_shard(int(self.indices[index]))
 
     def parts(self) -> Parts | None:
         """What is left of the whole source's shards; None where the recordings are not in their order."""

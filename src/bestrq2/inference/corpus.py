@@ -39,7 +39,7 @@ from bestrq2.data.corpus_pass import (
     sample_reader,
     span_samples,
 )
-from bestrq2.data.open_source import absolute_spec, open_recordings
+from bestrq2.data.open_source import absolute_spec, open_source
 from bestrq2.data.parts import Part, PartsFolder, read_identity
 from bestrq2.data.rejections import HEADER, rejection_line
 from bestrq2.data.sources import Source
@@ -260,7 +260,7 @@ class EmbedJob(ModelJob):
     digits = 9  # restores every float32
 
     def __init__(self, model: str, spec: str, options: EmbedOptions, device: str | None = None) -> None:
-        source = open_recordings(spec)  # first: loading the model takes longer
+        source = open_source(spec)  # first: loading the model takes longer
         self.embedder, self.options = load(model, device), options
         self.embedder.check_options(**options.keywords())
         names = {"rows": "frames" if options.frames else "clips", **options.keywords()}
@@ -314,7 +314,7 @@ class PredictJob(ModelJob):
     digits = 6
 
     def __init__(self, model: str, spec: str, threshold: float, batch_size: int, device: str | None = None) -> None:
-        source = open_recordings(spec)  # first: loading the model takes longer
+        source = open_source(spec)  # first: loading the model takes longer
         self.classifier, self.threshold, self.batch_size = load_classifier(model, device), threshold, batch_size
         options = {"rows": "predictions", "threshold": threshold}
         super().__init__(source, self.classifier.model, Path(model).name, "predict", options)

@@ -19,7 +19,6 @@ from bestrq2.data.loader import end_workers, fixed_batches, fixed_crops, split_s
 from bestrq2.data.open_source import open_source
 from bestrq2.data.prepare.summary import prepared_statistics
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.remote import StreamSource
 from bestrq2.data.sources import Source
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.evaluate.online import OnlineProbe
@@ -49,7 +48,6 @@ from bestrq2.train.processes import (
 from bestrq2.train.progress import Progress
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import PretrainConfig, changed_rounding, changed_settings
-from bestrq2.train.shard_counts import ShardCounts, with_known_counts
 from bestrq2.train.statistics import band_statistics
 from bestrq2.train.stopping import StopRequest
 from bestrq2.train.timing import Timing
@@ -60,12 +58,11 @@ logger = logging.getLogger(__name__)
 _VALIDATION_BATCH = 16
 # Recordings in the report of a run that holds none out.
 _SHOWN = 16
-_SHARD_COUNTS = "shards.json"
 
 
 def pretrain(
     *,
-    data: str | os.PathLike[str] | Source | StreamSource,
+    data: str | os.PathLike[str] | Source,
     output: str | os.PathLike[str],
     recipe: str = "best-rq-2",
     seed: int = 0,
@@ -101,7 +98,7 @@ def pretrain(
         BestRQ2Error: with one sentence that says what to change.
         KeyboardInterrupt: if it was stopped by Ctrl-C; the run can be resumed.
     """
-    source = data if isinstance(data, Source | StreamSource) else None
+    source = data if isinstance(data, Source) else None
     settings: dict[str, Any] = {
         "recipe": recipe, "data": source.name if source else str(data), "output": str(output), "seed": seed,
         "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer, "probe": probe,
@@ -110,7 +107,7 @@ def pretrain(
     return run_pretraining(resolve(settings), resume=resume, source=source)
 
 
-def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source | StreamSource | None = None) -> Path:
+def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source | None = None) -> Path:
     """Pretrain as configured; see `pretrain`."""
     source = open_source(config.data) if source is None else source
     folder, first = RunFolder(config.output), first_process()
@@ -126,17 +123,16 @@ def run_pretraining(config: PretrainConfig, resume: bool = False, source: Source
         stop.listening(),
         lost_processes_named(folder.root),
     ):
-        start, checkpoint = _resume_point(folder, config, _count(source)) if resume else (0, None)
+        start, checkpoint = _resume_point(folder, config, len(source)) if resume else (0, None)
         if start == config.trainer.max_steps and folder.report.exists():
             logger.info("%s: all %d steps are done already", folder.root, start)
             return folder.root
         probe = open_probe(config)
-        source = with_known_counts(source, folder.root / _SHARD_COUNTS)
         training, held_out = split_source(source, config.loader.validation_clips, config.seed)
         if first:
             folder.remove_leftovers()
             folder.write_config(config.to_dict())
-            counts = {"recordings": _count(source), "held_out": _count(held_out)}
+            counts = {"recordings": len(source), "held_out": len(held_out) if held_out else 0}
             folder.write_environment(counts)
         _Run(config, folder, training, held_out, start, checkpoint, stop, probe).fit()
     return folder.root
@@ -149,8 +145,8 @@ class _Run:
         self,
         config: PretrainConfig,
         folder: RunFolder,
-        training: Source | StreamSource,
-        held_out: Source | StreamSource | None,
+        training: Source,
+        held_out: Source | None,
         start: int,
         checkpoint: Path | None,
         stop: StopRequest,
@@ -183,10 +179,10 @@ class _Run:
         self.shown = self._fixed_crops(held_out or training, config.loader.validation_clips or _SHOWN)
         self.trainer = self._trainer(self.shown if held_out else [])
 
-    def _set_statistics(self, training: Source | StreamSource) -> None:
+    def _set_statistics(self, training: Source) -> None:
         """Take the statistics of a prepared corpus; estimate those of any other."""
         encoder = self.module.model.base_model
-        if isinstance(training, Source) and (known := prepared_statistics(training, self.config.model)):
+        if known := prepared_statistics(training, self.config.model):
             logger.info("%s: mean and deviation per mel band are those of its summary", training.name)
             encoder.set_statistics(*known)
             return
@@ -203,7 +199,7 @@ class _Run:
         if first_process():
             self.rejections.add(rejected)
 
-    def _fixed_crops(self, source: Source | StreamSource, count: int) -> list[np.ndarray]:
+    def _fixed_crops(self, source: Source, count: int) -> list[np.ndarray]:
         rejected: list[tuple[str, str]] = []
         crops = fixed_crops(source, count, **self.crops, rejected=rejected)
         self._reject(rejected)
@@ -221,9 +217,8 @@ class _Run:
         failures = FailureKeeper(self.folder.root, config.watch.max_skipped_in_a_row)
         watch = Watch(config, self.folder.warnings, progress.clock)
         timing = Timing(self.folder.timing, self.start)
-        shards = ShardCounts(self.folder.root / _SHARD_COUNTS)
         probing = [OnlineProbing(self.probe, config.probe, self.folder.online_probe, timing)] if self.probe else []
-        callbacks += [failures, evaluation, *probing, timing, watch, self.keeper, progress, shards]
+        callbacks += [failures, evaluation, *probing, timing, watch, self.keeper, progress]
         try:
             devices, num_nodes = launched_shape(settings)
             return pl.Trainer(
@@ -295,14 +290,7 @@ class _Run:
         )
 
 
-def _count(source: Source | StreamSource | None) -> int | None:
-    """Recordings of a source, 0 for no source; None where only reading all of it would tell."""
-    if isinstance(source, StreamSource):
-        return None
-    return len(source) if source is not None else 0
-
-
-def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int | None) -> tuple[int, Path | None]:
+def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int) -> tuple[int, Path | None]:
     """Steps done in the run that lies here, and its newest sound state; (0, None) where there is none.
 
     Raises:
@@ -315,7 +303,7 @@ def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int | N
     step, path = folder.store(config.trainer).newest()
     changes = changed_settings(old, config.to_dict())
     before = folder.read_environment().get("recordings")
-    if before is not None and recordings is not None and before != recordings:
+    if before not in (None, recordings):
         changes.append(f"data held {before} recordings and now holds {recordings}")
     if changes:
         raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")

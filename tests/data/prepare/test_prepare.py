@@ -223,7 +223,7 @@ def test_tars_can_be_prepared_again_and_keep_their_origin(prepared_mixed, prepar
 
 def test_generated_audio_can_be_prepared(tmp_path, prepared_folder, monkeypatch):
     source = ArraySource([scene(30_000, 1), scene(20_000, 2)], RATE, name="generated")
-    monkeypatch.setattr(run, "open_recordings", lambda _: source)
+    monkeypatch.setattr(run, "open_source", lambda _: source)
     run_prepare("generated", tmp_path / "out", num_workers=1)
     assert [entry["path"] for entry in prepared_folder(tmp_path / "out").json.values()] == [
         "generated clip 0",
@@ -299,7 +299,7 @@ class OneByOne(ArraySource):
 
 def test_names_are_read_once_and_together(tmp_path, monkeypatch, capsys):
     source = OneByOne([scene(RATE, number) for number in range(3)], RATE, name="generated")
-    monkeypatch.setattr(run, "open_recordings", lambda _: source)
+    monkeypatch.setattr(run, "open_source", lambda _: source)
     monkeypatch.setattr(corpus_pass, "_NAMES_SHOWN", 1)
     monkeypatch.setattr(corpus_pass, "Progress", partial(Progress, lines_every_seconds=0))
     monkeypatch.setattr(run, "_pack", lambda *_: None)

@@ -78,12 +78,6 @@ def test_a_source_without_anything_to_use(tmp_path, capsys):
     assert run_prepare(str(tmp_path / "in"), tmp_path / "out", num_workers=1)["clips"] == 1
 
 
-def test_a_stream_is_refused(made, tmp_path, capsys):
-    assert "is a stream, which only pretraining reads" in refused(
-        capsys, f"pipe:cat {made}/shard-000000.tar", tmp_path / "out"
-    )
-
-
 def test_another_corpus_is_not_mixed_in(source, made, damaged, tmp_path, capsys):
     format = json.loads((made / "summary.json").read_text())["format"]
     options = ["--shard_size", "0.01", "--format", format]

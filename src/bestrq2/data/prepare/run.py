@@ -25,7 +25,7 @@ from bestrq2.data.corpus_pass import (
     part_of,
     printable,
 )
-from bestrq2.data.open_source import absolute_spec, local_folder, open_recordings
+from bestrq2.data.open_source import absolute_spec, local_folder, open_source
 from bestrq2.data.parts import Part, PartsFolder, Stretch
 from bestrq2.data.prepare.cutting import CLIP, Options, Piece, cut, pieces_table, read_pieces
 from bestrq2.data.prepare.folder import (
@@ -124,7 +124,7 @@ class PrepareJob(CorpusJob):
     """
 
     def __init__(self, spec: str, options: Options) -> None:
-        self.source, self.options = open_recordings(spec), options
+        self.source, self.options = open_source(spec), options
         if len(self.source) == 0:
             raise DataError(f"{spec} holds no recordings.")
         self.read = SpanReader(

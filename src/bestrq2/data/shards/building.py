@@ -1,22 +1,18 @@
-"""Making the index of a tar from its headers, and keeping it for the next time."""
+"""Indexing of tars by their headers, and storage of the indexes."""
 
 from __future__ import annotations
 
 import logging
 import os
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
-
 from bestrq2.data.audio import AUDIO_SUFFIXES
-from bestrq2.data.shards.index import ShardIndex, Stamp, read_index, write_index
+from bestrq2.data.shards.index import IndexRows, ShardIndex, Span, Stamp, read_index, write_index
 from bestrq2.data.shards.members import BadShardError, BrokenOffError, Member, members
-from bestrq2.data.shards.pcm import HEAD_BYTES, PcmLayout, pcm_layout
+from bestrq2.data.shards.pcm import HEAD_BYTES, pcm_layout
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
 from bestrq2.text import counted
@@ -26,11 +22,10 @@ logger = logging.getLogger(__name__)
 INDEX_SUFFIX = ".index.parquet"
 BAD_NAME = "its name in the tar is no plain one (absolute, with '..', or with control characters); rename it"
 SECOND = "an earlier clip in the tar has the same key; give each a key of its own"
-NOWHERE = (0, 0)
 
 
 def has_plain_name(key: str) -> bool:
-    """Whether a key could be used as a relative path without leading out of its folder; shards never use it as one."""
+    """Whether a key is a relative path that stays in its folder; nothing here uses it as one, but other tools do."""
     parts = key.replace("\\", "/").split("/")
     return (
         bool(parts[-1])
@@ -39,74 +34,6 @@ def has_plain_name(key: str) -> bool:
         and not parts[0].endswith(":")
         and all(ord(letter) >= 32 and ord(letter) != 127 for letter in key)
     )
-
-
-class IndexRows:
-    """An index in the making, clip by clip."""
-
-    def __init__(self) -> None:
-        self._numbers = array("q")
-        self._keys = bytearray()
-        self._ends = array("q", [0])
-        self._words: tuple[dict[str, int], dict[str, int]] = ({}, {"": 0})
-
-    def __len__(self) -> int:
-        """Clips so far."""
-        return len(self._ends) - 1
-
-    def add(
-        self,
-        key: str,
-        suffix: str,
-        audio: tuple[int, int],
-        metadata: tuple[int, int] = NOWHERE,
-        layout: PcmLayout | None = None,
-        problem: str = "",
-    ) -> None:
-        """One more clip.
-
-        Args:
-            key: its name without suffix.
-            suffix: without dot.
-            audio: offset and length in bytes of its audio in the tar.
-            metadata: likewise of its JSON.
-            layout: of plain 16-bit mono PCM.
-            problem: why it cannot be used.
-        """
-        suffixes, problems = self._words
-        code, reason = suffixes.setdefault(suffix, len(suffixes)), problems.setdefault(problem, len(problems))
-        rate, frames, start = layout or (0, 0, -audio[0])
-        self._numbers.extend((code, *audio, *metadata, rate, frames, audio[0] + start, reason))
-        self._keys += key.encode("utf-8", "surrogateescape")
-        self._ends.append(len(self._keys))
-
-    def add_damage(self, problem: str) -> None:
-        """An entry for a tar that cannot be used, or no further: like a clip, at a place where none can be."""
-        self.add("", "", NOWHERE, problem=problem)
-
-    def index(self, stamp: Stamp, extra: dict[str, str]) -> ShardIndex:
-        """The index of all clips."""
-        numbers = np.array(self._numbers, np.int64).reshape(-1, 9).T
-        suffix, offset, length, json_offset, json_length, rate, frames, pcm_offset, problem = map(
-            np.ascontiguousarray, numbers
-        )
-        return ShardIndex(
-            keys=bytes(self._keys),
-            key_ends=np.array(self._ends, np.int64),
-            suffix=suffix.astype(np.int32),
-            audio_offset=offset,
-            audio_length=length,
-            json_offset=json_offset,
-            json_length=json_length,
-            sampling_rate=rate.astype(np.int32),
-            frames=frames,
-            pcm_offset=pcm_offset,
-            problem=problem.astype(np.int32),
-            suffixes=tuple(self._words[0]),
-            problems=tuple(self._words[1]),
-            stamp=stamp,
-            extra=extra,
-        )
 
 
 @contextmanager
@@ -177,27 +104,27 @@ def scan(tar: Path) -> tuple[ShardIndex, BrokenOffError | None]:
                 layout = pcm_layout(os.pread(handle, min(HEAD_BYTES, size), offset), size)
             folder, slash, base = key.rpartition("/")
             general = folder + slash + base.partition(".")[0]
-            rows.add(key, suffix, (offset, size), metadata.get(key, metadata.get(general, NOWHERE)), layout, problem)
+            rows.add(key, suffix, (offset, size), metadata.get(key, metadata.get(general, Span())), layout, problem)
         if damage is not None:
             rows.add_damage(
                 f"{problem_of(damage, tar)}; only its {counted(len(found), 'clip')} before that can be used"
             )
         if stamp_of(handle) != stamp:
             raise BadShardError(f"{tar}: the tar changes while it is read; wait until it is whole.")
-    return rows.index(stamp, {}), damage
+    return rows.index(stamp), damage
 
 
-def problem_of(error: BadShardError, tar: Path) -> str:
+def problem_of(error: BadShardError, tar: str | Path) -> str:
     """What is wrong with a tar, without its name and without a full stop."""
     return str(error).removeprefix(f"{tar}: ").removesuffix(".")
 
 
 def _found(
     tar: Path, handle: int
-) -> tuple[list[tuple[str, str, int, int, str]], dict[str, tuple[int, int]], BrokenOffError | None]:
+) -> tuple[list[tuple[str, str, int, int, str]], dict[str, Span], BrokenOffError | None]:
     """Clips of a tar as (key, suffix, offset, size, problem), where the JSON of each key lies, and its damage."""
     clips: list[tuple[str, str, int, int, str]] = []
-    metadata: dict[str, tuple[int, int]] = {}
+    metadata: dict[str, Span] = {}
     others = 0
     damages: list[BrokenOffError] = []
     for name, offset, size, problem in _until_damage(members(tar, handle), damages):
@@ -206,7 +133,7 @@ def _found(
         if not dot or "/" in suffix or not base or (base[0] == "." and not base.startswith("..")):
             others += 1
         elif suffix.lower() == "json":
-            metadata.setdefault(key, (offset, size))
+            metadata.setdefault(key, Span(offset, size))
         elif f".{suffix.lower()}" in AUDIO_SUFFIXES:
             clips.append((key, suffix, offset, size, problem))
         else:
@@ -246,14 +173,14 @@ def load_index(tar: Path) -> ShardIndex:
     with opened_tar(tar) as handle:
         stamp = stamp_of(handle)
     places = _places(tar)
-    stored = [index for place in places if (index := _stored(place)) is not None]
+    stored = [index for place in places if (index := stored_index(place)) is not None]
     for index in stored:
         if index.stamp == stamp:
             return index
     index, _ = scan(tar)
     equal = next((old for old in stored if old.checksum() == index.checksum()), None)
     if equal is not None:
-        index = replace(index, extra=equal.extra)
+        index = ShardIndex(index.table, index.stamp, equal.extra)
     elif stored:
         logger.warning("%s changed since it was indexed: indexed anew", tar)
     _store(index, places)
@@ -273,7 +200,7 @@ def _places(tar: Path) -> list[Path]:
         return [index_path(tar)]
 
 
-def _stored(place: Path) -> ShardIndex | None:
+def stored_index(place: Path) -> ShardIndex | None:
     """A stored index; None where there is none, none that may be read, or none that makes sense."""
     try:
         index = read_index(place)

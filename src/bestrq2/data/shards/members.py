@@ -128,6 +128,7 @@ def _next(tar: Path, headers: _Headers, size: int, count: int) -> tarfile.TarInf
         return None
     except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
         if start == 0:
+            _check_plain(tar, headers.fileobj.handle)
             raise BadShardError(f"{tar}: is not a tar ({size:,} bytes); copy or download it again.") from error
         raise BrokenOffError(
             f"{tar}: the tar is truncated: after {counted(count, 'member')} it ends at byte {size:,} without an end "
@@ -137,16 +138,20 @@ def _next(tar: Path, headers: _Headers, size: int, count: int) -> tarfile.TarInf
         raise BadShardError(f"{tar}: cannot be read at byte {start:,} ({error.strerror}).") from error
     except Exception as error:  # tarfile meets damage with errors of many kinds
         if start == 0:
-            first = os.pread(headers.fileobj.handle, 8, 0)
-            packed = next((name for magic, name in COMPRESSED.items() if first.startswith(magic)), None)
-            if packed:
-                raise BadShardError(f"{tar}: is compressed by {packed}; unpack it to a plain tar.") from error
+            _check_plain(tar, headers.fileobj.handle)
             raise BadShardError(f"{tar}: is not a tar; give tars as `tar -cf` writes them.") from error
         if headers.fileobj.position >= size:
             raise BrokenOffError(
                 f"{tar}: the tar is truncated: it ends at byte {size:,} in a header; copy or download it again."
             ) from error
         raise _damaged(tar, start) from error
+
+
+def _check_plain(tar: Path, handle: int) -> None:
+    first = os.pread(handle, 8, 0)
+    for magic, name in COMPRESSED.items():
+        if first.startswith(magic):
+            raise BadShardError(f"{tar}: is compressed by {name}; unpack it to a plain tar.")
 
 
 def _damaged(tar: Path, start: int) -> BrokenOffError:

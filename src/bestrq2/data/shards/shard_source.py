@@ -1,26 +1,28 @@
-"""Clips of local WebDataset tars as a source: any clip at any time, and of plain PCM only the bytes of the crop."""
+"""WebDataset tars as a source, local or remote: any clip at any time; of plain PCM only the bytes of the crop."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from bestrq2.data import remote
 from bestrq2.data.audio import errors_named, open_audio, random_crop
-from bestrq2.data.decoders import AudioBytes, Decoder, MemoryFile, UnreadableAudioError, to_float32
-from bestrq2.data.shards.building import IndexRows, load_index, problem_of
-from bestrq2.data.shards.index import ShardIndex, Stamp, joined
-from bestrq2.data.shards.maps import TarMaps
+from bestrq2.data.decoders import AudioBytes, Decoder, UnreadableAudioError, to_float32
+from bestrq2.data.order import Parts
+from bestrq2.data.shards.building import load_index, problem_of
+from bestrq2.data.shards.files import TarFiles
+from bestrq2.data.shards.index import IndexRows, ShardIndex, joined
 from bestrq2.data.shards.members import BadShardError
-from bestrq2.data.sources import Source
-from bestrq2.errors import AudioError, DataError
+from bestrq2.data.sources import RemoteShard, Source
+from bestrq2.errors import AudioError, BestRQ2Error, DataError
+from bestrq2.progress import Progress
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
@@ -28,17 +30,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PcmDecoder:
-    """16-bit mono PCM in a tar, seen as a decoder; only what is asked for is read.
+    """Decoder of 16-bit mono PCM in a tar; only what is asked for is read.
 
     Attributes:
-        maps: contents of the tars.
-        tar: the number of its tar.
-        start: of the first sample, in bytes from the tar's beginning.
+        files: contents of the tars.
+        tar: number of the tar.
+        start: offset of the first sample, in bytes from the tar's beginning.
         frames: number of samples.
-        rate: Hz.
+        rate: sampling rate in Hz.
     """
 
-    maps: TarMaps
+    files: TarFiles
     tar: int
     start: int
     frames: int | None
@@ -50,64 +52,64 @@ class PcmDecoder:
         assert self.frames is not None
         return self.frames
 
-    def samples(self, start: int, count: int | None, part: Callable[[int, int, int], np.ndarray]) -> np.ndarray:
-        """int16 [samples] from `start`.
-
-        Args:
-            start: first sample.
-            count: samples; None for all that follow.
-            part: `TarMaps.view` or `TarMaps.copied`.
+    def samples(self, start: int, count: int | None) -> np.ndarray:
+        """int16 [samples] from `start`, `count` of them (None: all).
 
         Raises:
-            UnreadableAudioError: the tar is not the one that was indexed any more.
+            UnreadableAudioError: the tar differs from the one that was indexed.
         """
         end = self.measure() if count is None else min(self.measure(), start + count)
-        return part(self.tar, self.start + 2 * start, 2 * max(0, end - start)).view("<i2")
+        return self.files.read(self.tar, self.start + 2 * start, 2 * max(0, end - start)).view("<i2")
 
     def read(self, start: int, count: int | None) -> np.ndarray:
         """Mono float32 [samples] from `start`; see `samples`."""
-        return to_float32(self.samples(start, count, self.maps.copied))
+        return to_float32(self.samples(start, count))
 
     def close(self) -> None:
         """Nothing to release."""
 
 
 class Int16Decoder(PcmDecoder):
-    """16-bit PCM, seen where it lies."""
+    """Decoder that leaves 16-bit PCM as it is."""
 
     def read(self, start: int, count: int | None) -> np.ndarray:
-        """Mono int16 [samples] from `start`, in the map: to be used at once."""
-        return self.samples(start, count, self.maps.view)
+        """Mono int16 [samples] from `start`; see `samples`."""
+        return self.samples(start, count)
 
 
 @dataclass(frozen=True)
 class TarMember(AudioBytes):
-    """An audio file within the map of a tar, read in place.
+    """An audio file within a tar; only what the decoder asks for is read.
 
     Attributes:
-        maps: contents of the tars.
-        tar: the number of its tar.
+        files: contents of the tars.
+        tar: number of the tar.
+        start: offset of the file, in bytes from the tar's beginning.
+        length: its length in bytes.
+        failures: errors met while reading, which codecs take for the end of the file.
     """
 
-    maps: TarMaps
+    files: TarFiles
     tar: int
+    start: int
+    length: int
+    failures: list[AudioError] = field(default_factory=list)
 
-    def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
-        """The member as an open file, which ends where the tar turns out to have become shorter."""
-        return cast(BinaryIO, _MemberFile(self))
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.length
 
-
-class _MemberFile(MemoryFile):
-    def __init__(self, member: TarMember) -> None:
-        super().__init__(member)
-        self._member = member
-
-    def readinto(self, buffer: Any) -> int:
+    def read_into(self, buffer: Any, position: int) -> int:
+        """Fill a buffer from a position on, as far as bytes are there; returns how many were."""
+        piece = memoryview(buffer)[: max(0, self.length - position)]
         try:
-            self._member.maps[self._member.tar]
-        except AudioError:
-            return 0  # libsndfile knows no errors of files; `ShardSource.opened` finds out
-        return super().readinto(buffer)
+            if len(piece):
+                self.files.read_into(piece, self.tar, self.start + position)
+        except AudioError as error:
+            self.failures.append(error)
+            return 0
+        return len(piece)
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,17 @@ class ShardSource(Source):
 
     Attributes:
         name: where they come from.
-        tars: the shards' paths, as they were given.
-        starts: int64 [tars + 1], the number of the first clip of each.
-        index: of all clips in a row.
-        maps: contents of the tars.
+        tars: paths or URLs of the shards.
+        starts: int64 [tars + 1], number of the first clip of each.
+        index: index of all clips in a row.
+        files: contents of the tars.
     """
 
     name: str
     tars: tuple[str, ...]
     starts: np.ndarray
     index: ShardIndex
-    maps: TarMaps = field(repr=False)
+    files: TarFiles = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -139,8 +141,22 @@ class ShardSource(Source):
         tar = self.tars[self._tar(index)]
         return f"{tar}/{self.index.member(index)}" if self.index.audio_offset[index] else tar
 
+    def parts(self) -> Parts:
+        """The tars."""
+        return Parts(self.starts, np.array([stamp.size for stamp in self.files.stamps], np.int64))
+
+    def is_remote(self) -> bool:
+        """Whether one of the tars is remote."""
+        return any(map(remote.is_remote, self.tars))
+
+    def remote_shard(self, index: int) -> RemoteShard | None:
+        """The remote tar that holds a clip; None for a local one."""
+        tar = self._tar(index)
+        url = self.tars[tar]
+        return RemoteShard(url, self.files.stamps[tar].size) if remote.is_remote(url) else None
+
     def _check(self, index: int) -> None:
-        """Pass if a clip can be used as far as the index knows.
+        """Check that a clip can be used as far as the index knows.
 
         Raises:
             UnreadableAudioError: it cannot; the sentence does not name the clip yet.
@@ -153,22 +169,25 @@ class ShardSource(Source):
         """A decoder of that kind for a clip of plain PCM."""
         self._check(index)
         frames, rate = int(self.index.frames[index]), int(self.index.sampling_rate[index])
-        return decoder(self.maps, self._tar(index), int(self.index.pcm_offset[index]), frames, rate)
+        return decoder(self.files, self._tar(index), int(self.index.pcm_offset[index]), frames, rate)
 
     def member(self, index: int) -> TarMember:
-        """The audio file of a clip, in the map of its tar.
+        """The audio file of a clip.
 
         Raises:
-            AudioError: it cannot be used, or not now.
+            AudioError: it cannot be used.
         """
         self._check(index)
-        start, tar = int(self.index.audio_offset[index]), self._tar(index)
-        content = memoryview(self.maps[tar])[start : start + int(self.index.audio_length[index])]
-        return TarMember(self.describe(index), content, self.maps, tar)
+        start, length = int(self.index.audio_offset[index]), int(self.index.audio_length[index])
+        return TarMember(self.describe(index), b"", self.files, self._tar(index), start, length)
 
     @contextmanager
     def opened(self, index: int) -> Iterator[Decoder]:
         """A decoder for one clip; see `Source.opened`."""
+        following = self._tar(index) + 1
+        if following < len(self.tars) and remote.is_remote(self.tars[following]):
+            # Whole recordings are mostly read in their order.
+            remote.fetch_soon(self.tars[following])
         with errors_named(self.describe(index)):
             if self.index.sampling_rate[index]:
                 yield self._pcm(index, PcmDecoder)
@@ -177,33 +196,36 @@ class ShardSource(Source):
             try:
                 with open_audio(member) as decoder:
                     yield decoder
-            except AudioError:
-                self.maps[member.tar]  # raises if the tar is to blame
+            except AudioError as error:
+                if member.failures:
+                    raise member.failures[0] from error
                 raise
+            if member.failures:  # a codec took it for the end of the file
+                raise member.failures[0]
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The clip's JSON member; empty where there is none, or where it is no JSON object; see `json`."""
+        """The clip's JSON member; empty where there is none, or where it is not a JSON object; see `json`."""
         found = self.json(index)
         return found if isinstance(found, dict) else {}
 
     def json(self, index: int) -> Any:
-        """What the clip's JSON member says; None where there is none, or where it is no JSON.
+        """Content of the clip's JSON member; None where there is none, or where it is not JSON.
 
         Raises:
-            UnreadableAudioError: the tar is not the one that was indexed any more.
+            UnreadableAudioError: the tar differs from the one that was indexed.
         """
         start, length = int(self.index.json_offset[index]), int(self.index.json_length[index])
         if not length:
             return None
         with errors_named(self.describe(index)):
-            content = self.maps.copied(self._tar(index), start, length)
+            content = self.files.read(self._tar(index), start, length)
         try:
             return json.loads(content.tobytes().decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError):
             return None
 
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, int16 in its tar's map."""
+        """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, as int16."""
         if self.index.sampling_rate[index] != sampling_rate:
             return super().read(index, sampling_rate, rng, max_seconds)
         try:
@@ -212,57 +234,70 @@ class ShardSource(Source):
             raise type(error)(f"{self.describe(index)}: {error}") from error
 
 
-def open_shards(paths: Sequence[Path], name: str) -> ShardSource:
+def open_shards(tars: Sequence[str | Path], name: str) -> ShardSource:
     """The clips of tars, in the order of the tars and within them; tars without an index are indexed first.
 
     A bad tar does not stop a job if others are good. Of one that breaks off, truncated or damaged, the whole clips
-    before that are used; an empty one, or what is no tar, gives none. Either has one more entry in the source, behind
-    its clips, which is rejected with the reason like a bad file. Second clips of the same key in a tar, and others that
-    cannot be used, are rejected in the same way.
+    before that are used; an empty one, or what is not a tar, gives none. Either has one more entry in the source,
+    behind its clips, which is rejected with the reason like a bad file. Second clips of the same key in a tar, and
+    others that cannot be used, are rejected in the same way.
 
     Args:
-        paths: the tars.
+        tars: paths or URLs of the tars.
         name: where they come from.
 
     Raises:
-        DataError: a tar is missing or cannot be opened, or not one of them is good.
+        DataError: a tar is missing or cannot be opened or fetched, or not one of them is good.
     """
+    paths = tuple(str(tar) for tar in tars)
+    if not paths:
+        raise DataError(f"{name}: no tars there; give at least one.")
     indices: list[ShardIndex] = []
     bad: list[str] = []
-    for path in tqdm(paths, desc="index", unit="tar", disable=None, leave=False, delay=1.0):
-        try:
-            indices.append(load_index(path))
-        except BadShardError as error:
-            bad.append(str(error))
+    for path, found in zip(paths, _indices(paths), strict=True):
+        if isinstance(found, BadShardError):
+            bad.append(str(found))
             rows = IndexRows()
-            rows.add_damage(problem_of(error, path))
-            indices.append(rows.index(Stamp(0, 0), {}))
-    if not indices:
-        raise DataError(f"{name}: no tars there; give at least one.")
+            rows.add_damage(problem_of(found, path))
+            found = rows.index()
+        elif isinstance(found, BestRQ2Error):
+            raise found
+        indices.append(found)
     if len(bad) == len(indices):
         more = f" (and none of the other {len(bad) - 1:,} tars can be used either)" if len(bad) > 1 else ""
         raise DataError(bad[0].removesuffix(".") + more + ".")
-    whole, tars = joined(indices), tuple(str(path) for path in paths)
-    source = ShardSource(
-        name,
-        tars,
-        np.cumsum([0, *map(len, indices)], dtype=np.int64),
-        whole,
-        TarMaps(tars, [index.stamp for index in indices], [index.checksum() for index in indices]),
-    )
-    damages = whole.damages()
-    if len(damages):
-        first = f"{source.describe(int(damages[0]))}: {whole.problems[whole.problem[damages[0]]]}"
-        logger.warning(
-            "%s: %d of %s left out, whole or in part; first: %s",
-            name,
-            len(damages),
-            counted(len(indices), "tar"),
-            first,
-        )
-    clips = np.flatnonzero(whole.problem)
-    clips = clips[whole.audio_offset[clips] > 0]
-    if len(clips):
-        first = f"{source.describe(int(clips[0]))}: {whole.problems[whole.problem[clips[0]]]}"
-        logger.warning("%s: %d of %s left out; first: %s", name, len(clips), counted(len(whole), "clip"), first)
+    starts = np.cumsum([0, *map(len, indices)], dtype=np.int64)
+    files = TarFiles(paths, [index.stamp for index in indices], [index.checksum() for index in indices])
+    source = ShardSource(name, paths, starts, joined(indices), files)
+    _warn_of_problems(source)
     return source
+
+
+def _indices(paths: Sequence[str]) -> Iterator[ShardIndex | BestRQ2Error]:
+    """Index of each tar, or why there is none."""
+    urls = iter(remote.shard_indexes([path for path in paths if remote.is_remote(path)]))
+    local = sum(not remote.is_remote(path) for path in paths)
+    with Progress("index", local, "tars", leave=False, shown=local > 1) as progress:
+        for path in paths:
+            if remote.is_remote(path):
+                yield next(urls)
+                continue
+            try:
+                yield load_index(Path(path))
+            except BestRQ2Error as error:
+                yield error
+            progress.advance()
+
+
+def _warn_of_problems(source: ShardSource) -> None:
+    index = source.index
+    damages = index.damages()
+    clips = np.flatnonzero(index.problem)
+    clips = clips[index.audio_offset[clips] > 0]
+    for found, parts, total in (
+        (damages, " out, whole or in part", counted(len(source.tars), "tar")),
+        (clips, " out", counted(len(index), "clip")),
+    ):
+        if len(found):
+            first = f"{source.describe(int(found[0]))}: {index.problems[index.problem[found[0]]]}"
+            logger.warning("%s: %d of %s left%s; first: %s", source.name, len(found), total, parts, first)

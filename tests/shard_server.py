@@ -1,4 +1,4 @@
-"""Tars of small recordings, and a web server on this machine that hands them out as it is told to."""
+"""Tars of small recordings, and a web server on this machine that serves them, with failures on request."""
 
 from __future__ import annotations
 
