@@ -1,4 +1,4 @@
-"""What a comparison reads of run folders, which of them form an arm, and what is refused."""
+"""Reading of run folders for a comparison: arms, labels, and folders that are refused."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("recipe: [", "cannot be read as YAML"),
-        ("- 1", "no configuration of a pretraining run: it lacks recipe"),
+        ("- 1", "not the configuration of a pretraining run: it lacks recipe"),
         (
             "recipe: a\ndata: b\nseed: x\nloader: {batch_size: 4}\ntrainer: {max_steps: 9}",
             "seed must be a whole number",
@@ -163,7 +163,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_configurations_are_refused(tmp_path: Path, text: str, message: str) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "config.yaml").write_text(text)
     with pytest.raises(DataError, match=rf"config.yaml: .*{message}"):
@@ -203,7 +203,7 @@ def test_results_of_an_earlier_step_or_another_seed_are_refused(tmp_path: Path) 
         read_run(folder)
 
 
-def test_results_that_came_about_differently_are_refused(tmp_path: Path) -> None:
+def test_results_of_different_protocols_are_refused(tmp_path: Path) -> None:
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", seed=1)
     content = json.loads((two / "soundworld-1.json").read_text())
     edit(two / "soundworld-1.json", provenance=content["provenance"] | {"synthesiser": "formant"})

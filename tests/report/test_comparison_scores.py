@@ -70,7 +70,7 @@ def test_means_of_an_arm_are_over_its_seeds(tmp_path: Path) -> None:
     assert "52.0 ± 5.0" in probe_table("knn", probe_rows(arms)["knn"], arms).text()
 
 
-def test_the_supervised_bound_appears_once_it_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_supervised_result_is_a_row_where_it_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = tuple(score("supervised", 0.8, "linear"))
     world = {"synthesiser": "espeak", "soundworld": "2"}
     bound = benchmark_result(SOUNDWORLD_1, "supervised", scores, world)
@@ -122,7 +122,7 @@ def test_sentences_say_who_is_ahead_outside_of_the_intervals(tmp_path: Path) -> 
     text = together(*folders, single).text
     assert "Linear probe: better is 10.0 ± 0.5 points ahead of base-0.0." in text
     assert "k-NN: same and base-0.0 are level (+0.0 ± 0.5 points)." in text
-    assert "cannot be said with a single probed seed: single;" in text
+    assert "single probed seed does not show which arm is ahead: single;" in text
     arms = group(read(*folders))
     found = pairs(arms, probe_rows(arms))
     assert [(pair.arm, pair.baseline) for pair in found if pair.method == "linear"] == [
@@ -153,12 +153,12 @@ def test_differences_by_domain_and_the_pooled_spread(tmp_path: Path) -> None:
     assert spread.least_difference(2, 2) == pytest.approx(3.1824 * math.sqrt(1.5), rel=1e-4)
     assert pooled_spread([(1.0,), (2.0,)]) is None
     assert (
-        "seeds spread by 1.2 points (3 degrees of freedom), and means of 2 seeds each are apart from 3.9 points on"
+        "seeds spread by 1.2 points (3 degrees of freedom), and means of 2 seeds each differ clearly from 3.9 points on"
         in (comparison.text)
     )
 
 
-def test_what_a_run_lacks_and_others_logged_is_said(tmp_path: Path) -> None:
+def test_metrics_missing_in_one_run_are_noted(tmp_path: Path) -> None:
     whole, renamed = write_run(tmp_path / "whole", seed=0), write_run(tmp_path / "renamed", seed=1)
     table = (renamed / "metrics.csv").read_text()
     (renamed / "metrics.csv").write_text(table.replace("validation/excess_loss", "validation/excess"))

@@ -1,4 +1,4 @@
-"""The model card: what a run tells is in it, what it does not tell is said, and no path of this machine leaks."""
+"""Model cards hold what a run records, state what is unknown, and contain no path of this machine."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_an_exported_run_shows_its_curves(run, tiny_pretraining, tmp_path):
         assert len(curves) == {"loss.svg": 6, "codes.svg": 3}[figure.name] + 1  # and one in the legend
 
 
-def test_an_unfinished_run_and_a_stale_probe_are_told(tmp_path):
+def test_unfinished_runs_and_stale_probes_are_noted(tmp_path):
     run = write_run(tmp_path / "run", steps=400, reached=220, quality=0.01)
     (run / "model").mkdir()
     (run / "model" / "training.json").write_text('{"step": 200}')
@@ -135,7 +135,7 @@ def test_data_is_named_without_its_place(tmp_path, monkeypatch, data, shown, dat
 
 
 @pytest.mark.parametrize("kind", ["recipe", "checkpoint", "folder", "hub", "empty run"])
-def test_what_is_not_known_is_said(tmp_path, kind):
+def test_cards_of_other_sources_state_what_is_unknown(tmp_path, kind):
     (tmp_path / "model").mkdir()
     (tmp_path / "weights.ckpt").touch()
     (tmp_path / "run").mkdir()
@@ -188,7 +188,7 @@ def test_a_fine_tuned_run_fills_the_card_of_a_classifier(tmp_path, tiny_config):
     card = card_of_model(run, classifier(tiny_config))
     assert metadata(card)["pipeline_tag"] == "audio-classification"
     assert "base_model" not in metadata(card)
-    assert "a linear head that names exactly one of 3 classes. It was fine-tuned from `big` on `birds.csv`." in card
+    assert "a linear head that predicts exactly one of 3 classes. It was fine-tuned from `big` on `birds.csv`." in card
     assert row(card, "labelled data").startswith("`birds.csv`, 1,200 recordings (1,100 for training, 96 for validation")
     assert row(card, "labelled data").endswith("4 for test), 3 classes, one per recording")
     assert row(card, "classes") == "finch, tit, a\\|b"
@@ -211,7 +211,7 @@ def test_a_fine_tuned_run_of_several_classes_that_was_not_tested(tmp_path, tiny_
     card = card_of_model(run, classifier(tiny_config, tuple(f"c{number}" for number in range(30)), multi_label=True))
     assert metadata(card)["base_model"] == "someone/encoder"
     assert "fine-tuned from the hub's model `someone/encoder`" in card
-    assert "names any number of 30 classes" in card
+    assert "predicts any number of 30 classes" in card
     assert row(card, "classes").endswith("c18, c19, … (`id2label` in config.json)")
     assert row(card, "epochs") == "8"
     assert "No test scores of this classifier are known." in card

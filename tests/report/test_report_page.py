@@ -1,4 +1,4 @@
-"""What a reader of the page relies on: it is whole, it is safe, and it says what it was given."""
+"""Pages are self-contained and safe, and show exactly the values they were given."""
 
 from __future__ import annotations
 

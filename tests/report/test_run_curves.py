@@ -1,4 +1,4 @@
-"""Run folders become curves, and curves become figures with readable axes."""
+"""Curves of run folders, and charts of them with readable axes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def curve(values: list[float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def loss_chart(*runs: RunCurves) -> LineChart:
-    return curve_charts(runs)["Naming the codes"][0]
+    return curve_charts(runs)["Prediction of the codes"][0]
 
 
 def test_charts_overlay_runs_and_tell_validation_apart() -> None:
@@ -108,7 +108,7 @@ def test_every_logged_quantity_has_one_chart() -> None:
     names = ["train/loss", "train/excess_loss", "train/code_perplexity", "probe/music", "train/learning_rate", "weird"]
     run = RunCurves("r", "r", {}, {name: curve([0.1, 0.2, 0.15]) for name in names})
     assert {title: [chart.title for chart in charts] for title, charts in curve_charts([run]).items()} == {
-        "Naming the codes": ["Loss", "Excess loss"],
+        "Prediction of the codes": ["Loss", "Excess loss"],
         "Use of the codebook": ["Code perplexity"],
         "Probes during training": ["Music"],
         FURTHER: ["Learning rate", "Weird"],

@@ -1,4 +1,4 @@
-"""X-ARES in a report and in a comparison: what is shown, and that a partial run gets no bar for a mean it lacks."""
+"""X-ARES results in reports and comparisons; a partial result has no bar for a mean that it lacks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def partial(name: str = "mine") -> Result:
     return replace(some, scores=(*some.scores, own), failures={"desed": "the tar is half downloaded"})
 
 
-def test_averages_stand_beside_the_published_ones() -> None:
+def test_averages_are_shown_beside_published_ones() -> None:
     shown = section(published_result("Whisper", name="mine"))
     music = chart(shown.averages, "As the model cards average: 37 entries", "Music")
     assert [(row.label, row.scores[0].text) for row in music.rows][:2] == [
@@ -64,7 +64,7 @@ def test_a_mean_that_lacks_entries_has_no_bar() -> None:
     assert any(note == "DESED failed: the tar is half downloaded" for note in shown.notes)
 
 
-def test_tasks_stand_under_their_domains_and_others_apart() -> None:
+def test_tasks_are_grouped_by_domain() -> None:
     shown = section(partial(), published_result("Whisper", ("gtzan_genre",), "other"))
     assert list(shown.tasks) == [
         "Music",
@@ -83,7 +83,7 @@ def test_tasks_stand_under_their_domains_and_others_apart() -> None:
     assert any(note.startswith("mine: ") for note in shown.notes)
 
 
-def test_tasks_of_ones_own_alone_bring_no_published_figures() -> None:
+def test_other_tasks_alone_show_no_published_scores() -> None:
     shown = section(Result(XARES, "mine", (xares_score("soundworld_word", "knn", 0.5),)))
     assert shown.averages == {}
     assert list(shown.legend) == ["mine"]
@@ -104,7 +104,7 @@ def test_page_shows_the_section_and_keeps_hostile_names_text() -> None:
     assert '<a href="#xares">' in page
     assert "<script>alert" not in page
     assert "width:85.7%" in page
-    assert "61.50" in page[page.index('id="xares-table"') :]
+    assert "61.50" in page[page.index('class="xares-table"') :]
     assert 'id="xares"' not in render(ReportContents("t", "l"))
 
 
@@ -117,7 +117,7 @@ def test_report_of_results_alone(tmp_path: Path) -> None:
         write_xares_report(tmp_path / "none.html", [])
 
 
-def test_result_of_a_run_is_found_and_a_damaged_one_is_told_of(tmp_path: Path) -> None:
+def test_damaged_results_of_a_run_are_noted(tmp_path: Path) -> None:
     assert run_result(tmp_path) == ([], [])
     write_result(tmp_path / "xares.json", partial())
     assert run_result(tmp_path) == ([partial()], [])
@@ -164,7 +164,7 @@ def test_comparison_averages_over_the_seeds_that_are_whole(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("steady_and_quick")
-def test_comparison_says_how_much_of_the_means_is_there(tmp_path: Path) -> None:
+def test_incomplete_means_give_their_number_of_entries(tmp_path: Path) -> None:
     run, bare = write_run(tmp_path / "run"), write_run(tmp_path / "bare", seed=1)
     assert not [table for table in together(run, bare).tables if table.title.startswith("X-ARES")]
     write_result(run / "xares.json", partial())

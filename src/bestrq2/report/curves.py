@@ -43,23 +43,26 @@ class Quantity:
 
 
 QUANTITIES = {
-    "loss": Quantity("Loss", "cross-entropy (nats)", explanation="Of the hidden patches’ codes; lower is better."),
+    "loss": Quantity("Loss", "cross-entropy (nats)", explanation="On the codes of hidden patches; lower is better."),
     "excess_loss": Quantity(
         "Excess loss",
         "loss − target entropy (nats)",
-        explanation="Below 0 the model knows more than how often each code occurs.",
+        explanation="Below 0, predictions are better than the frequencies of the codes.",
         reference=0.0,
     ),
-    "accuracy": Quantity("Accuracy", "hidden codes named (%)", "percent", "Share of hidden patches named exactly."),
+    "accuracy": Quantity("Accuracy", "hidden codes predicted (%)", "percent", "Share of codes predicted exactly."),
     "code_perplexity": Quantity(
         "Code perplexity", "effective number of codes", explanation="exp(entropy) of the codes in a batch."
     ),
-    "code_coverage": Quantity("Code coverage", "codebook in use (%)", "percent", "Codes that occur at all."),
+    "code_coverage": Quantity("Code coverage", "codebook in use (%)", "percent", "Share of codes that occur at all."),
     "top_code_share": Quantity(
-        "Top code’s share", "share of patches (%)", "percent", "Of the commonest code; high means the targets collapse."
+        "Top code’s share",
+        "share of patches (%)",
+        "percent",
+        "Share of the most frequent code; high values mean that the targets collapse.",
     ),
     "target_entropy": Quantity(
-        "Target entropy", "entropy of the codes (nats)", explanation="The loss of guessing by frequency alone."
+        "Target entropy", "entropy of the codes (nats)", explanation="Loss of predicting by frequency alone."
     ),
     "skipped_steps": Quantity(
         "Skipped steps",
@@ -68,7 +71,7 @@ QUANTITIES = {
     ),
 }
 GROUPS = {
-    "Naming the codes": ["loss", "excess_loss", "accuracy"],
+    "Prediction of the codes": ["loss", "excess_loss", "accuracy"],
     "Use of the codebook": ["code_perplexity", "code_coverage", "top_code_share", "target_entropy"],
 }
 FURTHER = "Everything else that was logged"

@@ -142,7 +142,7 @@ def _lead(config: BestRQ2Config, classes: tuple[str, ...]) -> str:
     if not classes:
         return lead
     some = "any number" if config.problem_type == MULTI else "exactly one"
-    return f"{lead}, with a linear head that names {some} of {len(classes)} classes"
+    return f"{lead}, with a linear head that predicts {some} of {len(classes)} classes"
 
 
 def _architecture(config: BestRQ2Config, classes: tuple[str, ...]) -> dict[str, str]:
@@ -247,7 +247,7 @@ def _of_run(folder: Path, name: str) -> Origin:
     excess = next((one for one in excesses if one is not None), None)
     if excess is not None and excess >= 0:
         limits.append(
-            f"Its excess loss is {excess:+.3f} nats: it names hidden codes no better than their frequencies do."
+            f"Its excess loss is {excess:+.3f} nats: it predicts hidden codes no better than their frequencies do."
         )
     data = str(run.settings["data"])
     return Origin(

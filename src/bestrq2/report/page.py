@@ -85,8 +85,8 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
     contents = ReportContents(
         title=f"Pretraining run {run.resolve().name}",
         lead=f"A {facts['objective']} encoder of {facts['encoder parameters']} parameters, pretrained on "
-        f"{facts['data']}: {facts.get('trained', 'no step logged yet')}. Excess loss is the loss above the entropy of "
-        "the codes: below zero, the model names hidden codes better than knowing how frequent each is.",
+        f"{facts['data']}: {facts.get('trained', 'no step logged yet')}. Excess loss is the loss minus the entropy of "
+        "the codes: below zero, the model predicts hidden codes better than their frequencies do.",
         facts={name: value for name, value in facts.items() if name not in _GIVEN},
         runs=[read_curves(run)],
         examples=[

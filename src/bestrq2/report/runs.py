@@ -207,7 +207,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:
     needed = ("recipe", "data", "seed", "loader.batch_size", "trainer.max_steps")
     missing = [name for name in needed if flat.get(name) is None]
     if missing:
-        raise DataError(f"{path}: is no configuration of a pretraining run: it lacks {', '.join(missing)}")
+        raise DataError(f"{path}: is not the configuration of a pretraining run: it lacks {', '.join(missing)}")
     for name in ("seed", "loader.batch_size", "trainer.max_steps"):
         if not isinstance(flat[name], int):
             raise DataError(f"{path}: {name} must be a whole number, found {flat[name]!r}")

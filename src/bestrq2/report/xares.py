@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bestrq2.evaluate.published import published_averages, published_scores
 from bestrq2.evaluate.result import Result
+from bestrq2.evaluate.table import Table
 from bestrq2.evaluate.xares.results import (
     AGGREGATIONS,
     BENCHMARK,
@@ -35,14 +36,14 @@ class XaresSection:
         legend: name → CSS colour of the models, then of published ones where any are shown.
         averages: heading → charts of one published aggregation; empty where no entry of any was scored.
         tasks: heading → charts of tasks, by domain, then those that no average counts and tasks outside of X-ARES.
-        table: model, task, domain, metric, then linear probe and k-NN in percent.
+        table: every task of every model, in percent.
         notes: sentences on what is missing, sources and versions.
     """
 
     legend: dict[str, str]
     averages: dict[str, list[ScoreChart]]
     tasks: dict[str, list[ScoreChart]]
-    table: list[tuple[str, ...]]
+    table: Table
     notes: list[str]
 
 
@@ -153,7 +154,7 @@ def _scores(values: Mapping[str, float]) -> tuple[Score, ...]:
     )
 
 
-def _table(results: Sequence[Result]) -> list[tuple[str, ...]]:
+def _table(results: Sequence[Result]) -> Table:
     rows = []
     for result in results:
         for name in [*(task.name for task in touched_tasks(result)), *own_tasks(result)]:
@@ -161,4 +162,4 @@ def _table(results: Sequence[Result]) -> list[tuple[str, ...]]:
             title, domain = (TASKS[name].title, TASKS[name].domain) if name in TASKS else (name, "")
             cells = [values.get(method, "–") for method in METHODS]
             rows.append((result.model, title, domain, metric_of(result, name), *cells))
-    return rows
+    return Table(("model", "task", "domain", "metric", "linear probe %", "k-NN %"), tuple(rows), left=4)

@@ -83,7 +83,7 @@ def probe_rows(arms: Sequence[Arm]) -> dict[str, list[ProbeRow]]:
             if not _has(result, result.model, method):
                 raise DataError(f"{folder}: its result has no {method} scores of {result.model!r}: probe it again")
     supervised = supervised_result()
-    shipped = [("the supervised bound of this version", supervised)] if supervised else []
+    shipped = [("the supervised result of this version", supervised)] if supervised else []
     for name, result in [*probed[1:], *shipped]:
         _check_alike(*probed[0], name, result)
     found = [result for _, result in probed]
@@ -121,7 +121,7 @@ def disagreeing_baselines(arms: Sequence[Arm]) -> list[str]:
         if scores and max(scores) - min(scores) > SAME:
             return [
                 f"Log-mel statistics score {100 * min(scores):.1f} to {100 * max(scores):.1f} % in the runs' results "
-                "though nothing of them is trained: were the runs probed with different versions of the software?"
+                "although they involve no training: were the runs probed with different versions of the software?"
             ]
     return []
 

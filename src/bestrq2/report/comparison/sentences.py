@@ -59,7 +59,7 @@ def pair_sentences(arms: Sequence[Arm], pairs: Sequence[Pair], rows: Mapping[str
     few = [arm.label for arm in arms if len(arm.probed) == 1]
     if rows and len(arms) > 1 and few:
         sentences.append(
-            f"Who is ahead cannot be said with a single probed seed: {'; '.join(few)}; pretrain with another --seed."
+            f"A single probed seed does not show which arm is ahead: {'; '.join(few)}; pretrain with another --seed."
         )
     compared = sum(pair.baseline == arms[0].label for pair in pairs) // max(1, len(rows))
     if compared >= 5:
@@ -78,7 +78,7 @@ def spread_sentences(rows: Mapping[str, Sequence[ProbeRow]]) -> list[str]:
             least = 100 * spread.least_difference(min(several), min(several))
             sentences.append(
                 f"{_method(method)}: if all arms spread alike, seeds spread by {100 * spread.deviation:.1f} points "
-                f"({spread.degrees} degrees of freedom), and means of {min(several)} seeds each are apart from "
+                f"({spread.degrees} degrees of freedom), and means of {min(several)} seeds each differ clearly from "
                 f"{least:.1f} points on."
             )
     return sentences
@@ -137,16 +137,20 @@ def _target_settings(arm: Arm) -> dict[str, object]:
 
 def _hidden(arms: Sequence[Arm]) -> list[str]:
     names = [name for name in differing([arm.settings for arm in arms]) if name in HIDDEN]
-    return [f"Losses are of differently hidden patches, easier or harder to name: {_differ(names)}."] if names else []
+    return (
+        [f"Losses are on differently hidden patches, which are easier or harder to predict: {_differ(names)}."]
+        if names
+        else []
+    )
 
 
 def _data(arms: Sequence[Arm]) -> list[str]:
     names = [name for name in differing([arm.settings for arm in arms]) if name in ("data", "loader.validation_clips")]
     if "data" in names:
         values = "; ".join(f"{arm.label}: {value_text(arm.settings.get('data'))}" for arm in arms)
-        return [f"The arms learned from different data, so losses are of different clips ({values})."]
+        return [f"The arms were trained on different data, so their losses are on different clips ({values})."]
     if names:
-        return ["Validation losses are of different numbers of held-out clips: loader.validation_clips differs."]
+        return ["Validation losses are on different numbers of held-out clips: loader.validation_clips differs."]
     return []
 
 
@@ -199,7 +203,8 @@ def health(arms: Sequence[Arm]) -> list[str]:
         if not alike:
             names = ", ".join(sorted({one.first.recipe for one in references}))
             sentences.append(
-                f"{arm.label}: no health check, for no reference is of the recipe {arm.first.recipe} ({names} only)."
+                f"{arm.label}: no health check, since there is no reference run of the recipe {arm.first.recipe}, only "
+                f"of {names}."
             )
             continue
         # of several references of one recipe, the one with the fewest other settings

@@ -155,7 +155,7 @@ def _over_seeds(values: Sequence[float], seeds: int, digits: int) -> str:
 
 def cost_table(arms: Sequence[Arm]) -> Table:
     """Seeds, steps, size, operations and time of every arm."""
-    header = ("", "seeds", "steps", "encoder", "GFLOPs a clip", "training in all", "wall time")
+    header = ("", "seeds", "steps", "encoder", "GFLOPs per clip", "total training", "wall time")
     rows = [
         (
             arm.label,
