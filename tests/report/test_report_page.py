@@ -211,7 +211,7 @@ def test_clips_without_sound_have_a_map_but_no_players(contents: ReportContents)
 
 def test_sentences_keep_their_spaces(page: str) -> None:
     words = " ".join(re.sub(r"<[^>]+>", "", page[page.index('id="neighbours"') :]).split())
-    assert re.search(r"Over all \d+ clips, \d+ % of the nearest neighbours .* by chance\) and \d+ % carry", words)
+    assert re.search(r"Over all \d+ clips, \d+ % of the nearest neighbours .* by chance\) and \d+ % have", words)
 
 
 def test_same_contents_give_the_same_page(contents: ReportContents, page: str) -> None:
