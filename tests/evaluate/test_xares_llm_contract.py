@@ -12,8 +12,7 @@ from audio_language_model import IGNORED, AudioLanguageConfig, AudioLanguageMode
 from torch import nn
 
 from bestrq2.errors import CheckpointError, ConfigError
-from bestrq2.evaluate.xares_llm.contract import check_encoder
-from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, write_encoder
+from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, check_contract, write_encoder
 from bestrq2.inference.embedder import Embedder
 from example_sounds import RATE, bursts, padded_batch, scene, scenes, tones
 
@@ -43,7 +42,7 @@ def test_features_are_those_of_the_embedder_at_the_true_frame_count(encoder, sam
 
 
 def test_the_contract_of_the_benchmark_is_kept(encoder):
-    check_encoder(encoder)
+    check_contract(encoder)
     assert encoder.output_dim == encoder.model.config.hidden_size
     assert len(list(encoder.parameters())) > 0
     features, mask = encoder(scenes(3, 50_000), None)
@@ -224,7 +223,7 @@ class _Broken(nn.Module):
 
 
 def test_an_encoder_that_keeps_the_contract_passes():
-    check_encoder(_Broken())
+    check_contract(_Broken())
 
 
 @pytest.mark.parametrize(
@@ -241,4 +240,4 @@ def test_an_encoder_that_keeps_the_contract_passes():
 )
 def test_what_breaks_the_contract_is_said(fault, said):
     with pytest.raises(ConfigError, match=said):
-        check_encoder(_Broken(**{fault: True}))
+        check_contract(_Broken(**{fault: True}))

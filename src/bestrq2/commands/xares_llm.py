@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestrq2 import flags
-from bestrq2.errors import BestRQ2Error
 
 if TYPE_CHECKING:
-    from bestrq2.evaluate.xares_llm.results import XaresLLMResult
+    from bestrq2.evaluate.result import Result
 
 
 def xares_llm(
@@ -26,7 +25,7 @@ def xares_llm(
     training: dict[str, Any] | None = None,
     processes: int = 1,
     python: str | None = None,
-) -> XaresLLMResult:
+) -> Result:
     """Score an encoder by XARES-LLM: train a small language model behind the frozen encoder, then score its answers.
 
     Rerun the same command after an interruption to do only the missing steps: a finished training and finished scores
@@ -53,9 +52,9 @@ def xares_llm(
     Raises:
         BestRQ2Error: with one sentence that says what to change, also for failures of the benchmark itself.
     """
-    from bestrq2.evaluate.xares_llm import command
+    from bestrq2.evaluate.xares_llm import run_xares_llm
 
-    return command.xares_llm(
+    return run_xares_llm(
         model, task=task, evaluation=evaluation, output=output, data=data, phases=phases, layers=layers,
         decoder=decoder, training=training, processes=processes, python=python,
     )  # fmt: skip
@@ -66,14 +65,12 @@ def main(argv: Sequence[str]) -> None:
     switches = {"check": "only check the encoder against the benchmark's contract"}
     values = flags.parse_command(xares_llm, argv, positional=("model",), switches=switches)
     if values.pop("check"):
-        from bestrq2.evaluate.xares_llm import command
+        from bestrq2.evaluate.xares_llm import check_encoder
 
-        print(command.check(**{name: values[name] for name in ("model", "output", "phases", "layers", "python")}))
+        print(check_encoder(**{name: values[name] for name in ("model", "phases", "layers", "python")}))
         return
     result = xares_llm(**values)
-    from bestrq2.evaluate.xares_llm.results import format_table
+    from bestrq2.evaluate.xares_llm.run import check_complete, format_llm_result
 
-    print(format_table(result))
-    if result.missing:
-        lacking = f"{len(result.missing)} of {len(result.expected)} datasets have no score"
-        raise BestRQ2Error(f"{lacking}; rerun the same command to score only those")
+    print(format_llm_result(result))
+    check_complete(result)

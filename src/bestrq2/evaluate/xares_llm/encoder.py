@@ -1,7 +1,7 @@
-"""The encoder by the contract of XARES-LLM (github.com/xiaomi-research/xares-llm).
+"""Encoder by the contract of XARES-LLM (github.com/xiaomi-research/xares-llm), and the check of that contract.
 
-The benchmark imports this module in its own environment, where transformers may be of another major version; so the
-weights are read directly and not by `from_pretrained`.
+The benchmark imports this module in its own environment, where transformers may have another major version; so weights
+are read directly and not by `from_pretrained`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from bestrq2.convert.weights import quiet_hub
-from bestrq2.errors import CheckpointError
+from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.frozen import FrozenEncoder
 from bestrq2.inference.inputs import LOUDEST
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
@@ -23,14 +23,18 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 SAMPLING_RATE = 16_000
 
+# As in the benchmark's own check.
+_CLIPS, _SAMPLES = 3, 50_000
+_TOLERANCE = 1e-3
+
 
 class BestRQ2Encoder(FrozenEncoder):
-    """Audio and its mask in, frames and their mask out.
+    """Module from audio and its mask to frames and their mask.
 
     Args:
-        folder: encoder as written by `bestrq2 xares-llm`, or by `bestrq2 export`: config.json and model.safetensors.
-        phases: how often the patch grid is shifted, for finer frames; 2 as the authors' exports do.
-        layers: a hidden layer instead of the output, see `Embedder.embed`.
+        folder: folder written by `bestrq2 xares-llm` or `bestrq2 export`, with config.json and model.safetensors.
+        phases: number of shifted copies of the patch grid, for finer frames; 2 as in the authors' exports.
+        layers: hidden layer instead of the output, see `Embedder.embed`.
 
     Raises:
         CheckpointError: the folder holds no such encoder.
@@ -42,16 +46,16 @@ class BestRQ2Encoder(FrozenEncoder):
         self.output_dim = self.model.config.hidden_size
 
     def forward(self, audio: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Embed a batch; what the mask hides changes nothing.
+        """Embed a batch; masked samples do not change the features.
 
         Samples that are not finite count as silence, so that one broken clip does not end days of training.
 
         Args:
-            audio: float [B, S] at 16 kHz.
-            mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
+            audio: waveforms at 16 kHz, float [B, S].
+            mask: 1 for samples of the clip, 0 for padding on the right, [B, S]; None for no padding.
 
         Returns:
-            Features float32 [B, T, D], zero behind the end of a clip, and their mask int64 [B, T], 1 = keep.
+            Features float32 [B, T, D], zero after the end of a clip, and their mask int64 [B, T], 1 = keep.
 
         Raises:
             ValueError: a shape is wrong.
@@ -66,13 +70,13 @@ class BestRQ2Encoder(FrozenEncoder):
 
 
 class _Plain(BestRQ2Model):
-    """The encoder without a promise on buffers that transformers 4 takes for one on parameters, and refuses."""
+    """The encoder without a declaration on buffers that transformers 4 applies to parameters, and refuses."""
 
     _keep_in_fp32_modules_strict = None  # type: ignore[assignment]
 
 
 def _lengths(audio: Tensor, mask: Tensor | None) -> list[int]:
-    """Samples of every clip, at least one."""
+    """Number of samples of every clip, at least one."""
     if mask is None:
         return [audio.shape[1]] * len(audio)
     if mask.shape != audio.shape:
@@ -83,13 +87,13 @@ def _lengths(audio: Tensor, mask: Tensor | None) -> list[int]:
 
 
 def write_encoder(model: BestRQ2Model, folder: Path) -> None:
-    """Write an encoder so that `BestRQ2Encoder` reads it: config.json and model.safetensors."""
+    """Write config.json and model.safetensors for `BestRQ2Encoder`."""
     with quiet_hub():
         model.save_pretrained(folder)
 
 
 def read_encoder(folder: str | os.PathLike[str]) -> BestRQ2Model:
-    """The encoder in a folder; without its values where modules are being built on the meta device.
+    """Read the encoder in a folder; without its values where modules are built on the meta device.
 
     Raises:
         CheckpointError: there is none, or its weights do not fit.
@@ -98,11 +102,64 @@ def read_encoder(folder: str | os.PathLike[str]) -> BestRQ2Model:
     try:
         settings = json.loads((place / "config.json").read_text(encoding="utf-8"))
         model = _Plain(BestRQ2Config.from_dict(settings))
-        if not next(model.parameters()).is_meta:  # else the benchmark fills in the values of its own checkpoint
+        if not next(model.parameters()).is_meta:  # on meta, the benchmark fills in its checkpoint
             model.load_state_dict(load_file(place / "model.safetensors"))
-    except Exception as error:  # foreign settings and bytes make readers stumble in any way there is
+    except Exception as error:  # foreign settings and bytes raise any kind of error
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{place}: holds no encoder ({reason}); name a folder written by `bestrq2 xares-llm` or `bestrq2 export`"
         ) from error
     return model
+
+
+def check_contract(encoder: nn.Module) -> None:
+    """Check that an encoder keeps the contract, and that padding does not change its features.
+
+    Args:
+        encoder: module called with audio float [B, S] at 16 kHz and a mask [B, S] or None; returns features [B, T, D]
+            and their mask [B, T] or None.
+
+    Raises:
+        ConfigError: it breaks the contract; the sentence says how.
+    """
+    width = getattr(encoder, "output_dim", None)
+    if not isinstance(width, int):
+        raise _broken(f"its output_dim must be a whole number, got {width!r}")
+    parameters = list(encoder.parameters())
+    if not parameters:
+        raise _broken("it has no parameters")
+    if any(parameter.requires_grad for parameter in parameters):
+        raise _broken("some of its parameters would be trained; it has to be frozen")
+    audio = torch.randn(_CLIPS, _SAMPLES, generator=torch.Generator().manual_seed(0)).mul(0.1)
+    audio = audio.to(parameters[0].device)
+    _check_output(encoder, audio, None)
+    lengths = [_SAMPLES, _SAMPLES // 2, _SAMPLES // 5]
+    mask = torch.arange(_SAMPLES, device=audio.device) < torch.tensor(lengths, device=audio.device)[:, None]
+    features, frame_mask = _check_output(encoder, audio, mask.int())
+    for clip, length in enumerate(lengths):
+        alone, _ = _check_output(encoder, audio[clip : clip + 1, :length], None)
+        kept = features[clip] if frame_mask is None else features[clip][frame_mask[clip].bool()]
+        scale = max(1.0, float(alone.abs().max()))
+        if kept.shape != alone[0].shape or float((kept - alone[0]).abs().max()) > _TOLERANCE * scale:
+            raise _broken("padding changes the features of a clip")
+
+
+def _check_output(encoder: nn.Module, audio: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    found = encoder(audio, mask)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise _broken("it must return features and their mask")
+    features, frame_mask = found
+    width = encoder.output_dim
+    if features.ndim != 3 or features.shape[0] != len(audio) or features.shape[1] == 0 or features.shape[2] != width:
+        raise _broken(f"features must be [{len(audio)}, frames, {width}], got {list(features.shape)}")
+    if frame_mask is not None and frame_mask.shape != features.shape[:2]:
+        raise _broken(f"the mask must be {list(features.shape[:2])}, got {list(frame_mask.shape)}")
+    if features.requires_grad:
+        raise _broken("its features carry gradients")
+    if not bool(features.isfinite().all()):
+        raise _broken("it returns NaN or infinite features for noise; the weights are broken")
+    return features, frame_mask
+
+
+def _broken(reason: str) -> ConfigError:
+    return ConfigError(f"the encoder breaks the contract of XARES-LLM: {reason}")

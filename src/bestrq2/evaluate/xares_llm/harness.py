@@ -1,10 +1,14 @@
-"""The package `xares_llm`, in whichever environment it is installed: what is there, its tasks and their tars."""
+"""The package `xares_llm` in its own environment: versions, task files, tars, its check and its runs."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import subprocess
+import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +16,26 @@ from typing import Any
 
 import braceexpand
 
-from bestrq2.errors import ConfigError, DataError
-from bestrq2.flags import nearest
+from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.run_records import read_yaml
+from bestrq2.text import nearest
+
+logger = logging.getLogger(__name__)
 
 REPOSITORY = "https://github.com/xiaomi-research/xares-llm"
 JOINT_TASKS = ("task1", "task2", "all")
 DATA_VARIABLE = "XARES_DATA_HOME"
-# What importing the encoder needs beside what the benchmark installs.
+# Packages that the encoder needs beside those that the benchmark installs.
 ENCODER_NEEDS = "soundfile soxr av 'jsonargparse[signatures]'"
 MISSING = (
     f"has no package xares_llm; it is on Git alone, and wants transformers 4, so give it an environment of its own: "
     f"python -m venv xares-llm-env && xares-llm-env/bin/pip install 'xares-llm @ git+{REPOSITORY}' {ENCODER_NEEDS}; "
     f"then add --python xares-llm-env/bin/python"
 )
+
+# Seconds that the benchmark has to end after an interruption.
+_GRACE = 20.0
+_KEPT_LINES = 200
 
 _PROBE = """
 import importlib.metadata, importlib.util, json, platform
@@ -43,7 +53,7 @@ print(json.dumps({"folder": folder, "versions": versions}))
 _CHECK = """
 import importlib.util, json, sys
 if importlib.util.find_spec("xares_llm.audio_encoder_checker") is None:
-    sys.exit()  # another version, which checks elsewhere
+    sys.exit()  # another version, without this module
 from xares_llm.audio_encoder_checker import check_audio_encoder
 from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder
 encoder = BestRQ2Encoder(**json.loads(sys.argv[1]))
@@ -54,12 +64,12 @@ assert passed is None or passed, "check_audio_encoder refuses it"
 
 @dataclass(frozen=True)
 class Harness:
-    """An installed benchmark.
+    """The benchmark in the environment of an interpreter.
 
     Attributes:
-        python: the interpreter that has it.
-        folder: the package's folder; None where it is not installed.
-        versions: of the package and of what scores depend on; None for what is missing.
+        python: path of the interpreter.
+        folder: folder of the package; None where it is not installed.
+        versions: versions of the package and of what scores depend on; None for missing packages.
     """
 
     python: str
@@ -75,7 +85,7 @@ class Harness:
 
 
 def find_harness(python: str) -> Harness:
-    """Look for the benchmark in the environment of an interpreter, without importing it.
+    """Find the benchmark in the environment of an interpreter, without importing it.
 
     Raises:
         ConfigError: the interpreter cannot be run.
@@ -90,10 +100,10 @@ def find_harness(python: str) -> Harness:
 
 
 def child_environment(imports: Path, data: Path) -> dict[str, str]:
-    """Environment of the benchmark's processes: they find this package, and no other of this environment.
+    """Environment variables of the benchmark's processes, which import this package and no other of this environment.
 
     Args:
-        imports: folder that holds `bestrq2` alone; made here.
+        imports: folder for a link to `bestrq2`; created here.
         data: folder of the benchmark's tars.
     """
     package = Path(__file__).resolve().parents[2]
@@ -107,7 +117,7 @@ def child_environment(imports: Path, data: Path) -> dict[str, str]:
 
 
 def own_check(harness: Harness, model_args: dict[str, Any], environment: dict[str, str]) -> None:
-    """The benchmark's own check of the encoder, in its own environment.
+    """Run the benchmark's own check of the encoder in its environment.
 
     Raises:
         ConfigError: it refuses the encoder, or cannot import it.
@@ -123,14 +133,14 @@ def own_check(harness: Harness, model_args: dict[str, Any], environment: dict[st
 
 
 def last_error(lines: Sequence[str]) -> str:
-    """The line of some output that tells best why a program ended."""
+    """The line of a program's output that best explains why it ended."""
     kept = [line.strip() for line in lines if line.strip()]
     named = [line for line in kept if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception", "Interrupt"))]
-    return (named or kept or ["it said nothing"])[-1][:300]
+    return (named or kept or ["no output"])[-1][:300]
 
 
 def training_file(harness: Harness, task: str) -> Path:
-    """The file that says what a task trains on: of a joint task, of one dataset, or one's own.
+    """The file that defines the training of a joint task or of one dataset, or a custom one.
 
     Raises:
         ConfigError: there is no such task.
@@ -139,7 +149,7 @@ def training_file(harness: Harness, task: str) -> Path:
 
 
 def evaluation_file(harness: Harness, task: str) -> Path:
-    """The file that says what is scored, as `training_file`."""
+    """The file that defines what is scored; see `training_file`."""
     return _task_file(harness, task, "eval", "_test_config")
 
 
@@ -163,7 +173,7 @@ def _task_file(harness: Harness, task: str, part: str, ending: str) -> Path:
 
 
 def read_task_file(path: Path) -> dict[str, Any]:
-    """Content of a task file.
+    """Read a task file.
 
     Raises:
         DataError: it cannot be read, or is no mapping.
@@ -174,21 +184,8 @@ def read_task_file(path: Path) -> dict[str, Any]:
     return content
 
 
-@dataclass(frozen=True)
-class Tars:
-    """The tars that a task needs.
-
-    Attributes:
-        here: those on disk.
-        absent: those to be downloaded.
-    """
-
-    here: tuple[Path, ...]
-    absent: tuple[Path, ...]
-
-
-def find_tars(training: Path, evaluation: Path, data: Path) -> Tars:
-    """Which tars of a task are on disk.
+def check_tars(training: Path, evaluation: Path, data: Path) -> None:
+    """Check the tars that a task needs before days of training; those that are missing are logged or refused.
 
     Args:
         training: see `training_file`.
@@ -196,7 +193,7 @@ def find_tars(training: Path, evaluation: Path, data: Path) -> Tars:
         data: folder that the benchmark downloads into.
 
     Raises:
-        DataError: a task file names no data, a tar that cannot be downloaded is missing, or one is empty or no tar.
+        DataError: a task file names no data, a tar is missing and cannot be downloaded, or one is empty or not a tar.
     """
     trained = read_task_file(training).get("train_data")
     if not isinstance(trained, dict) or not trained:
@@ -211,21 +208,97 @@ def find_tars(training: Path, evaluation: Path, data: Path) -> Tars:
             place = data / path if remote else Path(path)
             if "://" in path:
                 continue
-            if place.is_file():
-                here.append(place)
-            elif remote:
-                absent.append(place)
-            else:
+            if not place.is_file() and not remote:
                 raise DataError(f"{place}: there is no such tar, but {name} names it")
+            (here if place.is_file() else absent).append(place)
     for place in here:
         _check_tar(place)
-    return Tars(tuple(here), tuple(absent))
+    if not absent:
+        return
+    missing = f"{len(absent)} of {len(here) + len(absent)} tars are missing, first {absent[0]}"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise DataError(f"{data}: {missing}; download them (docs/benchmarks.md), or unset HF_HUB_OFFLINE")
+    logger.info("%s: %s; xares_llm downloads them", data, missing)
 
 
 def _check_tar(path: Path) -> None:
-    """By its first bytes alone: reading all would take as long as a download."""
+    """Check the first bytes only: reading all would take as long as a download."""
     with path.open("rb") as file:
         head = file.read(512)
     if not (head[:2] == b"\x1f\x8b" or head[257:262] == b"ustar"):
-        what = "is empty" if not head else "is no tar"
-        raise DataError(f"{path}: {what}, as a broken download leaves it; delete it, so that it is downloaded again")
+        what = "is empty" if not head else "is not a tar"
+        raise DataError(f"{path}: {what}, perhaps a broken download; delete it, and it is downloaded again")
+
+
+def run_harness(command: Sequence[str], environment: dict[str, str], log: Path) -> None:
+    """Run the benchmark; its output goes to standard error and into a file.
+
+    Raises:
+        BestRQ2Error: it fails; the sentence has the last error of its output.
+    """
+    kept: deque[str] = deque(maxlen=_KEPT_LINES)
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
+            list(command),
+            env=environment,
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                kept.append(line)
+                file.write(line)
+                file.flush()
+                sys.stderr.write(line)
+            code = process.wait()
+        except BaseException:  # Ctrl-C too: no process is left behind
+            process.terminate()
+            try:
+                process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    if code:
+        raise BestRQ2Error(f"xares_llm ended with code {code}: {last_error(list(kept))} (log: {log})")
+
+
+def drop_unfinished(folder: Path) -> bool:
+    """Delete checkpoints of an interrupted training, and incomplete caches of scores.
+
+    The benchmark takes any checkpoint for a finished training and would score it, and cannot continue from one.
+
+    Args:
+        folder: output of the benchmark for one model and task.
+
+    Returns:
+        Whether there is a finished training.
+    """
+    finished = False
+    for checkpoint in sorted(folder.glob("*/checkpoint-*")):
+        step, steps = _progress(checkpoint)
+        if steps and step >= steps:
+            finished = True
+            continue
+        logger.warning("%s: training ended at step %d of %d and cannot be continued; deleted", checkpoint, step, steps)
+        shutil.rmtree(checkpoint)
+    if not finished:
+        for cache in folder.glob("*/score_*.yaml"):  # their checkpoint is gone
+            cache.unlink()
+    for cache in folder.glob("*/score_*.yaml"):
+        if not cache.read_text(encoding="utf-8", errors="replace").strip():
+            cache.unlink()
+    return finished
+
+
+def _progress(checkpoint: Path) -> tuple[int, int]:
+    """Finished and planned steps; (0, 0) where they are not recorded."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return int(state["global_step"]), int(state["max_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0
