@@ -198,7 +198,8 @@ def check_tars(training: Path, evaluation: Path, data: Path) -> None:
     trained = read_task_file(training).get("train_data")
     if not isinstance(trained, dict) or not trained:
         raise DataError(f"{training}: has no train_data")
-    here, absent = [], []
+    here: list[Path] = []
+    absent: list[Path] = []
     for name, entry in (*trained.items(), *read_task_file(evaluation).items()):
         entry = entry.get("data") if isinstance(entry, dict) and isinstance(entry.get("data"), dict) else entry
         if not isinstance(entry, dict) or not isinstance(entry.get("data"), list):
