@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from tars import clip
 
 from bestrq2 import soundworld
+from bestrq2.data.audio import read_audio
+from bestrq2.data.decoders import AudioBytes
 from bestrq2.data.labels import LabelledTask, load_labelled, load_task
 from bestrq2.errors import DataError
 from bestrq2.soundworld import Split
@@ -253,3 +258,26 @@ def test_soundworld_tasks_come_from_the_generator(monkeypatch):
     assert asked == [(None, 50, 25), (["music/key"], 400, 200)]
     with pytest.raises(DataError, match="at least 2"):
         load_labelled("soundworld:1")
+
+
+def test_a_dataset_of_the_hub_with_a_column_label_is_a_task(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    clips = [clip(0.1, seed=number) for number in range(20)]
+    audio = [{"bytes": content, "path": f"{number}.wav"} for number, content in enumerate(clips)]
+    table = pa.table(
+        {
+            "audio": pa.array(audio, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            "label": ["dog", "cat"] * 10,
+            "group": [str(number) for number in range(20)],
+        }
+    )
+    pq.write_table(table, tmp_path / "pets.parquet")
+    spec = f"hub:{tmp_path}/pets.parquet?column=audio"
+    (probed,), tuned = load_labelled(spec), load_task(spec)
+    assert (probed.classes, len(probed.train), len(probed.test)) == (("cat", "dog"), 16, 4)
+    assert [len(tuned.clips(split)) for split in ("train", "valid", "test")] == [14, 2, 4]
+    heard = read_audio(probed.test.audio[0])
+    place = int(next(tuned.source("test").names()).split("/")[-2])
+    np.testing.assert_array_equal(heard, read_audio(AudioBytes("a.wav", clips[place])))
+    assert probed.classes[probed.test.labels[0]] == ["dog", "cat"][place % 2]

@@ -82,14 +82,22 @@ class HubSource(Source):
             return str(path)
         return f"{self._place}/{index}" + (f"/{PurePosixPath(path).name}" if path else "")
 
-    def opened(self, index: int) -> AbstractContextManager[Decoder]:
-        """A decoder for one recording; see `Source.opened`."""
+    def encoded(self, index: int) -> Path | AudioBytes:
+        """The audio file of one recording.
+
+        Raises:
+            UnreadableAudioError: the dataset does not hold it.
+        """
         content, name = self._content[index]["bytes"], self.describe(index)
         if content is not None:
-            return open_audio(AudioBytes(name, content))
+            return AudioBytes(name, content)
         if not Path(name).is_absolute():
             raise UnreadableAudioError(f"{name}: the dataset holds neither its bytes nor a file.")
-        return open_audio(name)
+        return Path(name)
+
+    def opened(self, index: int) -> AbstractContextManager[Decoder]:
+        """A decoder for one recording; see `Source.opened`."""
+        return open_audio(self.encoded(index))
 
     def metadata(self, index: int) -> dict[str, Any]:
         """The values of the columns that hold classes (by name) or text."""

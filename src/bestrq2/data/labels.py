@@ -1,4 +1,4 @@
-"""Labelled audio: tasks with classes and splits, read from folders, tables, tars and SoundWorld.
+"""Labelled audio: tasks with classes and splits, read from folders, tables, tars, the Hub and SoundWorld.
 
 Probes, fine-tuning, the online probe and the report read labels here and nowhere else, so that one corpus has the same
 classes and the same test recordings for all of them.
@@ -18,12 +18,13 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 
 from bestrq2.data.decoders import AudioBytes
+from bestrq2.data.hub import HubSource
 from bestrq2.data.open_source import audio_files, open_source, soundworld_count
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.data.sources import FileSource, PathList, Source, SubsetSource
 from bestrq2.data.splits import SPLITS, checked_split, complete_splits, split_named
 from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
-from bestrq2.data.tar_labels import MARKER, OTHER_KINDS, XARES_TASKS, ClipLabel, tar_groups, tar_labels
+from bestrq2.data.tar_labels import MARKER, OTHER_KINDS, XARES_TASKS, ClipLabel, json_labels, tar_groups, tar_labels
 from bestrq2.errors import DataError
 from bestrq2.text import counted
 
@@ -38,7 +39,7 @@ SEPARATOR = ";"
 _SOUNDWORLD_TRAIN = 400
 _FORMS = (
     f"a folder with a subfolder per class, a table ({', '.join(sorted(TABLE_SUFFIXES))}) with path and label, "
-    "or tars with KEY.json or KEY.cls"
+    "tars with KEY.json or KEY.cls, or hub:NAME with a column label"
 )
 
 ClipAudio: TypeAlias = Path | AudioBytes | np.ndarray
@@ -169,6 +170,7 @@ def load_labelled(source: str | Path, seed: int = 0, names: Sequence[str] | None
             - a folder that holds several of the latter three at any depth, such as `tasks/music/instrument`;
             - a table (.csv, .tsv, .jsonl) with the columns path and label, and perhaps split and group;
             - a tar, or a pattern such as "fold-*.tar";
+            - "hub:NAME": a dataset of the Hub with a column label, and perhaps split and group;
             - "soundworld" or "soundworld:N": generated tasks with N training and N // 2 test clips (400).
         seed: random seed of splits that are not given (see `complete_splits`). Probes keep a fifth for test and fit on
             the rest; where validation recordings are given but no test recordings, they are the test.
@@ -334,12 +336,13 @@ def _are_splits(folders: Sequence[Path]) -> bool:
 def _task_name(place: str) -> tuple[str, str]:
     """Domain and name of a task; the domain is in its path, as in "music/instrument" and "music-instrument"."""
     path = PurePath(place)
+    name = path.stem if path.suffix.lower() in (*TABLE_SUFFIXES, ".tar") else path.name
     if path.parent.name in DOMAINS:
-        return path.parent.name, f"{path.parent.name}/{path.stem}"
+        return path.parent.name, f"{path.parent.name}/{name}"
     domain, _, rest = path.name.partition("-")
     if domain in DOMAINS and rest:
         return domain, f"{domain}/{rest}"
-    return XARES_TASKS.get(path.name, ("", ""))[0], path.stem
+    return XARES_TASKS.get(path.name, ("", ""))[0], name
 
 
 def _read(place: str) -> _Annotations:
@@ -354,9 +357,11 @@ def _read(place: str) -> _Annotations:
     if path.suffix.lower() in TABLE_SUFFIXES:
         return _read_table(path)
     source = open_source(place)
-    if not isinstance(source, ShardSource):
-        raise DataError(f"{place} has no labels; give {_FORMS}.")
-    return _read_tars(place, source)
+    if isinstance(source, ShardSource):
+        return _read_tars(place, source)
+    if isinstance(source, HubSource):
+        return _read_hub(place, source)
+    raise DataError(f"{place} has no labels; give {_FORMS}.")
 
 
 def _read_class_folders(folder: Path) -> _Annotations:
@@ -474,6 +479,15 @@ def _read_tars(place: str, source: ShardSource) -> _Annotations:
     return _Annotations(place, SubsetSource(source, kept, source.name), labels, splits, groups, multilabel)
 
 
+def _read_hub(place: str, source: HubSource) -> _Annotations:
+    """Labels of a dataset of the Hub: columns label, and perhaps split and group."""
+    rows = [source.metadata(number) for number in range(len(source))]
+    kept, labels, multilabel = json_labels(place, range(len(rows)), rows.__getitem__)
+    splits = [checked_split(place, str(rows[row].get("split", ""))) for row in kept]
+    groups = [str(rows[row].get("group", "")) for row in kept]
+    return _Annotations(place, SubsetSource(source, kept, source.name), labels, splits, groups, multilabel)
+
+
 # Assembly: from annotations to tasks.
 
 
@@ -532,5 +546,6 @@ def _audio(source: Source, places: np.ndarray) -> Sequence[ClipAudio]:
     if isinstance(source, FileSource):
         return [source.files[place] for place in places.tolist()]
     assert isinstance(source, SubsetSource)
-    assert isinstance(source.whole, ShardSource)
-    return AudioAt(source.whole.member, source.indices[places])
+    assert isinstance(source.whole, ShardSource | HubSource)
+    lookup = source.whole.member if isinstance(source.whole, ShardSource) else source.whole.encoded
+    return AudioAt(lookup, source.indices[places])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
@@ -64,34 +65,54 @@ _FORMS: dict[type, str] = {str: "'label'", tuple: "'labels'", np.ndarray: "'even
 
 
 def tar_labels(place: str, source: ShardSource) -> tuple[np.ndarray, list[ClipLabel], bool]:
-    """Labels of the usable clips of some tars; clips without a label are left out with a warning.
+    """Labels of the usable clips of some tars; see `json_labels`.
 
-    The label of a clip is in its KEY.json: one class under "label" (of an X-ARES task under its own field), a list of
-    classes under "labels", or a list of events with onset and offset under "events" or as the whole JSON. Without
-    these, KEY.cls holds one class.
+    Without a label in its KEY.json, the class of a clip is the content of KEY.cls. Tasks of X-ARES have their class in
+    a field of their own instead of "label".
 
     Args:
         place: folder or pattern of the tars; the folder's name may be that of an X-ARES task.
         source: clips of the tars.
+    """
+    field = XARES_TASKS.get(PurePath(place).name, ("", "label"))[1]
+    usable = np.flatnonzero(source.index.problem == 0).tolist()
+    return json_labels(place, usable, source.json, field, _ClassMembers(source).of)
+
+
+def json_labels(
+    place: str,
+    clips: Sequence[int],
+    content_of: Callable[[int], Any],
+    field: str = "label",
+    class_of: Callable[[int], str | None] = lambda clip: None,
+) -> tuple[np.ndarray, list[ClipLabel], bool]:
+    """Labels of clips that are described by JSON; clips without a label are left out with a warning.
+
+    The JSON of a clip holds one class under "label", a list of classes under "labels", or a list of events with onset
+    and offset in seconds under "events" or as the whole JSON.
+
+    Args:
+        place: where the clips come from, for messages.
+        clips: numbers of the clips.
+        content_of: from the number of a clip to its JSON; None where there is none.
+        field: name of the field with one class.
+        class_of: from the number of a clip without a label in its JSON to its class; None where there is none.
 
     Returns:
-        Numbers of the labelled clips, int64, rising; their labels, all of one form; and whether these are lists of
-        classes.
+        Numbers of the labelled clips, int64, in their order; their labels, all of one form; and whether these are lists
+        of classes.
 
     Raises:
         DataError: no clip has a label, their forms differ, or there are several kinds of events.
     """
-    field = XARES_TASKS.get(PurePath(place).name, ("", "label"))[1]
-    class_members = _ClassMembers(source)
     found: dict[int, str | tuple[str, ...] | np.ndarray] = {}
     kinds: set[str] = set()
-    usable = np.flatnonzero(source.index.problem == 0).tolist()
     unlabelled = "no JSON"
-    for clip in usable:
-        content = source.json(clip)
+    for clip in clips:
+        content = content_of(clip)
         label = _label(content, field)
         if label is None:
-            label = class_members.of(clip)
+            label = class_of(clip)
         if label is None:
             unlabelled = _fields(content)
             continue
@@ -100,8 +121,8 @@ def tar_labels(place: str, source: ShardSource) -> tuple[np.ndarray, list[ClipLa
             kinds |= {str(event.get("label")) for event in _event_list(content)}
     if not found:
         raise DataError(
-            f"{place} has no labels; expected {field!r}, 'labels' or 'events' in the KEY.json of a clip, or one class "
-            f"in KEY.cls (found: {unlabelled})."
+            f"{place} has no labels; expected {field!r}, 'labels' or 'events' in the JSON of a clip, or one class in "
+            f"KEY.cls (found: {unlabelled})."
         )
     forms = {type(label) for label in found.values()}
     if len(forms) > 1:
@@ -109,9 +130,9 @@ def tar_labels(place: str, source: ShardSource) -> tuple[np.ndarray, list[ClipLa
     if len(kinds) > 1:
         what = f"{len(kinds)} kinds of events"
         raise DataError(f"{place} has {what}; a task has one class per clip or one kind of event.")
-    if len(found) < len(usable):
-        missing = len(usable) - len(found)
-        logger.warning("%s: left out without a label: %s of %d", place, counted(missing, "clip"), len(usable))
+    if len(found) < len(clips):
+        missing = len(clips) - len(found)
+        logger.warning("%s: left out without a label: %s of %d", place, counted(missing, "clip"), len(clips))
     labels: list[ClipLabel] = [(one,) if isinstance(one, str) else one for one in found.values()]
     return np.array(list(found), np.int64), labels, forms == {tuple}
 
