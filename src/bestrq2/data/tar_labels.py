@@ -6,11 +6,13 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from bestrq2.data import remote
 from bestrq2.data.shards.members import BrokenOffError, members
 from bestrq2.data.shards.shard_source import ShardSource
 from bestrq2.data.splits import split_in
@@ -203,16 +205,16 @@ class _ClassMembers:
         """The class of a clip; None where it has no such member."""
         tar = self.source.tars[int(self.source.starts.searchsorted(clip, side="right")) - 1]
         if tar not in self._found:
-            self._found[tar] = self._members(Path(tar))
+            self._found[tar] = self._members(tar)
         key = self.source.describe(clip).removeprefix(f"{tar}/").rpartition(".")[0]
         return self._found[tar].get(key)
 
     @staticmethod
-    def _members(tar: Path) -> dict[str, str]:
+    def _members(tar: str) -> dict[str, str]:
         found: dict[str, str] = {}
-        with tar.open("rb") as file:
+        with remote.open_shard(tar) if remote.is_remote(tar) else FileIO(tar) as file:
             try:
-                for member in members(tar, file.fileno()):
+                for member in members(Path(tar), file.fileno()):
                     key, _, suffix = member.name.rpartition(".")
                     if suffix == "cls" and not member.problem:
                         content = os.pread(file.fileno(), member.size, member.offset)
