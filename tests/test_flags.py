@@ -12,7 +12,6 @@ from jsonargparse.typing import PositiveInt
 
 from bestrq2.errors import ConfigError
 from bestrq2.flags import add_arguments, make_parser, parse_flags, parse_settings, type_words
-from bestrq2.text import nearest
 
 
 @dataclass(frozen=True)
@@ -164,8 +163,3 @@ def test_the_configuration_can_be_printed_and_read_again(parser, tmp_path: Path,
     file.write_text(capsys.readouterr().out)
     found = parse_flags(parser, ["--config", str(file)])
     assert (found.cake, found.oven.degrees) == ("apple", 200)
-
-
-def test_nothing_alike_gives_no_hint():
-    assert nearest("colour", ["slices", "oven"]) == ""
-    assert nearest("slcies", ["slices", "oven"]) == "; did you mean 'slices'?"

@@ -1,4 +1,4 @@
-"""Makes the Auto classes of transformers know this package, without importing transformers before the user does."""
+"""Registration with the Auto classes of transformers, without importing transformers before the user does."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ _BEFORE: dict[str, Callable[[], None]] = {"transformers.audio_utils": hide_broke
 
 
 class _AroundImport(MetaPathFinder):
-    """Runs a callback right before or after some modules of transformers are imported."""
+    """Import hook that calls functions right before or after some modules of transformers are imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        # popped first: the search below comes back here
+        # Removed first: the search below calls this method again.
         before, after = _BEFORE.pop(fullname, None), _CALLBACKS.pop(fullname, None)
         if before is None and after is None:
             return None
@@ -63,7 +63,7 @@ class _AroundImport(MetaPathFinder):
 
 
 class _Calling(Loader):
-    """A loader that calls back before the module runs, and when it is complete."""
+    """Loader that calls functions before and after a module is executed."""
 
     def __init__(
         self, loader: Loader, before: Callable[[], None] | None, after: Callable[[ModuleType], None] | None
@@ -82,8 +82,8 @@ class _Calling(Loader):
 
 
 def register() -> None:
-    """Register now with what is imported, and later with what is not yet."""
-    # first of all: registering itself imports parts of transformers
+    """Register with the modules of transformers that are imported, and with the others when they are."""
+    # First of all, because registering itself imports parts of transformers.
     sys.meta_path.insert(0, _AroundImport())
     for name in list(_CALLBACKS):
         if name in sys.modules:

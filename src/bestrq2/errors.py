@@ -1,34 +1,34 @@
-"""The errors a user can cause, each a sentence that names the culprit and the remedy.
+"""Errors of the package. Each message is one sentence that names the file or setting, what was found, and what to do.
 
-The command line prints them without a stack trace and exits with code 2.
+The command line prints them without a stack trace and exits with code 2 for wrong input, 1 for a failing machine.
 """
 
 
 class BestRQ2Error(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of all errors of this package; raised itself where a disk, a network or another process fails."""
 
 
 class AudioError(BestRQ2Error):
-    """One piece of audio cannot be used: not audio, empty, silent, damaged, or holding NaN."""
+    """Audio that cannot be used: another format, empty, silent, damaged, or with NaN."""
 
 
 class ConfigError(BestRQ2Error):
-    """A setting is unknown, out of range, or at odds with another."""
+    """A setting that is unknown, out of range, or contradicts another."""
 
 
 class CheckpointError(BestRQ2Error):
-    """Weights cannot be loaded: damaged file, other architecture, missing or extra tensors."""
+    """Weights that cannot be loaded: damaged file, other architecture, missing or extra tensors."""
 
 
 class DataError(BestRQ2Error):
-    """A source of data is missing, empty, or holds nothing usable."""
+    """A source of data that is missing, empty or unusable."""
 
 
 class StoppedBySignal(KeyboardInterrupt):
-    """Work ended early, with whole files, because a signal asked for it; not an error, but no full success either.
+    """Work ended early by a signal, with all files whole.
 
     Attributes:
-        signal: number of the signal.
+        signal: signal number.
     """
 
     def __init__(self, message: str, signal: int) -> None:

@@ -1,4 +1,4 @@
-"""Writing files so that a kill leaves the old one or the new one, never a half."""
+"""Atomic writes, locks on folders, and errors of disks in one sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _locked: set[Path] = set()
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """Return the cache folder: the given one, else $BESTRQ2_CACHE, else ~/.cache/bestrq2."""
+    """The cache folder: the given one, else $BESTRQ2_CACHE, else ~/.cache/bestrq2."""
     if cache is not None:
         return Path(cache)
     return Path(os.environ.get("BESTRQ2_CACHE") or Path.home() / ".cache" / "bestrq2")
@@ -30,7 +30,7 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; it takes its place, synchronised to disk, when the block ends without error."""
+    """A temporary path beside `path`, which replaces it, synchronised to disk, when the block ends without error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -48,18 +48,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically; what has no UTF-8 form, as in odd file names, becomes a question mark."""
+    """Write a UTF-8 text file atomically; characters without a UTF-8 form, as in odd file names, become "?"."""
     write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Fill a folder of files; one that exists already is renewed file by file.
+    """Write a folder of files; an existing folder is replaced file by file, and its other files are removed.
 
-    Every file is whole at every instant: a kill leaves each as it was or as it is now, and never no folder at all.
+    A kill at any instant leaves every file in its old or its new state.
 
     Args:
         path: the folder.
-        fill: makes a folder of that content at the path it is given.
+        fill: function that creates a folder with the content at the path it is given.
     """
     fresh = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -81,18 +81,18 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk, or what a user may write to it, is full."""
+    """Whether an error reports a full disk or an exhausted quota."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_writable(path: Path) -> None:
-    """Say before the work that its output could not be written.
+    """Check, before the work, that its output can be written.
 
     Raises:
-        ConfigError: if the folder of `path` is missing or may not be written to.
+        ConfigError: if the folder of `path` is missing or not writable, or `path` is a folder.
     """
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: the folder {path.parent} does not exist; make it or name another output")
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist; create it or name another output")
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file")
     with disk_errors(path):
@@ -103,18 +103,21 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(place: Path) -> Iterator[None]:
-    """Turn a full disk or a refused write in this block into one sentence.
+    """Turn errors of the disk in this block into one sentence.
+
+    Args:
+        place: file or folder that is written, for messages.
 
     Raises:
         BestRQ2Error: if the disk is full.
-        ConfigError: if `place` may not be written to.
+        ConfigError: if `place` is not writable.
     """
     try:
         yield
     except OSError as error:
         if is_full(error):
             raise BestRQ2Error(
-                f"{place}: the disk is full; what was written before is whole: free space and run the command again"
+                f"{place}: the disk is full; finished files are whole: free space and run the command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
             raise ConfigError(
@@ -125,22 +128,22 @@ def disk_errors(place: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def folder_lock(path: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same lock away from a folder until the block ends.
+    """Lock a folder against other processes that use this function, until the block ends.
 
-    The lock is on `path/.lock`. It belongs to this process alone, not to processes forked from it, and the kernel lets
-    go of it however this process ends. Where there are no such locks (Windows) nothing is locked.
+    The lock is on `path/.lock`. Forked processes do not inherit it, and the kernel releases it however this process
+    ends. On Windows nothing is locked.
 
     Args:
         path: an existing folder.
 
     Raises:
-        ConfigError: another process has the lock; it is named.
+        ConfigError: if another process, which is named, has the lock.
     """
     if fcntl is None:
         yield
         return
     name = path.resolve() / ".lock"
-    # A process may take its own lock again, and would lose it by closing the file once.
+    # The kernel would grant a process its own lock again, and release it when either file is closed.
     if name in _locked:
         raise ConfigError(f"{path}: another process is writing to it (pid {os.getpid()}); wait or name another folder")
     file = _locked_file(name)
@@ -157,7 +160,7 @@ def folder_lock(path: Path) -> Iterator[None]:
 
 
 def _locked_file(name: Path) -> TextIO:
-    """A file of that name, made where there is none, locked for this process."""
+    """The file of that name, created if missing, locked for this process."""
     while True:
         file = name.open("a+")
         try:
@@ -173,7 +176,7 @@ def _locked_file(name: Path) -> TextIO:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             return file  # a file system without locks
-        # The holder before may have deleted the file after we opened it.
+        # The previous holder may have deleted the file after we opened it.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), name.stat()):
                 return file

@@ -1,6 +1,6 @@
-"""Recipes: YAML files in `recipes/` and of users, each stating only what differs from the ones it extends.
+"""Reader of recipes: YAML files that state only what differs from the recipes they extend.
 
-The code does not live in `recipes/`, because importing a module of that name would put it in the place of the function
+The reader is not in the folder `recipes/` of the YAML files: importing a module of that name would replace the function
 `bestrq2.recipes`.
 """
 
@@ -19,39 +19,39 @@ from bestrq2.text import nearest
 
 _FOLDER = resources.files("bestrq2") / "recipes"
 _SUFFIXES = (".yaml", ".yml")
-# What a recipe may set.
+# Groups of settings in a recipe.
 GROUPS = ("model", "loader", "optimizer", "trainer", "probe", "watch", "logging")
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that come with the package, sorted."""
+    """Names of the recipes of the package, sorted."""
     return [name for name in _shipped() if not name.startswith("_")]
 
 
 def _shipped() -> list[str]:
-    """Names of recipes and of the fragments (`_tiny`, ...) that they are put together from."""
+    """Names of the recipes and of the fragments (`_tiny`, ...) that they extend."""
     names = (entry.name for entry in _FOLDER.iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def is_recipe_file(name: str) -> bool:
-    """Whether this is the path of a YAML file rather than the name of a recipe that comes with the package."""
+    """Whether a name is the path of a YAML file rather than a recipe of the package."""
     return name.endswith(_SUFFIXES)
 
 
 def recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
-    """The resolved settings of a recipe.
+    """Read a recipe, with the settings of the recipes it extends.
 
     Args:
-        name: one of `recipes()`, or a YAML file. Its entry `extends` names what it starts from: a recipe, a file
-            (relative to its own folder), or a list of them, the last of which wins.
+        name: one of `recipes()`, or a YAML file. Its entry `extends` names its base: a recipe, a file (relative to its
+            own folder), or a list of them, of which later ones override earlier ones.
 
     Returns:
-        `description` and the groups `model`, `loader`, `optimizer`, `trainer`; what a group does not name has the
-        default of its class.
+        `description` and groups of settings such as `model`, `loader`, `optimizer` and `trainer`. Settings that are not
+        in it have the defaults of their group.
 
     Raises:
-        ConfigError: if there is no such recipe, a file is no recipe, or recipes extend each other in a circle.
+        ConfigError: if there is no such recipe, a file is not a recipe, or recipes extend each other in a circle.
     """
     wanted = os.fspath(name)
     if not is_recipe_file(wanted) and wanted not in recipes():
@@ -67,9 +67,9 @@ def _unknown(name: str) -> str:
 
 
 def _read(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
-    """Settings of one recipe with those of its bases; `chain` are the recipes whose bases led here."""
+    """Settings of one recipe and of its bases; `chain` holds the recipes that extend this one."""
     if name in chain:
-        raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*chain, name))}; break it somewhere")
+        raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*chain, name))}; remove one `extends`")
     chain = (*chain, name)
     settings = _load(name, chain)
     extended = settings.pop("extends", None)
@@ -84,7 +84,7 @@ def _read(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _load(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
-    """What one file says."""
+    """Settings of one file, without those of its bases."""
     where = " -> ".join(chain)
     if is_recipe_file(name):
         try:
@@ -98,7 +98,7 @@ def _load(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: this recipe is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where}: this recipe is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{where}: a recipe must hold groups of settings such as 'model:', got {settings!r}")
     for key, value in settings.items():
@@ -108,12 +108,12 @@ def _load(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
                 "output and seed are given on the command line)"
             )
         if key in GROUPS and not isinstance(value, dict | None):
-            raise ConfigError(f"{where}: '{key}' must hold settings, one a line, got {value!r}")
+            raise ConfigError(f"{where}: '{key}' must hold settings, one per line, got {value!r}")
     return {key: value for key, value in settings.items() if value is not None}
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, group by group; neither is altered."""
+    """Nested settings `base`, overridden by `changes` group by group; neither is changed."""
     merged = copy.deepcopy(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

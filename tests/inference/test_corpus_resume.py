@@ -139,7 +139,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_continue(embed, data, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(pq, "ParquetWriter", full)
-        with pytest.raises(BestRQ2Error, match="the disk is full; what was written before is whole"):
+        with pytest.raises(BestRQ2Error, match="the disk is full; finished files are whole"):
             embed(data, tmp_path / "e.parquet")
     assert embed(data, tmp_path / "e.parquet").exists()
 

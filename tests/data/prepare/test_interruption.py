@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_continue(
     with monkeypatch.context() as patch:
         patch.setattr(writer.ShardWriter, "add", full)
         assert cli.run(arguments) == 1
-    assert "the disk is full; what was written before is whole" in capsys.readouterr().err
+    assert "the disk is full; finished files are whole" in capsys.readouterr().err
     tars = list((tmp_path / "out").glob("*.tar"))
     assert tars
     assert all(len(build_index(tar)) for tar in tars)
@@ -229,7 +229,7 @@ def test_a_corpus_is_finished_only_with_its_whole_list_of_rejections(
     with monkeypatch.context() as patch:
         patch.setattr(rejections.RejectionLog, "_write", full)
         assert cli.run(arguments) == 1
-    assert "the disk is full; what was written before is whole" in capsys.readouterr().err
+    assert "the disk is full; finished files are whole" in capsys.readouterr().err
     assert not (tmp_path / "out" / "summary.json").exists()
     assert cli.run(arguments) == 0
     assert prepared_folder(tmp_path / "out").contents == prepared_mixed.contents

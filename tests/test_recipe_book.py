@@ -84,7 +84,7 @@ def test_an_unknown_base_is_refused_with_its_chain(write, base, sentence):
         ("model: {hidden_size: wide}", "model.hidden_size: expected int, got wide"),
         ("model: {hidden_size: 97}", "hidden_size (97) must be a multiple of num_attention_heads"),
         ("- a list", "a recipe must hold groups of settings"),
-        ("model: {", "this recipe is no YAML"),
+        ("model: {", "this recipe is not YAML"),
     ],
 )
 def test_errors_in_a_recipe_file_are_named(write, text, sentence):
@@ -122,8 +122,8 @@ def test_every_shipped_ablation_is_a_valid_recipe(path):
     [
         ("seed: 3", "a recipe has no 'seed'"),
         ("modle: {hidden_size: 96}", "a recipe has no 'modle'; did you mean 'model'?"),
-        ("optimizer: 5", "'optimizer' must hold settings, one a line, got 5"),
-        ("model: [1, 2]", "'model' must hold settings, one a line, got [1, 2]"),
+        ("optimizer: 5", "'optimizer' must hold settings, one per line, got 5"),
+        ("model: [1, 2]", "'model' must hold settings, one per line, got [1, 2]"),
     ],
 )
 def test_an_unknown_group_of_settings_is_refused_wherever_recipes_are_read(write, text, sentence):
