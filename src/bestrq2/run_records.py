@@ -1,4 +1,4 @@
-"""Reads what a run wrote of itself: its settings (config.yaml) and its tables (metrics.csv, timing.csv)."""
+"""Reader of the files of a run: settings (config.yaml) and tables over steps (metrics.csv, timing.csv)."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ AVERAGED = frozenset(
         *("target_entropy", "code_perplexity", "code_coverage", "top_code_share"),
     )
 )
-"""Columns of metrics.csv that are means over the steps since the row before."""
+"""Columns of metrics.csv that are means over the steps since the previous row."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Nested settings, as `config.yaml` holds them; empty where the file holds something else.
+    """Read nested settings, such as those of `config.yaml`; empty where the file holds something else.
 
     Raises:
-        DataError: it cannot be read, or not as YAML.
+        DataError: the file cannot be read as YAML.
     """
     loaded = read_yaml(path)
     return loaded if isinstance(loaded, dict) else {}
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
+    """Read a YAML file.
 
     Raises:
-        DataError: it cannot be read, or not as YAML.
+        DataError: the file cannot be read as YAML.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
@@ -58,7 +58,7 @@ def is_finetuned(run: Path) -> bool:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"model.hidden_size": 768}; settings nearer the root come first."""
+    """Flatten nested settings to {"model.hidden_size": 768}; settings nearer the root come first."""
     flat = {f"{prefix}{key}": value for key, value in settings.items() if not isinstance(value, dict)}
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -67,10 +67,10 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_columns(path: Path) -> list[str]:
-    """Names of the columns of a table; none of an empty file.
+    """Read the names of the columns of a table; none for an empty file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -80,13 +80,16 @@ def read_columns(path: Path) -> list[str]:
 
 
 def read_table(path: Path) -> dict[str, Curve]:
-    """Column → (steps int64 [N] rising, values float64 [N]) of a wide table with the column `step`.
+    """Read a wide table with a column `step`.
 
-    Steps written twice, as after a resume, keep their later value; cells that are no finite number and rows cut short
-    by a kill are passed over, and so is the column `epoch`.
+    Steps written twice, as after a resume, keep their later value; cells that are not a finite number, rows cut short
+    by a kill, and the column `epoch` are skipped.
+
+    Returns:
+        Column → (steps int64 [N] rising, values float64 [N]).
 
     Raises:
-        DataError: it cannot be read, or has no column `step`.
+        DataError: the file cannot be read, or has no column `step`.
     """
     logged: dict[str, dict[int, float]] = {}
     for step, row in _read_rows(path):
@@ -102,16 +105,16 @@ def read_table(path: Path) -> dict[str, Curve]:
 
 
 def whole_windows(curves: dict[str, Curve]) -> dict[str, Curve]:
-    """Curves of metrics.csv without a last training value that averages fewer steps than the others.
+    """Drop the last training values of metrics.csv where they average fewer steps than the others.
 
-    A run logs its last step whatever the interval, and the codes of a few batches have less entropy than those of many:
-    the excess loss would seem to jump at the end.
+    A run always logs its last step, and the codes of a few batches have less entropy than those of many: the excess
+    loss would seem to jump at the end.
     """
     return {name: without_rest(curve) if name in AVERAGED else curve for name, curve in curves.items()}
 
 
 def without_rest(curve: Curve) -> Curve:
-    """A curve without a last value that came after fewer steps than the others."""
+    """Drop the last value of a curve if it came after fewer steps than the others."""
     steps, values = curve
     windows = np.diff(steps, prepend=0)
     shorter = len(steps) > 1 and windows[-1] < np.median(windows[:-1])
@@ -119,16 +122,16 @@ def without_rest(curve: Curve) -> Curve:
 
 
 def newest_step(path: Path) -> int | None:
-    """The last step of a table, whatever was logged there; None where there is none.
+    """Read the last step of a table, even one without values; None where there is none.
 
     Raises:
-        DataError: it cannot be read, or has no column `step`.
+        DataError: the file cannot be read, or has no column `step`.
     """
     return max((step for step, _ in _read_rows(path)), default=None)
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Rows of a table with their steps, as they were written."""
+    """Rows of a table with their steps, in the order of the file."""
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = csv.DictReader(file)

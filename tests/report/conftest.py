@@ -10,7 +10,8 @@ import pytest
 
 from bestrq2.inference.cost import Cost, cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
-from bestrq2.report.comparison import arms, probes
+from bestrq2.report import runs
+from bestrq2.report.comparison import arms
 from bestrq2.report.page import ReportContents, render
 
 
@@ -27,7 +28,7 @@ def page(contents: ReportContents) -> str:
 @pytest.fixture
 def steady_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests must not change with the supervised result that ships, and count the operations of an architecture once."""
-    monkeypatch.setattr(probes, "supervised_result", lambda: None)
+    monkeypatch.setattr(runs, "supervised_result", lambda: None)
     monkeypatch.setattr(arms, "cost", cost_once)
 
 

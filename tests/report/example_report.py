@@ -113,7 +113,7 @@ def example_probes() -> list[TaskScore]:
     return scores
 
 
-def example_clips(per_label: int = 6, seconds: float = 6.0) -> list[EmbeddedClip]:
+def example_clips(per_label: int = 6, seconds: float = 5.0) -> list[EmbeddedClip]:
     rng = np.random.default_rng(5)
     clips = []
     for domain, tasks in TASKS.items():

@@ -12,8 +12,9 @@ from example_runs import ONE_STAGE, read, together, write_run
 
 from bestrq2 import cli
 from bestrq2.errors import DataError
+from bestrq2.report import runs
 from bestrq2.report.charts import series_style, svg_of_lines
-from bestrq2.report.comparison import compare_runs, figures, sentences
+from bestrq2.report.comparison import compare_runs, figures
 from bestrq2.report.comparison.arms import band, group, stage
 from bestrq2.report.comparison.comparison import assemble
 from bestrq2.report.comparison.sentences import health
@@ -78,18 +79,18 @@ def ship(folder: Path, seeds: int = 3) -> None:
 
 
 def test_without_references_their_flag_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentences, "reference_folder", lambda: tmp_path / "none")
+    monkeypatch.setattr(runs, "reference_folder", lambda: tmp_path / "none")
     with pytest.raises(DataError, match="no reference runs come with this version"):
         compare_runs([write_run(tmp_path / "run")], tmp_path / "out", reference=True)
 
 
 def test_health_is_judged_by_the_reference_at_the_same_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ship(tmp_path / "shipped")
-    monkeypatch.setattr(sentences, "reference_folder", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(runs, "reference_folder", lambda: tmp_path / "shipped")
     well = write_run(tmp_path / "well", steps=800, reached=400)
     ill = write_run(tmp_path / "ill", seed=1, steps=800, reached=400, quality=0.05)
     other = write_run(tmp_path / "other", "mine", changes=ONE_STAGE)
-    arms = group([*read(well, ill, other, unfinished=True), *sentences.reference_runs()])
+    arms = group([*read(well, ill, other, unfinished=True), *runs.reference_runs()])
     comparison = assemble(arms, tmp_path / "out", health_check=True)
     assert [arm.label for arm in comparison.arms][-1] == "reference: best-rq-2-tiny"
     said = comparison.sentences
@@ -148,13 +149,13 @@ def test_sixteen_arms_have_looks_of_their_own() -> None:
 
 
 def test_the_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = tmp_path / "runs"
+    folder = tmp_path / "runs"
     folders = [
-        write_run(runs / f"{name}-{seed}", name, seed, probe=mean + 0.01 * seed, changes=changes)
+        write_run(folder / f"{name}-{seed}", name, seed, probe=mean + 0.01 * seed, changes=changes)
         for name, mean, changes in (("best-rq-2-tiny", 0.6, {}), ("best-rq-vit-tiny", 0.5, ONE_STAGE))
         for seed in range(2)
     ]
-    out = runs / "together"
+    out = folder / "together"
     assert cli.run(["compare", *map(str, folders), "--output", str(out)]) == 0
     said = capsys.readouterr().out
     assert "best-rq-vit-tiny is 10.0 ± 3.0 points behind best-rq-2-tiny." in said
@@ -182,12 +183,12 @@ def test_the_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_folder_of_an_earlier_comparison_is_passed_over(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    write_run(runs / "a")
+    folder = tmp_path / "runs"
+    write_run(folder / "a")
     for _ in range(2):
-        assert len(compare_runs(sorted(runs.iterdir()), runs / "together").arms) == 1
+        assert len(compare_runs(sorted(folder.iterdir()), folder / "together").arms) == 1
     with pytest.raises(DataError, match="together: not a run folder"):
-        compare_runs(sorted(runs.iterdir()), tmp_path / "elsewhere")
+        compare_runs(sorted(folder.iterdir()), tmp_path / "elsewhere")
 
 
 def test_wrong_input_ends_the_command_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

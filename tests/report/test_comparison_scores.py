@@ -9,7 +9,8 @@ import pytest
 from example_runs import ONE_STAGE, read, score, together, write_run
 
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_result
-from bestrq2.report.comparison import compare_runs, probes
+from bestrq2.report import runs
+from bestrq2.report.comparison import compare_runs
 from bestrq2.report.comparison.arms import group
 from bestrq2.report.comparison.probes import pairs, probe_rows
 from bestrq2.report.comparison.statistics import estimate, pooled_spread, welch
@@ -74,7 +75,7 @@ def test_the_supervised_result_is_a_row_where_it_ships(tmp_path: Path, monkeypat
     scores = tuple(score("supervised", 0.8, "linear"))
     world = {"synthesiser": "espeak", "soundworld": "2"}
     bound = benchmark_result(SOUNDWORLD_1, "supervised", scores, world)
-    monkeypatch.setattr(probes, "supervised_result", lambda: bound)
+    monkeypatch.setattr(runs, "supervised_result", lambda: bound)
     arms = group(read(write_run(tmp_path / "run")))
     rows = probe_rows(arms)
     assert probe_table("linear", rows["linear"], arms).rows[-1][0::4] == ("encoder trained on the labels", "80.0")

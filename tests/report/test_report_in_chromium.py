@@ -12,6 +12,7 @@ from pathlib import Path
 
 import example_report
 import pytest
+from example_runs import together, write_run
 
 from bestrq2.report.page import ReportContents, render
 
@@ -111,6 +112,21 @@ def test_page_works_without_console_errors_or_overflow(contents: ReportContents,
     assert legends[0] == list(example_report.TASKS)
     assert len(legends[1]) == sum(len(tasks) for tasks in example_report.TASKS.values())
     assert legends[2] == sorted(example_report.TASKS["speech"]["language"])
+
+
+@pytest.mark.usefixtures("steady_and_quick")
+def test_comparison_works_without_console_errors_or_overflow(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"{seed}", seed=seed, quality=1 + seed) for seed in range(2)]
+    found, console = visit(together(*folders).html(), tmp_path, 375)
+    assert console == []
+    assert found["scrollWidth"] <= 375
+    assert found["outside"] == []
+    step, *readings = found["tips"][0].splitlines()
+    assert step == "step 200"
+    assert re.fullmatch(r"best-rq-2-tiny\t[\d.]+ \([\d.]+ to [\d.]+\)", readings[0])
+    assert re.match(
+        r"best-rq-2-tiny, linear probe: 65.0 ± 0.0 %\n95 % interval .*\nseeds 65.0, 65.0 %", found["tips"][-1]
+    )
 
 
 def test_long_names_do_not_widen_a_phone(contents: ReportContents, tmp_path: Path) -> None:

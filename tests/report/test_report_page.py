@@ -9,7 +9,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import example_report
 import numpy as np
 import pytest
 import soundfile
@@ -64,8 +63,8 @@ def test_page_loads_nothing_from_anywhere(page: str) -> None:
     assert not re.search(r"url\(", page)
 
 
-def test_page_of_a_demo_stays_small(contents: ReportContents) -> None:
-    assert len(render(replace(contents, clips=example_report.example_clips(per_label=1, seconds=10)))) < 4_000_000
+def test_page_of_a_demo_stays_small(page: str) -> None:
+    assert len(page) < 3_500_000
 
 
 def test_probe_table_holds_every_given_number(contents: ReportContents, page: str) -> None:

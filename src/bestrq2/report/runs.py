@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,29 @@ def read_curves(folder: Path) -> RunCurves:
         facts.pop("predictor layers", None)  # there is no predictor
     name = folder.resolve().name
     return RunCurves(name, facts.get("recipe", name), facts, whole_windows(read_table(folder / "metrics.csv")))
+
+
+def reference_folder() -> Path:
+    """Folder of what ships with the package: reference runs as NAME/seed-N/, and the result of supervised training."""
+    return Path(str(resources.files("bestrq2") / "references"))
+
+
+def reference_runs() -> list[Run]:
+    """Read the reference runs that ship with the package.
+
+    Raises:
+        DataError: there are none in this version.
+    """
+    folders = sorted(path.parent for path in reference_folder().glob("*/seed-*/config.yaml"))
+    if not folders:
+        raise DataError("no reference runs come with this version of bestrq2; leave out --reference")
+    return [read_run(folder, reference=folder.parent.name) for folder in folders]
+
+
+def supervised_result() -> Result | None:
+    """Benchmark result of the encoder trained on the labels, which ships with the package; None where it does not."""
+    path = reference_folder() / "supervised.json"
+    return read_benchmark_result(path) if path.is_file() else None
 
 
 def find_result(folder: Path) -> Result | None:

@@ -26,7 +26,7 @@ from bestrq2.report.comparison.probes import (
 )
 from bestrq2.report.comparison.tables import estimate_numbers
 from bestrq2.report.page import render_page
-from bestrq2.report.runs import read_run
+from bestrq2.report.runs import read_run, reference_runs
 from bestrq2.text import counted
 
 TABLE, NUMBERS, PAGE = "table.md", "comparison.json", "comparison.html"
@@ -132,7 +132,7 @@ def compare_runs(
     if not folders:
         raise DataError("there is no run to compare; name one or more run folders")
     read = [read_run(folder, unfinished) for folder in folders]
-    arms = group([*read, *(sentences.reference_runs() if reference else [])])
+    arms = group([*read, *(reference_runs() if reference else [])])
     comparison = assemble(arms, output, health_check=reference)
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)

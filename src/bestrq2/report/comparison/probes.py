@@ -6,15 +6,13 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from bestrq2.errors import DataError
-from bestrq2.evaluate.benchmark import read_benchmark_result
 from bestrq2.evaluate.result import Result
 from bestrq2.evaluate.score_table import domain_means
 from bestrq2.evaluate.task_probe import METHODS
+from bestrq2.report import runs
 from bestrq2.report.comparison.arms import Arm
 from bestrq2.report.comparison.statistics import Difference, Estimate, estimate, welch
 from bestrq2.report.runs import BENCHMARK
@@ -82,7 +80,7 @@ def probe_rows(arms: Sequence[Arm]) -> dict[str, list[ProbeRow]]:
         for method in METHODS:
             if not _has(result, result.model, method):
                 raise DataError(f"{folder}: its result has no {method} scores of {result.model!r}: probe it again")
-    supervised = supervised_result()
+    supervised = runs.supervised_result()
     shipped = [("the supervised result of this version", supervised)] if supervised else []
     for name, result in [*probed[1:], *shipped]:
         _check_alike(*probed[0], name, result)
@@ -124,12 +122,6 @@ def disagreeing_baselines(arms: Sequence[Arm]) -> list[str]:
                 "although they involve no training: were the runs probed with different versions of the software?"
             ]
     return []
-
-
-def supervised_result() -> Result | None:
-    """Result of the encoder trained on the labels, which ships with the package; None where it does not."""
-    path = resources.files("bestrq2") / "references" / "supervised.json"
-    return read_benchmark_result(Path(str(path))) if path.is_file() else None
 
 
 def _arm_row(arm: Arm, method: str) -> ProbeRow:

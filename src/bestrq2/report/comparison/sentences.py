@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 
-from bestrq2.errors import DataError
 from bestrq2.evaluate.score_table import METHOD_TITLES
 from bestrq2.report.comparison.arms import Arm, differing, interpolated
 from bestrq2.report.comparison.probes import Pair, ProbeRow
 from bestrq2.report.comparison.statistics import pooled_spread
-from bestrq2.report.runs import Run, read_run, value_text
+from bestrq2.report.runs import Run, value_text
 from bestrq2.report.scales import Unit, number_text
 from bestrq2.run_records import without_rest
 
@@ -173,23 +170,6 @@ def _not_logged(arms: Sequence[Arm]) -> list[str]:
 
 
 # --- health beside the references ---
-
-
-def reference_folder() -> Path:
-    """Folder of the reference runs: NAME/seed-N/."""
-    return Path(str(resources.files("bestrq2") / "references"))
-
-
-def reference_runs() -> list[Run]:
-    """Reference runs that ship with the package.
-
-    Raises:
-        DataError: there are none in this version.
-    """
-    folders = sorted(path.parent for path in reference_folder().glob("*/seed-*/config.yaml"))
-    if not folders:
-        raise DataError("no reference runs come with this version of bestrq2; leave out --reference")
-    return [read_run(folder, reference=folder.parent.name) for folder in folders]
 
 
 def health(arms: Sequence[Arm]) -> list[str]:
