@@ -158,7 +158,7 @@ def test_bfloat16_stays_close_to_float32(recipe, dtype):
     assert next(half.model.parameters()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("recipe", ["best-rq-2.1-tiny", "best-rq-conformer-tiny"])
+@pytest.mark.parametrize("recipe", ["best-rq-2.1-tiny", pytest.param("best-rq-conformer-tiny", marks=pytest.mark.slow)])
 def test_compiled_encoders_give_the_same_numbers(monkeypatch, recipe):
     import torch._dynamo
 
