@@ -9,6 +9,7 @@ from toy_tasks import FRAME_SECONDS, WaveformFeatures, make_clip_task, make_fram
 
 from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import ConfigError, DataError
+from bestrq2.evaluate.classifiers import validation_folds
 from bestrq2.evaluate.metrics import wilson_interval
 from bestrq2.evaluate.result import TaskScore
 from bestrq2.evaluate.task_probe import MAX_TRAIN_FRAMES, embed_split, event_present, probe_features
@@ -229,3 +230,20 @@ def test_frame_tasks_are_fitted_on_a_bounded_number_of_frames(monkeypatch: pytes
 def test_the_same_seed_gives_the_same_scores(frames: bool) -> None:
     task, width = (make_frame_task(), 6) if frames else (make_clip_task(noise=2.0), 12)
     assert probe(task, width, seed=5) == probe(task, width, seed=5)
+
+
+def test_validation_folds_keep_the_groups_of_clips_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def record(labels, groups, seed):
+        seen.append(groups)
+        return validation_folds(labels, groups, seed)
+
+    monkeypatch.setattr("bestrq2.evaluate.classifiers.validation_folds", record)
+    task, speakers = make_clip_task(noise=2.0), np.arange(160) // 8
+    probe(with_train(task, groups=speakers), 12, methods=("linear",))
+    probe(task, 12, methods=("linear",))
+    probe(make_frame_task(), 6, methods=("linear",))
+    np.testing.assert_array_equal(seen[0], speakers)
+    assert seen[1] is None
+    np.testing.assert_array_equal(np.unique(seen[2]), np.arange(40))

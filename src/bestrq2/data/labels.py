@@ -56,12 +56,14 @@ class LabelledClips:
             (kind "multilabel"); or for each clip float64 [events, 2], onset and offset in seconds (kind "frame").
         sampling_rate: sampling rate of the waveforms in Hz; None where `audio` holds files.
         source: the same recordings as a source of batches; None for waveforms.
+        groups: group of each clip, such as its speaker, int64 [clips]; None where the corpus names no groups.
     """
 
     audio: Sequence[ClipAudio]
     labels: np.ndarray | list[np.ndarray]
     sampling_rate: int | None = None
     source: SubsetSource | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -73,6 +75,7 @@ class LabelledClips:
             AudioAt(self.audio.__getitem__, places),
             np.asarray(labels) if isinstance(self.labels, np.ndarray) else labels,
             self.sampling_rate,
+            groups=None if self.groups is None else self.groups[places],
         )
 
 
@@ -539,7 +542,10 @@ def _clips(found: _Annotations, places: np.ndarray, targets: np.ndarray, split: 
     else:
         labels = targets[places] if found.multilabel else targets[places].argmax(axis=1)
     source = SubsetSource(found.source, places, f"{found.place} ({split})")
-    return LabelledClips(_audio(found.source, places), labels, source=source)
+    # a clip without a group is a group of its own
+    names = [found.groups[place] or f"\0{place}" for place in places.tolist()]
+    groups = np.unique(names, return_inverse=True)[1] if any(found.groups) else None
+    return LabelledClips(_audio(found.source, places), labels, source=source, groups=groups)
 
 
 def _audio(source: Source, places: np.ndarray) -> Sequence[ClipAudio]:

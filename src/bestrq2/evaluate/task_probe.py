@@ -61,6 +61,8 @@ class ProbeRows:
         features: float32 [rows, D].
         labels: int64 [rows].
         clip: place in the split of the clip that each row comes from, int64 [rows].
+        groups: group of each row that validation folds keep whole, int64 [rows]: the clip's group, or the clip of a
+            frame; None for independent clips.
         seconds: centre of the frame, float64 [rows]; NaN for clip tasks.
         skipped: clips whose audio was rejected, with the reason.
     """
@@ -70,6 +72,7 @@ class ProbeRows:
     clip: np.ndarray
     seconds: np.ndarray
     skipped: tuple[str, ...]
+    groups: np.ndarray | None = None
 
 
 def probe_features(
@@ -177,13 +180,12 @@ def embed_split(
     if skipped:
         of = counted(len(clips), "clip")
         logger.warning("skipped %d of %s in the %s, the first: %s", len(skipped), of, where, skipped[0])
-    return ProbeRows(
-        np.concatenate(rows),
-        np.concatenate(labels).astype(np.int64),
-        np.concatenate(clip),
-        np.concatenate(seconds),
-        tuple(skipped),
-    )
+    places = np.concatenate(clip)
+    groups = places if task.kind == "frame" else None
+    if clips.groups is not None:
+        groups = clips.groups[places]
+    truths = np.concatenate(labels).astype(np.int64)
+    return ProbeRows(np.concatenate(rows), truths, places, np.concatenate(seconds), tuple(skipped), groups)
 
 
 def event_present(timestamps: np.ndarray, events: np.ndarray) -> np.ndarray:
@@ -241,13 +243,13 @@ def _scores(
 ) -> list[TaskScore]:
     frames = task.kind == "frame"
     balanced = frames or is_uneven(train.labels)
-    rows, labels, clip = train.features, train.labels, train.clip
+    rows, labels, groups = train.features, train.labels, train.groups
     if frames and len(rows) > MAX_TRAIN_FRAMES:
         kept = np.sort(np.random.default_rng(seed).choice(len(rows), MAX_TRAIN_FRAMES, replace=False))
-        rows, labels, clip = rows[kept], labels[kept], clip[kept]
+        rows, labels, groups = rows[kept], labels[kept], None if groups is None else groups[kept]
     predictions = {}
     if "linear" in methods:
-        probe = LinearProbe(rows, labels, groups=clip if frames else None, balanced=balanced, seed=seed)
+        probe = LinearProbe(rows, labels, groups=groups, balanced=balanced, seed=seed)
         predictions["linear"] = probe.predict(test.features)
     if "knn" in methods:
         # a common offset, as in decibels, would make every cosine nearly 1
