@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,7 +46,7 @@ ARCHITECTURES = {
 }
 
 
-QUICK = ("best-rq-2", "best-rq-2-plus")
+QUICK = ("best-rq-2-plus",)
 
 
 @pytest.fixture(
@@ -168,19 +169,14 @@ def test_the_front_end_is_copied_unchanged(exported: Path):
 
 
 def test_a_graph_that_differs_from_torch_is_not_left_behind(
-    tiny_encoder: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    tiny_encoder(num_hidden_layers=1).save_pretrained(tmp_path / "model")
-    write = onnx_export._write_graph
-
-    def write_another(source, model, path):
-        with torch.no_grad():
-            model.encoder.norm.bias.add_(0.01)
-        write(source, model, path)
-        with torch.no_grad():
-            model.encoder.norm.bias.sub_(0.01)
-
-    monkeypatch.setattr(onnx_export, "_write_graph", write_another)
+    model = bestrq2.BestRQ2Model.from_pretrained(exported / "model")
+    with torch.no_grad():
+        model.encoder.norm.weight.mul_(1.01)
+    model.save_pretrained(tmp_path / "model")
+    graph = exported / "exported" / MODEL_FILE
+    monkeypatch.setattr(onnx_export, "_write_graph", lambda source, model, path: shutil.copyfile(graph, path))
     with pytest.raises(BestRQ2Error, match="is off by"):
         export_onnx(str(tmp_path / "model"), tmp_path / "exported")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -6,7 +6,6 @@ classes and the same test recordings for all of them.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import os
@@ -26,7 +25,7 @@ from bestrq2.data.splits import SPLITS, checked_split, complete_splits, split_na
 from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
 from bestrq2.data.tar_labels import MARKER, OTHER_KINDS, XARES_TASKS, ClipLabel, json_labels, tar_groups, tar_labels
 from bestrq2.errors import DataError
-from bestrq2.text import counted
+from bestrq2.text import counted, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -194,9 +193,7 @@ def load_labelled(source: str | Path, seed: int = 0, names: Sequence[str] | None
     known = [_task_name(place)[1] for place in places]
     for name in names or ():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
-            raise DataError(f"{source} has no task {name!r}; {hint}")
+            raise DataError(f"{source} has no task {name!r}{nearest(name, known) or f'; it has {', '.join(known)}'}")
     wanted = [place for place, name in zip(places, known, strict=True) if names is None or name in names]
     unfit = [PurePath(place).name for place in wanted if PurePath(place).name in OTHER_KINDS]
     fitting = [place for place in wanted if PurePath(place).name not in OTHER_KINDS]

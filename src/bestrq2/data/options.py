@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import parse_qsl, quote, unquote
 
 from bestrq2.errors import ConfigError
+from bestrq2.text import nearest
 
 
 def split_options(spec: str) -> tuple[str, dict[str, str]]:
@@ -44,7 +45,5 @@ def check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for key in found:
         if key not in known:
-            from bestrq2.flags import nearest
-
             hint = nearest(key, known) or f"; known here: {', '.join(known) or 'none'}"
             raise ConfigError(f"{where}: there is no option '{key}'{hint}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from bestrq2.data.order import EpochOrder
 from bestrq2.data.sources import SubsetSource
 from bestrq2.errors import DataError
 from bestrq2.seeding import generator
+from bestrq2.text import nearest
 
 SPLITS = ("train", "valid", "test")
 SHARES = {"valid": 0.1, "test": 0.2}
@@ -48,9 +48,8 @@ def checked_split(origin: object, word: str) -> str:
     """
     split = split_named(word)
     if word and not split:
-        near = difflib.get_close_matches(word.lower(), _SPLIT_OF, n=1, cutoff=0.5)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise DataError(f"{origin} has the split {word!r}; expected 'train', 'valid' or 'test'{hint}.")
+        hint = nearest(word.lower(), _SPLIT_OF)
+        raise DataError(f"{origin} has the split {word!r}; expected 'train', 'valid' or 'test'{hint}")
     return split
 
 
