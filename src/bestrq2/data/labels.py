@@ -193,7 +193,8 @@ def load_labelled(source: str | Path, seed: int = 0, names: Sequence[str] | None
     known = [_task_name(place)[1] for place in places]
     for name in names or ():
         if name not in known:
-            raise DataError(f"{source} has no task {name!r}{nearest(name, known) or f'; it has {', '.join(known)}'}")
+            hint = nearest(name, known) or f"; it has {', '.join(known)}"
+            raise DataError(f"{source} has no task {name!r}{hint}")
     wanted = [place for place, name in zip(places, known, strict=True) if names is None or name in names]
     unfit = [PurePath(place).name for place in wanted if PurePath(place).name in OTHER_KINDS]
     fitting = [place for place in wanted if PurePath(place).name not in OTHER_KINDS]
