@@ -35,19 +35,7 @@ def run_probe(
     seed: int = 0,
     device: str | None = None,
 ) -> Result:
-    """Probe a model on labelled audio, or on a frozen benchmark, beside baselines.
-
-    Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
-        labelled: labelled audio as in `load_labelled`, or the name of a frozen benchmark, "soundworld-1", whose result
-            is also written into a run folder, as soundworld-1.json.
-        baselines: also probe log-mel statistics and a randomly initialised encoder of the same architecture.
-        output: JSON file to write the result to.
-        seed: random seed of splits and probes; a frozen benchmark has its own.
-        device: "cpu", "cuda:0" and the like; by default CUDA where available.
-
-    Returns:
-        One score per features, task and method.
+    """Probe a model on labelled audio or on a frozen benchmark; see `bestrq2.probe` for the arguments.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.

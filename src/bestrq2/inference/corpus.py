@@ -76,25 +76,7 @@ def embed_corpus(
     ray: str | None = None,
     ray_actors: int | None = None,
 ) -> Path:
-    """Embed every recording of a source, whole; unreadable ones are listed in OUTPUT.rejected.csv.
-
-    Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
-        source: data as in `pretrain`; of a mixture each recording is embedded once.
-        output: Parquet or CSV file, by its suffix: columns path, seconds and embedding, one row per recording in the
-            order of the source. Finished parts are kept in OUTPUT.parts until the end.
-        frames: one row per frame instead, with columns path, time (s, centre of the frame) and embedding.
-        phases: number of shifted copies of the patch grid, for frames every 1/phases of the hop.
-        layers: hidden layer, list of layers to average, or "mean" for all; None for the final output.
-        pooling: "mean", "mean+max" (twice as wide) or "attention".
-        normalize: scale every vector to length 1.
-        device: device such as "cpu" or "cuda:0"; None for CUDA if available, else the CPU.
-        num_workers: processes that decode, 0 for a thread; None for one per CPU, at most 16.
-        ray: "local" or the address of a Ray cluster, whose actors embed.
-        ray_actors: number of actors; None for one per GPU, or per CPU without GPUs.
-
-    Returns:
-        The output; started by torchrun, it exists when the last process has ended.
+    """Embed every recording of a corpus; see `bestrq2.embed` for the arguments.
 
     Raises:
         BestRQ2Error: one sentence that says what to change.
@@ -116,23 +98,7 @@ def predict_corpus(
     ray: str | None = None,
     ray_actors: int | None = None,
 ) -> Path:
-    """Classify every recording of a source, whole; unreadable ones are listed in OUTPUT.rejected.csv.
-
-    Args:
-        model: run folder of `bestrq2 finetune`, or a model folder of that kind.
-        source: data as in `pretrain`.
-        output: CSV or Parquet file, by its suffix: columns path, label (if there may be several: those at or above
-            `threshold`, joined by ";", possibly none) and "p(CLASS)", the probability of each class. Recordings longer
-            than the model's max_seconds are cut into windows, whose probabilities are averaged by length.
-        threshold: least probability of a label, if there may be several.
-        batch_size: windows that go through the model at once.
-        num_workers: processes that decode, 0 for a thread; None for one per CPU, at most 16.
-        device: device such as "cpu" or "cuda:0"; None for CUDA if available, else the CPU.
-        ray: "local" or the address of a Ray cluster, whose actors predict.
-        ray_actors: number of actors; None for one per GPU, or per CPU without GPUs.
-
-    Returns:
-        The output; started by torchrun, it exists when the last process has ended.
+    """Classify every recording of a corpus; see `bestrq2.predict` for the arguments.
 
     Raises:
         BestRQ2Error: one sentence that says what to change.

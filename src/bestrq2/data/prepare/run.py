@@ -64,27 +64,10 @@ def run_prepare(
     ray: str | None = None,
     ray_actors: int | None = None,
 ) -> dict[str, Any]:
-    """Decode, resample and check a source once, and pack it into WebDataset tars.
+    """Decode, check and pack a source into WebDataset tars; see `bestrq2.prepare` for the arguments.
 
     The tars are a function of the source and the options, whatever the number of processes. The same command continues
     an interrupted run after its last finished tar and ends with the same bytes.
-
-    Args:
-        source: data as in `pretrain`; of a list, a column "label" is kept.
-        output: folder to write: shard-000000.tar and so on, each with an index, rejected.csv (dropped recordings with
-            reasons) and summary.json.
-        sampling_rate: sampling rate of the clips in Hz.
-        format: format of the clips, both 16-bit PCM: "wav" (read in place, fastest) or "flac" (about half the size).
-        segment_seconds: longer recordings are cut into clips of this length (s); None keeps them whole.
-        min_seconds: shorter recordings, and shorter remainders of a cut, are dropped (s).
-        shard_size: size of a tar in MB (10^6 bytes).
-        num_workers: processes that decode, 0 for a thread; None for one per CPU.
-        ray: "local" or the address of a Ray cluster, whose actors decode.
-        ray_actors: number of actors; None for one per CPU.
-
-    Returns:
-        Content of summary.json: counts, hours, bytes, dropped pieces by kind, and mean and deviation (dB) of the
-        log-mel spectrogram per band; empty if other processes started by torchrun are still at work.
 
     Raises:
         BestRQ2Error: one sentence that says what to change.

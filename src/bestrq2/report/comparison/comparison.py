@@ -110,16 +110,7 @@ def compare_runs(
     reference: bool = False,
     unfinished: bool = False,
 ) -> Comparison:
-    """Compare runs: probes, cost and losses with 95 % intervals over seeds, as tables, figures and a page.
-
-    Runs that differ in nothing but their seed form an arm; the arm of the first run is the baseline.
-
-    Args:
-        runs: run folders.
-        output: folder for table.md, comparison.json, comparison.html and SVG figures; those of an earlier comparison
-            are replaced.
-        reference: add the reference runs that come with the package, and check the health of the runs beside them.
-        unfinished: include runs that have not done all their steps, marked as such.
+    """Compare runs over their seeds, as tables, figures and a page; see `bestrq2.compare` for the arguments.
 
     Raises:
         ConfigError: the output cannot be written.
