@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ import torch
 
 import bestrq2
 from bestrq2 import cli
-from bestrq2.data import corpus_pass
+from bestrq2.data import corpus_pass, remote
 from bestrq2.data.audio import read_audio
 from bestrq2.data.parts import PartsFolder
+from bestrq2.data.shards import files as shards_files
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.inference import corpus
 from bestrq2.inference.classifier import load_classifier
@@ -366,3 +369,32 @@ def test_the_command_prints_the_output_and_counts(model, recordings, tmp_path, c
         assert cli.run(["embed", str(model), str(recordings), "--output", str(output), "--device", "cpu"]) == 0
     assert capsys.readouterr().out == f"{output}\n"
     assert caplog.messages[-1] == f"{output}: 5 recordings embedded, 0 rejected"
+
+
+def test_remote_tars_are_embedded_and_an_unreachable_one_stops_the_run(embed, recordings, tmp_path, monkeypatch):
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    monkeypatch.setenv("BESTRQ2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "WAITS", ())
+    monkeypatch.setattr(shards_files.OPEN_CACHED, "files", type(shards_files.OPEN_CACHED.files)())
+    for number, names in enumerate((["clip0", "clip2"], ["clip4"])):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name in names:
+                tar.add(recordings / f"{name}.wav", f"{name}.wav")
+        memory.pipe(f"/corpus/{number}.tar", buffer.getvalue())
+    url = "memory://corpus/{0,1}.tar"
+    local = rows(embed(str(recordings), tmp_path / "l.parquet"))
+    found = rows(embed(url, tmp_path / "r.parquet"))
+    assert list(found) == [f"memory://corpus/{name}.wav" for name in ("0.tar/clip0", "0.tar/clip2", "1.tar/clip4")]
+    for name, vector in found.items():
+        np.testing.assert_allclose(vector, local[str(recordings / name.rpartition("/")[2])], atol=1e-5)
+    content = memory.cat("/corpus/1.tar")
+    for cached in (tmp_path / "cache").rglob("*.tar"):
+        cached.unlink()
+    shards_files.OPEN_CACHED.files.clear()
+    memory.rm("/corpus/1.tar")
+    with pytest.raises(DataError, match=r"corpus/1.tar cannot be fetched"):
+        embed(url, tmp_path / "s.parquet")
+    assert PartsFolder(tmp_path / "s.parquet.parts").finished() == {(0, 0): (2, 0)}
+    memory.pipe("/corpus/1.tar", content)
+    assert embed(url, tmp_path / "s.parquet").read_bytes() == (tmp_path / "r.parquet").read_bytes()
