@@ -31,6 +31,7 @@ import numpy as np
 import soundfile
 import torch
 from data_loading import RATE, waveform
+from lightning_fabric import Fabric
 from machine import description
 from stopwatch import Stopwatch
 
@@ -40,8 +41,9 @@ from bestrq2.data.prepare import run_prepare
 from bestrq2.data.shards.shard_source import ShardSource
 from bestrq2.inference.cost import cost
 from bestrq2.model import modeling_bestrq2
-from bestrq2.train import callbacks, failures, module, timing, watch
-from bestrq2.train.progress import Progress
+from bestrq2.train import clock, guard, loop, objective, watch
+from bestrq2.train.loop import Run
+from bestrq2.train.objective import PretrainingTask
 
 # Loading: in the training thread without workers, else in theirs.
 CROP, READ, MASKS, COLLATE, HAND_OVER, PIN = (
@@ -52,7 +54,7 @@ WAIT, TO_DEVICE = "wait for the loader", "copy to the device, float32"
 LENGTHS, ORDER = "lengths and padding", "order of the masks"
 SPECTROGRAM, PATCHES, QUANTIZER = "spectrogram", "normalise and cut into patches", "quantizer"
 FORWARD, BACKWARD, CLIPPING, OPTIMISER = "forward", "backward", "gradient norm, skipped steps", "optimiser"
-DIAGNOSTICS, LOGGING, KEEPING, REST = "diagnostics", "logging", "checkpoints and rejected files", "Lightning and rest"
+DIAGNOSTICS, LOGGING, KEEPING, REST = "diagnostics", "logging", "checkpoints and rejected files", "loop and rest"
 
 LOADING = (CROP, READ, MASKS, COLLATE, HAND_OVER, PIN)
 STEP = (SPECTROGRAM, PATCHES, QUANTIZER, FORWARD, BACKWARD, OPTIMISER)
@@ -64,31 +66,32 @@ ROWS = (
 PLACES: list[tuple[Any, str, str]] = [
     (ShardSource, "read", CROP),
     (loader, "put_samples", READ),
-    (module.MaskDrawer, "__call__", MASKS),
+    (objective.MaskDrawer, "__call__", MASKS),
     (loader, "collate", COLLATE),
     (batch.AudioBatch, "pin_memory", PIN),
     (torch.utils.data.dataloader._BaseDataLoaderIter, "__next__", WAIT),
-    (module.PretrainingModule, "transfer_batch_to_device", TO_DEVICE),
-    (module, "padding_mask", LENGTHS),
-    (module, "unequal_lengths", LENGTHS),
+    (PretrainingTask, "inputs", TO_DEVICE),
+    (objective, "unequal_lengths", LENGTHS),
+    (PretrainingTask, "terms", LENGTHS),
     (modeling_bestrq2.BestRQ2Model, "patches", LENGTHS),
     (modeling_bestrq2, "order_by_mask", ORDER),
     (modeling_bestrq2, "split_by_mask", ORDER),
     (modeling_bestrq2.LogMel, "forward", SPECTROGRAM),
     (modeling_bestrq2.BestRQ2Model, "spectrogram_patches", PATCHES),
     (modeling_bestrq2.RandomProjectionQuantizer, "forward", QUANTIZER),
-    (module.PretrainingModule, "training_step", FORWARD),
-    (module.PretrainingModule, "backward", BACKWARD),
-    (module.PretrainingModule, "configure_gradient_clipping", CLIPPING),
-    (failures.FailureKeeper, "on_train_batch_end", CLIPPING),
+    (PretrainingTask, "forward", FORWARD),
+    (Fabric, "backward", BACKWARD),
+    (guard.Guard, "judge", CLIPPING),
+    (guard.Guard, "too_many", CLIPPING),
     (torch.optim.AdamW, "step", OPTIMISER),
-    (module.PretrainingModule, "optimizer_zero_grad", OPTIMISER),
-    (module, "add_diagnostics", DIAGNOSTICS),
-    (module, "summarise", LOGGING),
-    (module.PretrainingModule, "publish", LOGGING),
-    (timing.Timing, "on_train_batch_end", LOGGING),
-    (watch.Watch, "on_train_batch_end", LOGGING),
-    (callbacks.RunKeeper, "on_train_batch_end", KEEPING),
+    (torch.optim.AdamW, "zero_grad", OPTIMISER),
+    (loop, "added", DIAGNOSTICS),
+    (objective, "summarise", LOGGING),
+    (Run, "publish", LOGGING),
+    (clock.RunClock, "record", LOGGING),
+    (watch.Watch, "look", LOGGING),
+    (Run, "list_rejected", KEEPING),
+    (Run, "save", KEEPING),
 ]
 
 
@@ -107,6 +110,10 @@ def write_shards(root: Path, clips: int, varied: bool) -> Path:
     return shards
 
 
+class TimeIsUp(Exception):
+    """Ends a run that has been measured for long enough."""
+
+
 class Measurement:
     """Starts the stopwatch after the first steps of a run and stops it, and the run, when the time is up.
 
@@ -123,41 +130,46 @@ class Measurement:
         self.clock_before = (0.0, 0.0)
         self.clock_says = 0.0
 
-    def step_ended(self, progress: Progress, trainer: Any, training: Any, batch: Any) -> None:
-        """After every step, when all is done but the next one's batch."""
-        done, every = batch.step + 1, training.config.trainer.log_every_n_steps
+    def step_ended(self, run: Run, done: int, clips: int) -> None:
+        """After every step, when all is done but the next one's batch.
+
+        Raises:
+            TimeIsUp: the run has been measured for long enough.
+        """
+        every = run.settings.log_every_n_steps
         if done == self.warm_up:
-            if training.device.type == "cuda":
+            if run.fabric.device.type == "cuda":
                 torch.cuda.synchronize()
-            self.clock_before = (progress.clock.elapsed, progress.clock.waited)
-            self.watch.start(training.device)
+            self.clock_before = (run.clock.elapsed, run.clock.waited)
+            self.watch.start(run.fabric.device)
         elif self.watch.running:
             self.steps += 1
-            self.clips += len(batch)
-            spent = progress.clock.elapsed - self.clock_before[0]
+            self.clips += clips
+            spent = run.clock.elapsed - self.clock_before[0]
             # Whole rounds of logging, so that its share is what it is in a long run; unless a round takes too long.
             if spent >= self.seconds and (self.steps % every == 0 or spent >= 2 * self.seconds):
                 self.watch.stop()
-                elapsed, waited = progress.clock.elapsed, progress.clock.waited
+                elapsed, waited = run.clock.elapsed, run.clock.waited
                 self.clock_says = (waited - self.clock_before[1]) / (elapsed - self.clock_before[0])
-                trainer.should_stop = True
+                raise TimeIsUp
 
     @contextlib.contextmanager
     def of_this_run(self) -> Iterator[None]:
         """Measure the run in this block."""
         with self.watch.watching(PLACES), _batches_of_workers(self.watch):
-            plain = Progress.on_train_batch_end
+            plain = Run.show
 
-            def ended(progress: Any, trainer: Any, training: Any, outputs: Any, batch: Any, index: int) -> None:
+            def ended(run: Run, step: int, clips: int) -> None:
                 with self.watch.part(LOGGING):
-                    plain(progress, trainer, training, outputs, batch, index)
-                self.step_ended(progress, trainer, training, batch)
+                    plain(run, step, clips)
+                self.step_ended(run, step, clips)
 
-            Progress.on_train_batch_end = ended  # type: ignore[method-assign]
+            Run.show = ended  # type: ignore[method-assign]
             try:
-                yield
+                with contextlib.suppress(TimeIsUp):
+                    yield
             finally:
-                Progress.on_train_batch_end = plain  # type: ignore[method-assign]
+                Run.show = plain  # type: ignore[method-assign]
 
     def result(self) -> dict[str, Any]:
         """Milliseconds a clip by row, and shares."""

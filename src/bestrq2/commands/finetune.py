@@ -30,6 +30,7 @@ def finetune(
     seed: int = 0,
     num_workers: int = 1,
     device: str | None = None,
+    devices: int = 1,
     resume: bool = False,
 ) -> Result:
     """Fine-tune an encoder as a classifier of recordings; the best epoch on the validation split is kept and tested.
@@ -54,6 +55,7 @@ def finetune(
         seed: random seed of missing splits, head, order and crops.
         num_workers: processes that decode audio; 0 decodes in the main process.
         device: device to run on, such as "cpu" or "cuda:0"; by default CUDA with bfloat16 where available.
+        devices: processes, one per device; torchrun and SLURM override it.
         resume: continue the run in `output`, or start it if there is none.
 
     Returns:
@@ -68,7 +70,7 @@ def finetune(
     return finetuning.finetune(
         model, labelled, output, mode=mode, layers=layers, epochs=epochs, batch_size=batch_size, lr=lr,
         weight_decay=weight_decay, warmup_fraction=warmup_fraction, layer_decay=layer_decay, balanced=balanced,
-        max_seconds=max_seconds, seed=seed, num_workers=num_workers, device=device, resume=resume,
+        max_seconds=max_seconds, seed=seed, num_workers=num_workers, device=device, devices=devices, resume=resume,
     )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def pretrain(
 def main(argv: Sequence[str]) -> None:
     """Run `bestrq2 pretrain`."""
     try:
-        from bestrq2.train.config import parse_arguments
+        from bestrq2.train.settings import parse_arguments
 
         config, resume = parse_arguments(argv)
         from bestrq2.train.pretraining import run_pretraining

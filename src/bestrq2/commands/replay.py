@@ -30,7 +30,7 @@ def replay(failure: str | os.PathLike[str], device: str | None = None, rank: int
     """
     from bestrq2.train import replay as room
 
-    return room.replay(failure, device=device, rank=rank)
+    return room.replay_step(failure, device=device, rank=rank)
 
 
 def main(argv: Sequence[str]) -> None:

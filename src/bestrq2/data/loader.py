@@ -6,7 +6,6 @@ item is made from its key alone.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bestrq2.child_processes import end_with_parent
 from bestrq2.data.batch import AudioBatch, Crop, DrawMask, collate, fixed_batches, sample_type
 from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows
 from bestrq2.data.decoders import UnreadableAudioError, put_samples, to_float32
@@ -293,25 +293,8 @@ def fixed_crops(
 
 # How long a worker outlives SIGTERM: the step in hand may still need its batches.
 _GRACE_SECONDS = 20.0
-_PR_SET_PDEATHSIG = 1
 # Batches that each worker prepares ahead.
 _AHEAD = 4
-
-
-def end_with_parent(parent: int) -> None:
-    """Let this process end when its parent process does, however that ends; the first call in a worker process.
-
-    On Linux the kernel kills it (`PR_SET_PDEATHSIG`); elsewhere only a parent that has ended already is noticed. The
-    signal comes when the thread that started the worker ends: start workers from the main thread.
-
-    Args:
-        parent: process ID of the parent.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # It may have ended before the call.
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _leave_later(number: int, frame: object) -> None:

@@ -1,17 +1,25 @@
-"""Training states on disk: whole, verified, the newest sound one found again, and only as many as asked for."""
+"""Checkpoints: atomic writes with checksums, the newest undamaged one found again, and as many kept as configured."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import logging
-import os
+import math
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
 
 from bestrq2.errors import CheckpointError
 from bestrq2.files import is_full, whole_file, write_text
@@ -29,9 +37,9 @@ class CheckpointStore:
     written first: a state without one, or with another, was damaged afterwards. `last.ckpt` and `best.ckpt` are links.
 
     Args:
-        folder: where the states lie.
-        keep_last: newest states to keep.
-        keep_every_n_steps: states of these steps stay for good; 0 for none.
+        folder: folder of the states.
+        keep_last: number of newest states to keep.
+        keep_every_n_steps: states of multiples of this step are never deleted; 0 for none.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_every_n_steps: int = 0) -> None:
@@ -40,18 +48,18 @@ class CheckpointStore:
         self.keep_every_n_steps = keep_every_n_steps
 
     def path(self, step: int) -> Path:
-        """The file of a step."""
+        """File of a step."""
         return self.folder / f"step-{step:08d}.ckpt"
 
     def steps(self) -> list[int]:
-        """Steps of which there is a file, rising."""
+        """Steps of which there is a file, in rising order."""
         found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*.ckpt"))
         return sorted(int(match[1]) for match in found if match)
 
     def newest(self) -> tuple[int, Path | None]:
-        """The newest sound state: its step and file; (0, None) where no step was ever saved.
+        """The newest undamaged state: its step and file; (0, None) where no step was ever saved.
 
-        Damaged states are passed over with a warning.
+        Damaged states are skipped with a warning.
 
         Raises:
             CheckpointError: if there are states and all of them are damaged.
@@ -70,7 +78,7 @@ class CheckpointStore:
         return 0, None
 
     def damage(self, path: Path) -> str | None:
-        """What is wrong with a state, as the beginning of a sentence; None if it is as it was written."""
+        """Description of the damage to a state, as the beginning of a sentence; None if it is as it was written."""
         try:
             expected = _sidecar(path).read_text().split()[0]
         except (OSError, IndexError, UnicodeDecodeError):
@@ -94,7 +102,7 @@ class CheckpointStore:
         self._link("last.ckpt", step)
 
     def mark_best(self, step: int) -> None:
-        """Let `best.ckpt` point to the state of a step, which stays until another is better."""
+        """Let `best.ckpt` point to the state of a step, which is kept until another is better."""
         self._link("best.ckpt", step)
 
     def _link(self, name: str, step: int) -> None:
@@ -112,7 +120,7 @@ class CheckpointStore:
         """Delete states that need not be kept.
 
         Args:
-            step: the newest one; later ones are left of a run that was thrown back, and will be written anew.
+            step: the newest one; later ones remain of a run that fell back to an earlier state.
         """
         best = self.folder / "best.ckpt"
         kept = {best.resolve().name} if best.is_symlink() else set()
@@ -134,7 +142,7 @@ def _sidecar(path: Path) -> Path:
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values as a file that `torch.load(weights_only=True)` reads, with its checksum beside it.
 
-    The checksum is that of the bytes in memory, so that it also tells what the way to the disk did to them.
+    The checksum is that of the bytes in memory, so that it also detects errors on the way to the disk.
 
     Raises:
         OSError: if the disk is full or refuses; an older file of that name is whole.
@@ -147,26 +155,89 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
         write_text(_sidecar(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
 
 
-class RunCheckpointIO(TorchCheckpointIO):
-    """How Lightning saves the states of a run: into its store.
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what `write_state` wrote, onto the CPU; nothing in it can run code.
 
-    A full disk does not end the run: it is warned about, and the next interval tries again.
-
-    Args:
-        store: where to.
+    Raises:
+        CheckpointError: missing, or damaged.
     """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: missing or damaged ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds no training state")
+    return state
 
-    def __init__(self, store: CheckpointStore) -> None:
-        super().__init__()
-        self.store = store
-        self.failure: str | None = None
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write one state; `failure` tells afterwards whether the disk refused it."""
-        step = int(checkpoint["global_step"])
-        try:
-            self.store.write(step, checkpoint)
-            self.failure = None
-        except OSError as error:
-            self.failure = f"{os.fspath(path)}: {error.strerror or error}"
-            logger.warning("the state of step %d could not be saved (%s); training goes on", step, self.failure)
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state of a run; one that a version with Lightning's Trainer wrote is brought into today's form.
+
+    Raises:
+        CheckpointError: missing, damaged, or of a form that cannot be continued.
+    """
+    state = read_state(path)
+    facts = state.get("bestrq2")
+    if facts is None or not {"global_step", "state_dict", "optimizer_states"} <= state.keys():
+        raise CheckpointError(
+            f"{path}: was written by another version of bestrq2, whose runs this one cannot continue; finish the run "
+            "with that version, or name a new folder with --output"
+        )
+    if "best_step" in facts:
+        return state
+    callbacks, average = state.get("callbacks", {}), {}
+    if "current_model_state" in state:  # with a moving average, which took the place of the weights
+        average = {"average": {name.removeprefix("model."): value for name, value in state["state_dict"].items()}}
+        state["state_dict"] = state["current_model_state"]
+    best = callbacks.get("RunKeeper", {}).get("best", math.inf)
+    facts |= {
+        "best": None if math.isinf(best) else [-best],
+        "best_step": 0,
+        "watch": callbacks.get("Watch"),
+        "precision": state.get("MixedPrecision", {}),
+        "windows": [
+            {"terms" if name == "patches" else name: value for name, value in window.items()}
+            for window in facts["windows"]
+        ],
+    }
+    return state | average
+
+
+def optimizer_state(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """State of an optimiser with its parameters numbered; whole on the first process also where it is in shards."""
+    if not _sharded(task):
+        return optimizer.state_dict()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    named: Any = get_optimizer_state_dict(task, optimizer, options=options)
+    numbers = {name: number for number, name in enumerate(_names(task, optimizer))}
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in named["param_groups"]]
+    return {"state": {numbers[name]: value for name, value in named["state"].items()}, "param_groups": groups}
+
+
+def load_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state that `optimizer_state` gave, cut into shards where the model is."""
+    if not _sharded(task):
+        optimizer.load_state_dict(state)
+        return
+    names = _names(task, optimizer)
+    groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
+    named: Any = {"state": {names[number]: value for number, value in state["state"].items()}, "param_groups": groups}
+    set_optimizer_state_dict(task, optimizer, named, options=StateDictOptions(full_state_dict=True))
+
+
+def model_state(task: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers; whole on the first process also where they are in shards."""
+    if not _sharded(task):
+        return task.state_dict()
+    state: Any = get_model_state_dict(task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return state
+
+
+def _sharded(task: nn.Module) -> bool:
+    return any(isinstance(part, FSDPModule) for part in task.modules())
+
+
+def _names(task: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters in the order in which the optimiser numbers them."""
+    names = {parameter: name for name, parameter in task.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

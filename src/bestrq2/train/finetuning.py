@@ -2,53 +2,60 @@
 
 from __future__ import annotations
 
-import csv
-import errno
-import io
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bestrq2.convert.hub import write_model
 from bestrq2.convert.loading import load_encoder
-from bestrq2.convert.weights import quiet_hub, write_exported_step
+from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batch import AudioBatch
 from bestrq2.data.labels import LabelledTask, load_task
 from bestrq2.data.loader import end_workers, training_batches
 from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.sources import SubsetSource
 from bestrq2.data.splits import SPLITS, balanced
-from bestrq2.errors import BestRQ2Error, ConfigError, DataError, StoppedBySignal
+from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.finetuned import finetune_result, read_finetune_result, write_finetune_result
 from bestrq2.evaluate.metrics import BEST_BY, log_loss, point_metrics
 from bestrq2.evaluate.provenance import model_name, software_provenance
 from bestrq2.evaluate.result import Result
-from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
+from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.classifier import AudioClassifier, load_classifier
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.model.modeling_bestrq2 import MULTI, SINGLE, BestRQ2ForAudioClassification, BestRQ2Model
 from bestrq2.recipe_book import recipes
-from bestrq2.seeding import generator
 from bestrq2.text import counted
-from bestrq2.train.checkpoints import CheckpointStore
-from bestrq2.train.finetune_settings import FinetuneConfig, choose_trainable, layer_groups, peak_rate
-from bestrq2.train.module import unequal_lengths
-from bestrq2.train.optimizer import learning_rate_factor
+from bestrq2.train.checkpoints import read_checkpoint
+from bestrq2.train.loop import Run, make_run, train
+from bestrq2.train.optimizer import layer_groups
+from bestrq2.train.processes import (
+    disconnect,
+    first_process,
+    follow_launcher,
+    gathered,
+    launch,
+    lost_processes_named,
+    quiet_fabric,
+)
 from bestrq2.train.run_folder import RunFolder
+from bestrq2.train.settings import FinetuneConfig, LoaderConfig, LoggingConfig, TrainerConfig, WatchConfig
+from bestrq2.train.stopping import StopRequest
+from bestrq2.train.task import Inputs, Sums, Task, unequal_lengths
+from bestrq2.train.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 _GRADIENT_NORM = 1.0
-# First word of the seed sequence of stochastic depth and dropout.
-_NOISE = 0xF17E
 
 
 def finetune(
@@ -68,80 +75,231 @@ def finetune(
     seed: int = 0,
     num_workers: int = 1,
     device: str | None = None,
+    devices: int = 1,
     resume: bool = False,
 ) -> Result:
     """Fine-tune an encoder as a classifier of recordings; the epoch that is best in validation is kept and tested.
 
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
-        labelled: folder with one subfolder a class (optionally inside `train`, `valid` and `test`), table with path and
-            label (or labels, for several classes a recording, with ";" between them), or WebDataset tars with labels.
+        labelled: folder with one subfolder per class (optionally inside `train`, `valid` and `test`), table with path
+            and label (or labels, for several classes per recording, with ";" between them), or WebDataset tars with
+            labels.
         output: run folder to write.
-        mode: what is trained: "linear" (the head alone), "partial" (also the last `layers` blocks) or "full".
-        layers: of "partial", how many blocks.
+        mode: trained part: "linear" (the head alone), "partial" (also the last `layers` blocks) or "full".
+        layers: number of blocks in mode "partial".
         epochs: passes over the training recordings.
-        batch_size: clips a step.
-        lr: peak learning rate; 1e-3 for "linear", else 1e-4 by default.
-        weight_decay: of AdamW, for matrices.
+        batch_size: clips per step.
+        lr: peak learning rate; by default 1e-3 for "linear" and 1e-4 otherwise.
+        weight_decay: weight decay of AdamW, for matrices.
         warmup_fraction: share of the steps in which the rate rises; a cosine down to nearly 0 follows.
         layer_decay: factor of the learning rate from each block to the one before it; 1 for the same rate everywhere.
         balanced: draw recordings of rare classes as often as those of frequent ones.
-        max_seconds: longest random crop in training, and the window in which longer recordings are classified; that of
-            the model by default.
-        seed: of splits that are not given, head, order and crops.
+        max_seconds: longest random crop in training, and the window in which longer recordings are classified; by
+            default that of the model.
+        seed: random seed for splits that are not given, head, order and crops.
         num_workers: processes that decode; 0 decodes in this one.
-        device: such as "cpu" or "cuda:0"; CUDA, with bfloat16, where there is one by default.
-        resume: continue the run in `output` after its last whole epoch; start it if there is none.
+        device: such as "cpu" or "cuda:0"; by default CUDA, with bfloat16, where it is available.
+        devices: processes, one per device; torchrun and SLURM override it.
+        resume: continue the run in `output`; start it if there is none.
 
     Returns:
-        Scores on the test recordings, and the run folder.
+        Scores on the test split, over all classes and for each.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
         KeyboardInterrupt: if it was stopped by Ctrl-C; the run can be resumed.
     """
     config = FinetuneConfig(
-        os.fspath(model), os.fspath(labelled), Path(output), mode, layers, epochs, batch_size, peak_rate(mode, lr),
-        weight_decay, warmup_fraction, layer_decay, balanced, max_seconds, seed, num_workers, device,
+        os.fspath(model), os.fspath(labelled), Path(output), mode, layers, epochs, batch_size, lr, weight_decay,
+        warmup_fraction, layer_decay, balanced, max_seconds, seed, num_workers, device, devices,
     )  # fmt: skip
-    folder = RunFolder(config.output)
-    data = load_task(labelled, seed)
-    if resume and folder.config.exists():
-        _check_resumable(folder, config, data)
-    classifier = make_classifier(load_encoder(config.model), data.classes, data.multi_label, max_seconds, seed)
-    trained = choose_trainable(classifier, mode, layers)
-    folder.create(resume)
-    with disk_errors(folder.root), folder_lock(folder.root):
-        folder.remove_leftovers()
-        run = _Run(config, folder, data, classifier, trained)
-        if run.epoch == epochs and (known := read_finetune_result(folder.root)) is not None:
-            logger.info("%s: all %d epochs are done already", folder.root, epochs)
-            return known
-        folder.write_config(config.to_dict())
-        counts = {split: len(data.clips(split)) for split in SPLITS}
-        # What was loaded, but lies nowhere here and is no recipe, came from the hub.
-        is_here = Path(config.model).exists() or config.model in recipes()
-        base = None if is_here else config.model
-        folder.write_environment({"recordings": sum(counts.values()), **counts, "base_model": base})
+    return run_finetuning(config, resume=resume)
+
+
+def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
+    """Fine-tune as configured; see `finetune`.
+
+    Args:
+        config: all settings.
+        resume: continue the run in `config.output`; start it if there is none.
+    """
+    follow_launcher()
+    folder, first, stop = RunFolder(config.output), first_process(), StopRequest()
+    with stop.listening(), quiet_fabric():
+        data = load_task(config.labelled, config.seed)
+        if resume and folder.config.exists():
+            _check_resumable(folder, config, data)
+        model = make_classifier(
+            load_encoder(config.model), data.classes, data.multi_label, config.max_seconds, config.seed
+        )
+        task = ClassificationTask(model, config, data, RejectionLog(folder.rejected))
+        if first:
+            folder.create(resume)
+        with (
+            disk_errors(folder.root),
+            folder_lock(folder.root) if first else nullcontext(),
+            lost_processes_named(folder.root),
+        ):
+            step, checkpoint = folder.store(_trainer(config, task)).newest()
+            if step == task.max_steps and (known := read_finetune_result(folder.root)) is not None:
+                logger.info("%s: all %d epochs are done already", folder.root, config.epochs)
+                return known
+            if first:
+                folder.remove_leftovers()
+                folder.write_config(config.to_dict())
+                folder.write_environment(_facts(config, data))
+            return _finetune(config, folder, task, checkpoint, stop)
+
+
+def _finetune(
+    config: FinetuneConfig, folder: RunFolder, task: ClassificationTask, checkpoint: Path | None, stop: StopRequest
+) -> Result:
+    """Launch the processes, train, and test the model of the best epoch."""
+    trainer = _trainer(config, task)
+    fabric = launch(trainer, None if config.device is None else _device(config.device))
+    run = make_run(
+        task,
+        fabric,
+        folder,
+        trainer=trainer,
+        rates=config.optimizer,
+        groups=layer_groups(task.model, config),
+        watch=lambda clock: Watch(
+            folder.warnings, clock, trainer, config.optimizer, WatchConfig(),
+            LoaderConfig(batch_size=config.batch_size, num_workers=config.num_workers),
+        ),
+        logging=LoggingConfig(),
+        settings=config.to_dict(),
+        stop=stop,
+        rejections=task.rejections,
+        state=None if checkpoint is None else read_checkpoint(checkpoint),
+    )  # fmt: skip
+    if run.step < trainer.max_steps:
+        loader = _loader(config, task, run)
         try:
-            run.fit()
-            return run.test()
-        except KeyboardInterrupt as interrupt:
-            message = f"{run.epoch} of {epochs} epochs of {folder.root} are done and saved; add --resume to continue"
-            raise StoppedBySignal(message, int(getattr(interrupt, "signal", 2))) from interrupt
+            train(run, loader)
+        finally:
+            end_workers(loader)
+    classifier = load_classifier(folder.root, fabric.device)
+    names, targets, probabilities = task.predictions(classifier, "test", fabric)
+    best_epoch = run.best_step // task.steps_per_epoch
+    provenance = software_provenance(["bestrq2 finetune", config.model, config.labelled])
+    result = finetune_result(
+        model_name(folder.root), task.data.classes, task.data.multi_label, best_epoch, targets, probabilities,
+        config.seed, provenance,
+    )  # fmt: skip
+    if fabric.is_global_zero:
+        write_finetune_result(folder.root, result, names, targets, probabilities)
+    disconnect()
+    return result
 
 
-def _check_resumable(folder: RunFolder, config: FinetuneConfig, data: LabelledTask) -> None:
-    old = folder.read_config()
-    if "labelled" not in old:
-        raise ConfigError(f"{folder.root}: holds another kind of run; name a new folder with --output")
-    changes = config.changes_from(old)
-    before = folder.read_environment().get("recordings")
-    now = sum(len(data.clips(split)) for split in SPLITS)
-    if before not in (None, now):
-        changes.append(f"there were {before} labelled recordings and are now {now}")
-    if changes:
-        raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")
+class ClassificationTask(Task):
+    """Classes of recordings, by cross-entropy over crops; validated on whole recordings after every epoch.
+
+    Args:
+        model: encoder with a head.
+        config: settings of the run.
+        data: labelled recordings.
+        rejections: list of recordings that could not be used.
+    """
+
+    label = "finetune"
+    exports_best = True
+    saves_frozen = False
+
+    def __init__(
+        self, model: BestRQ2ForAudioClassification, config: FinetuneConfig, data: LabelledTask, rejections: RejectionLog
+    ) -> None:
+        super().__init__(model, config.seed)
+        self.config, self.data, self.rejections = config, data, rejections
+        self.trained = choose_trainable(model, config.mode, config.layers)
+        self.targets = data.targets("train")
+        self.number = {name: place for place, name in enumerate(data.source("train").names())}
+        self.steps_per_epoch = math.ceil(len(self.targets) / config.batch_size)
+        self.max_steps = config.epochs * self.steps_per_epoch
+
+    def forward(self, inputs: Inputs) -> Sums:
+        """Sums over the clips of a batch; see `Task.forward`."""
+        clips, samples = inputs.input_values.shape
+        mask = None if inputs.lengths is None else torch.arange(samples) < inputs.lengths[:, None]
+        loss = self.model(inputs.input_values, mask, inputs.labels).loss
+        return {"loss": loss * clips, "terms": torch.full_like(loss, clips)}
+
+    def inputs(self, batch: AudioBatch, device: torch.device) -> Inputs:
+        """A batch with its labels on the device."""
+        targets = torch.from_numpy(self.targets[[self.number[name] for name in batch.recordings]])
+        labels = targets if self.data.multi_label else targets.argmax(dim=1)
+        return Inputs(batch.to(device).input_values, unequal_lengths(batch), labels=labels.to(device))
+
+    def terms(self, batch: AudioBatch) -> int:
+        """Number of clips."""
+        return len(batch)
+
+    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mean loss over the clips."""
+        return {"train/loss": sums["loss"] / sums["terms"]}
+
+    def train_mode(self) -> None:
+        """Put the trained parts into training mode; what is frozen stays as it is in use."""
+        self.model.eval()
+        for module in self.trained:
+            module.train()
+
+    def validate(self, model: nn.Module, fabric: Fabric, step: int) -> dict[str, float]:
+        """Loss and metrics on the validation recordings, in float32."""
+        classifier = AudioClassifier(self.model, fabric.device)
+        _, targets, probabilities = self.predictions(classifier, "valid", fabric)
+        several = self.data.multi_label
+        metrics = point_metrics(targets, probabilities, several)
+        values = {"epoch": step // self.steps_per_epoch, "valid/loss": log_loss(targets, probabilities, several)}
+        return values | {f"valid/{name}": value for name, value in metrics.items()}
+
+    def rank(self, values: Mapping[str, float]) -> tuple[float, ...]:
+        """The metric of the task; of equal epochs, the lower loss."""
+        return values[f"valid/{BEST_BY[self.data.multi_label]}"], -values["valid/loss"]
+
+    def describe(self, values: Mapping[str, float], better: bool) -> str:
+        """One line per epoch."""
+        metric = BEST_BY[self.data.multi_label]
+        return (
+            f"epoch {values['epoch']:.0f}/{self.config.epochs}: loss {values.get('train/loss', math.nan):.4f}, "
+            f"validation loss {values['valid/loss']:.4f}, {metric} {100 * values[f'valid/{metric}']:.1f} %"
+            f"{', the best so far' if better else ''}"
+        )
+
+    def export(self, model: nn.Module, folder: Path, state: dict[str, Tensor] | None) -> None:
+        """Write the classifier with its code and preprocessor."""
+        write_model(folder, self.model)
+
+    def predictions(
+        self, classifier: AudioClassifier, split: str, fabric: Fabric
+    ) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Names, targets and probabilities [recordings, classes] of the readable recordings of a split.
+
+        Processes share the recordings; all get the whole result.
+
+        Raises:
+            DataError: no recording can be read.
+        """
+        source = self.data.source(split)
+        own = np.arange(fabric.global_rank, len(source), fabric.world_size)
+        part = SubsetSource(source, own, source.name)
+        found = [
+            (int(own[one.recording]), one.reason, one.probabilities)
+            for one in classifier.predict(part, self.config.batch_size, self.config.num_workers)
+        ]
+        every = sorted((entry for entries in gathered(found) for entry in entries), key=lambda entry: entry[0])
+        if fabric.is_global_zero:
+            self.rejections.add([(source.describe(place), reason) for place, reason, _ in every if reason])
+        places = [place for place, reason, _ in every if not reason]
+        if not places:
+            raise DataError(
+                f"{source.name}: none of {counted(len(source), 'recording')} can be read; see {self.rejections.path}"
+            )
+        probabilities = np.stack([values for _, reason, values in every if not reason])
+        return [source.describe(place) for place in places], self.data.targets(split)[places], probabilities
 
 
 def make_classifier(
@@ -171,193 +329,103 @@ def make_classifier(
     return model
 
 
-class _Run:
-    """The state of one run: `epoch` epochs are done."""
+def choose_trainable(model: BestRQ2ForAudioClassification, mode: str, layers: int | None) -> list[nn.Module]:
+    """Let gradients reach the head ("linear"), also the last blocks and the norm behind them ("partial"), or all.
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        folder: RunFolder,
-        data: LabelledTask,
-        model: BestRQ2ForAudioClassification,
-        trained: list[nn.Module],
-    ) -> None:
-        self.config, self.folder, self.data, self.model, self.trained = config, folder, data, model, trained
-        self.classifier = AudioClassifier(model, config.device)
-        self.device = self.classifier.device
-        self.optimizer = torch.optim.AdamW(layer_groups(model, config), lr=config.lr)
-        self.rejections = RejectionLog(folder.rejected)
-        training = data.source("train")
-        self.targets = data.targets("train")
-        self.number = {name: place for place, name in enumerate(training.names())}
-        self.steps_per_epoch = math.ceil(len(training) / config.batch_size)
-        self.store = CheckpointStore(folder.checkpoints)
-        self.history: list[dict[str, float]] = []
-        self._restore()
+    Returns:
+        The modules that are trained.
 
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return len(self.history)
-
-    @property
-    def best(self) -> int:
-        """The epoch (from 1) that is best in validation; of equals that of the lowest loss, of these the first."""
-        metric = f"valid/{BEST_BY[self.data.multi_label]}"
-        ranks = [(row[metric], -row["valid/loss"]) for row in self.history]
-        return 1 + ranks.index(max(ranks))
-
-    def _restore(self) -> None:
-        """Take up the newest whole state, if there is one."""
-        _, path = self.store.newest()
-        if path is None:
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history = state["history"]
-
-    def fit(self) -> None:
-        """Train the epochs that are left; each leaves a state, metrics and, if it is the best, the model."""
-        if self.epoch == self.config.epochs:
-            return
-        loader = self._loader()
-        bar = tqdm(
-            total=self.config.epochs * self.steps_per_epoch, initial=self.epoch * self.steps_per_epoch,
-            desc="finetune", unit="step", disable=None, dynamic_ncols=True,
-        )  # fmt: skip
-        try:
-            batches = iter(loader)
-            while self.epoch < self.config.epochs:
-                self._fit_epoch(batches, bar)
-        finally:
-            bar.close()
-            end_workers(loader)
-
-    def _loader(self) -> Any:
-        config, training = self.config, self.data.source("train")
-        if config.balanced:
-            training = balanced(training, self.targets)
-        architecture = self.model.config
-        steps = self.steps_per_epoch
-        return training_batches(
-            training,
-            sampling_rate=architecture.sampling_rate,
-            max_seconds=architecture.max_seconds,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=self.epoch * steps,
-            num_workers=config.num_workers,
-            max_steps=config.epochs * steps,
-        )
-
-    def _fit_epoch(self, batches: Iterator[AudioBatch], bar: tqdm) -> None:
-        self.model.eval()  # what is frozen stays as it is in use
-        for module in self.trained:
-            module.train()
-        losses = []
-        for _ in range(self.steps_per_epoch):
-            batch = next(batches)
-            self.rejections.add(batch.rejected)
-            losses.append(self._step(batch))
-            bar.update()
-        loss = float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
-            raise BestRQ2Error(
-                f"{self.folder.root}: the loss of epoch {self.epoch + 1} is not finite; lower --lr (it is "
-                f"{self.config.lr:g})"
+    Raises:
+        ConfigError: there are fewer blocks than `layers`.
+    """
+    trained: list[nn.Module] = [model.classifier]
+    if mode == "full":
+        trained = [model]
+    elif mode == "partial":
+        assert layers is not None
+        encoder = model.bestrq2.encoder
+        if layers > len(encoder.blocks):
+            raise ConfigError(
+                f"layers is {layers}, but the encoder has {len(encoder.blocks)} blocks; give at most that"
             )
-        _, targets, probabilities = self._predictions("valid")
-        found = point_metrics(targets, probabilities, self.data.multi_label)
-        row = {"step": float((self.epoch + 1) * self.steps_per_epoch), "train/loss": loss}
-        row |= {"valid/loss": log_loss(targets, probabilities, self.data.multi_label)}
-        self.history.append(row | {f"valid/{name}": value for name, value in found.items()})
-        self._save()
-        metric = BEST_BY[self.data.multi_label]
-        best = ", the best so far" if self.best == self.epoch else ""
-        bar.clear()
-        logger.info(
-            "epoch %d/%d: loss %.4f, validation loss %.4f, %s %.1f %%%s",
-            self.epoch, self.config.epochs, loss, row["valid/loss"], metric, 100 * found[metric], best,
-        )  # fmt: skip
-
-    def _step(self, batch: AudioBatch) -> Tensor:
-        """One step; the loss, which costs no synchronisation."""
-        config = self.config
-        factor = learning_rate_factor(batch.step, config.epochs * self.steps_per_epoch, config.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        torch.manual_seed(int(generator(_NOISE, config.seed, batch.step).integers(2**62)))
-        mask = _padding_mask(batch)
-        targets = torch.from_numpy(self.targets[[self.number[name] for name in batch.recordings]])
-        labels = targets if self.data.multi_label else targets.argmax(dim=1)
-        bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            loss = self.model(batch.to(self.device).input_values, mask, labels.to(self.device)).loss
-        self.optimizer.zero_grad()
-        loss.backward()
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
-        self.optimizer.step()
-        return loss.detach()
-
-    def _predictions(self, split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Names, targets and probabilities [recordings, classes] of what can be read of a split."""
-        source = self.data.source(split)
-        names, places, probabilities = [], [], []
-        for found in self.classifier.predict(source, self.config.batch_size, self.config.num_workers):
-            name = source.describe(found.recording)
-            if found.reason:
-                self.rejections.add([(name, found.reason)])
-                continue
-            names.append(name)
-            places.append(found.recording)
-            probabilities.append(found.probabilities)
-        if not names:
-            raise DataError(
-                f"{source.name}: not one of {counted(len(source), 'recording')} can be read; see {self.rejections.path}"
-            )
-        return names, self.data.targets(split)[places], np.stack(probabilities)
-
-    def _save(self) -> None:
-        """Write what the epoch just done leaves: first the model if it is the best, then the state, then the table."""
-        step = int(self.history[-1]["step"])
-        if self.best == self.epoch:
-            write_folder(self.folder.model, lambda folder: self._write_model(folder, step))
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        weights = {name: tensor for name, tensor in self.model.state_dict().items() if name in trained}
-        state = {"model": weights, "optimizer": self.optimizer.state_dict(), "history": self.history}
-        self.store.write(step, state)
-        self.store.prune(step)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, ["step", "epoch", *list(self.history[0])[1:]], lineterminator="\n")
-        writer.writeheader()
-        for number, row in enumerate(self.history, 1):
-            writer.writerow({**row, "step": int(row["step"]), "epoch": number})
-        write_text(self.folder.metrics, table.getvalue())
-
-    def _write_model(self, folder: Path, step: int) -> None:
-        try:
-            write_model(folder, self.model)
-        except SafetensorError as error:  # hides the number of the system's error
-            raise OSError(errno.ENOSPC, str(error)) from error
-        write_exported_step(folder, step)
-
-    def test(self) -> Result:
-        """Score the best epoch's model on the test recordings, and write what came out."""
-        self.classifier = load_classifier(self.folder.root, self.device)
-        names, targets, probabilities = self._predictions("test")
-        config = self.config
-        provenance = software_provenance(["bestrq2 finetune", config.model, config.labelled])
-        result = finetune_result(
-            model_name(self.folder.root), self.data.classes, self.data.multi_label, self.best, targets, probabilities,
-            config.seed, provenance,
-        )  # fmt: skip
-        write_finetune_result(self.folder.root, result, names, targets, probabilities)
-        return result
+        trained += encoder.blocks[-layers:]
+        if isinstance(norm := getattr(encoder, "norm", None), nn.Module):
+            trained.append(norm)
+    model.requires_grad_(False)
+    for module in trained:
+        module.requires_grad_(True)
+    return trained
 
 
-def _padding_mask(batch: AudioBatch) -> Tensor | None:
-    """Bool [B, S] on the CPU, True for samples of a clip; None where no clip is padded."""
-    lengths = unequal_lengths(batch)
-    return None if lengths is None else torch.arange(batch.input_values.shape[1]) < lengths[:, None]
+def _trainer(config: FinetuneConfig, task: ClassificationTask) -> TrainerConfig:
+    """Settings of the loop: everything that is not a step happens after every epoch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device is not None:
+        device = _device(config.device)
+    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return TrainerConfig(
+        max_steps=task.max_steps,
+        accelerator=device.type,
+        devices=config.devices,
+        precision="bf16-mixed" if bfloat16 else "32-true",
+        gradient_clip_val=_GRADIENT_NORM,
+        log_every_n_steps=task.steps_per_epoch,
+        val_every_n_steps=task.steps_per_epoch,
+        checkpoint_every_n_steps=task.steps_per_epoch,
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r}: there is no such device; name one such as cpu or cuda:0") from error
+
+
+def _loader(config: FinetuneConfig, task: ClassificationTask, run: Run) -> Any:
+    """Batches of this process from the step on from which the run (re)starts."""
+    world, architecture = run.fabric.world_size, task.model.config
+    if config.batch_size % world:
+        raise ConfigError(f"batch_size ({config.batch_size}) must be a multiple of the {world} devices")
+    training = task.data.source("train")
+    return training_batches(
+        balanced(training, task.targets) if config.balanced else training,
+        sampling_rate=architecture.sampling_rate,
+        max_seconds=architecture.max_seconds,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=run.step,
+        num_workers=config.num_workers,
+        max_steps=task.max_steps,
+        rank=run.fabric.global_rank,
+        world_size=world,
+    )
+
+
+def _check_resumable(folder: RunFolder, config: FinetuneConfig, data: LabelledTask) -> None:
+    """Check that the run of a folder is the same one.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    old = folder.read_config()
+    if "labelled" not in old:
+        raise ConfigError(f"{folder.root}: holds another kind of run; name a new folder with --output")
+    changes = config.changes_from(old)
+    before, now = folder.read_environment().get("recordings"), _count(data)
+    if before not in (None, now):
+        changes.append(f"there were {before} labelled recordings and are now {now}")
+    if changes:
+        raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")
+
+
+def _facts(config: FinetuneConfig, data: LabelledTask) -> dict[str, Any]:
+    """Sizes of the splits, and the hub id of the model if it came from there, for environment.json."""
+    # What was loaded, but is no path here and no recipe, came from the hub.
+    is_here = Path(config.model).exists() or config.model in recipes()
+    sizes = {split: len(data.clips(split)) for split in SPLITS}
+    return {"recordings": _count(data), **sizes, "base_model": None if is_here else config.model}
+
+
+def _count(data: LabelledTask, splits: Sequence[str] = SPLITS) -> int:
+    return sum(len(data.clips(split)) for split in splits)

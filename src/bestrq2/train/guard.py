@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite changes nothing: it is left out and counted, on the device."""
+"""Guard against steps whose loss or gradient is not finite: they are skipped and counted, on the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 def marked(loss: Tensor) -> Tensor:
     """The same loss, float []; where it is not finite, the gradients it gives are NaN.
 
-    So the gradients alone tell whether a step is sound: they carry the verdict through the accumulation of batches, the
+    So the gradients alone tell whether a step is valid: they carry the verdict through the accumulation of batches, the
     reduction over processes and the scaling of float16, and all processes see the same.
     """
     one = torch.ones((), dtype=loss.dtype, device=loss.device)
@@ -28,12 +28,12 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 class Guard:
-    """Judges every optimiser step and keeps count.
+    """Judges every optimiser step and counts skipped ones.
 
     Attributes:
-        skipped: int64 [] on the device, steps left out so far.
+        skipped: int64 [] on the device, steps skipped so far.
         in_a_row: int64 [] on the device, how many of them were the latest ones.
-        skip: bool [] on the device, whether the latest step is left out.
+        skip: bool [] on the device, whether the latest step is skipped.
         norm: float [] on the device, gradient norm of the latest step, before clipping.
         losses: float [] each, of the latest step's batches in this process.
     """
@@ -52,19 +52,19 @@ class Guard:
         self.skipped, self.in_a_row = self.skipped.to(device), self.in_a_row.to(device)
 
     def see(self, loss: Tensor) -> Tensor:
-        """Note the loss of one batch, float []; returns what is to be differentiated in its place (see `marked`)."""
+        """Record the loss of one batch, float []; returns the one to differentiate in its place (see `marked`)."""
         self._new_losses.append(loss.detach())
         return marked(loss)
 
     @torch.no_grad()
     def judge(self, parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Tensor:
-        """Tell the optimiser to leave this step out if the norm of all gradients is not finite.
+        """Let the optimiser skip this step if the norm of all gradients is not finite.
 
-        A fused optimiser then changes neither weights nor moments nor its count of steps, and is told on the device. A
+        A fused optimiser then changes neither weights nor moments nor its count of steps, without synchronisation. A
         float16 run has no fused one: there the gradient scaler finds the same gradients and skips by itself.
 
         Args:
-            parameters: what is trained, with gradients reduced over all processes.
+            parameters: trained parameters, with gradients reduced over all processes.
             optimizer: about to step.
 
         Returns:
@@ -75,19 +75,19 @@ class Guard:
         self.skip = ~self.norm.isfinite()
         self.skipped = self.skipped + self.skip
         self.in_a_row = (self.in_a_row + 1) * self.skip
-        if optimizer.param_groups[0]["fused"]:
+        if optimizer.param_groups[0]["fused"]:  # the attribute that torch's own gradient scaler sets
             optimizer.found_inf = self.skip.float()  # type: ignore[attr-defined]
         return self.norm
 
     def kept(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the latest step adds to a running sum: zeros if it is left out."""
+        """Contribution of the latest step to a running sum: zeros if it is skipped."""
         return {name: torch.where(self.skip, 0.0, value) for name, value in sums.items()}
 
     def too_many(self, limit: int) -> bool:
-        """Whether the latest `limit` steps or more were left out; to be asked once after every step.
+        """Whether the latest `limit` steps or more were skipped; to be called once after every step.
 
         On a GPU the answer is that of the step before, so that the device never waits for this process; a yes is
-        checked against the latest step, whose batch is still at hand.
+        checked against the latest step, whose batch is still in memory.
         """
         if not self.in_a_row.is_cuda:
             return int(self.in_a_row) >= limit

@@ -1,10 +1,12 @@
-"""Where the figures of a run go: metrics.csv and TensorBoard always, Weights & Biases and MLflow where asked for.
+"""Loggers of a run: metrics.csv and TensorBoard always, Weights & Biases on request.
 
-Nothing is sent anywhere unless `logging.wandb` or `logging.mlflow` says so, and then neither package reports on itself.
+All get the same figures under the same names, and none can end the run. Nothing is sent anywhere unless `logging.wandb`
+asks for it.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import io
 import json
@@ -13,154 +15,181 @@ import os
 import socket
 import time
 import uuid
-from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
 from bestrq2.errors import ConfigError
 from bestrq2.files import write_text
-from bestrq2.train.metrics import MetricsFile
 from bestrq2.train.run_folder import RunFolder
-from bestrq2.train.settings import PretrainConfig
+from bestrq2.train.settings import LoggingConfig
 
 logger = logging.getLogger(__name__)
 
-# A service that failed is left alone for so long, in seconds.
+# Time for which a service that failed is left alone, s.
 _RETRY_SECONDS = 60.0
-# How TensorBoard knows its files.
+# Beginning of the names of TensorBoard's files.
 _EVENTS = "events.out.tfevents."
 
 
-def make_loggers(config: PretrainConfig, folder: RunFolder, start: int) -> list[Logger]:
-    """The loggers of a run; all get the same figures under the same names, and none can end the run.
+class Logger(ABC):
+    """Where figures go."""
+
+    label: str
+    retry_seconds = 0.0
+
+    @abstractmethod
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Take the values of a step (steps done, from 1)."""
+
+    def save(self) -> None:  # noqa: B027
+        """Write what was added since the last time; what could not be written is still there the next time."""
+
+    def close(self, succeeded: bool) -> None:  # noqa: B027
+        """Write the rest and close."""
+
+
+class Loggers:
+    """All loggers of a run; a failing one is warned about once, gets its figures later, and training goes on.
+
+    Used as a context, which closes them.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        start: step that training (re)starts from; later figures will be made again.
-
-    Raises:
-        ConfigError: if a package is missing.
-    """
-    loggers: list[Logger] = [
-        SteadyLogger("metrics.csv", MetricsFile(folder.metrics, start)),
-        SteadyLogger("TensorBoard", EventFile(folder.root / "tensorboard", start)),
-    ]
-    if config.logging.wandb is not None:
-        _require("wandb", "wandb")
-        loggers.append(SteadyLogger("Weights & Biases", WandbRun(config, folder), _RETRY_SECONDS))
-    if config.logging.mlflow is not None:
-        _require("mlflow", "mlflow")
-        loggers.append(SteadyLogger("MLflow", MlflowRun(config, folder), _RETRY_SECONDS))
-    return loggers
-
-
-def _require(package: str, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"logging.{extra}: the package {package} is missing; pip install 'bestrq2[{extra}]'")
-
-
-class SteadyLogger(Logger):
-    """Hands figures to another logger; what cannot be delivered waits, and training goes on.
-
-    Args:
-        label: what to call it in a warning.
-        inner: the other logger.
-        retry_seconds: how long to leave it alone after it failed; figures wait meanwhile.
+        loggers: the loggers; none in all processes but the first.
     """
 
-    def __init__(self, label: str, inner: Logger, retry_seconds: float = 0.0) -> None:
-        super().__init__()
-        self.label = label
-        self.inner = inner
-        self.retry_seconds = retry_seconds
-        self._waiting: list[tuple[dict[str, float], int | None]] = []
-        self._warned = False
-        self._not_before = 0.0
+    def __init__(self, loggers: Sequence[Logger] = ()) -> None:
+        self.loggers = list(loggers)
+        self._waiting: dict[Logger, list[tuple[dict[str, float], int]]] = {one: [] for one in self.loggers}
+        self._not_before = dict.fromkeys(self.loggers, 0.0)
+        self._warned: set[Logger] = set()
 
-    @property
-    def name(self) -> str | None:
-        """As the other logger."""
-        return self.inner.name
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Hand values to every logger that is not left alone after a failure; for the others they wait."""
+        for one in self.loggers:
+            self._waiting[one].append((dict(values), step))
+            if time.monotonic() >= self._not_before[one]:
+                self._try(one, lambda one=one: self._deliver(one))  # type: ignore[misc]
 
-    @property
-    def version(self) -> int | str | None:
-        """As the other logger."""
-        return self.inner.version
+    def _deliver(self, one: Logger) -> None:
+        waiting = self._waiting[one]
+        while waiting:
+            one.add(*waiting[0])
+            del waiting[0]
+        one.save()
 
-    @property
-    def experiment(self) -> None:
-        """Lightning asks for it once the processes are connected: the time to open a run at a service."""
-        if isinstance(self.inner, WandbRun | MlflowRun):
-            self.inner.start()
+    def __enter__(self) -> Loggers:
+        return self
 
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Take figures; `save` delivers them."""
-        self._waiting.append((dict(metrics), step))
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for one in self.loggers:
+            self._try(one, lambda one=one: self._deliver(one))  # type: ignore[misc]
+            self._try(one, lambda one=one: one.close(kind is None))  # type: ignore[misc]
 
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a run at a service is opened with its settings, and `config.yaml` holds them."""
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Deliver what waits, if the other logger can take it."""
-        if time.monotonic() >= self._not_before:
-            self._try(self._deliver)
-
-    def _deliver(self) -> None:
-        while self._waiting:
-            self.inner.log_metrics(*self._waiting[0])
-            del self._waiting[0]
-        self.inner.save()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Deliver the rest and close."""
-        self._try(self._deliver)
-        self._try(lambda: self.inner.finalize(status))
-
-    def _try(self, action: Callable[[], object]) -> None:
+    def _try(self, one: Logger, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a service raises: figures are not worth a run
-            self._not_before = time.monotonic() + self.retry_seconds
-            if not self._warned:
-                self._warned = True
+        except Exception as error:  # any error of a service: figures are not worth a run
+            self._not_before[one] = time.monotonic() + one.retry_seconds
+            if one not in self._warned:
+                self._warned.add(one)
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
-                logger.warning("%s cannot be written (%s); training goes on, and figures wait", self.label, reason)
+                logger.warning("%s cannot be written (%s); training goes on, and figures wait", one.label, reason)
+
+
+def make_loggers(config: LoggingConfig, folder: RunFolder, start: int, settings: dict[str, Any]) -> Loggers:
+    """The loggers of a run.
+
+    Args:
+        config: services to use.
+        folder: run folder.
+        start: step from which training (re)starts; later figures are made again.
+        settings: all settings of the run, for services that show them.
+
+    Raises:
+        ConfigError: a package is missing, or a run cannot be opened at a service.
+    """
+    loggers: list[Logger] = [MetricsFile(folder.metrics, start), EventFile(folder.root / "tensorboard", start)]
+    if config.wandb is not None:
+        loggers.append(WandbRun(config, folder, settings))
+    return Loggers(loggers)
+
+
+class MetricsFile(Logger):
+    """A CSV file with the column `step` and one column per metric, exact over interruptions.
+
+    A resumed run keeps the rows up to the step from which it starts and drops later ones, which are made again.
+
+    Args:
+        path: the file.
+        start_step: step from which training (re)starts.
+    """
+
+    label = "metrics.csv"
+
+    def __init__(self, path: Path, start_step: int = 0) -> None:
+        self.path = path
+        self._rows: dict[int, dict[str, str]] = {}
+        self._columns: list[str] = []
+        # Rows as they are in the file, so that saving one more does not format all earlier ones again.
+        self._lines: dict[int, str] = {}
+        if path.exists() and start_step:
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    if row.get("step") and int(row["step"]) <= start_step:
+                        self._rows[int(row.pop("step"))] = row
+                        self._columns = list(row)
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Add values to the row of a step."""
+        cells = {key: repr(value) for key, value in values.items()}
+        if cells:
+            self._rows.setdefault(step, {}).update(cells)
+            self._lines.pop(step, None)
+            if new := [key for key in cells if key not in self._columns]:
+                self._columns += new
+                self._lines.clear()
+
+    def save(self) -> None:
+        """Write the table."""
+        for step in self._rows.keys() - self._lines.keys():
+            self._lines[step] = _csv_line([step, *(self._rows[step].get(name, "") for name in self._columns)])
+        lines = [self._lines[step] for step in sorted(self._lines)]
+        write_text(self.path, "".join([_csv_line(["step", *self._columns]), *lines]))
+
+
+def _csv_line(cells: list[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
 
 
 class EventFile(Logger):
-    """Scalars as TensorBoard reads them, in a file of this process.
+    """Scalars for TensorBoard, in a file of this process, written by TensorBoard's own record writer.
 
-    Lightning's logger writes in a thread, which a full disk ends for good; this one appends what is new and, where that
-    fails, appends it next time.
+    `SummaryWriter` writes in a thread that ends for good on a full disk, and names its files by a second of the clock,
+    so that those of two quick restarts may change places; this one does neither.
 
     Args:
-        folder: where it lies, beside those of earlier processes.
-        start_step: step that training (re)starts from; TensorBoard leaves out what earlier files say of later ones.
+        folder: folder of the file, beside those of earlier processes.
+        start_step: step from which training (re)starts; TensorBoard ignores what earlier files hold of later steps.
     """
 
+    label = "TensorBoard"
+
     def __init__(self, folder: Path, start_step: int = 0) -> None:
-        super().__init__()
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
         unique = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self.path = folder / f"{_EVENTS}{_second_after_earlier_files(folder)}.{unique}"
         self._new: list[bytes] = []
         self._size = 0
-        self._add(file_version="brain.Event:2")
+        self._append(file_version="brain.Event:2")
         if start_step:
-            from tensorboard.compat.proto.event_pb2 import SessionLog
+            self._append(session_log=SessionLog(status=SessionLog.START), step=start_step + 1)
 
-            self._add(session_log=SessionLog(status=SessionLog.START), step=start_step + 1)
-
-    def _add(self, **fields: Any) -> None:
+    def _append(self, **fields: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -168,29 +197,13 @@ class EventFile(Logger):
         RecordWriter(record).write(Event(wall_time=time.time(), **fields).SerializeToString())
         self._new.append(record.getvalue())
 
-    @property
-    def name(self) -> str:
-        """Empty: the run folder is the only one."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Empty: the run folder is the only one."""
-        return ""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add values of a step (steps done, from 1)."""
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Add values of a step."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._add(summary=Summary(value=values), step=step or 0)
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._append(summary=Summary(value=scalars), step=step)
 
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `config.yaml` holds them."""
-
-    @rank_zero_only
     def save(self) -> None:
         """Append what is new, wholly or not at all.
 
@@ -201,9 +214,8 @@ class EventFile(Logger):
         content = b"".join(self._new)
         with self.path.open("ab", buffering=0) as file:
             file.truncate(self._size)  # drops what an earlier try wrote in part
-            written = file.write(content)
-            if written < len(content):
-                raise OSError("the disk took a part only")
+            if file.write(content) < len(content):
+                raise OSError("the disk took only a part")
         self._size += len(content)
         self._new.clear()
 
@@ -214,123 +226,55 @@ def _second_after_earlier_files(folder: Path) -> int:
     return max(int(time.time()), *(int(second) + 1 for second in earlier if second.isdecimal()), 0)
 
 
-class WandbRun(WandbLogger):
-    """A run at Weights & Biases, the same one after a resume.
+class WandbRun(Logger):
+    """A run at Weights & Biases, continued under its id after a resume.
 
     Args:
-        config: of the run.
-        folder: of the run; keeps the id.
+        config: project and name.
+        folder: run folder, which keeps the id in logging.json.
+        settings: all settings of the run.
+
+    Raises:
+        ConfigError: the package is missing, or the run cannot be opened.
     """
 
-    def __init__(self, config: PretrainConfig, folder: RunFolder) -> None:
+    label = "Weights & Biases"
+    retry_seconds = _RETRY_SECONDS
+
+    def __init__(self, config: LoggingConfig, folder: RunFolder, settings: dict[str, Any]) -> None:
+        if importlib.util.find_spec("wandb") is None:
+            raise ConfigError("logging.wandb: the package wandb is missing; pip install 'bestrq2[wandb]'")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
-        self.ids = RunIds(folder)
-        super().__init__(
-            project=config.logging.wandb,
-            name=config.logging.run_name or folder.root.resolve().name,
-            save_dir=folder.root,
-            id=self.ids.get("wandb") or uuid.uuid4().hex[:8],
-        )
-        self._config = config
-        self._started = False
-
-    @rank_zero_only
-    def start(self) -> None:
-        """Open the run, with its settings.
-
-        Raises:
-            ConfigError: if it cannot be opened.
-        """
-        if self._started:
-            return
-        with _opening("wandb", "log in with `wandb login`, or set WANDB_MODE=offline"):
-            self.log_hyperparams(self._config.to_dict())
-            self._started = True
-            self.ids.keep("wandb", str(self.version))
-
-    def finalize(self, status: str) -> None:
-        """Close the run, so that the next one of this process is another."""
-        if self._started:
-            self.experiment.finish(exit_code=0 if status == "success" else 1)
-            self._experiment, self._started = None, False
-
-
-class MlflowRun(MLFlowLogger):
-    """A run at MLflow, the same one after a resume.
-
-    Args:
-        config: of the run.
-        folder: of the run; keeps the id.
-    """
-
-    def __init__(self, config: PretrainConfig, folder: RunFolder) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        # A server that does not answer would otherwise be asked for minutes at each logged step.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-        self.ids = RunIds(folder)
-        target = str(config.logging.mlflow)
-        is_uri = ":" in target or target in ("databricks", "databricks-uc", "uc")
-        super().__init__(
-            experiment_name="bestrq2",
-            run_name=config.logging.run_name or folder.root.resolve().name,
-            tracking_uri=target if is_uri else Path(target).expanduser().resolve().as_uri(),
-            run_id=self.ids.get("mlflow"),
-        )
-        self._config = config
-        self._started = False
-
-    @rank_zero_only
-    def start(self) -> None:
-        """Open the run, with its settings.
-
-        Raises:
-            ConfigError: if it cannot be opened.
-        """
-        if self._started:
-            return
-        with _opening("mlflow", "name a tracking URI or a folder"):
-            if self.ids.get("mlflow") is None:
-                self.log_hyperparams(self._config.to_dict())
-            else:
-                self.experiment.update_run(self.run_id, status="RUNNING")
-            self._started = True
-            self.ids.keep("mlflow", str(self.run_id))
-
-
-@contextmanager
-def _opening(extra: str, advice: str) -> Iterator[None]:
-    """Turn what a service raises while a run is opened in this block into one sentence."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"logging.{extra}: no run can be opened ({reason}); {advice}") from error
-
-
-class RunIds:
-    """What services call this run, in `logging.json` of the run folder.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.path = folder.root / "logging.json"
-
-    def _read(self) -> dict[str, str]:
+        ids = folder.root / "logging.json"
         try:
-            ids = json.loads(self.path.read_text())
+            known = json.loads(ids.read_text()) if ids.exists() else {}
         except (OSError, ValueError):
-            return {}
-        return ids if isinstance(ids, dict) else {}
+            known = {}
+        name = str(known.get("wandb") or uuid.uuid4().hex[:8])
+        try:
+            import wandb
 
-    def get(self, service: str) -> str | None:
-        """The run's id there; None where it has none yet."""
-        return self._read().get(service)
+            self._run = wandb.init(
+                project=config.wandb,
+                name=config.run_name or folder.root.resolve().name,
+                id=name,
+                resume="allow",
+                dir=folder.root,
+                config=settings,
+            )
+            self._run.define_metric("*", step_metric="step", step_sync=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ConfigError(
+                f"logging.wandb: no run can be opened ({reason}); log in with `wandb login`, or set WANDB_MODE=offline"
+            ) from error
+        write_text(ids, json.dumps({**known, "wandb": name}) + "\n")
 
-    def keep(self, service: str, name: str) -> None:
-        """Remember an id."""
-        write_text(self.path, json.dumps({**self._read(), service: name}) + "\n")
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Send values of a step."""
+        self._run.log({**values, "step": step})
+
+    def close(self, succeeded: bool) -> None:
+        """Close the run, so that the next one of this process is another."""
+        self._run.finish(exit_code=0 if succeeded else 1)

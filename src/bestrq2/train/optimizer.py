@@ -1,19 +1,42 @@
-"""AdamW, its parameter groups, and the learning rate over the steps."""
+"""AdamW, its parameter groups, the learning rate over the steps, and the moving average of the weights."""
 
 from __future__ import annotations
 
+import copy
 import math
+import re
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bestrq2.train.settings import OptimizerConfig
+from bestrq2.train.settings import FinetuneConfig, OptimizerConfig
+
+_BLOCK = re.compile(r"bestrq2\.encoder\.blocks\.(\d+)\.")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, object]]:
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, precision: str, groups: list[dict[str, Any]] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, fused unless float16 gradients must be unscaled before they are clipped.
+
+    Args:
+        model: the model.
+        config: rates and decay.
+        precision: precision of the run, such as "32-true" or "16-mixed".
+        groups: parameter groups, by default those of `parameter_groups`; `initial_lr` of a group, by default the rate
+            of the configuration, is its peak learning rate.
+    """
+    if groups is None:
+        groups = parameter_groups(model, config.weight_decay, config.decay_all)
+    groups = [{"initial_lr": config.lr, **group} for group in groups]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=not precision.startswith("16"))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
     """Trainable parameters with and without weight decay.
 
-    Matrices and kernels decay; biases, norms and tokens do not, unless `decay_all` asks for the reference's behaviour.
+    Matrices and kernels decay; biases, norms and tokens do not, except with `decay_all`, as in the reference.
     """
     matrices = {
         parameter
@@ -25,8 +48,33 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trainable if decay_all or parameter in matrices]
     others = [parameter for parameter in trainable if not decay_all and parameter not in matrices]
-    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
     return groups + ([{"params": others, "weight_decay": 0.0}] if others else [])
+
+
+def layer_groups(model: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Trainable parameters of a classifier by weight decay and depth.
+
+    `initial_lr` falls by `layer_decay` from each block to the one before it, from the head and the last norm down to
+    what is in front of the first block.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    top = len(model.get_submodule("bestrq2.encoder.blocks")) + 1  # type: ignore[arg-type]
+    groups: dict[tuple[float, int], list[Tensor]] = {}
+    for group in parameter_groups(model, config.weight_decay):
+        for parameter in group["params"]:
+            groups.setdefault((group["weight_decay"], _depth(names[parameter], top)), []).append(parameter)
+    peak = config.optimizer.lr
+    return [
+        {"params": parameters, "weight_decay": decay, "initial_lr": peak * config.layer_decay ** (top - depth)}
+        for (decay, depth), parameters in groups.items()
+    ]
+
+
+def _depth(name: str, top: int) -> int:
+    if block := _BLOCK.match(name):
+        return int(block[1]) + 1
+    return top if name.startswith(("classifier.", "bestrq2.encoder.norm.")) else 0
 
 
 def learning_rate_factor(step: int, max_steps: int, config: OptimizerConfig) -> float:
@@ -40,17 +88,36 @@ def learning_rate_factor(step: int, max_steps: int, config: OptimizerConfig) -> 
 
 
 def warmup_steps(max_steps: int, config: OptimizerConfig) -> int:
-    """Steps in which the rate rises."""
+    """Number of steps in which the learning rate rises."""
     return round(config.warmup_fraction * max_steps)
 
 
 def ema_decay(max_steps: int, config: OptimizerConfig) -> float:
-    """Decay of the moving average, about 20 time constants over what follows the warm-up (paper section 3)."""
+    """Decay of the moving average, about 20 time constants over the steps after the warm-up (paper section 3)."""
     steps = max(1, max_steps - warmup_steps(max_steps, config))
     return min(max(1.0 - 20.0 / steps, 0.9), 0.99999)
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, precision: str) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, fused unless float16 gradients must be unscaled before they are clipped."""
-    groups = parameter_groups(model, config.weight_decay, config.decay_all)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=not precision.startswith("16"))
+class MovingAverage:
+    """Exponential moving average of a model's parameters; buffers, which are frozen, are those of the model.
+
+    Args:
+        model: the model; copied.
+        decay: share of the average that is kept at each step.
+        start: number of steps before the first update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, start: int) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.start = start
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take the weights after a step (from 1) into the average, which begins with the first weights it gets."""
+        average: list[Tensor] = list(self.model.parameters())
+        current: list[Tensor] = list(model.parameters())
+        if step == self.start + 1:
+            torch._foreach_copy_(average, current)
+        elif step > self.start:
+            torch._foreach_lerp_(average, current, 1.0 - self.decay)

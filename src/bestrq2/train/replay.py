@@ -1,31 +1,154 @@
-"""`bestrq2 replay`: do a saved step again and find where it stopped being finite."""
+"""Failed steps: what a run saves when it must stop, and `bestrq2 replay`, which takes such a step again.
+
+`RUN/failures/step-00000123/` holds `state.ckpt` (weights, optimiser, counters, settings), `rank-0.ckpt` with the
+batches of each process, each with its checksum, and `failure.json` with the facts for people.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from torch import Tensor, nn
 
-from bestrq2.convert.weights import quiet_hub
+from bestrq2.data.batch import AudioBatch
 from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.files import disk_errors, write_text
 from bestrq2.model.log_mel import LogMel
-from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-from bestrq2.train.config import resolve
-from bestrq2.train.failures import Failure, SavedBatch, load_failure
-from bestrq2.train.guard import gradient_norm, marked
-from bestrq2.train.module import checkpoint_activations, seed_stochastic_depth, unequal_lengths
-from bestrq2.train.settings import PretrainConfig
+from bestrq2.train.checkpoints import CheckpointStore, read_state, write_state
+from bestrq2.train.guard import Guard, gradient_norm, marked
+from bestrq2.train.objective import PretrainingTask, build_model, model_config
+from bestrq2.train.run_folder import environment
+from bestrq2.train.settings import PretrainConfig, resolve
+from bestrq2.train.task import Task, seed_noise
 
 # Gradients of several processes are added in another order here than they were there.
 _ROUNDING = 1e-4
+
+
+def save_failure(
+    folder: Path, state: dict[str, Any], parts: Sequence[AudioBatch], guard: Guard, task: Task, fabric: Fabric
+) -> None:
+    """Save a step that was skipped; every process must call it.
+
+    Args:
+        folder: folder to write.
+        state: state of the run, its weights still as they were before the step; whole in the first process.
+        parts: batches of this step in this process.
+        guard: knows losses and gradient norm.
+        task: knows the terms of a loss.
+        fabric: processes, device and precision.
+
+    Raises:
+        BestRQ2Error: if the disk is full or refuses.
+    """
+    batches: list[dict[str, Any]] = [
+        {
+            "input_values": part.input_values.detach().cpu(),
+            "lengths": part.lengths,
+            "places": part.places,
+            "hidden_mask": part.hidden_mask,
+            "recordings": list(part.recordings),
+            "number": part.step,
+            "loss": float(loss) / task.terms(part),
+        }
+        for part, loss in zip(parts, guard.losses, strict=True)
+    ]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_state(folder / f"rank-{fabric.global_rank}.ckpt", {"batches": batches})
+        fabric.barrier()
+        if fabric.is_global_zero:
+            scaler = getattr(fabric.strategy.precision, "scaler", None)
+            facts = {
+                "step": state["global_step"],
+                "skipped_in_a_row": int(guard.in_a_row),
+                "ranks": fabric.world_size,
+                "loss": [_to_json(batch["loss"]) for batch in batches],
+                "gradient_norm": _to_json(float(guard.norm)),
+                # a float16 scaler has reduced its scale since the step
+                "loss_scale": 1.0 if scaler is None else float(scaler.get_scale() / scaler.get_backoff_factor()),
+                "precision": getattr(fabric.strategy.precision, "precision", "32-true"),
+                "device": str(fabric.device),
+                "environment": environment(),
+            }
+            write_state(folder / "state.ckpt", state)
+            write_text(folder / "failure.json", json.dumps(facts, indent=2) + "\n")  # last: with it the rest is whole
+
+
+def _to_json(value: float) -> float | str:
+    """JSON has no number that is not finite."""
+    return value if math.isfinite(value) else str(value)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A saved step.
+
+    Attributes:
+        facts: content of failure.json.
+        state: weights and settings, as in a checkpoint.
+        ranks: batches of every process; each batch with its recorded loss, nats.
+    """
+
+    facts: dict[str, Any]
+    state: dict[str, Any]
+    ranks: list[list[tuple[AudioBatch, float]]]
+
+
+def load_failure(folder: Path) -> Failure:
+    """Read a saved step; nothing in it can run code.
+
+    Raises:
+        CheckpointError: missing, or damaged, naming the file.
+    """
+    if not (folder / "failure.json").is_file():
+        raise CheckpointError(
+            f"{folder}: holds no saved step (failure.json is missing); name a folder like RUN/failures/step-00000123"
+        )
+    file = folder / "failure.json"
+    try:
+        facts = json.loads(file.read_text())
+        facts = {**facts, **{name: float(facts[name]) for name in ("gradient_norm", "loss_scale")}}
+        ranks = int(facts["ranks"])
+        file = folder / "state.ckpt"
+        state = _checked_state(file)
+        if not {"state_dict", "bestrq2"} <= state.keys():
+            raise CheckpointError(f"{file}: holds no training state")
+        loaded = []
+        for rank in range(ranks):
+            file = folder / f"rank-{rank}.ckpt"
+            loaded.append([_batch(saved) for saved in _checked_state(file)["batches"]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: missing or damaged ({' '.join(str(error).split())[:200]})") from error
+    return Failure(facts, state, loaded)
+
+
+def _checked_state(file: Path) -> dict[str, Any]:
+    if damage := CheckpointStore(file.parent).damage(file):
+        raise CheckpointError(damage)
+    return read_state(file)
+
+
+def _batch(saved: dict[str, Any]) -> tuple[AudioBatch, float]:
+    batch = AudioBatch(
+        input_values=saved["input_values"],
+        lengths=saved["lengths"],
+        step=saved["number"],
+        places=saved["places"],
+        hidden_mask=saved["hidden_mask"],
+        recordings=saved["recordings"],
+    )
+    return batch, float(saved["loss"])
 
 
 @dataclass(frozen=True)
@@ -33,11 +156,11 @@ class ClipCheck:
     """One clip of a replayed step.
 
     Attributes:
-        rank: the process that had it.
-        place: in the global batch.
-        recording: what its source calls it.
-        seconds: its length.
-        level: its root mean square, dB below full scale.
+        rank: number of the process that had it.
+        place: place in the global batch.
+        recording: name of the recording.
+        seconds: length, s.
+        level: root mean square, dB below full scale.
         audio_finite: whether all samples are finite.
         log_mel_finite: whether its whole spectrogram is.
     """
@@ -59,20 +182,20 @@ class ClipCheck:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a step did when it was done again.
+    """Outcome of a step that was taken again.
 
     Attributes:
         step: its number, from 1.
-        losses: of every replayed batch, nats: rank by rank, accumulated batches in their order.
-        recorded_losses: what they were in the run.
+        losses: mean loss of every replayed batch, nats: rank by rank, accumulated batches in their order.
+        recorded_losses: those of the run.
         gradient_norm: of all replayed processes together.
-        recorded_gradient_norm: what it was; None if only some of the processes were replayed.
-        reproduced: every figure is as recorded: the same bits (a norm over several processes: up to rounding), or not
-            finite both times.
-        first_weight: the first parameter or buffer that was not finite before the step; None if all were.
-        first_module: the first module, in the order of the forward pass, whose output was not finite.
-        first_gradient: the first parameter, in the order of the backward pass, whose gradient was not finite.
-        clips: what the step was trained on.
+        recorded_gradient_norm: that of the run; None if only some of the processes were replayed.
+        reproduced: whether every figure is as recorded: the same bits (a norm over several processes: up to rounding),
+            or not finite both times.
+        first_weight: first parameter or buffer that was not finite before the step; None if all were.
+        first_module: first module, in the order of the forward pass, whose output was not finite.
+        first_gradient: first parameter, in the order of the backward pass, whose gradient was not finite.
+        clips: the clips of the step.
     """
 
     step: int
@@ -87,7 +210,7 @@ class ReplayResult:
     clips: list[ClipCheck]
 
     def __str__(self) -> str:
-        """For people: one line per finding."""
+        """One line per finding."""
         norm = "" if self.recorded_gradient_norm is None else f" (recorded: {self.recorded_gradient_norm:g})"
         odd = [clip for clip in self.clips if not (clip.audio_finite and clip.log_mel_finite)]
         lines = [
@@ -103,13 +226,17 @@ class ReplayResult:
         return "\n".join(lines)
 
 
-def replay(failure: str | os.PathLike[str], device: str | None = None, rank: int | None = None) -> ReplayResult:
-    """Do a step again that a run saved because its loss or gradient was not finite.
+def _listed(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def replay_step(failure: str | os.PathLike[str], device: str | None = None, rank: int | None = None) -> ReplayResult:
+    """Take a step again that a run saved because its loss or gradient was not finite.
 
     Args:
         failure: folder such as RUN/failures/step-00000123.
-        device: where to do it, "cpu" or "cuda:0"; by default a device like the run's if there is one, else the CPU.
-        rank: the process whose batches to replay; by default those of all, one after the other.
+        device: device to use, "cpu" or "cuda:0"; by default a device like the run's if there is one, else the CPU.
+        rank: process whose batches to replay; by default those of all, one after the other.
 
     Raises:
         CheckpointError: the folder is missing or damaged.
@@ -119,25 +246,22 @@ def replay(failure: str | os.PathLike[str], device: str | None = None, rank: int
     if rank is not None and not 0 <= rank < len(saved.ranks):
         raise ConfigError(f"rank {rank} is not there: the step was made by ranks 0 to {len(saved.ranks) - 1}")
     where = _device(device, saved)
-    config, model = _model(Path(failure), saved)
-    precision = _precision(saved, where)
-    precision.convert_module(model)
-    model.to(where).train()
+    config, task = _task(Path(failure), saved)
+    precision = _precision(saved.facts["precision"], where)
+    precision.convert_module(task)
+    task.to(where).train()
     ranks = list(range(len(saved.ranks))) if rank is None else [rank]
-    first_weight = _first_not_finite(dict(model.named_parameters()) | dict(model.named_buffers()))
-    with _tracing(model) as trace:
-        losses = _losses(saved, config, model, precision, ranks)
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(1.0 / saved.loss_scale)
-    recorded = [each.loss for one in ranks for each in saved.ranks[one]]
-    norm = float(gradient_norm(model.parameters()))
+    first_weight = _first_not_finite(dict(task.model.named_parameters()) | dict(task.model.named_buffers()))
+    with _tracing(task.model) as trace:
+        losses = _losses(saved, task, precision, ranks, where)
+    norm = float(gradient_norm(task.parameters()))
+    recorded = [loss for one in ranks for _, loss in saved.ranks[one]]
     reproduced = all(_same(now, before) for now, before in zip(losses, recorded, strict=True))
-    recorded_norm = saved.gradient_norm if len(ranks) == len(saved.ranks) else None
+    recorded_norm = saved.facts["gradient_norm"] if len(ranks) == len(saved.ranks) else None
     if recorded_norm is not None:
         reproduced &= _same(norm, recorded_norm, 0.0 if len(ranks) == 1 else _ROUNDING)
     return ReplayResult(
-        step=saved.step,
+        step=int(saved.facts["step"]),
         losses=losses,
         recorded_losses=recorded,
         gradient_norm=norm,
@@ -146,33 +270,31 @@ def replay(failure: str | os.PathLike[str], device: str | None = None, rank: int
         first_weight=first_weight,
         first_module=trace.module,
         first_gradient=trace.gradient,
-        clips=[clip for one in ranks for each in saved.ranks[one] for clip in _clips(one, each, config)],
+        clips=[clip for one in ranks for batch, _ in saved.ranks[one] for clip in _clips(one, batch, config)],
     )
 
 
 def _losses(
-    saved: Failure, config: PretrainConfig, model: nn.Module, precision: Precision, ranks: list[int]
+    saved: Failure, task: PretrainingTask, precision: Precision, ranks: list[int], device: torch.device
 ) -> list[float]:
-    """Forward and backward of every batch, weighted as the run did; gradients add up in the parameters."""
-    losses = []
+    """Forward and backward pass of every batch, weighted as in the run; gradients add up in the parameters."""
+    scale, world, losses = saved.facts["loss_scale"], len(saved.ranks), []
+    total: Any = sum(task.terms(batch) for batches in saved.ranks for batch, _ in batches)
+    if world > 1:
+        total = torch.tensor(float(total), device=device)
+    weight = world / total
     for rank in ranks:
-        for number, each in enumerate(saved.ranks[rank]):
-            batch = each.batch.to(next(model.parameters()).device)
-            seed_stochastic_depth(config.seed, batch.step, rank, batch.input_values.device)
+        for batch, _ in saved.ranks[rank]:
+            seed_noise(task.seed, batch.step, rank, device)
+            inputs = task.inputs(batch, device)
             with precision.forward_context():
-                values = precision.convert_input(batch.input_values)
-                lengths = unequal_lengths(batch)
-                loss = model(values, hidden_mask=batch.hidden_mask, lengths=lengths, output_logits=False).loss
-            share = _patches(each) / sum(_patches(batches[number]) for batches in saved.ranks)
-            (marked(loss) * share / len(saved.ranks[rank]) * saved.loss_scale).backward()
-            losses.append(float(loss.detach()))
+                loss = task(inputs)["loss"]
+            (marked(loss) * weight * scale / world).backward()
+            losses.append(float(loss.detach()) / task.terms(batch))
+    for parameter in task.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(1.0 / scale)
     return losses
-
-
-def _patches(saved: SavedBatch) -> int:
-    """Hidden patches of a batch, in whose proportion processes count."""
-    mask = saved.batch.hidden_mask
-    return len(saved.batch) if mask is None else int(mask.sum())
 
 
 def _same(now: float, recorded: float, rounding: float = 0.0) -> bool:
@@ -184,7 +306,7 @@ def _same(now: float, recorded: float, rounding: float = 0.0) -> bool:
 def _device(name: str | None, saved: Failure) -> torch.device:
     if name is None:
         there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        kind = saved.device.split(":")[0]
+        kind = str(saved.facts["device"]).split(":")[0]
         name = kind if there is not None and there.type == kind else "cpu"
     try:
         device = torch.device(name)
@@ -194,30 +316,26 @@ def _device(name: str | None, saved: Failure) -> torch.device:
         raise ConfigError(f"--device {name}: there is no such device here ({str(error).splitlines()[0]})") from error
 
 
-def _precision(saved: Failure, device: torch.device) -> Precision:
-    """Lightning's own handling of the run's precision."""
-    if saved.precision.startswith("32"):
+def _precision(name: str, device: torch.device) -> Precision:
+    """Fabric's own handling of the run's precision."""
+    if name.startswith("32"):
         return Precision()
-    if saved.precision.startswith("64"):
+    if name.startswith("64"):
         return DoublePrecision()
-    if saved.precision in ("16-mixed", "bf16-mixed"):
-        return MixedPrecision(saved.precision, device.type)  # type: ignore[arg-type]
-    raise CheckpointError(f"precision {saved.precision}: a step made with it cannot be replayed")
+    if name in ("16-mixed", "bf16-mixed"):
+        return MixedPrecision(name, device.type)  # type: ignore[arg-type]
+    raise CheckpointError(f"precision {name}: a step made with it cannot be replayed")
 
 
-def _model(folder: Path, saved: Failure) -> tuple[PretrainConfig, BestRQ2ForPreTraining]:
+def _task(folder: Path, saved: Failure) -> tuple[PretrainConfig, PretrainingTask]:
     """The model before the step."""
     config = resolve(saved.state["bestrq2"]["config"])
-    weights = {name.removeprefix("model."): value for name, value in saved.state["state_dict"].items()}
-    with quiet_hub():
-        model = BestRQ2ForPreTraining(config.model)
-    if config.trainer.gradient_checkpointing:
-        checkpoint_activations(model)
+    task = PretrainingTask(build_model(config), config.seed)
     try:
-        model.load_state_dict(weights)
+        task.load_state_dict(saved.state["state_dict"])
     except RuntimeError as error:
         raise CheckpointError(f"{folder / 'state.ckpt'}: its weights do not fit its settings ({error})") from error
-    return config, model
+    return config, task
 
 
 class _Trace:
@@ -230,27 +348,27 @@ class _Trace:
 
 @contextmanager
 def _tracing(model: nn.Module) -> Iterator[_Trace]:
-    """In this block outputs of all modules and gradients of all parameters are looked at as they are made."""
+    """In this block outputs of all modules and gradients of all parameters are checked as they are made."""
     trace = _Trace()
 
-    def look_at_output(name: str) -> Any:
+    def check_output(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if trace.module is None and not _finite(output):
                 trace.module = name or "the loss"
 
         return hook
 
-    def look_at_gradient(name: str) -> Any:
+    def check_gradient(name: str) -> Any:
         def hook(parameter: Tensor) -> None:
             if trace.gradient is None and parameter.grad is not None and not _finite(parameter.grad):
                 trace.gradient = name
 
         return hook
 
-    handles: list[Any] = [part.register_forward_hook(look_at_output(name)) for name, part in model.named_modules()]
+    handles: list[Any] = [part.register_forward_hook(check_output(name)) for name, part in model.named_modules()]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            handles.append(parameter.register_post_accumulate_grad_hook(look_at_gradient(name)))
+            handles.append(parameter.register_post_accumulate_grad_hook(check_gradient(name)))
     try:
         yield trace
     finally:
@@ -273,11 +391,12 @@ def _first_not_finite(tensors: dict[str, Tensor]) -> str | None:
     return next((name for name, value in tensors.items() if not _finite(value)), None)
 
 
-def _clips(rank: int, saved: SavedBatch, config: PretrainConfig) -> Iterator[ClipCheck]:
-    spectrogram = LogMel(config.model)
-    batch = saved.batch
-    names = batch.recordings
-    for waveform, length, place, name in zip(batch.input_values, batch.lengths, batch.places, names, strict=True):
+def _clips(rank: int, batch: AudioBatch, config: PretrainConfig) -> Iterator[ClipCheck]:
+    spectrogram = LogMel(model_config(config.model))
+    names = batch.recordings or [""] * len(batch)
+    for waveform, length, place, name in zip(
+        batch.to("cpu").input_values, batch.lengths, batch.places, names, strict=True
+    ):
         clip = waveform[: int(length)]
         level = 20 * math.log10(max(1e-10, float(clip.double().square().mean().sqrt())))
         yield ClipCheck(
@@ -289,7 +408,3 @@ def _clips(rank: int, saved: SavedBatch, config: PretrainConfig) -> Iterator[Cli
             audio_finite=_finite(clip),
             log_mel_finite=_finite(spectrogram(clip[None])[0]),
         )
-
-
-def _listed(values: list[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)

@@ -60,11 +60,6 @@ class RunFolder:
         return self.root / "timing.csv"
 
     @property
-    def online_probe(self) -> Path:
-        """What the online probe costs, and when it comes."""
-        return self.root / "online_probe.json"
-
-    @property
     def rejected(self) -> Path:
         """Recordings that could not be used."""
         return self.root / "rejected.csv"
@@ -156,7 +151,7 @@ def environment() -> dict[str, Any]:
     """Versions, git commit of the working folder, and hardware."""
     import torch
 
-    packages = ("torch", "transformers", "lightning", "numpy", "soundfile", "av", "soxr")
+    packages = ("torch", "transformers", "lightning-fabric", "numpy", "soundfile", "av", "soxr")
     return {
         "bestrq2": __version__,
         "python": sys.version.split()[0],

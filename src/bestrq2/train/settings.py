@@ -1,175 +1,251 @@
-"""What a pretraining run can be told: the groups of its settings, and which of them fit together."""
+"""Settings of pretraining and fine-tuning runs: groups of typed fields, and how recipes, files and flags fill them.
+
+Ranges of single values are types; what is checked by hand are pairs of settings. Nothing here imports torch, so that a
+command line is refused, or its help printed, without loading it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import restricted_number_type
 
 from bestrq2.errors import ConfigError
-from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
-from bestrq2.run_records import flatten
+from bestrq2.flags import make_parser, nearest, parse_flags, parse_settings, range_in_words
+from bestrq2.model.fields import FIELD_TYPES, ModelFields
+from bestrq2.recipe_book import is_recipe_file, recipe, recipes
+
+if TYPE_CHECKING:
+    PositiveInt: TypeAlias = int
+    NonNegativeInt: TypeAlias = int
+    AtLeastTwo: TypeAlias = int
+    Devices: TypeAlias = int
+    PositiveFloat: TypeAlias = float
+    NonNegativeFloat: TypeAlias = float
+    UnitInterval: TypeAlias = float
+    BelowOne: TypeAlias = float
+    PositiveShare: TypeAlias = float
+else:
+    from jsonargparse.typing import ClosedUnitInterval as UnitInterval
+    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+    BelowOne = restricted_number_type("BelowOne", float, [(">=", 0), ("<", 1)])
+    PositiveShare = restricted_number_type("PositiveShare", float, [(">", 0), ("<=", 1)])
+    AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
+    Devices = restricted_number_type("Devices", int, [(">", 0), ("==", -1)], join="or")
 
 DEFAULT_RECIPE = "best-rq-2"
+MODES = ("linear", "partial", "full")
+
+
+class Checked:
+    """Base of groups of settings: checks every value against the range of its type, wherever it came from."""
+
+    GROUP: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: naming the first field that is out of range.
+        """
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is not ClassVar and name != "GROUP":
+                value = _in_range(f"{self.GROUP}.{name}".lstrip("."), getattr(self, name), hint)
+                object.__setattr__(self, name, value)
+
+
+def _in_range(name: str, value: Any, hint: Any) -> Any:
+    """The value as a plain number, once it is known to be in range."""
+    if get_origin(hint) is tuple:
+        return tuple(_in_range(name, one, kind) for one, kind in zip(value, get_args(hint), strict=True))
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise ConfigError(
+            f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}{nearest(value, get_args(hint))}"
+        )
+    kinds = [kind for kind in (hint, *get_args(hint)) if hasattr(kind, "_restrictions")]
+    if value is None or not kinds:
+        return value
+    base = float if issubclass(kinds[0], float) else int
+    try:
+        kinds[0](value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} must be {range_in_words(str(error)) or f'a number ({base.__name__})'}, got {value!r}"
+        ) from error
+    if not math.isfinite(value):
+        raise ConfigError(f"{name} must be finite, got {value!r}")
+    return base(value)
 
 
 @dataclass(frozen=True)
-class LoaderConfig:
+class LoaderConfig(Checked):
     """Batches of audio.
 
     Args:
         batch_size: clips per optimiser step, over all devices and accumulated batches.
         num_workers: processes that decode audio; 0 decodes in the training process.
         validation_clips: clips held out for the validation loss; 0 for none.
-        statistics_clips: clips from which mean and deviation per mel band are estimated, where the model wants them.
+        statistics_clips: clips from which mean and deviation per mel band are estimated, where the model uses them.
     """
 
-    batch_size: int = 256
-    num_workers: int = 1
-    validation_clips: int = 64
-    statistics_clips: int = 512
+    GROUP: ClassVar[str] = "loader"
+    batch_size: PositiveInt = 256
+    num_workers: NonNegativeInt = 1
+    validation_clips: NonNegativeInt = 64
+    statistics_clips: PositiveInt = 512
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW with linear warm-up and cosine decay.
 
     Args:
         lr: peak learning rate.
         weight_decay: decoupled weight decay.
-        betas: of AdamW.
-        decay_all: decay biases, norms and tokens too, as the paper did.
-        warmup_fraction: share of the steps in which the rate rises linearly.
-        final_lr_ratio: last rate as a share of the peak.
+        betas: decay rates of AdamW's first and second moment.
+        decay_all: weight decay for biases, norms and tokens too, as in the paper.
+        warmup_fraction: share of the steps in which the learning rate rises linearly.
+        final_lr_ratio: last learning rate as a share of the peak.
     """
 
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    GROUP: ClassVar[str] = "optimizer"
+    lr: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 0.05
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     decay_all: bool = False
-    warmup_fraction: float = 0.05
-    final_lr_ratio: float = 0.001
+    warmup_fraction: BelowOne = 0.05
+    final_lr_ratio: UnitInterval = 0.001
 
 
 @dataclass(frozen=True)
-class TrainerConfig:
-    """The Lightning Trainer and what is written when.
+class TrainerConfig(Checked):
+    """The training loop: length, devices, precision, and what is written when.
 
     Args:
-        max_steps: optimiser steps.
+        max_steps: number of optimiser steps.
         accelerator: "auto", "cpu", "gpu", ...
-        devices: processes on each machine, one a device; -1 for all GPUs. Under torchrun and SLURM theirs counts.
-        num_nodes: machines, where neither torchrun nor SLURM says.
-        strategy: "auto" (replicas, DDP, where there are several devices), or "fsdp" (weights, gradients and optimiser
-            state cut into shards, for models that do not fit one device).
+        devices: processes on each machine, one per device; -1 for all GPUs. torchrun and SLURM override it.
+        num_nodes: number of machines; torchrun and SLURM override it.
+        strategy: "auto" (replicas, DDP, on several devices) or "fsdp" (weights, gradients and optimiser state in
+            shards, for models that do not fit one device).
         precision: "32-true", "bf16-mixed", "16-mixed", ...
-        accumulate_grad_batches: batches per optimiser step; `loader.batch_size` is shared among them.
+        accumulate_grad_batches: batches per optimiser step, among which `loader.batch_size` is divided; the gradient is
+            that of the undivided batch.
         gradient_clip_val: largest gradient norm; null for no clipping.
-        ema: keep an exponential moving average of the weights after the warm-up and export it.
+        ema: exponential moving average of the weights after the warm-up, which is then the exported model.
         log_every_n_steps: steps between logged values.
         val_every_n_steps: steps between validations; 0 for none.
         checkpoint_every_n_steps: steps between checkpoints.
-        keep_last: newest checkpoints to keep; more than one lets a run outlive a damaged file.
-        keep_every_n_steps: checkpoints of these steps stay for good; 0 for none. The best by validation loss stays.
+        keep_last: number of newest checkpoints to keep; with more than one a run survives a damaged file.
+        keep_every_n_steps: checkpoints of multiples of this step are never deleted; 0 for none. The best by validation
+            loss is always kept.
         gradient_checkpointing: recompute activations of encoder and predictor in the backward pass to save memory.
         compile: compile front end, encoder and predictor with torch.compile; takes a minute or two at the start.
+        report: write report.html at the end.
     """
 
-    max_steps: int = 200_000
+    GROUP: ClassVar[str] = "trainer"
+    max_steps: PositiveInt = 200_000
     accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
+    devices: Devices = 1
+    num_nodes: PositiveInt = 1
+    strategy: Literal["auto", "fsdp"] = "auto"
     precision: str = "32-true"
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_val: PositiveFloat | None = None
     ema: bool = False
-    log_every_n_steps: int = 50
-    val_every_n_steps: int = 1000
-    checkpoint_every_n_steps: int = 1000
-    keep_last: int = 2
-    keep_every_n_steps: int = 0
+    log_every_n_steps: PositiveInt = 50
+    val_every_n_steps: NonNegativeInt = 1000
+    checkpoint_every_n_steps: PositiveInt = 1000
+    keep_last: PositiveInt = 2
+    keep_every_n_steps: NonNegativeInt = 0
     gradient_checkpointing: bool = False
     compile: bool = False
+    report: bool = True
 
 
 @dataclass(frozen=True)
-class OnlineProbeConfig:
-    """A linear probe on labelled data in the course of training.
+class OnlineProbeConfig(Checked):
+    """Linear probe on labelled data during training: before the first step, at intervals, and after the last step.
 
     Args:
-        data: labelled folder or table, tars of X-ARES (the folder of a task or of several), or "soundworld"; null for
+        data: labelled folder or table, X-ARES tars (the folder of a task or of several), or "soundworld"; null for
             none.
-        tasks: names of those tasks in it that are probed, such as esc50 or music/instrument; null for all.
-        every_n_steps: steps between probes; a probe comes before the first step and after the last one, too.
-        clips: at most this many training clips a task.
-        max_share: most of the wall time that probes in between may take. Where they would take more they come at every
-            second, third, ... of those steps, as is found out once and kept in online_probe.json.
+        tasks: names of the tasks to probe, such as esc50 or music/instrument; null for all.
+        every_n_steps: steps between probes.
+        clips: most training clips per task.
     """
 
+    GROUP: ClassVar[str] = "probe"
     data: str | None = None
     tasks: list[str] | None = None
-    every_n_steps: int = 5000
-    clips: int = 400
-    max_share: float = 0.05
+    every_n_steps: PositiveInt = 5000
+    clips: AtLeastTwo = 400
 
 
 @dataclass(frozen=True)
-class WatchConfig:
+class WatchConfig(Checked):
     """When a run stops or warns; nothing here changes what is learned.
 
     Args:
         max_skipped_in_a_row: steps in a row with a loss or gradient that is not finite after which the run stops.
-        min_code_perplexity: effective number of codes below which a warning says that the targets collapse.
-        min_code_coverage: share of the codebook in use below which it does, where there are as many targets as codes.
-        max_top_code_share: share of the commonest code above which it does.
-        max_waiting_share: share of the time spent waiting for data above which a warning says so.
-        stall_steps: steps in which the loss must fall while it is above the codes' entropy, else a warning is given.
+        min_code_perplexity: effective number of codes below which a warning reports collapsing targets.
+        min_code_coverage: share of the codebook in use below which it does, given as many targets as codes.
+        max_top_code_share: share of the most frequent code above which it does.
+        max_waiting_share: share of the time spent waiting for data above which a warning reports it.
+        stall_steps: steps within which the loss must fall while it is above the entropy of the codes.
     """
 
-    max_skipped_in_a_row: int = 10
+    GROUP: ClassVar[str] = "watch"
+    max_skipped_in_a_row: PositiveInt = 10
     min_code_perplexity: float = 2.0
     min_code_coverage: float = 0.004
     max_top_code_share: float = 0.9
     max_waiting_share: float = 0.2
-    stall_steps: int = 1000
+    stall_steps: PositiveInt = 1000
 
 
 @dataclass(frozen=True)
-class LoggingConfig:
-    """Where figures go besides metrics.csv and TensorBoard.
+class LoggingConfig(Checked):
+    """Logging beside metrics.csv and TensorBoard.
 
     Args:
         wandb: project at Weights & Biases; null for none.
-        mlflow: tracking URI or folder of MLflow; null for none.
-        run_name: what the run is called there; null for the name of its folder.
+        run_name: name of the run there; null for the name of its folder.
     """
 
+    GROUP: ClassVar[str] = "logging"
     wandb: str | None = None
-    mlflow: str | None = None
     run_name: str | None = None
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Checked):
     """One pretraining run, complete.
 
     Attributes:
-        recipe: name of the recipe it started from.
-        data: where the audio comes from.
-        output: the run folder.
-        seed: of weights, data order, crops and masks.
-        model: the architecture.
-        loader, optimizer, trainer, probe, watch, logging: the groups.
+        data: --data argument.
+        output: run folder.
+        model: architecture.
+        recipe: recipe from which the settings start.
+        seed: random seed for weights, data order, crops and masks.
+        loader, optimizer, trainer, probe, watch, logging: groups of settings.
     """
 
     data: str
     output: Path
-    model: BestRQ2Config
+    model: ModelFields
     recipe: str = DEFAULT_RECIPE
-    seed: int = 0
+    seed: NonNegativeInt = 0
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -177,12 +253,91 @@ class PretrainConfig:
     watch: WatchConfig = field(default_factory=WatchConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
+    def __post_init__(self) -> None:
+        """Check the values, and pairs of settings.
+
+        Raises:
+            ConfigError: naming the first that is out of range, or two that do not fit together.
+        """
+        super().__post_init__()
+        loader, trainer = self.loader, self.trainer
+        if trainer.strategy == "fsdp" and trainer.ema:
+            raise ConfigError(
+                "trainer.ema does not work with trainer.strategy fsdp: the average would not fit one device; turn "
+                "one off"
+            )
+        if trainer.strategy == "fsdp" and trainer.devices < 1:
+            raise ConfigError("trainer.strategy fsdp needs a number in trainer.devices, not -1")
+        if trainer.precision.endswith("-true") and not trainer.precision.startswith(("32", "64")):
+            raise ConfigError(
+                f"trainer.precision must keep weights and targets in float32; use bf16-mixed, got {trainer.precision}"
+            )
+        if loader.batch_size % trainer.accumulate_grad_batches:
+            raise ConfigError(
+                f"loader.batch_size ({loader.batch_size}) must be a multiple of trainer.accumulate_grad_batches "
+                f"({trainer.accumulate_grad_batches})"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `config.yaml` holds them; `pretrain --config` reads them back."""
         groups = {name: _plain(getattr(self, name)) for name in GROUPS}
-        model = {name: getattr(self.model, name) for name in field_names()}
+        model = {name: _list(getattr(self.model, name)) for name in FIELD_TYPES}
         top = {"recipe": self.recipe, "data": self.data, "output": str(self.output), "seed": self.seed}
         return {**top, "model": model, **groups}
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Checked):
+    """One fine-tuning run, complete; see `finetune` for the fields."""
+
+    model: str
+    labelled: str
+    output: Path
+    mode: str = "full"
+    layers: PositiveInt | None = None
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 32
+    lr: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_fraction: BelowOne = 0.1
+    layer_decay: PositiveShare = 1.0
+    balanced: bool = False
+    max_seconds: PositiveFloat | None = None
+    seed: NonNegativeInt = 0
+    num_workers: NonNegativeInt = 1
+    device: str | None = None
+    devices: Devices = 1
+
+    def __post_init__(self) -> None:
+        """Check the values, and pairs of settings; the learning rate that is None becomes that of the mode.
+
+        Raises:
+            ConfigError: naming the first that is out of range, or two that do not fit together.
+        """
+        if self.mode not in MODES:
+            raise ConfigError(f"there is no mode '{self.mode}'{nearest(self.mode, MODES)}; use {', '.join(MODES)}")
+        if self.lr is None:  # a head alone tolerates, and needs, larger steps than pretrained weights
+            object.__setattr__(self, "lr", 1e-3 if self.mode == "linear" else 1e-4)
+        super().__post_init__()
+        if (self.mode == "partial") != (self.layers is not None):
+            raise ConfigError("layers belongs to mode partial, which needs it: the number of last blocks to train")
+        if self.layer_decay != 1 and self.mode == "linear":
+            raise ConfigError("layer_decay means nothing in mode linear, which trains no layer; leave it out")
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """AdamW and the course of the learning rate."""
+        assert self.lr is not None
+        return OptimizerConfig(lr=self.lr, weight_decay=self.weight_decay, warmup_fraction=self.warmup_fraction)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `config.yaml` holds them."""
+        return {**_plain(self), "output": str(self.output)}
+
+    def changes_from(self, old: dict[str, Any]) -> list[str]:
+        """Settings that make this another run than the one whose `config.yaml` held `old`."""
+        free = {"output", "num_workers", "device", "devices"}  # where it runs, not what it computes
+        return _differences(old, self.to_dict(), [one.name for one in fields(self) if one.name not in free])
 
 
 GROUPS: dict[str, type] = {
@@ -193,99 +348,23 @@ GROUPS: dict[str, type] = {
     "watch": WatchConfig,
     "logging": LoggingConfig,
 }
-
-
-def check_settings(config: PretrainConfig) -> None:
-    """Pass if the settings are in range and fit together.
-
-    Raises:
-        ConfigError: naming the first that does not.
-    """
-    loader, optimizer, trainer, watch = config.loader, config.optimizer, config.trainer, config.watch
-    rules = [
-        (config.seed >= 0, f"seed must not be negative, got {config.seed}"),
-        (loader.batch_size >= 1, f"loader.batch_size must be at least 1, got {loader.batch_size}"),
-        (loader.num_workers >= 0, f"loader.num_workers must not be negative, got {loader.num_workers}"),
-        (loader.validation_clips >= 0, f"loader.validation_clips must not be negative, got {loader.validation_clips}"),
-        (loader.statistics_clips >= 1, f"loader.statistics_clips must be at least 1, got {loader.statistics_clips}"),
-        (optimizer.lr > 0, f"optimizer.lr must be above 0, got {optimizer.lr}"),
-        (optimizer.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {optimizer.weight_decay}"),
-        (
-            0 <= optimizer.warmup_fraction < 1,
-            f"optimizer.warmup_fraction must lie in [0, 1), got {optimizer.warmup_fraction}",
-        ),
-        (
-            0 <= optimizer.final_lr_ratio <= 1,
-            f"optimizer.final_lr_ratio must lie in [0, 1], got {optimizer.final_lr_ratio}",
-        ),
-        (trainer.max_steps >= 1, f"trainer.max_steps must be at least 1, got {trainer.max_steps}"),
-        (
-            trainer.log_every_n_steps >= 1,
-            f"trainer.log_every_n_steps must be at least 1, got {trainer.log_every_n_steps}",
-        ),
-        (
-            trainer.val_every_n_steps >= 0,
-            f"trainer.val_every_n_steps must not be negative, got {trainer.val_every_n_steps}",
-        ),
-        (
-            trainer.checkpoint_every_n_steps >= 1,
-            f"trainer.checkpoint_every_n_steps must be at least 1, got {trainer.checkpoint_every_n_steps}",
-        ),
-        (
-            trainer.devices >= 1 or trainer.devices == -1,
-            f"trainer.devices must be at least 1, or -1 for all GPUs, got {trainer.devices}",
-        ),
-        (trainer.num_nodes >= 1, f"trainer.num_nodes must be at least 1, got {trainer.num_nodes}"),
-        (trainer.strategy in ("auto", "fsdp"), f"trainer.strategy must be auto or fsdp, got {trainer.strategy}"),
-        (
-            not (trainer.strategy == "fsdp" and trainer.ema),
-            "trainer.ema does not work with trainer.strategy fsdp: the average would not fit one device; turn one off",
-        ),
-        (trainer.keep_last >= 1, f"trainer.keep_last must be at least 1, got {trainer.keep_last}"),
-        (
-            trainer.keep_every_n_steps >= 0,
-            f"trainer.keep_every_n_steps must not be negative, got {trainer.keep_every_n_steps}",
-        ),
-        (
-            not trainer.precision.endswith("-true") or trainer.precision.startswith(("32", "64")),
-            f"trainer.precision must keep weights and targets in float32; use bf16-mixed, got {trainer.precision}",
-        ),
-        (
-            all(0 <= beta < 1 for beta in optimizer.betas),
-            f"optimizer.betas must lie in [0, 1), got {list(optimizer.betas)}",
-        ),
-        (
-            trainer.gradient_clip_val is None or trainer.gradient_clip_val > 0,
-            f"trainer.gradient_clip_val must be above 0 or null, got {trainer.gradient_clip_val}",
-        ),
-        (
-            watch.max_skipped_in_a_row >= 1,
-            f"watch.max_skipped_in_a_row must be at least 1, got {watch.max_skipped_in_a_row}",
-        ),
-        (watch.stall_steps >= 1, f"watch.stall_steps must be at least 1, got {watch.stall_steps}"),
-        (config.probe.clips >= 2, f"probe.clips must be at least 2, got {config.probe.clips}"),
-        (config.probe.every_n_steps >= 1, f"probe.every_n_steps must be at least 1, got {config.probe.every_n_steps}"),
-        (0 < config.probe.max_share <= 1, f"probe.max_share must lie in (0, 1], got {config.probe.max_share}"),
-        (
-            trainer.accumulate_grad_batches >= 1 and loader.batch_size % trainer.accumulate_grad_batches == 0,
-            f"loader.batch_size ({loader.batch_size}) must be a multiple of trainer.accumulate_grad_batches "
-            f"({trainer.accumulate_grad_batches})",
-        ),
-    ]
-    for holds, message in rules:
-        if not holds:
-            raise ConfigError(message)
+# Fields of `TrainerConfig` that decide what is learned, and those that decide it up to rounding; all others are free.
+_FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
+_ROUNDING = ("accelerator", "compile", "devices", "gradient_checkpointing", "num_nodes", "strategy")
+# Fields of earlier versions that a config.yaml may still hold; none of them changed what was learned.
+_REMOVED = {"probe": ("max_share",), "logging": ("mlflow",)}
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Sentences on what differs between two configurations, as `to_dict` gives them, and matters to a resumed run.
+    """Differences between two configurations, as `to_dict` gives them, that forbid to resume one as the other.
 
     More steps than before are allowed: the learning rate then follows the curve of the longer run.
     """
-    old = _with_defaults(old)
-    free = {"output", "data", "probe", *(f"trainer.{f.name}" for f in fields(TrainerConfig) if f.name not in _FIXED)}
-    free |= {"loader.num_workers", "watch", "logging"}
-    flat_old, flat_new = flatten(old), flatten(new)
+    from bestrq2.run_records import flatten  # imports numpy
+
+    free = {"output", "data", "probe", "watch", "logging", "loader.num_workers"}
+    free |= {f"trainer.{one.name}" for one in fields(TrainerConfig) if one.name not in _FIXED}
+    flat_old, flat_new = flatten(_with_defaults(old)), flatten(new)
     if flat_new["trainer.max_steps"] > flat_old.get("trainer.max_steps", 0):
         free |= {"trainer.max_steps"}
     keys = [key for key in flat_old.keys() | flat_new.keys() if key not in free and key.split(".")[0] not in free]
@@ -293,10 +372,12 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def changed_rounding(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Sentences on what differs and lets a resumed run end where another would have, but not to the bit.
+    """Differences that let a resumed run end where another would have, but not to the bit.
 
-    Such settings are the machine's business, and a run must be able to move; so they may change.
+    Such settings belong to the machine, and a run must be able to move; so they may change.
     """
+    from bestrq2.run_records import flatten
+
     return _differences(flatten(_with_defaults(old)), flatten(new), [f"trainer.{name}" for name in _ROUNDING])
 
 
@@ -309,17 +390,146 @@ def _differences(old: dict[str, Any], new: dict[str, Any], keys: Iterable[str]) 
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an earlier version with what it did not know yet at its default, which is what it did."""
-    model = BestRQ2Config(**settings["model"])
+    """Settings of an earlier version, fields that it did not have yet at their defaults, which is what it did."""
+    model = {name: settings["model"].get(name, _list(getattr(ModelFields, name))) for name in FIELD_TYPES}
     groups = {name: {**_plain(kind()), **settings.get(name, {})} for name, kind in GROUPS.items()}
-    return {**settings, "model": {name: getattr(model, name) for name in field_names()}, **groups}
+    return {**settings, "model": model, **groups}
 
 
 def _plain(group: Any) -> dict[str, Any]:
-    """A group of settings as config.yaml holds it."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(group)))
+    """A group of settings as config.yaml holds it: lists instead of tuples, text instead of paths."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(group), default=str))
     return values
 
 
-_FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
-_ROUNDING = ("accelerator", "compile", "devices", "gradient_checkpointing", "num_nodes", "strategy")
+def _list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+_DATA = (
+    'folder of audio or of tars, file, list (.txt, .csv, .jsonl), pattern ("shards/*.tar"), mixture (.yaml), HDF5 '
+    '(.h5), Hub dataset ("hub:NAME"), remote tars ("https://host/shard-{000..099}.tar"), or "soundworld"'
+)
+
+
+def pretrain_parser(name: str = DEFAULT_RECIPE) -> ArgumentParser:
+    """A parser of all settings of a pretraining run, with the values of a recipe as defaults."""
+    parser = make_parser("pretrain", "Pretrain an encoder on unlabelled audio.")
+    parser.add_argument("--recipe", default=name, help=f"one of {', '.join(recipes())}, or a YAML file on top of one")
+    parser.add_argument("--data", type=str | None, help=_DATA)
+    parser.add_argument("--output", type=str | None, help="run folder to write")
+    parser.add_argument(
+        "--seed", type=NonNegativeInt, default=0, help="random seed for weights, order, crops and masks"
+    )
+    add_model_arguments(parser)
+    for group, kind in GROUPS.items():
+        parser.add_class_arguments(kind, group)
+    parser.set_defaults(_defaults(parser, name))
+    return parser
+
+
+def add_model_arguments(parser: ArgumentParser) -> None:
+    """Add one flag per architecture field, with its type and the help of its docstring."""
+    group = parser.add_argument_group("The architecture")
+    entries = re.findall(r"^        (\w+): (.*?)(?=^        \w+: |^    \Z|\Z)", ModelFields.__doc__ or "", re.M | re.S)
+    helps = {name: " ".join(text.split()) for name, text in entries}
+    for name, hint in FIELD_TYPES.items():
+        group.add_argument(f"--model.{name}", type=hint, default=getattr(ModelFields, name), help=helps[name])
+
+
+def _defaults(parser: ArgumentParser, name: str) -> dict[str, Any]:
+    """The settings of a recipe by dotted name, their names and types checked."""
+    settings = recipe(name)
+    settings.pop("description", None)
+    try:
+        parse_settings(parser, settings)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {name}: {error}") from error
+    return {f"{group}.{key}": value for group, values in settings.items() for key, value in values.items()}
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, bool]:
+    """Flags (and the files they name) to a configuration, and whether to resume.
+
+    Raises:
+        ConfigError: for unknown flags, wrong values, or values at odds with each other.
+    """
+    parser = pretrain_parser(_recipe_of(argv))
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output, or start it")
+    parsed = parse_flags(parser, argv)
+    resume = parsed.pop("resume")
+    return build_config(parsed), resume
+
+
+def resolve(settings: dict[str, Any]) -> PretrainConfig:
+    """Nested settings, such as those of `config.yaml` or of a notebook, laid over their recipe.
+
+    Raises:
+        ConfigError: as `parse_arguments`.
+    """
+    kept = {
+        group: {key: value for key, value in values.items() if key not in _REMOVED.get(group, ())}
+        if isinstance(values, dict)
+        else values
+        for group, values in settings.items()
+    }
+    return build_config(parse_settings(pretrain_parser(_base_of(kept)), kept))
+
+
+def _recipe_of(argv: Sequence[str]) -> str:
+    """The recipe that the flags, or the YAML file they name, start from: its values are the defaults of all others."""
+    found: dict[str, str] = {}
+    for flag in ("--recipe", "--config"):
+        for index, argument in enumerate(argv):
+            if argument == flag and index + 1 < len(argv):
+                found[flag] = argv[index + 1]
+            elif argument.startswith(f"{flag}="):
+                found[flag] = argument.split("=", 1)[1]
+    if "--recipe" not in found and "--config" in found:
+        path = Path(found["--config"])
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+        if isinstance(loaded, dict):
+            return _base_of(loaded)
+    return found.get("--recipe", DEFAULT_RECIPE)
+
+
+def _base_of(settings: dict[str, Any]) -> str:
+    """The recipe that settings start from.
+
+    The config.yaml of a run holds every setting: it needs no recipe, and remains valid when a recipe file is deleted.
+    """
+    name = str(settings.get("recipe") or DEFAULT_RECIPE)
+    gone = is_recipe_file(name) and not Path(name).expanduser().is_file()
+    return (
+        DEFAULT_RECIPE
+        if gone and {"data", "seed", "model", "loader", "optimizer", "trainer"} <= set(settings)
+        else name
+    )
+
+
+def build_config(parsed: Namespace) -> PretrainConfig:
+    """Validate parsed settings as a whole.
+
+    Raises:
+        ConfigError: for values out of range or at odds with each other.
+    """
+    settings = parsed.as_dict()
+    for name, meaning in (("data", "where the audio is, for instance a folder"), ("output", "the run folder to write")):
+        if not settings.get(name):
+            raise ConfigError(f"--{name} is missing: name {meaning}")
+    model = ModelFields()
+    try:
+        model.set_fields(settings["model"])
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+    return PretrainConfig(
+        recipe=settings["recipe"],
+        data=settings["data"],
+        output=Path(settings["output"]),
+        seed=settings["seed"],
+        model=model,
+        **{name: kind(**settings[name]) for name, kind in GROUPS.items()},
+    )

@@ -1,4 +1,4 @@
-"""Warnings with advice: what a person who looks at the curves would see. They change nothing of what is trained."""
+"""Warnings with advice: collapsing codes, a stalled loss, skipped steps, slow data. They change nothing in training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-
 from bestrq2.files import write_text
-from bestrq2.train.callbacks import finished_step
+from bestrq2.model.fields import ModelFields
+from bestrq2.train.clock import RunClock
 from bestrq2.train.optimizer import warmup_steps
-from bestrq2.train.settings import PretrainConfig
-from bestrq2.train.waiting import DataClock
+from bestrq2.train.settings import LoaderConfig, OptimizerConfig, TrainerConfig, WatchConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +38,12 @@ class WarningList:
         self.holding: set[str] = set()
 
     def judge(self, kind: str, step: int, text: str | None) -> None:
-        """Take note of how things are.
+        """Note whether a condition holds, and warn if it begins to.
 
         Args:
             kind: of warning.
             step: steps done.
-            text: the warning in one line; None where there is nothing to warn of.
+            text: the warning in one line; None if the condition does not hold.
         """
         if text is None:
             self.holding.discard(kind)
@@ -64,39 +62,51 @@ class WarningList:
             logger.info("%s: cannot be written (%s)", self.path, error.strerror)
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of later steps, which a resumed run makes again."""
+        """Drop the lines of later steps, which a resumed run takes again."""
         if not self.path.exists():
             return
         lines = self.path.read_text().splitlines(keepends=True)
-        # A full disk may have cut a line short: what does not say its step is dropped, too.
+        # A full disk may have cut a line short: lines without a step are dropped, too.
         steps = [re.match(r"step (\d+): .*\n", line) for line in lines]
         kept = [line for line, match in zip(lines, steps, strict=True) if match and int(match[1]) <= step]
         if len(kept) < len(lines):
             write_text(self.path, "".join(kept))
 
 
-class Watch(pl.Callback):
+class Watch:
     """Warns when the codes collapse, the data comes too slowly, the loss stalls, or steps are skipped.
 
     Args:
-        config: of the run; thresholds in `WatchConfig`.
         path: `warnings.txt` of the run.
-        clock: how long training waited for data.
+        clock: measures the time spent waiting for data.
+        trainer: settings of the loop.
+        optimizer: course of the learning rate.
+        watch: thresholds.
+        loader: batch size, workers and validation clips.
+        model: architecture of a pretraining run; None for a run without codes.
     """
 
-    def __init__(self, config: PretrainConfig, path: Path, clock: DataClock) -> None:
-        self.config = config
-        self.clock = clock
+    def __init__(
+        self,
+        path: Path,
+        clock: RunClock,
+        trainer: TrainerConfig,
+        optimizer: OptimizerConfig,
+        watch: WatchConfig,
+        loader: LoaderConfig,
+        model: ModelFields | None = None,
+    ) -> None:
+        self.clock, self.trainer, self.settings, self.loader, self.model = clock, trainer, watch, loader, model
         self.warnings = WarningList(path)
         self._codes: dict[str, str | None] = {}
         self._skipped = 0.0
-        # Excess loss in this stretch of steps: sum, count, where it began; and the mean of the stretch before.
-        self._stretch = [0.0, 0.0, float(warmup_steps(config.trainer.max_steps, config.optimizer))]
+        # Excess loss in this stretch of steps: sum, count, first step; and the mean of the stretch before.
+        self._stretch = [0.0, 0.0, float(warmup_steps(trainer.max_steps, optimizer))]
         self._mean_before = math.nan
         self._window: tuple[int, float, float] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What was warned of, but for waiting, which is another matter on another day."""
+        """Warnings given so far, except for those of waiting, which another machine may not deserve."""
         given = {kind: times for kind, times in self.warnings.given.items() if kind != "waiting"}
         holding = sorted(self.warnings.holding - {"waiting"})
         codes = {stage: text for stage, text in self._codes.items() if text is not None}
@@ -104,39 +114,38 @@ class Watch(pl.Callback):
         return {"given": given, "holding": holding, "codes": codes, "skipped": self._skipped, **stall}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on as if there had been no interruption."""
+        """Continue as if there had been no interruption."""
         self.warnings.given, self.warnings.holding = dict(state_dict["given"]), set(state_dict["holding"])
         self._codes, self._skipped = dict(state_dict["codes"]), state_dict["skipped"]
         self._stretch, self._mean_before = list(state_dict["stretch"]), state_dict["mean_before"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop the warnings of steps that will be made again."""
-        if trainer.is_global_zero:
-            self.warnings.forget_after(trainer.global_step)
+    def look(self, latest: Mapping[str, float], step: int, logged: bool, validated: bool) -> None:
+        """Give the warnings that are due after a step.
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at what this step logged."""
-        step = finished_step(module, batch)
-        if step is None or not trainer.is_global_zero:
-            return
-        settings = self.config.trainer
-        if step % settings.log_every_n_steps == 0 or step == settings.max_steps:
-            self.look_at_skipped(module.latest, step)
-            self.look_at_loss(module.latest, step)
-            self.look_at_codes(module.latest, "train", step)
-        if module.validation[1] == step:
-            self.look_at_codes(module.latest, "validation", step)
+        Args:
+            latest: newest logged values by name.
+            step: steps done.
+            logged: whether the training values are those of this step.
+            validated: whether the validation values are.
+        """
+        if logged:
+            self.look_at_skipped(latest, step)
+            self.look_at_loss(latest, step)
+        for stage, is_new in (("train", logged), ("validation", validated)):
+            if is_new and self.model is not None:
+                self.look_at_codes(latest, stage, self.model, step)
         self.look_at_waiting(step)
 
-    def look_at_codes(self, latest: Mapping[str, float], stage: str, step: int) -> None:
+    def look_at_codes(self, latest: Mapping[str, float], stage: str, model: ModelFields, step: int) -> None:
         """Warn where few codes are in use.
 
         Args:
             latest: newest logged values by name.
             stage: "train" or "validation", whose values are new.
+            model: architecture.
             step: steps done.
         """
-        watch, model = self.config.watch, self.config.model
+        watch = self.settings
         perplexity, coverage, top_share = (
             latest.get(f"{stage}/{name}", math.nan) for name in ("code_perplexity", "code_coverage", "top_code_share")
         )
@@ -145,22 +154,21 @@ class Watch(pl.Callback):
         fault = None
         if perplexity < watch.min_code_perplexity:
             fault = f"perplexity {perplexity:.1f} of {model.codebook_size}"
-        elif coverage < watch.min_code_coverage and self._targets(stage) >= model.codebook_size:
+        elif coverage < watch.min_code_coverage and self._targets(stage, model) >= model.codebook_size:
             fault = f"{100 * coverage:.2g} % of {model.codebook_size} codes in use"
         elif top_share > watch.max_top_code_share:
-            fault = f"the commonest code is {100 * top_share:.0f} % of all"
+            fault = f"the most frequent code is {100 * top_share:.0f} % of all"
         self._codes[stage] = fault and (
             f"the {stage} targets collapse ({fault}): the model can win by naming a few codes; set "
             "model.quantizer_normalization layernorm or model.input_normalization dataset, and listen to the data"
         )
         self.warnings.judge("codes", step, next((text for text in self._codes.values() if text), None))
 
-    def _targets(self, stage: str) -> float:
-        """About how many hidden patches the logged values are taken over."""
-        model, loader = self.config.model, self.config.loader
-        clips = loader.validation_clips
+    def _targets(self, stage: str, model: ModelFields) -> float:
+        """Approximate number of hidden patches over which the logged values are averages."""
+        clips = self.loader.validation_clips
         if stage == "train":
-            clips = loader.batch_size * self.config.trainer.log_every_n_steps
+            clips = self.loader.batch_size * self.trainer.log_every_n_steps
         columns = model.columns(round(model.max_seconds * model.sampling_rate))
         return clips * columns * model.patch_rows * model.mask_ratio[0]
 
@@ -171,7 +179,7 @@ class Watch(pl.Callback):
             return
         self._stretch[0] += excess
         self._stretch[1] += 1
-        if step - self._stretch[2] < self.config.watch.stall_steps:
+        if step - self._stretch[2] < self.settings.stall_steps:
             return
         mean, before = self._stretch[0] / self._stretch[1], self._mean_before
         text = None
@@ -188,9 +196,9 @@ class Watch(pl.Callback):
         """Warn where steps were skipped; a float16 run skips some by design, to find the scale of its loss."""
         skipped = latest.get("train/skipped_steps", 0.0)
         text = None
-        if skipped > self._skipped and not self.config.trainer.precision.startswith("16"):
+        if skipped > self._skipped and not self.trainer.precision.startswith("16"):
             text = (
-                f"skipped steps so far: {skipped:.0f}, as loss or gradient was not finite: try a lower optimizer.lr, "
+                f"skipped steps so far: {skipped:.0f}, as loss or gradient was not finite: try a lower learning rate, "
                 "trainer.gradient_clip_val 1.0 or trainer.precision 32-true"
             )
         self._skipped = skipped
@@ -207,9 +215,9 @@ class Watch(pl.Callback):
             return
         self._window = now
         text = None
-        if waited / seconds > self.config.watch.max_waiting_share:
+        if waited / seconds > self.settings.max_waiting_share:
             text = (
-                f"{100 * waited / seconds:.0f} % of the time is spent waiting for data: set loader.num_workers higher "
-                f"than {self.config.loader.num_workers}, or pack the data into shards with bestrq2 prepare"
+                f"{100 * waited / seconds:.0f} % of the time is spent waiting for data: set num_workers higher "
+                f"than {self.loader.num_workers}, or pack the data into shards with bestrq2 prepare"
             )
         self.warnings.judge("waiting", step, text)

@@ -1,0 +1,159 @@
+"""The pretraining objective: masks, the loss over hidden patches, and diagnostics that tell learning from collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from bestrq2.convert.weights import quiet_hub
+from bestrq2.data.batch import AudioBatch, fixed_batches
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.conformer import Conformer
+from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
+from bestrq2.model.fields import FIELD_TYPES, ModelFields
+from bestrq2.model.masking import draw_hidden_mask
+from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
+from bestrq2.model.quantizer import code_usage
+from bestrq2.model.transformer import Transformer
+from bestrq2.train.settings import PretrainConfig
+from bestrq2.train.task import Inputs, Sums, Task, added, unequal_lengths
+
+_VALIDATION_SEED = 0x7A11D
+_VALIDATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class MaskDrawer:
+    """Draws the hidden patches of a batch from (seed, step, place); picklable, so that loader workers can use it.
+
+    A step may be cut into several batches (gradient accumulation): then the batch numbered `step` holds the places from
+    `step % batches * clips` on of optimiser step `step // batches`, and the masks are those of the uncut step.
+    """
+
+    config: BestRQ2Config
+    seed: int
+    batches_per_step: int
+    clips_per_batch: int
+
+    def __call__(self, lengths: Tensor, step: int, places: Tensor) -> Tensor:
+        """Lengths int64 [B] in samples, number of the batch, places int64 [B] to bool [B, N]."""
+        columns = [self.config.columns(int(length)) for length in lengths]
+        first = step % self.batches_per_step * self.clips_per_batch
+        return draw_hidden_mask(
+            self.config, columns, self.seed, step // self.batches_per_step, [first + int(place) for place in places]
+        )
+
+
+class PretrainingTask(Task):
+    """Names the codes of hidden patches (paper section 2).
+
+    Args:
+        model: pretraining model.
+        seed: random seed of stochastic depth, dropout and noise.
+        held_out: waveforms for the validation loss, float32 [samples] each; none for no validation.
+    """
+
+    label = "pretrain"
+
+    def __init__(self, model: BestRQ2ForPreTraining, seed: int, held_out: Sequence[np.ndarray] = ()) -> None:
+        super().__init__(model, seed)
+        self.validation_batches = fixed_batches(list(held_out), _VALIDATION_BATCH)
+
+    def forward(self, inputs: Inputs) -> Sums:
+        """Sums over the hidden patches of a batch; see `Task.forward`."""
+        return _sums(self.model, inputs)
+
+    def inputs(self, batch: AudioBatch, device: torch.device) -> Inputs:
+        """A batch on the device; lengths and masks stay on the CPU, where counting them costs no synchronisation."""
+        return Inputs(batch.to(device).input_values, unequal_lengths(batch), batch.hidden_mask)
+
+    def terms(self, batch: AudioBatch) -> int:
+        """Number of hidden patches."""
+        assert batch.hidden_mask is not None
+        return int(batch.hidden_mask.sum())
+
+    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Averages over the hidden patches of several steps."""
+        return summarise("train", sums)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, fabric: Fabric, step: int) -> dict[str, float]:
+        """Averages over all held-out clips with masks that are the same every time."""
+        if not self.validation_batches:
+            return {}
+        model.eval()
+        config = self.model.config
+        total: Sums = {}
+        for index, batch in enumerate(self.validation_batches):
+            columns = [config.columns(int(length)) for length in batch.lengths]
+            mask = draw_hidden_mask(config, columns, _VALIDATION_SEED, index, batch.places.tolist(), masks=1)
+            inputs = Inputs(batch.to(fabric.device).input_values, unequal_lengths(batch), mask)
+            with fabric.autocast():
+                total = added(total, _sums(model, inputs))
+        return {name: float(value) for name, value in summarise("validation", total).items()}
+
+    def export(self, model: nn.Module, folder: Path, state: dict[str, Tensor] | None) -> None:
+        """Write the model with predictor, head and quantizer, and its feature extractor."""
+        with quiet_hub():
+            model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+            BestRQ2FeatureExtractor(sampling_rate=self.model.config.sampling_rate).save_pretrained(folder)
+
+
+def _sums(model: nn.Module, inputs: Inputs) -> Sums:
+    """Sums of loss, accuracy and codes over the hidden patches of a batch."""
+    output = model(inputs.input_values, hidden_mask=inputs.hidden_mask, lengths=inputs.lengths, output_logits=False)
+    patches = output.hidden_valid.sum().float()
+    return {
+        "terms": patches,
+        "loss": output.loss * patches,
+        "accuracy": output.accuracy * patches,
+        "codes": output.code_counts,
+    }
+
+
+def summarise(stage: str, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Averages over hidden patches under the names that are logged.
+
+    Args:
+        stage: "train" or "validation", put in front of every name.
+        sums: sums as `PretrainingTask.forward` gives them. The usage of codes is that of all batches together.
+    """
+    loss = sums["loss"] / sums["terms"]
+    usage = code_usage(sums["codes"])
+    return {
+        f"{stage}/loss": loss,
+        f"{stage}/excess_loss": loss - usage.entropy,
+        f"{stage}/accuracy": sums["accuracy"] / sums["terms"],
+        f"{stage}/target_entropy": usage.entropy,
+        f"{stage}/code_perplexity": usage.perplexity,
+        f"{stage}/code_coverage": usage.coverage,
+        f"{stage}/top_code_share": usage.top_share,
+    }
+
+
+def model_config(fields: ModelFields) -> BestRQ2Config:
+    """Configuration of a model with these architecture fields."""
+    return BestRQ2Config(**{name: getattr(fields, name) for name in FIELD_TYPES})
+
+
+def build_model(config: PretrainConfig) -> BestRQ2ForPreTraining:
+    """The untrained model of a run, a function of its seed."""
+    torch.manual_seed(config.seed)
+    with quiet_hub():
+        model = BestRQ2ForPreTraining(model_config(config.model))
+    if config.trainer.gradient_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let encoder and predictor recompute their activations in the backward pass, to save memory."""
+    for part in model.modules():
+        if isinstance(part, Transformer | Conformer):
+            part.gradient_checkpointing = True
