@@ -28,8 +28,9 @@ for line in json.loads(sys.argv[1]):
             code = cli.run(line.split())
         except SystemExit as end:
             code = end.code
-    heavy = {"torch", "transformers", "lightning", "numpy", "sklearn", "scipy", "pyarrow", "matplotlib", "soundfile",
-             "av", "jinja2", "tqdm", "huggingface_hub", "bestrq2.model.configuration_bestrq2"} & set(sys.modules)
+    heavy = {"torch", "transformers", "lightning_fabric", "numpy", "sklearn", "scipy", "pyarrow", "matplotlib",
+             "soundfile", "av", "jinja2", "tqdm", "huggingface_hub",
+             "bestrq2.model.configuration_bestrq2"} & set(sys.modules)
     assert not heavy, f"{line}: imported {sorted(heavy)}"
     assert "Traceback" not in out.getvalue() + err.getvalue()
     outcomes[line] = code, err.getvalue()

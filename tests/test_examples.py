@@ -16,7 +16,7 @@ from transformers import AutoModelForAudioClassification
 import bestrq2
 from bestrq2 import BestRQ2Config
 from bestrq2.inference.cost import cost
-from bestrq2.train.config import parse_arguments
+from bestrq2.train.settings import parse_arguments
 
 SLURM = Path(__file__).parent.parent / "examples" / "slurm.sh"
 

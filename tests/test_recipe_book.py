@@ -11,7 +11,7 @@ from bestrq2 import BestRQ2Config
 from bestrq2.errors import ConfigError
 from bestrq2.recipe_book import GROUPS
 from bestrq2.train import settings
-from bestrq2.train.config import parse_arguments, resolve
+from bestrq2.train.settings import parse_arguments, resolve
 
 ABLATIONS = Path(__file__).parents[1] / "examples" / "ablations"
 

@@ -30,7 +30,7 @@ PACKAGE_FIRST = (
     """
 import sys
 import bestrq2
-heavy = {"torch", "transformers", "numpy", "lightning"} & set(sys.modules)
+heavy = {"torch", "transformers", "numpy", "lightning_fabric"} & set(sys.modules)
 assert not heavy, f"import bestrq2 imported {heavy}"
 assert "load" in dir(bestrq2) and bestrq2.__version__
 import transformers

@@ -53,7 +53,7 @@ def half_hidden(model: bestrq2.BestRQ2ForPreTraining) -> torch.Tensor:
 PROGRAM = """
 import importlib.util
 import numpy as np
-absent = [name for name in ("bestrq2", "lightning", "soundfile", "soxr") if importlib.util.find_spec(name)]
+absent = [name for name in ("bestrq2", "lightning_fabric", "soundfile", "soxr") if importlib.util.find_spec(name)]
 assert not absent, absent
 import torch
 from transformers import (

@@ -1,6 +1,6 @@
 """One process of a small run of several, started by the tests: python one_of_several.py OUTPUT SOURCE SETTINGS.
 
-SETTINGS is JSON: {"trainer": {...}, "stop": [rank, step] or null, "resume": bool}.
+SETTINGS is JSON: {"trainer": {...}, "probe": {...}, "stop": [rank, step] or null, "resume": bool}.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import pytest
 from small_run import small_pretrain
 
 from bestrq2.errors import BestRQ2Error, StoppedBySignal
-from bestrq2.train import callbacks
+from bestrq2.train import loop
 
 
 def stop_at(patch: pytest.MonkeyPatch, rank: int, step: int) -> None:
-    """Let one process be told to stop in that step."""
-    original = callbacks.Evaluation.on_train_batch_end
+    """Let one process receive SIGTERM in that step."""
+    original = loop.Run.give_warnings
 
-    def stopping(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_rank == rank and callbacks.finished_step(module, batch) == step:
+    def stopping(run: loop.Run, now: int) -> None:
+        if run.fabric.global_rank == rank and now == step:
             signal.raise_signal(signal.SIGTERM)
-        original(self, trainer, module, outputs, batch, batch_idx)
+        original(run, now)
 
-    patch.setattr(callbacks.Evaluation, "on_train_batch_end", stopping)
+    patch.setattr(loop.Run, "give_warnings", stopping)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from bestrq2.train import callbacks
+from bestrq2.train import loop
 from bestrq2.train.pretraining import pretrain
 
 RATE = 16_000
@@ -38,7 +38,15 @@ TRAINER: dict[str, Any] = {
     "val_every_n_steps": 3,
     "checkpoint_every_n_steps": 2,
     "accelerator": "cpu",
+    "report": False,
 }
+CONFORMER: dict[str, Any] = {
+    "encoder_type": "conformer", "position_embedding": "relative", "objective": "one_stage", "mask_fill": "noise",
+    "num_mel_bands": 80, "patch_size": [80, 4], "n_fft": 400, "win_length": 400, "hop_length": 160,
+    "mask_shape": "span", "mask_block_size": [1, 4], "norm": "layernorm", "activation": "gelu", "use_bias": True,
+    "qk_norm": False, "input_normalization": "clip", "conformer_channels": [8, 4], "conformer_kernel_size": 5,
+    "conformer_dropout": 0.1,
+}  # fmt: skip
 
 
 def recording(number: int, seconds: float) -> np.ndarray:
@@ -58,18 +66,20 @@ def write_recordings(folder: Path, count: int = 12) -> Path:
     return folder
 
 
+def groups_of(changes: dict[str, Any]) -> dict[str, Any]:
+    """The groups of settings of a small run, merged with changes, which are taken out."""
+    defaults = (("model", MODEL), ("loader", LOADER), ("trainer", TRAINER))
+    return {name: {**values, **changes.pop(name, {})} for name, values in defaults}
+
+
 def small_pretrain(data: Any, output: Path, **changes: Any) -> Path:
     """Pretrain for six steps; `changes` are arguments of `pretrain`, groups are merged."""
-    groups = {
-        name: {**defaults, **changes.pop(name, {})}
-        for name, defaults in (("model", MODEL), ("loader", LOADER), ("trainer", TRAINER))
-    }
-    return pretrain(recipe="demo", data=data, output=output, **groups, **changes)
+    return pretrain(recipe="demo", data=data, output=output, **groups_of(changes), **changes)
 
 
-def flags(steps: int = 6) -> list[str]:
+def flags(steps: int = 6, **trainer: Any) -> list[str]:
     """The same settings as flags."""
-    groups = {"model": MODEL, "loader": LOADER, "trainer": {**TRAINER, "max_steps": steps}}
+    groups = {"model": MODEL, "loader": LOADER, "trainer": {**TRAINER, "max_steps": steps, **trainer}}
     pairs = [(f"--{group}.{key}", str(value)) for group, values in groups.items() for key, value in values.items()]
     return ["--recipe", "demo", *(word for pair in pairs for word in pair)]
 
@@ -91,31 +101,35 @@ def same_weights(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    """Do something right after that step was taken care of."""
-    original = callbacks.RunKeeper.on_train_batch_end
+def same_runs(one: Path, other: Path) -> bool:
+    """Weights and metrics are equal to the bit."""
+    return same_weights(one, other) and (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
 
-    def acting(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        original(self, trainer, module, outputs, batch, batch_idx)
-        if callbacks.finished_step(module, batch) == step:
-            action()
 
-    monkeypatch.setattr(callbacks.RunKeeper, "on_train_batch_end", acting)
+def after_steps(monkeypatch: pytest.MonkeyPatch, action: Callable[[loop.Run, int], object]) -> None:
+    """Call `action(run, step)` at the end of every step, when all its files are written."""
+    original = loop.Run.show
+
+    def acting(run: loop.Run, step: int, clips: int) -> None:
+        original(run, step, clips)
+        action(run, step)
+
+    monkeypatch.setattr(loop.Run, "show", acting)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
+    """Do something at the end of one step."""
+    after_steps(monkeypatch, lambda run, now: action() if now == step else None)
 
 
 def die() -> None:
     raise RuntimeError("killed")
 
 
-def same_runs(one: Path, other: Path) -> bool:
-    """Weights and metrics are equal to the bit."""
-    return same_weights(one, other) and (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-
-
 def killed_copy(
     tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, step: int = 5, **changes: Any
 ) -> Path:
-    """A run that died after that step without a word to anybody."""
+    """A run that ended without warning after that step."""
     with monkeypatch.context() as patch:
         at_step(patch, step, die)
         with pytest.raises(RuntimeError, match="killed"):

@@ -125,7 +125,7 @@ def test_two_processes_probe_at_the_steps_and_with_the_scores_of_one(strategy: s
         copy = tmp_path / "labelled" / "ab"[number % 2] / file.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
-    settings = {"probe": {"data": str(tmp_path / "labelled"), "every_n_steps": 1, "max_share": 1.0}}
+    settings = {"probe": {"data": str(tmp_path / "labelled"), "every_n_steps": 1}}
     steps = {"max_steps": 2, "checkpoint_every_n_steps": 2, "val_every_n_steps": 2}
     finish(start("torchrun", tmp_path / "two", sounds, **settings, strategy=strategy, **steps))
     one = small_pretrain(sounds, tmp_path / "one", trainer=STEPS | steps, model={"drop_path_rate": 0.0}, **settings)

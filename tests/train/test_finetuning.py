@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from small_run import RATE, metrics, weights
+from small_run import RATE, at_step, metrics, weights
 
 import bestrq2
 from bestrq2 import BestRQ2ForAudioClassification, cli
@@ -23,6 +23,8 @@ from bestrq2.errors import BestRQ2Error, StoppedBySignal
 from bestrq2.evaluate.finetuned import ONE_CLASS, format_finetune_result
 from bestrq2.inference.classifier import load_classifier
 from bestrq2.train import finetuning
+from bestrq2.train.optimizer import layer_groups
+from bestrq2.train.settings import FinetuneConfig
 
 PITCHES = {"low": 250.0, "mid": 900.0, "high": 3000.0}
 
@@ -177,14 +179,8 @@ def test_several_classes_are_learnt_from_a_table(encoder: Path, chords: Path, tm
 
 def test_layer_decay_lowers_the_rate_block_by_block(encoder: Path, chords: Path, tmp_path: Path):
     model = finetuning.make_classifier(bestrq2.load(encoder, "cpu").model, ("a", "b"), False, None, 0)
-    config = finetuning.FinetuneConfig(
-        "m", "l", tmp_path, "full", None, 1, 8, 1e-3, 0.05, 0.1, 0.5, False, None, 0, 0, None
-    )
-    rates = {
-        parameter: group["initial_lr"]
-        for group in finetuning.layer_groups(model, config)
-        for parameter in group["params"]
-    }
+    config = FinetuneConfig("m", "l", tmp_path, lr=1e-3, layer_decay=0.5)
+    rates = {parameter: group["initial_lr"] for group in layer_groups(model, config) for parameter in group["params"]}
     assert set(rates) == set(model.parameters())
     blocks = model.bestrq2.encoder.blocks
     expected = [(model.classifier, 1), (blocks[2], 1 / 2), (blocks[0], 1 / 8), (model.bestrq2.patch_embedding, 1 / 16)]
@@ -196,17 +192,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     encoder: Path, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = small_finetune(encoder, tones, tmp_path / "whole", balanced=True)
-    original = finetuning._Run._step
-
-    def stopping(run: Any, batch: Any) -> Any:
-        if batch.step == run.steps_per_epoch + 1:  # in the midst of the second epoch
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(run, batch)
-
+    steps = int(metrics(whole.output)[0]["step"])
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning._Run, "_step", stopping)
-        with pytest.raises(StoppedBySignal, match=r"1 of 3 epochs of .* add --resume"):
+        at_step(patch, steps + 1, lambda: os.kill(os.getpid(), signal.SIGINT))  # in the second epoch
+        with pytest.raises(StoppedBySignal, match=rf"stopped after step {steps + 2} of .* add --resume"):
             small_finetune(encoder, tones, tmp_path / "stopped", balanced=True)
+    assert (tmp_path / "stopped" / "checkpoints" / f"step-{steps + 2:08d}.ckpt").exists()
     assert bestrq2.load(tmp_path / "stopped", "cpu").config.hidden_size == 32  # the model is whole
     resumed = small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True)
     assert all(torch.equal(one, weights(resumed.output)[name]) for name, one in weights(whole.output).items())
@@ -229,7 +220,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         ({"layers": 2}, "layers belongs to mode partial"),
         ({"mode": "partial", "layers": 4}, "layers is 4, but the encoder has 3 blocks"),
         ({"mode": "linear", "layer_decay": 0.5}, "layer_decay means nothing in mode linear"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be above 0, got 0"),
         ({"lr": -1.0}, r"lr must be above 0, got -1\.0"),
         ({"max_seconds": 0.0}, "max_seconds must be above 0"),
     ],

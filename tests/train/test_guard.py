@@ -8,63 +8,52 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from small_run import killed_copy, metrics, same_runs, small_pretrain
+from small_run import after_steps, killed_copy, metrics, same_runs, small_pretrain
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from bestrq2.train import callbacks, pretraining
+from bestrq2.train import loop
 from bestrq2.train.guard import Guard, gradient_norm, marked
-from bestrq2.train.module import PretrainingModule
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "write_run_report", lambda *_: None)
+from bestrq2.train.objective import PretrainingTask
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, batches: set[int], where: str = "loss") -> None:
     """Make loss or gradient of the batches of these numbers (from 0) not finite."""
-    original = PretrainingModule.forward
+    inputs, forward = PretrainingTask.inputs, PretrainingTask.forward
 
-    def spoiled(self: PretrainingModule, batch: Any, hidden_mask: Any) -> Any:
-        output = original(self, batch, hidden_mask)
-        if batch.step in batches:
-            if where == "loss":  # the loss alone: its gradients would be finite
-                output.loss = output.loss + torch.nan
-            else:  # the gradient alone: the square root of nothing has an infinite slope
-                output.loss = output.loss + (0.0 * self.model.mask_token.sum()).sqrt()
-        return output
+    def numbered(task: PretrainingTask, batch: Any, device: Any) -> Any:
+        made = inputs(task, batch, device)
+        made.number = batch.step
+        return made
 
-    monkeypatch.setattr(PretrainingModule, "forward", spoiled)
+    def spoiled(task: PretrainingTask, batch: Any) -> Any:
+        sums = forward(task, batch)
+        if batch.number in batches:
+            # The loss alone, whose gradients would be finite; or the gradient alone: the square root of 0 is infinitely
+            # steep.
+            sums["loss"] = sums["loss"] + (torch.nan if where == "loss" else (0.0 * task.model.mask_token.sum()).sqrt())
+        return sums
 
-
-class Recorder(pl.Callback):
-    """Weights and optimiser state after every step."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, Tensor]] = []
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        state = {name: value.clone() for name, value in module.model.state_dict().items()}
-        for number, moments in trainer.optimizers[0].state_dict()["state"].items():
-            state |= {f"{number}.{name}": value.clone() for name, value in moments.items()}
-        self.states.append(state)
+    monkeypatch.setattr(PretrainingTask, "inputs", numbered)
+    monkeypatch.setattr(PretrainingTask, "forward", spoiled)
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    recorder, original = Recorder(), callbacks.RunKeeper.on_train_batch_end
+def states(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """Weights and optimiser state after every step."""
+    found: list[dict[str, Tensor]] = []
 
-    def recording(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        recorder.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
-        original(self, trainer, module, outputs, batch, batch_idx)
+    def record(run: loop.Run, step: int) -> None:
+        state = {name: value.clone() for name, value in run.task.model.state_dict().items()}
+        for number, moments in run.optimizer.optimizer.state_dict()["state"].items():
+            state |= {f"{number}.{name}": value.clone() for name, value in moments.items()}
+        found.append(state)
 
-    monkeypatch.setattr(callbacks.RunKeeper, "on_train_batch_end", recording)
-    return recorder
+    after_steps(monkeypatch, record)
+    return found
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -86,12 +75,11 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_s
     tmp_path: Path,
     recordings: Path,
     monkeypatch: pytest.MonkeyPatch,
-    recorder: Recorder,
+    states: list[dict[str, Tensor]],
 ):
     spoil(monkeypatch, {2}, where)
     settings = {"log_every_n_steps": 1, "val_every_n_steps": 0, "checkpoint_every_n_steps": 6, **trainer}
     run = small_pretrain(recordings, tmp_path / "run", trainer=settings)
-    states = recorder.states
     assert len(states) == 6
     assert equal(states[1], states[2])
     assert not any(equal(states[k], states[k + 1]) for k in (0, 2, 3, 4))
@@ -117,14 +105,13 @@ def test_averages_leave_skipped_steps_out(tmp_path: Path, recordings: Path, monk
 
 
 def test_one_bad_batch_of_an_accumulation_spoils_its_step_and_no_other(
-    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, states: list[dict[str, Tensor]]
 ):
     spoil(monkeypatch, {4})  # the first of the two batches of step 3
     settings = {"accumulate_grad_batches": 2, "max_steps": 4, "log_every_n_steps": 1, "val_every_n_steps": 0}
     run = small_pretrain(recordings, tmp_path / "run", trainer=settings)
-    after = recorder.states[1::2]
-    assert equal(after[1], after[2])
-    assert not equal(after[2], after[3])
+    assert equal(states[1], states[2])
+    assert not equal(states[2], states[3])
     assert [float(row["train/skipped_steps"]) for row in metrics(run)] == [0, 0, 1, 1]
 
 

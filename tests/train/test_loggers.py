@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import importlib.util
 import logging
@@ -10,24 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
-from lightning.pytorch.loggers import Logger
 from small_run import at_step, die, metrics, small_pretrain
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.errors import ConfigError
-from bestrq2.train import loggers, pretraining
-from bestrq2.train.loggers import EventFile, SteadyLogger
-from bestrq2.train.metrics import MetricsFile
+from bestrq2.train import loggers
+from bestrq2.train.loggers import EventFile, Logger, Loggers, MetricsFile
 
 Figures = dict[tuple[str, int], float]
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "write_run_report", lambda *_: None)
 
 
 def in_csv(run: Path) -> Figures:
@@ -66,38 +61,6 @@ def test_tensorboard_shows_what_metrics_csv_holds_also_after_a_kill_and_a_resume
     assert in_tensorboard(run / "tensorboard") == pytest.approx(expected, rel=1e-6)
 
 
-def test_mlflow_gets_the_same_figures_and_goes_on_with_the_same_run(
-    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
-):
-    pytest.importorskip("mlflow")
-    settings: dict[str, Any] = {
-        "trainer": {"log_every_n_steps": 1, "checkpoint_every_n_steps": 3},
-        "logging": {"mlflow": str(tmp_path / "store"), "run_name": "tones"},
-    }
-    with monkeypatch.context() as patch:
-        at_step(patch, 3, die)
-        with pytest.raises(RuntimeError, match="killed"):
-            small_pretrain(recordings, tmp_path / "run", **settings)
-    run = small_pretrain(recordings, tmp_path / "run", **settings, resume=True)
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient((tmp_path / "store").as_uri())
-    (experiment,) = (each for each in client.search_experiments() if each.name == "bestrq2")
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert (found.info.run_name, found.info.status) == ("tones", "FINISHED")
-    assert found.data.params["optimizer/lr"] == str(
-        yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"]
-    )
-    expected = in_csv(run)
-    figures = {
-        (name, each.step): each.value
-        for name in found.data.metrics
-        for each in client.get_metric_history(found.info.run_id, name)
-    }
-    assert figures == pytest.approx(expected)
-    assert {step for _, step in figures} == {1, 2, 3, 4, 5, 6}
-
-
 def test_wandb_gets_the_same_figures_and_goes_on_with_the_same_run(
     tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -123,66 +86,59 @@ def test_wandb_gets_the_same_figures_and_goes_on_with_the_same_run(
     assert len({entry[0] for entry in opened}) == 1
     figures: Figures = {}
     for entry in logged:
-        step = entry.pop("trainer/global_step")
+        step = entry.pop("step")
         figures |= {(name, step): value for name, value in entry.items()}
     assert figures == pytest.approx(in_csv(run))
     assert len(list((run / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
 
 
-@pytest.mark.parametrize("service", ["wandb", "mlflow"])
-def test_a_missing_package_is_named_before_anything_is_done(
-    service: str, tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_package_is_named(tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch):
     original = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == service else original(name))
-    with pytest.raises(ConfigError, match=rf"pip install 'bestrq2\[{service}\]'"):
-        small_pretrain(recordings, tmp_path / "run", logging={service: "x"})
-
-
-def test_nothing_is_imported_that_was_not_asked_for(finished_run: Path):
-    from bestrq2.train.config import resolve
-    from bestrq2.train.run_folder import RunFolder
-
-    config = resolve(yaml.safe_load((finished_run / "config.yaml").read_text()))
-    made = loggers.make_loggers(config, RunFolder(finished_run), 0)
-    assert [type(each.inner) for each in made] == [MetricsFile, EventFile]  # type: ignore[attr-defined]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "wandb" else original(name))
+    with pytest.raises(ConfigError, match=r"pip install 'bestrq2\[wandb\]'"):
+        small_pretrain(recordings, tmp_path / "run", logging={"wandb": "x"})
 
 
 def test_a_service_that_cannot_be_opened_is_an_error_of_one_sentence(
     tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(ConfigError, match=r"logging\.mlflow: no run can be opened"):
-        small_pretrain(recordings, tmp_path / "run", logging={"mlflow": "http://127.0.0.1:9"})
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("no such host")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ConfigError, match=r"logging\.wandb: no run can be opened \(no such host\); log in"):
+        small_pretrain(recordings, tmp_path / "run", logging={"wandb": "x"})
 
 
 class Unreliable(Logger):
     """Takes figures only while it works."""
 
-    name, version = "unreliable", "1"
+    label = "the service"
 
     def __init__(self) -> None:
-        super().__init__()
         self.works = True
-        self.taken: list[tuple[dict[str, float], int | None]] = []
+        self.taken: list[tuple[dict[str, float], int]] = []
+        self.closed: list[bool] = []
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def add(self, values: Any, step: int) -> None:
         if not self.works:
             raise ConnectionError("the network is down")
-        self.taken.append((metrics, step))
+        self.taken.append((values, step))
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+    def close(self, succeeded: bool) -> None:
+        self.closed.append(succeeded)
 
 
-def test_a_logger_in_trouble_is_warned_of_once_and_gets_its_figures_later(caplog: pytest.LogCaptureFixture):
+def test_a_logger_in_trouble_is_warned_about_once_and_gets_its_figures_later(caplog: pytest.LogCaptureFixture):
     inner = Unreliable()
-    steady = SteadyLogger("the service", inner)
-    for step in range(1, 7):
-        inner.works = step not in (2, 3, 5)
-        steady.log_metrics({"train/loss": 1.0 / step}, step)
-        steady.save()
-    steady.finalize("success")
+    with Loggers([inner]) as all_of_them:
+        for step in range(1, 7):
+            inner.works = step not in (2, 3, 5)
+            all_of_them.log({"train/loss": 1.0 / step}, step)
     assert inner.taken == [({"train/loss": 1.0 / step}, step) for step in range(1, 7)]
+    assert inner.closed == [True]
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     expected = "the service cannot be written (the network is down); training goes on, and figures wait"
     assert record.getMessage() == expected
@@ -192,11 +148,11 @@ def test_a_service_in_trouble_is_left_alone_for_a_while(monkeypatch: pytest.Monk
     now, inner, calls = [100.0], Unreliable(), []
     monkeypatch.setattr(loggers.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(inner, "save", lambda: calls.append(now[0]))
-    steady = SteadyLogger("the service", inner, retry_seconds=60.0)
+    inner.retry_seconds = 60.0
+    all_of_them = Loggers([inner])
     for seconds, works in ((100.0, True), (110.0, False), (120.0, True), (169.0, True), (171.0, True)):
         now[0], inner.works = seconds, works
-        steady.log_metrics({"train/loss": seconds}, int(seconds))
-        steady.save()
+        all_of_them.log({"train/loss": seconds}, int(seconds))
     assert calls == [100.0, 171.0]
     assert [step for _, step in inner.taken] == [100, 110, 120, 169, 171]
 
@@ -240,3 +196,67 @@ def test_rejected_recordings_wait_for_room_on_the_disk(tmp_path: Path, caplog: p
     assert log.add([("a.wav", "silent"), ("c.wav", "not audio")]) == 1
     assert path.read_text() == "path,reason\na.wav,silent\nb.wav,too short\nc.wav,not audio\n"
     assert len([record for record in caplog.records if "the disk is full" in record.getMessage()]) == 1
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_saved_before_a_column_is_known_get_it_too(tmp_path: Path):
+    table = MetricsFile(tmp_path / "metrics.csv")
+    table.add({"train/loss": 2.5}, 10)
+    table.save()
+    table.add({"train/loss": 2.25}, 20)
+    table.add({"validation/loss": 3.0}, 10)
+    table.save()
+    assert csv_rows(table.path) == [
+        {"step": "10", "train/loss": "2.5", "validation/loss": "3.0"},
+        {"step": "20", "train/loss": "2.25", "validation/loss": ""},
+    ]
+
+
+def test_saving_after_every_row_gives_the_bytes_of_saving_once(tmp_path: Path):
+    often, once = MetricsFile(tmp_path / "often.csv"), MetricsFile(tmp_path / "once.csv")
+    for step in (30, 10, 20, 10):  # also out of order, and a row again
+        for table in (often, once):
+            table.add({"train/loss": step / 7, f"probe/{step % 4}": 1.0}, step)
+        often.save()
+    once.save()
+    assert often.path.read_bytes() == once.path.read_bytes()
+
+
+def test_a_file_taken_up_again_keeps_rows_up_to_the_step_and_drops_later_ones(tmp_path: Path):
+    path = tmp_path / "metrics.csv"
+    table = MetricsFile(path)
+    for step in (1, 2, 3):
+        table.add({"train/loss": 1 / step}, step)
+    table.save()
+    again = MetricsFile(path, start_step=2)
+    again.add({"train/loss": 0.125}, 3)
+    again.save()
+    assert [(row["step"], row["train/loss"]) for row in csv_rows(path)] == [("1", "1.0"), ("2", "0.5"), ("3", "0.125")]
+
+
+def timing(run: Path):
+    with (run / "timing.csv").open(newline="") as file:
+        return [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(file)]
+
+
+def test_seconds_rise_over_a_run_and_go_on_after_a_resume(tmp_path: Path, recordings: Path):
+    run = small_pretrain(recordings, tmp_path / "run", trainer={"max_steps": 4, "log_every_n_steps": 2})
+    first = timing(run)
+    assert [step for step, _ in first] == [2, 4]
+    small_pretrain(recordings, run, trainer={"max_steps": 8, "log_every_n_steps": 2}, resume=True)
+    both = timing(run)
+    assert both[:2] == first
+    assert [step for step, _ in both] == [2, 4, 6, 8]
+    assert (np.diff([seconds for _, seconds in both]) > 0).all()
+
+
+def test_a_damaged_file_costs_no_run_and_part_of_the_time_is_not_given_for_all(tmp_path: Path, recordings: Path):
+    run = small_pretrain(recordings, tmp_path / "run", trainer={"max_steps": 2, "log_every_n_steps": 1})
+    damaged = "step,seconds\nfew,many\n"
+    (run / "timing.csv").write_text(damaged)
+    small_pretrain(recordings, run, trainer={"max_steps": 3, "log_every_n_steps": 1}, resume=True)
+    assert (run / "timing.csv").read_text() == damaged

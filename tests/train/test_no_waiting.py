@@ -7,18 +7,19 @@ design.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining, recipe
 from bestrq2.data.batch import AudioBatch
 from bestrq2.model.masking import draw_hidden_mask
-from bestrq2.train.module import PretrainingModule
+from bestrq2.train.guard import Guard
+from bestrq2.train.objective import PretrainingTask
 from bestrq2.train.optimizer import make_optimizer
-from bestrq2.train.settings import OptimizerConfig, PretrainConfig
+from bestrq2.train.settings import OptimizerConfig
+from bestrq2.train.task import added
 
+META = torch.device("meta")
 RECIPES = [
     "demo",
     "best-rq-2-tiny",
@@ -44,42 +45,46 @@ def _autocast_on_meta(monkeypatch):
 
 
 def step_on_device(name: str, share: float = 1.0, **changes):
-    """A module on the device and a batch whose second clip has that share of the full length."""
+    """A task on the device and a batch whose second clip has that share of the full length."""
     model_config = BestRQ2Config(**{**recipe(name)["model"], **changes})
     with torch.device("meta"):
         model = BestRQ2ForPreTraining(model_config).train()
-    config = PretrainConfig(data="nowhere", output=Path("nowhere"), model=model_config)
     samples = model_config.max_samples
     lengths = torch.tensor([samples, int(share * samples), samples])
     mask = draw_hidden_mask(model_config, [model_config.columns(int(n)) for n in lengths], 0, 0, range(3))
-    batch = AudioBatch(torch.empty(3, samples, device="meta"), lengths, 0, torch.arange(3), hidden_mask=mask)
-    return PretrainingModule(model, config), batch
+    batch = AudioBatch(torch.empty(3, samples, device=META), lengths, 0, torch.arange(3), hidden_mask=mask)
+    return PretrainingTask(model, 0), batch
+
+
+def loss_of(task, batch):
+    return task(task.inputs(batch, META))["loss"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("share", [1.0, 0.4], ids=["equal lengths", "padded"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_forward_backward_diagnostics_and_clipping_read_nothing_from_the_device(name, share, bf16):
-    module, batch = step_on_device(name, share)
-    module.guard.to(torch.device("meta"))
+    task, batch = step_on_device(name, share)
+    guard = Guard()
+    guard.to(META)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = module.training_step(batch, 0)
+        sums = task(task.inputs(batch, META))
+    loss = guard.see(sums["loss"]) * (1 / task.terms(batch))
     loss.backward()
-    optimizer = torch.optim.AdamW(module.parameters(), foreach=True)
+    optimizer = torch.optim.AdamW(task.parameters(), foreach=True)
     optimizer.param_groups[0]["fused"] = False
-    norm = module.guard.judge(module.parameters(), optimizer)
-    torch.nn.utils.clip_grads_with_norm_(module.parameters(), 1.0, norm)
-    module._close_step()
+    norm = guard.judge(task.parameters(), optimizer)
+    torch.nn.utils.clip_grads_with_norm_(task.parameters(), 1.0, norm)
+    window = added(added({}, guard.kept(sums)), guard.kept(sums))
     assert loss.device.type == norm.device.type == "meta"
-    assert {value.device.type for value in module._window.values()} == {"meta"}
-    assert all(parameter.grad is not None for parameter in module.parameters())
+    assert {value.device.type for value in window.values()} == {"meta"}
+    assert all(parameter.grad is not None for parameter in task.parameters())
 
 
 def test_several_masks_and_codebooks_read_nothing_either():
-    module, batch = step_on_device("best-rq-2-plus-tiny", 0.6, masks_per_clip=2, num_codebooks=2)
-    module.training_step(batch, 0).backward()
-    assert module._step["codes"].device.type == "meta"
-    assert all(parameter.grad is not None for parameter in module.parameters())
+    task, batch = step_on_device("best-rq-2-plus-tiny", 0.6, masks_per_clip=2, num_codebooks=2)
+    loss_of(task, batch).backward()
+    assert all(parameter.grad is not None for parameter in task.parameters())
 
 
 def test_the_optimiser_is_fused():
@@ -102,13 +107,13 @@ def test_the_optimiser_is_fused():
     ids=["item", "float", "if", "nonzero", "copy", "boolean index"],
 )
 def test_this_device_would_notice(read):
-    module, batch = step_on_device("demo")
-    loss = module.training_step(batch, 0).detach()
+    task, batch = step_on_device("demo")
+    loss = loss_of(task, batch).detach()
     with pytest.raises((RuntimeError, NotImplementedError)):
         read(loss)
 
 
 def test_a_mask_on_the_device_has_to_be_read():
-    module, batch = step_on_device("demo")
+    task, batch = step_on_device("demo")
     with pytest.raises((RuntimeError, NotImplementedError)):
-        module.model(batch.input_values, hidden_mask=batch.hidden_mask.to("meta"), output_logits=False)
+        task.model(batch.input_values, hidden_mask=batch.hidden_mask.to("meta"), output_logits=False)

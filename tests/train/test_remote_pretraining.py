@@ -15,7 +15,7 @@ from bestrq2.data.shards import files
 from bestrq2.errors import BestRQ2Error
 from shard_server import serving
 
-TRAINER = {"max_steps": 4, "checkpoint_every_n_steps": 1, "val_every_n_steps": 2}
+TRAINER = {"max_steps": 4, "checkpoint_every_n_steps": 1, "val_every_n_steps": 2, "report": True}
 
 
 def tars() -> dict[str, bytes]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file, save_file
-from small_run import RATE, flags, metrics, small_pretrain
+from small_run import after_steps, flags, metrics, small_pretrain
 
 from bestrq2 import cli
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError
-from bestrq2.train import callbacks, pretraining
-from bestrq2.train.checkpoints import write_state
-from bestrq2.train.failures import load_failure
+from bestrq2.train import loop
+from bestrq2.train.checkpoints import read_state, write_state
 from bestrq2.train.guard import gradient_norm
-from bestrq2.train.replay import replay
+from bestrq2.train.replay import load_failure, replay_step
 
 BROKEN = "bestrq2.encoder.blocks.1.attn.qkv"
 SETTINGS = {"log_every_n_steps": 1, "val_every_n_steps": 0, "checkpoint_every_n_steps": 100, "max_steps": 50}
@@ -29,16 +27,13 @@ SETTINGS = {"log_every_n_steps": 1, "val_every_n_steps": 0, "checkpoint_every_n_
 
 def break_weight(monkeypatch: pytest.MonkeyPatch, after: int, value: float) -> None:
     """Put a value into one weight once so many batches are done."""
-    original = callbacks.RunKeeper.on_train_batch_end
 
-    def breaking(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        original(self, trainer, module, outputs, batch, batch_idx)
-        if batch.step + 1 == after:
+    def breaking(run: loop.Run, step: int) -> None:
+        if step == after:
             with torch.no_grad():
-                module.model.get_submodule(BROKEN).weight[3, 5] = value
+                run.task.model.get_submodule(BROKEN).weight[3, 5] = value
 
-    monkeypatch.setattr(callbacks.RunKeeper, "on_train_batch_end", breaking)
-    monkeypatch.setattr(pretraining, "write_run_report", lambda *_: None)
+    after_steps(monkeypatch, breaking)
 
 
 def failed_run(recordings: Path, output: Path, trainer: dict[str, Any], **watch: Any) -> Path:
@@ -61,28 +56,24 @@ def failure(tmp_path_factory: pytest.TempPathFactory, recordings: Path) -> Path:
 def test_a_run_stops_after_the_configured_number_of_skipped_steps_in_a_row(failure: Path):
     assert failure.name == "step-00000005"  # good steps 1 and 2, bad ones 3, 4 and 5
     facts = json.loads((failure / "failure.json").read_text())
-    assert (facts["step"], facts["skipped_in_a_row"], facts["ranks"], facts["rank"]) == (5, 3, 1, 0)
+    assert (facts["step"], facts["skipped_in_a_row"], facts["ranks"]) == (5, 3, 1)
     assert (facts["loss"], facts["gradient_norm"]) == (["nan"], "nan")
     assert (facts["precision"], facts["device"]) == ("32-true", "cpu")
     assert facts["environment"]["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert [float(row["train/skipped_steps"]) for row in metrics(failure.parents[1])] == [0, 0, 1, 2, 3]
 
 
-def test_the_failure_folder_names_every_clip_and_lets_one_listen_to_it(failure: Path, recordings: Path):
-    batch = load_file(failure / "rank-0" / "batch-0.safetensors")
-    with (failure / "rank-0" / "sources.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["place"]) for row in rows] == batch["places"].tolist() == [0, 1, 2, 3]
-    for row, waveform, length in zip(rows, batch["input_values"], batch["lengths"], strict=True):
-        assert Path(row["recording"]).parent == recordings
-        clip, rate = soundfile.read(failure / "rank-0" / row["file"], dtype="float32")
-        assert soundfile.info(failure / "rank-0" / row["file"]).subtype == "FLOAT"
-        assert rate == RATE
-        assert np.array_equal(clip, waveform[: int(length)].numpy())
-        original = soundfile.read(row["recording"], dtype="float32")[0]
+def test_the_failure_folder_holds_the_batch_and_names_every_clip(failure: Path, recordings: Path):
+    ((batch, loss),) = load_failure(failure).ranks[0]
+    assert math.isnan(loss)
+    assert batch.places.tolist() == [0, 1, 2, 3]
+    for name, waveform, length in zip(batch.recordings, batch.input_values, batch.lengths, strict=True):
+        assert Path(name).parent == recordings
+        clip = waveform[: int(length)].float() / (32768 if waveform.dtype == torch.int16 else 1)
+        original = soundfile.read(name, dtype="float32")[0]
         windows = np.lib.stride_tricks.sliding_window_view(original, 64)
-        assert (windows == clip[:64]).all(axis=1).any()  # the clip is cut from the recording that is named
-    assert batch["hidden_mask"].any(dim=1).all()
+        assert (windows == clip[:64].numpy()).all(axis=1).any()  # cut from the recording that is named
+    assert batch.hidden_mask.any(dim=1).all()
 
 
 def test_the_saved_state_is_a_whole_one(failure: Path):
@@ -95,7 +86,7 @@ def test_the_saved_state_is_a_whole_one(failure: Path):
 
 
 def test_replay_reproduces_the_step_and_names_where_it_began(failure: Path, capsys: pytest.CaptureFixture[str]):
-    result = replay(failure)
+    result = replay_step(failure)
     assert result.reproduced
     assert (result.step, result.first_weight, result.first_module) == (5, f"{BROKEN}.weight", BROKEN)
     assert result.first_gradient is not None
@@ -122,11 +113,10 @@ def test_replay_makes_the_same_loss_to_the_last_bit(
         norms.append(float(gradient_norm(parameters)))
         return torch.tensor(torch.inf)
 
-    monkeypatch.setattr(pretraining, "write_run_report", lambda *_: None)
     monkeypatch.setattr("bestrq2.train.guard.gradient_norm", infinite)
     folder = failed_run(recordings, tmp_path / "run", {"max_steps": 3, **trainer}, max_skipped_in_a_row=2)
     monkeypatch.undo()
-    result = replay(folder)
+    result = replay_step(folder)
     assert all(np.isfinite(loss) for loss in result.losses)
     assert result.losses == result.recorded_losses
     assert result.gradient_norm == norms[-1]
@@ -138,11 +128,13 @@ def test_replay_makes_the_same_loss_to_the_last_bit(
 
 def test_a_clip_that_is_not_finite_is_named(failure: Path, tmp_path: Path):
     copy = shutil.copytree(failure, tmp_path / "copy")
-    file = copy / "rank-0" / "batch-0.safetensors"
-    tensors = load_file(file)
-    tensors["input_values"][2, 100] = torch.inf
-    save_file(tensors, file)
-    clips = replay(copy).clips
+    file = copy / "rank-0.ckpt"
+    state = read_state(file)
+    waveforms = state["batches"][0]["input_values"].float()
+    waveforms[2, 100] = torch.inf
+    state["batches"][0]["input_values"] = waveforms
+    write_state(file, state)
+    clips = replay_step(copy).clips
     assert [clip.place for clip in clips if not clip.audio_finite] == [2]
     assert [clip.place for clip in clips if not clip.log_mel_finite] == [2]
     assert "audio and log-mel NOT FINITE" in str(clips[2])
@@ -153,23 +145,19 @@ def test_other_weights_are_not_taken_for_the_recorded_step(failure: Path, tmp_pa
     saved.state["state_dict"][f"model.{BROKEN}.weight"][3, 5] = 0.01
     copy = shutil.copytree(failure, tmp_path / "copy")
     write_state(copy / "state.ckpt", saved.state)
-    result = replay(copy)
+    result = replay_step(copy)
     assert not result.reproduced
     assert result.first_module is None
     assert np.isfinite(result.losses).all()
 
 
 def test_a_few_skipped_steps_do_not_stop_a_run(tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pretraining, "write_run_report", lambda *_: None)
-    original = callbacks.RunKeeper.on_train_batch_end
 
-    def mending(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        original(self, trainer, module, outputs, batch, batch_idx)
+    def mending(run: loop.Run, step: int) -> None:
         with torch.no_grad():
-            weight = module.model.get_submodule(BROKEN).weight
-            weight[3, 5] = torch.nan if batch.step in (1, 2) else 0.01
+            run.task.model.get_submodule(BROKEN).weight[3, 5] = torch.nan if step in (2, 3) else 0.01
 
-    monkeypatch.setattr(callbacks.RunKeeper, "on_train_batch_end", mending)
+    after_steps(monkeypatch, mending)
     run = small_pretrain(
         recordings, tmp_path / "run", trainer={**SETTINGS, "max_steps": 6}, watch={"max_skipped_in_a_row": 3}
     )
@@ -179,22 +167,21 @@ def test_a_few_skipped_steps_do_not_stop_a_run(tmp_path: Path, recordings: Path,
 
 def test_bad_input_is_named_in_one_sentence(failure: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(CheckpointError, match=r"failure\.json is missing"):
-        replay(tmp_path)
+        replay_step(tmp_path)
     for name, pattern in (
         ("failure.json", r"failure\.json: missing or damaged"),
         ("state.ckpt", r"state\.ckpt: damaged"),
-        ("rank-0/batch-0.safetensors", r"batch-0\.safetensors: missing or damaged"),
-        ("rank-0/sources.csv", "missing or damaged"),
+        ("rank-0.ckpt", r"rank-0\.ckpt: damaged"),
     ):
-        copy = shutil.copytree(failure, tmp_path / name.replace("/", "-"))
+        copy = shutil.copytree(failure, tmp_path / name)
         content = (copy / name).read_bytes()
         (copy / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(CheckpointError, match=pattern):
-            replay(copy)
+            replay_step(copy)
     with pytest.raises(ConfigError, match="ranks 0 to 0"):
-        replay(failure, rank=1)
+        replay_step(failure, rank=1)
     with pytest.raises(ConfigError, match="no such device"):
-        replay(failure, device="abacus")
+        replay_step(failure, device="abacus")
     assert cli.run(["replay", str(tmp_path / "nowhere")]) == 2
     assert "holds no saved step" in capsys.readouterr().err
 

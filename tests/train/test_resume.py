@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or damaged ends where an uninterrupted one does."""
+"""A run that was killed, damaged or extended ends where an uninterrupted one does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,98 +20,62 @@ import soundfile
 import torch
 import yaml
 from small_run import (
+    CONFORMER,
     at_step,
     killed_copy,
     metrics,
     recording,
     same_runs,
+    same_weights,
     small_pretrain,
+    weights,
     write_recordings,
 )
 
 import bestrq2
 from bestrq2 import cli
-from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, StoppedBySignal
+from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError
 from bestrq2.train import checkpoints
 from bestrq2.train.checkpoints import CheckpointStore
 from bestrq2.train.optimizer import learning_rate_factor
 from bestrq2.train.settings import OptimizerConfig
 
+TESTS = Path(__file__).parent
+Undisturbed = Callable[..., Path]
+
 
 @pytest.mark.parametrize(
-    "trainer",
-    [{}, {"accumulate_grad_batches": 2}, {"ema": True}, {"gradient_clip_val": 0.1, "precision": "bf16-mixed"}],
-    ids=["plain", "accumulated", "averaged", "clipped-bf16"],
+    "changes",
+    [
+        {},
+        {"trainer": {"accumulate_grad_batches": 2, "ema": True}},
+        {"trainer": {"gradient_clip_val": 0.1, "precision": "bf16-mixed"}},
+        {"model": CONFORMER},  # noise and dropout
+        {"model": {"masks_per_clip": 2, "mask_ratio": [0.5, 0.5]}},
+    ],
+    ids=["plain", "accumulated-averaged", "clipped-bf16", "conformer", "masks"],
 )
 def test_a_killed_run_resumes_to_identical_weights_and_metrics(
-    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, trainer: dict[str, object]
+    tmp_path: Path,
+    recordings: Path,
+    undisturbed: Undisturbed,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, dict[str, Any]],
 ):
-    whole = small_pretrain(recordings, tmp_path / "whole", trainer=trainer)
-    killed = killed_copy(tmp_path, recordings, monkeypatch, trainer=trainer)
-    assert same_runs(whole, small_pretrain(recordings, killed, trainer=trainer, resume=True))
-
-
-# Forks children that pretrain, and kills each after the delay read from standard input: a fork takes milliseconds where
-# a new interpreter takes seconds, and the parent has started no threads that a fork would lose.
-FORK_AND_KILL = """
-import os, signal, sys, time
-from small_run import small_pretrain
-trainer = {"max_steps": 8, "val_every_n_steps": 2}
-for line in sys.stdin:
-    delay, output, source, workers = line.split()
-    started, child = time.monotonic(), os.fork()
-    if child == 0:
-        try:
-            small_pretrain(source, output, trainer=trainer, loader={"num_workers": int(workers)}, resume=True)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    code = None
-    while code is None and time.monotonic() < started + float(delay):
-        pid, status = os.waitpid(child, os.WNOHANG)
-        code = os.waitstatus_to_exitcode(status) if pid else None
-        time.sleep(0.002)
-    if code is None:
-        os.kill(child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(code, time.monotonic() - started, flush=True)
-"""
-
-
-@pytest.fixture
-def killer():
-    """Runs a small pretraining for at most so many seconds; returns its exit code (-9: killed) and how long it took."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", FORK_AND_KILL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=Path(__file__).parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-    def run(seconds: float, output: Path, source: Path, workers: int = 0) -> tuple[int, float]:
-        server.stdin.write(f"{seconds} {output} {source} {workers}\n")
-        server.stdin.flush()
-        code, taken = server.stdout.readline().split()
-        return int(code), float(taken)
-
-    yield run
-    server.stdin.close()
-    server.wait(timeout=60)
-    server.stdout.close()
-    server.stderr.close()
+    killed = killed_copy(tmp_path, recordings, monkeypatch, **changes)
+    resumed = small_pretrain(recordings, killed, resume=True, **changes)
+    assert same_runs(undisturbed(**changes), resumed)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recordings of several formats and rates, and what is none, packed by `bestrq2 prepare`."""
+    """Recordings of several formats and rates, and files that are no audio, packed by `bestrq2 prepare`."""
     folder = tmp_path_factory.mktemp("mixed")
     for number in range(12):
-        clip, rate, kind = (
-            recording(number, 1 + number % 4),
-            (16_000, 44_100, 8_000)[number % 3],
-            ("wav", "flac", "mp3"),
-        )
+        rate, kind = (16_000, 44_100, 8_000)[number % 3], ("wav", "flac", "mp3")[number % 3]
+        clip = recording(number, 1 + number % 4)
         stereo = np.stack([clip, 0.5 * clip], axis=1)
-        soundfile.write(folder / f"{number:02d}.{kind[number % 3]}", stereo if number % 2 else clip, rate)
+        soundfile.write(folder / f"{number:02d}.{kind}", stereo if number % 2 else clip, rate)
     (folder / "broken.flac").write_bytes((folder / "01.flac").read_bytes()[:5000])
     (folder / "text.mp3").write_text("no audio")
     output = tmp_path_factory.mktemp("prepared") / "shards"
@@ -118,128 +84,111 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.slow
+TRAIN_ON_SHARDS = """
+import sys
+from small_run import small_pretrain
+output, source, workers = sys.argv[1:]
+small_pretrain(source, output, trainer={"max_steps": 8, "val_every_n_steps": 2}, loader={"num_workers": int(workers)},
+               resume=True)
+"""
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_on_shards_killed_at_random_instants_ends_as_if_nothing_had_happened(
-    tmp_path: Path, shards: Path, killer
+    kills: int, tmp_path: Path, shards: Path, start_python: Callable[..., Any]
 ):
-    code, seconds = killer(600, tmp_path / "whole", shards)
-    assert code == 0
-    rng = np.random.default_rng(0)
-    kills, runs = 0, 0
-    while kills < 20 or runs < 3:
-        run = tmp_path / f"killed{runs}"
-        code, wait = -9, 0.0
+    def train(run: Path, workers: int, seconds: float) -> int:
+        words = ["-c", TRAIN_ON_SHARDS, str(run), str(shards), str(workers)]
+        child = start_python(words, env={"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])})
+        try:
+            return child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            return child.wait()
+
+    began = time.monotonic()
+    assert train(tmp_path / "whole", 0, 120) == 0
+    seconds = time.monotonic() - began
+    rng, killed, runs = np.random.default_rng(0), 0, 0
+    while killed < kills:
+        run, code = tmp_path / f"killed{runs}", -9
         while code == -9:
-            # Now and then longer than the whole run, so that it also gets on to its end.
-            wait = float(rng.uniform(0.05, 1.2)) * seconds
-            code, _ = killer(wait, run, shards, workers=runs % 2)
-            kills += code == -9
+            # sometimes longer than the whole run, so that it also gets to its end
+            limit = 120 if killed >= kills else float(rng.uniform(0.05, 1.2)) * seconds
+            code = train(run, runs % 2, limit)
+            killed += code == -9
         assert code == 0
-        assert same_runs(tmp_path / "whole", run), f"run {runs}, after {kills} kills"
-        hidden = [path for path in run.rglob("*") if path.name.startswith(".")]
-        assert not hidden
+        assert same_runs(tmp_path / "whole", run), f"run {runs}, after {killed} kills"
+        assert not [path for path in run.rglob("*") if path.name.startswith(".")]
         runs += 1
 
 
 KILL_POINTS = ["os.fsync", "os.replace", "pathlib.Path.replace", "pathlib.Path.unlink", "pathlib.Path.write_bytes"]
 
 
-@pytest.mark.parametrize("point", KILL_POINTS)
+@pytest.mark.parametrize(
+    ("point", "spacing"),
+    [("pathlib.Path.replace", 40), *(pytest.param(one, 7, marks=pytest.mark.slow) for one in KILL_POINTS)],
+)
 def test_a_kill_before_any_file_operation_costs_nothing(
-    point: str, tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+    point: str,
+    spacing: int,
+    tmp_path: Path,
+    recordings: Path,
+    undisturbed: Undisturbed,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    whole = small_pretrain(recordings, tmp_path / "whole", trainer={"max_steps": 4})
     module, _, name = point.rpartition(".")
-    owner = {"os": os, "pathlib.Path": Path}[module]
+    owner: Any = {"os": os, "pathlib.Path": Path}[module]
     original = getattr(owner, name)
-    calls = iter(range(10**6))
 
     class Killed(BaseException):
         """Passes through everything, as the death of a process does."""
 
-    def run_until(limit: int | None) -> None:
-        def counting(*arguments, **keywords):
-            if limit is not None and next(calls) == limit:
+    def run_until(limit: int | None) -> bool:
+        """Whether the run got to its end before so many calls."""
+        calls = iter(range(10**6))
+
+        def counting(*arguments: Any, **keywords: Any) -> Any:
+            if next(calls) == limit:
                 raise Killed
             return original(*arguments, **keywords)
 
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, counting)
-            small_pretrain(recordings, tmp_path / "killed", trainer={"max_steps": 4}, resume=True)
+            try:
+                small_pretrain(recordings, tmp_path / "killed", trainer={"max_steps": 4}, resume=True)
+            except Killed:
+                return False
+        return True
 
-    for number in range(2, 400, 7):
-        calls = iter(range(10**6))
-        try:
-            run_until(number)
-        except Killed:
-            continue
-        break
-    run_until(None)
-    assert same_runs(whole, tmp_path / "killed")
+    if not any(run_until(number) for number in range(2, 400, spacing)):
+        run_until(None)
+    assert same_runs(undisturbed(trainer={"max_steps": 4}), tmp_path / "killed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_after_the_step_with_whole_files_and_the_run_can_be_resumed(
-    number: signal.Signals, tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_number_of_workers_and_a_clock_that_goes_backwards_change_nothing(
+    tmp_path: Path, recordings: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = small_pretrain(recordings, tmp_path / "whole")
-    before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        at_step(patch, 2, lambda: signal.raise_signal(number))
-        with pytest.raises(StoppedBySignal, match="stopped after step 3") as caught:
-            small_pretrain(recordings, tmp_path / "run")
-    assert caught.value.signal == number
-    assert signal.getsignal(number) is before
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").resolve().name == "step-00000003.ckpt"
-    assert bestrq2.load(tmp_path / "run").embed(recording(1, 2.0)).clip.shape == (1, 32)
-    assert same_runs(whole, small_pretrain(recordings, tmp_path / "run", resume=True))
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_preemption_of_the_command_saves_and_tells_by_its_exit_code(
-    number: signal.Signals, code: int, tmp_path: Path, recordings: Path
-):
-    from small_run import flags
-
-    output = tmp_path / "run"
-    words = ["pretrain", "--data", str(recordings), "--output", str(output), *flags(steps=100_000)]
-    command = [sys.executable, "-c", "from bestrq2.cli import main; main()", *words, "--loader.num_workers", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 90
-    while process.poll() is None and not (output / "checkpoints" / "last.ckpt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, number)  # as schedulers do: the workers that read data hear it, too
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "Traceback" not in errors
-    assert errors.count(f"{number.name}: stopping after this step") == 1
-    step, path = CheckpointStore(output / "checkpoints").newest()
-    assert path is not None
-    assert f"stopped after step {step} of" in errors.strip().splitlines()[-1]
-
-
-def test_resuming_with_another_number_of_workers_changes_nothing(
-    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
-):
-    whole = small_pretrain(recordings, tmp_path / "whole")
     killed = killed_copy(tmp_path, recordings, monkeypatch)
-    assert same_runs(whole, small_pretrain(recordings, killed, loader={"num_workers": 2}, resume=True))
+    for number, path in enumerate(sorted(killed.rglob("*"))):  # every file from another, later, day
+        os.utime(path, (4e9 - number, 4e9 - number), follow_symlinks=False)
+    now = iter(range(2_000_000_000, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    assert same_runs(undisturbed(), small_pretrain(recordings, killed, loader={"num_workers": 2}, resume=True))
 
 
-def test_other_settings_are_refused_and_every_difference_is_named(finished_run: Path, recordings: Path):
+def test_other_settings_and_other_data_are_refused_and_every_difference_is_named(
+    tmp_path: Path, finished_run: Path, recordings: Path
+):
     with pytest.raises(ConfigError, match=r"optimizer\.lr was 0\.0015 and is now 0.5") as caught:
         small_pretrain(recordings, finished_run, resume=True, optimizer={"lr": 0.5}, seed=3)
     assert "seed was 0 and is now 3" in str(caught.value)
     with pytest.raises(ConfigError, match=r"trainer\.max_steps was 6 and is now 4"):
         small_pretrain(recordings, finished_run, resume=True, trainer={"max_steps": 4})
-
-
-def test_other_data_is_refused(tmp_path: Path, recordings: Path):
-    run = small_pretrain(recordings, tmp_path / "run", trainer={"max_steps": 2})
     fewer = write_recordings(tmp_path / "fewer", 5)
     with pytest.raises(ConfigError, match="data held 12 recordings and now holds 5"):
-        small_pretrain(fewer, run, resume=True, trainer={"max_steps": 4})
+        small_pretrain(fewer, finished_run, resume=True, trainer={"max_steps": 8})
 
 
 def test_an_extended_run_follows_the_learning_rate_of_the_longer_one(
@@ -255,14 +204,16 @@ def test_an_extended_run_follows_the_learning_rate_of_the_longer_one(
         expected = settings.lr * learning_rate_factor(step - 1, 8, settings)
         assert rates[step] == pytest.approx(expected, rel=1e-12)
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 8
-    # A resumed extension is that extension: nothing depends on where the interruption fell.
     assert sorted(rates) == [2, 4, 6, 8]
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    recordings: Path,
+    undisturbed: Undisturbed,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
-    whole = small_pretrain(recordings, tmp_path / "whole")
     killed = killed_copy(tmp_path, recordings, monkeypatch)
     newest = killed / "checkpoints" / "step-00000004.ckpt"
     content = bytearray(newest.read_bytes())
@@ -270,7 +221,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     newest.write_bytes(content)
     small_pretrain(recordings, killed, resume=True)
     assert "step-00000004.ckpt: damaged (its checksum differs); falling back to the state of step 3" in caplog.text
-    assert same_runs(whole, killed)
+    assert same_runs(undisturbed(), killed)
 
 
 def test_if_all_checkpoints_are_damaged_the_run_says_so(tmp_path: Path, recordings: Path):
@@ -281,7 +232,7 @@ def test_if_all_checkpoints_are_damaged_the_run_says_so(tmp_path: Path, recordin
         small_pretrain(recordings, run, resume=True, trainer={"max_steps": 2})
 
 
-def test_the_last_the_best_and_every_so_manieth_checkpoint_are_kept(tmp_path: Path, recordings: Path):
+def test_last_best_and_every_nth_checkpoint_are_kept(tmp_path: Path, recordings: Path):
     trainer = {"max_steps": 12, "checkpoint_every_n_steps": 1, "keep_every_n_steps": 5, "keep_last": 3}
     run = small_pretrain(recordings, tmp_path / "run", trainer=trainer)
     best = (run / "checkpoints" / "best.ckpt").resolve().name
@@ -291,86 +242,74 @@ def test_the_last_the_best_and_every_so_manieth_checkpoint_are_kept(tmp_path: Pa
     assert min(losses, key=losses.__getitem__) == int(best[5:13])
 
 
-def test_a_full_disk_while_saving_costs_only_that_checkpoint(
-    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+def fill_disk(patch: pytest.MonkeyPatch, file: str) -> None:
+    """Let a checkpoint of that name find the disk full."""
     original = checkpoints.whole_file
 
-    def full(path: Path):
-        if path.name == "step-00000004.ckpt":
+    def full(path: Path) -> Any:
+        if path.name == file:
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(path)
 
-    monkeypatch.setattr(checkpoints, "whole_file", full)
-    run = small_pretrain(recordings, tmp_path / "run")
+    patch.setattr(checkpoints, "whole_file", full)
+
+
+def test_a_full_disk_costs_one_checkpoint_and_at_the_end_is_an_error_that_can_be_resumed_from(
+    tmp_path: Path,
+    recordings: Path,
+    undisturbed: Undisturbed,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    with monkeypatch.context() as patch:
+        fill_disk(patch, "step-00000004.ckpt")
+        run = small_pretrain(recordings, tmp_path / "run")
     assert "the state of step 4 could not be saved" in caplog.text
     assert "No space left on device" in caplog.text
     assert CheckpointStore(run / "checkpoints").steps() == [3, 6]
-
-
-def test_a_disk_that_is_full_at_the_end_is_an_error_that_can_be_resumed_from(
-    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
-):
-    whole = small_pretrain(recordings, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        original = checkpoints.whole_file
-
-        def full(path: Path):
-            if path.name == "step-00000006.ckpt":
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return original(path)
-
-        patch.setattr(checkpoints, "whole_file", full)
+        fill_disk(patch, "step-00000006.ckpt")
         with pytest.raises(BestRQ2Error, match=r"the disk is full: the last state could not be saved .* --resume"):
-            small_pretrain(recordings, tmp_path / "run")
-    assert same_runs(whole, small_pretrain(recordings, tmp_path / "run", resume=True))
+            small_pretrain(recordings, tmp_path / "other")
+    assert same_runs(undisturbed(), small_pretrain(recordings, tmp_path / "other", resume=True))
 
 
 def test_a_loader_process_that_dies_is_one_sentence_and_the_run_can_be_resumed(
-    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, recordings: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ):
     def kill_workers() -> None:
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGKILL)
             child.join()
 
-    changes = {"loader": {"num_workers": 1}, "trainer": {"max_steps": 40}}
+    trainer = {"max_steps": 16}
     with monkeypatch.context() as patch:
         at_step(patch, 3, kill_workers)
         with pytest.raises(BestRQ2Error, match=r"a process that reads data ended unexpectedly .* --resume"):
-            small_pretrain(recordings, tmp_path / "run", **changes)
-    whole = small_pretrain(recordings, tmp_path / "whole", **changes)
-    assert same_runs(whole, small_pretrain(recordings, tmp_path / "run", **changes, resume=True))
+            small_pretrain(recordings, tmp_path / "run", loader={"num_workers": 1}, trainer=trainer)
+    assert same_runs(
+        undisturbed(trainer=trainer), small_pretrain(recordings, tmp_path / "run", trainer=trainer, resume=True)
+    )
 
 
-def test_two_runs_cannot_write_to_one_folder(tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_runs_cannot_write_to_one_folder(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, run_python: Callable[..., Any]
+):
     messages = []
 
     def second() -> None:
         command = "from small_run import small_pretrain; small_pretrain({!r}, {!r}, resume=True)"
-        words = [sys.executable, "-c", command.format(str(recordings), str(tmp_path / "run"))]
-        result = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-        messages.append(result.stderr)
+        words = ["-c", command.format(str(recordings), str(tmp_path / "run"))]
+        messages.append(run_python(words, env={"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}).stderr)
 
-    with monkeypatch.context() as patch:
-        at_step(patch, 3, second)
-        small_pretrain(recordings, tmp_path / "run")
+    at_step(monkeypatch, 3, second)
+    small_pretrain(recordings, tmp_path / "run")
     assert f"another process is writing to it (pid {os.getpid()})" in messages[0]
-
-
-def test_a_clock_that_goes_backwards_changes_nothing(tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = small_pretrain(recordings, tmp_path / "whole")
-    killed = killed_copy(tmp_path, recordings, monkeypatch)
-    for number, path in enumerate(sorted(killed.rglob("*"))):  # every file from another, later, day
-        os.utime(path, (4e9 - number, 4e9 - number), follow_symlinks=False)
-    now = iter(range(2_000_000_000, 0, -1000))
-    monkeypatch.setattr(time, "time", lambda: float(next(now)))
-    assert same_runs(whole, small_pretrain(recordings, killed, resume=True))
 
 
 def test_a_finished_run_is_left_alone(finished_run: Path, recordings: Path):
     before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
-    small_pretrain(recordings, finished_run, resume=True)
+    small_pretrain(recordings, finished_run, resume=True, trainer={"report": True})
     assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
 
 
@@ -383,14 +322,56 @@ def test_a_checkpoint_describes_itself_and_loads_without_pickled_objects(finishe
     assert checkpoint["global_step"] == 6
 
 
-def test_a_run_of_a_version_that_knew_fewer_settings_can_be_resumed(tmp_path: Path, recordings: Path):
+def test_settings_that_change_rounding_only_may_change_on_resume_with_a_notice(
+    tmp_path: Path, recordings: Path, undisturbed: Undisturbed, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    run = small_pretrain(recordings, tmp_path / "run")
+    for name in ("last.ckpt", "step-00000006.ckpt", "step-00000006.ckpt.sha256"):
+        (run / "checkpoints" / name).unlink()
+    small_pretrain(recordings, run, trainer={"gradient_checkpointing": True}, resume=True)
+    notice = "goes on, equal but for rounding: trainer.gradient_checkpointing was False and is now True"
+    assert caplog.text.count(notice) == 1
+    whole, resumed = weights(undisturbed()), weights(run)
+    assert all(torch.allclose(whole[key], resumed[key], atol=1e-6) for key in whole)
+
+
+def test_a_run_of_a_version_with_other_settings_can_be_resumed(tmp_path: Path, recordings: Path):
     run = small_pretrain(recordings, tmp_path / "run")
     settings = yaml.safe_load((run / "config.yaml").read_text())
     for name in ("encoder_type", "mask_fill", "masks_per_clip", "mask_span_probability"):
         del settings["model"][name]
     del settings["logging"], settings["trainer"]["keep_last"]
+    settings["probe"]["max_share"] = 0.05
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     small_pretrain(recordings, run, trainer={"max_steps": 8}, resume=True)
     assert metrics(run)[-1]["step"] == "8"
     with pytest.raises(ConfigError, match=r"masks_per_clip was 1 and is now 2"):
         small_pretrain(recordings, run, model={"masks_per_clip": 2}, trainer={"max_steps": 10}, resume=True)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_checkpoint_written_by_lightning_s_trainer_is_continued(
+    ema: bool, tmp_path: Path, recordings: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+):
+    killed = killed_copy(tmp_path, recordings, monkeypatch, trainer={"ema": ema})
+    path = killed / "checkpoints" / "step-00000004.ckpt"
+    state = torch.load(path, weights_only=True)
+    facts = state["bestrq2"]
+    windows = [{name.replace("terms", "patches"): value for name, value in one.items()} for one in facts["windows"]]
+    old = {name: facts[name] for name in ("version", "config", "guard")} | {"windows": windows}
+    state["callbacks"] = {"RunKeeper": {"best": -facts["best"][0]}, "Watch": facts["watch"]}
+    if ema:
+        state["current_model_state"] = state["state_dict"]
+        state["state_dict"] = {f"model.{name}": value for name, value in state.pop("average").items()}
+    checkpoints.write_state(path, state | {"bestrq2": old})
+    assert same_weights(
+        undisturbed(trainer={"ema": ema}), small_pretrain(recordings, killed, trainer={"ema": ema}, resume=True)
+    )
+
+
+def test_a_checkpoint_of_another_kind_is_refused_in_one_sentence(tmp_path: Path):
+    path = tmp_path / "step-00000003.ckpt"
+    checkpoints.write_state(path, {"model": {}, "optimizer": {}, "history": []})  # fine-tuning by epochs
+    with pytest.raises(CheckpointError, match="another version of bestrq2, whose runs this one cannot continue"):
+        checkpoints.read_checkpoint(path)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import LOADER, MODEL, TRAINER, metrics, same_weights, small_pretrain
+from small_run import LOADER, MODEL, TRAINER, killed_copy, metrics, same_weights, small_pretrain
 
-from bestrq2.train import callbacks, pretraining, watch
-from bestrq2.train.config import resolve
-from bestrq2.train.settings import PretrainConfig, changed_settings
+from bestrq2.train import watch
+from bestrq2.train.settings import PretrainConfig, changed_settings, resolve
 from bestrq2.train.watch import WarningList, Watch
 
 GOOD = {"train/loss": 4.0, "train/code_perplexity": 14.0, "train/code_coverage": 0.04, "train/top_code_share": 0.3}
@@ -29,8 +28,9 @@ def make_config(recipe: str = "best-rq-2", **groups: Any) -> PretrainConfig:
 
 
 def watching(path: Path, config: PretrainConfig | None = None) -> tuple[Watch, Clock]:
-    clock = Clock()
-    return Watch(config or make_config(), path / "warnings.txt", clock), clock  # type: ignore[arg-type]
+    clock, config = Clock(), config or make_config()
+    groups = (config.trainer, config.optimizer, config.watch, config.loader, config.model)
+    return Watch(path / "warnings.txt", clock, *groups), clock  # type: ignore[arg-type]
 
 
 def lines(path: Path) -> list[str]:
@@ -45,9 +45,9 @@ def test_collapsing_codes_are_warned_of_by_each_of_their_signs(name: str, stage:
     config = make_config(loader={"validation_clips": 256})
     good = {key.replace("train", stage): value for key, value in GOOD.items()}
     watcher, _ = watching(tmp_path, config)
-    watcher.look_at_codes(good, stage, 50)
+    watcher.look_at_codes(good, stage, watcher.model, 50)
     assert lines(tmp_path) == []
-    watcher.look_at_codes({**good, f"{stage}/{name}": collapsed}, stage, 100)
+    watcher.look_at_codes({**good, f"{stage}/{name}": collapsed}, stage, watcher.model, 100)
     (line,) = lines(tmp_path)
     assert line.startswith(f"step 100: the {stage} targets collapse")
     assert "model.quantizer_normalization layernorm" in line
@@ -57,21 +57,21 @@ def test_the_paper_s_own_recipe_gives_no_warning(tmp_path: Path):
     watcher, _ = watching(tmp_path)
     # The least varied use of codes that was measured: raw decibels of SoundWorld's 64 first clips.
     measured = {"train/code_perplexity": 2.75, "train/code_coverage": 0.0144, "train/top_code_share": 0.804}
-    watcher.look_at_codes({"train/loss": 1.2, **measured}, "train", 50)
+    watcher.look_at_codes({"train/loss": 1.2, **measured}, "train", watcher.model, 50)
     assert lines(tmp_path) == []
 
 
 def test_coverage_is_not_judged_by_fewer_targets_than_codes(tmp_path: Path):
     config = make_config(loader={"batch_size": 2}, trainer={"log_every_n_steps": 1})
     watcher, _ = watching(tmp_path, config)
-    watcher.look_at_codes({**GOOD, "train/code_coverage": 0.003}, "train", 1)
+    watcher.look_at_codes({**GOOD, "train/code_coverage": 0.003}, "train", watcher.model, 1)
     assert lines(tmp_path) == []
 
 
 def test_a_window_of_skipped_steps_says_nothing_about_codes(tmp_path: Path):
     watcher, _ = watching(tmp_path)
     empty = {"train/loss": math.nan, "train/code_perplexity": 1.0, "train/code_coverage": 0.0}
-    watcher.look_at_codes(empty, "train", 50)
+    watcher.look_at_codes(empty, "train", watcher.model, 50)
     assert lines(tmp_path) == []
 
 
@@ -147,7 +147,6 @@ def test_skipped_steps_are_warned_of_except_where_float16_needs_them(tmp_path: P
 def test_warnings_change_nothing_and_a_resumed_run_has_the_same_ones(
     tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(pretraining, "write_run_report", lambda *_: None)
     monkeypatch.setattr(watch, "_WINDOW_STEPS", 1)
     monkeypatch.setattr(watch, "_WINDOW_SECONDS", 0.0)
     quiet = small_pretrain(recordings, tmp_path / "quiet", watch={"max_waiting_share": 1.0})
@@ -157,17 +156,7 @@ def test_warnings_change_nothing_and_a_resumed_run_has_the_same_ones(
     kinds = ("codes", "collapse"), ("waiting", "waiting for data")
     found = {kind for kind, word in kinds if any(word in line for line in lines(whole))}
     assert found == {"codes", "waiting"}
-    original = callbacks.RunKeeper.on_train_batch_end
-
-    def dying(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        original(self, trainer, module, outputs, batch, batch_idx)
-        if batch.step == 4:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.RunKeeper, "on_train_batch_end", dying)
-        with pytest.raises(RuntimeError, match="killed"):
-            small_pretrain(recordings, tmp_path / "killed", watch={"stall_steps": 2})
+    killed_copy(tmp_path, recordings, monkeypatch, watch={"stall_steps": 2})
     killed = small_pretrain(recordings, tmp_path / "killed", watch=anxious, resume=True)  # other thresholds are no bar
     assert same_weights(quiet, whole)
     assert same_weights(quiet, killed)
