@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from recordings import lag, noise, write
 
 from bestrq2.data import audio
-from bestrq2.data.audio import as_mono, audio_info, check_usable, open_audio, random_crop, read_audio, read_span
+from bestrq2.data.audio import array_decoder, check_usable, open_audio, random_crop, read_audio, read_span
 from bestrq2.data.decoders import UnreadableAudioError
 from bestrq2.errors import AudioError
 
@@ -41,7 +41,7 @@ def test_whatever_is_raised_on_a_recording_becomes_its_audio_error(tmp_path, mon
     assert raised.value.__cause__ is error
     monkeypatch.setattr(audio, "open_decoder", failing)
     with pytest.raises(AudioError, match=r"a\.wav: cannot be "):
-        audio_info(path)
+        read_audio(path)
 
 
 def test_nan_is_rejected_where_it_is(tmp_path):
@@ -121,7 +121,7 @@ def test_any_array_becomes_mono_at_the_wanted_rate(samples, channels, from_rate,
     waveform = data.draw(hnp.arrays(dtype, (channels, max(samples, channels)), elements=elements))
     if waveform.shape[1] * to_rate / from_rate < 1:
         return
-    mono = as_mono(waveform, from_rate, to_rate)
+    mono = read_span(array_decoder(waveform, from_rate), 0, None, to_rate)
     assert mono.dtype == np.float32
     assert len(mono) == pytest.approx(waveform.shape[1] * to_rate / from_rate, abs=1)
     assert np.abs(mono).max() <= 2.0
@@ -133,20 +133,20 @@ def test_any_array_becomes_mono_at_the_wanted_rate(samples, channels, from_rate,
 
 def test_arrays_that_are_not_audio_are_refused():
     good = noise(1, 16_000)
-    for waveform, rates, reason in [
-        (good, (0, 16_000), "sampling rate of 0 Hz is impossible"),
-        (good, (16_000, -5), "sampling rate of -5 Hz"),
-        (good, (float("nan"), 16_000), "sampling rate of nan Hz"),
-        (good[:0], (16_000, 16_000), r"empty \(shape \[0\]\)"),
-        (good[:, None], (16_000, 16_000), "more channels than samples"),
-        (good[None, None], (16_000, 16_000), r"shape \[1, 1, 16000\] is not audio"),
-        (np.float32(0.5), (16_000, 16_000), "is not audio"),
-        (np.arange(10), (16_000, 16_000), "int64 have no defined full scale"),
-        (np.array(["a", "b"]), (16_000, 16_000), "no defined full scale"),
-        (good * np.nan, (16_000, 16_000), "NaN"),
+    for waveform, rate, reason in [
+        (good, 0, "sampling rate of 0 Hz is impossible"),
+        (good, -5, "sampling rate of -5 Hz"),
+        (good, float("nan"), "sampling rate of nan Hz"),
+        (good[:0], 16_000, r"empty \(shape \[0\]\)"),
+        (good[:, None], 16_000, "more channels than samples"),
+        (good[None, None], 16_000, r"shape \[1, 1, 16000\] is not audio"),
+        (np.float32(0.5), 16_000, "is not audio"),
+        (np.arange(10), 16_000, "int64 have no defined full scale"),
+        (np.array(["a", "b"]), 16_000, "no defined full scale"),
+        (good * np.nan, 16_000, "NaN"),
     ]:
         with pytest.raises(AudioError, match=reason):
-            as_mono(waveform, *rates)
+            read_span(array_decoder(waveform, rate), 0, None, 16_000)
 
 
 def test_spans_tile_the_whole(tmp_path):

@@ -12,7 +12,7 @@ import soundfile
 from recordings import lag, noise, write
 
 from bestrq2.data import sources
-from bestrq2.data.audio import AUDIO_SUFFIXES, as_mono
+from bestrq2.data.audio import AUDIO_SUFFIXES, array_decoder, read_span
 from bestrq2.data.decoders import UnreadableAudioError
 from bestrq2.data.open_source import open_source
 from bestrq2.data.sources import ArraySource, FileSource, PathList, split_source
@@ -178,7 +178,7 @@ def test_arrays_of_any_length_type_and_channels_are_cropped():
     waveforms = [noise(3, 8_000), (noise(0.2, 8_000) * 32767).astype(np.int16), np.stack([noise(2, 8_000)] * 2)]
     source = ArraySource(waveforms, 8_000, name="mine")
     assert [len(crop(source, i)) for i in range(3)] == [16_000, 3200, 16_000]
-    whole = as_mono(waveforms[0], 8_000, 16_000)
+    whole = read_span(array_decoder(waveforms[0], 8_000), 0, None, 16_000)
     part = crop(source, 0, seed=4)
     start = lag(part, whole, 0, reach=48_000)
     np.testing.assert_allclose(part, whole[start : start + 16_000], atol=1e-5)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from bestrq2.data.decoders import (
     AudioBytes,
     Decoder,
     UnreadableAudioError,
-    mixed_down,
     open_decoder,
 )
 from bestrq2.errors import AudioError, BestRQ2Error
@@ -51,28 +49,6 @@ _CROP_TRIES = 5
 
 
 # Files
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """Properties of a file by its header.
-
-    Attributes:
-        path: the file.
-        sampling_rate: sampling rate in Hz.
-        channels: number of channels.
-        frames: samples per channel; None where the header does not state it.
-    """
-
-    path: Path
-    sampling_rate: int
-    channels: int
-    frames: int | None
-
-    @property
-    def seconds(self) -> float | None:
-        """Duration; None where the header does not state it."""
-        return None if self.frames is None else self.frames / self.sampling_rate
 
 
 @contextmanager
@@ -116,16 +92,6 @@ def open_audio(audio: str | Path | AudioBytes) -> Iterator[Decoder]:
             yield decoder
         finally:
             decoder.close()
-
-
-def audio_info(path: str | Path) -> AudioInfo:
-    """Rate, channels and length by a file's header; no audio is decoded.
-
-    Raises:
-        AudioError: missing, empty, or not audio.
-    """
-    with open_audio(path) as decoder:
-        return AudioInfo(Path(path), decoder.rate, decoder.channels, decoder.frames)
 
 
 def read_audio(
@@ -272,39 +238,12 @@ def resampled(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndar
     return np.ascontiguousarray(soxr.resample(waveform, from_rate, to_rate, quality=QUALITY), np.float32)
 
 
-def as_mono(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
-    """Convert a waveform in memory to mono float32 at a wanted rate.
+def array_decoder(waveform: np.ndarray, rate: int) -> ArrayDecoder:
+    """Decoder of a waveform in memory, after a check of its shape and rate.
 
     Args:
         waveform: [samples], or [channels, samples] with at most as many channels as samples. Float samples are taken as
             they are; int8, int16 and int32 are scaled to [-1, 1), uint8 is centred on 128 as in WAV files.
-        from_rate: sampling rate of the waveform in Hz.
-        to_rate: wanted rate in Hz.
-
-    Returns:
-        float32 [samples] at `to_rate`, mean over channels.
-
-    Raises:
-        AudioError: another shape or dtype, no samples, NaN or infinite samples, or a rate that is not positive.
-    """
-    _check_rate(to_rate)
-    _check_rate(from_rate)
-    waveform = np.asarray(waveform)
-    _check_shape(waveform)
-    mono = mixed_down(waveform)
-    if not np.isfinite(mono).all():
-        raise AudioError("The waveform holds NaN or infinite samples.")
-    mono = resampled(np.ascontiguousarray(mono), from_rate, to_rate)
-    if not len(mono):
-        raise AudioError(f"The waveform is too short to leave a sample at {to_rate:g} Hz.")
-    return mono
-
-
-def array_decoder(waveform: np.ndarray, rate: int) -> ArrayDecoder:
-    """Decoder of a waveform in memory, after a check of its shape, dtype and rate.
-
-    Args:
-        waveform: see `as_mono`.
         rate: sampling rate in Hz.
 
     Raises:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from urllib.request import url2pathname
 
-from bestrq2.data.audio import AUDIO_SUFFIXES, audio_info
+from bestrq2.data.audio import AUDIO_SUFFIXES, open_audio
 from bestrq2.data.hdf5 import HDF5_SUFFIXES, HDF5Source
 from bestrq2.data.hub import PREFIX as HUB_PREFIX
 from bestrq2.data.hub import HubSource
@@ -151,7 +151,8 @@ def _open_path(path: Path) -> Source:
         return _of_one_kind([str(path)], name)
     if path.suffix.lower() not in AUDIO_SUFFIXES:
         try:
-            audio_info(path)
+            with open_audio(path):
+                pass
         except AudioError as error:
             lists = ", ".join(sorted(LIST_SUFFIXES))
             raise DataError(f"{path} is neither audio, nor a tar, nor a list of paths ({lists}).") from error

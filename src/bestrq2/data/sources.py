@@ -180,8 +180,8 @@ class ArraySource(Source):
     """Waveforms in memory.
 
     Attributes:
-        waveforms: each [samples] or [channels, samples], float or integer (see `as_mono`); an array [clips, samples]
-            is a sequence of these.
+        waveforms: each [samples] or [channels, samples], float or integer (see `array_decoder`); an array
+            [clips, samples] is a sequence of these.
         sampling_rate: their rate in Hz.
         name: what to call them; "clip 17 of NAME" describes one.
     """

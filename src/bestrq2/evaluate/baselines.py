@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bestrq2.data.audio import as_mono, read_audio
 from bestrq2.data.labels import ClipAudio
 from bestrq2.inference.embedder import Embeddings
+from bestrq2.inference.inputs import mono_blocks
 
 
 class LogMelStatistics:
@@ -60,10 +60,8 @@ class LogMelStatistics:
         import torch
 
         rate = self._config.sampling_rate
-        if isinstance(audio, np.ndarray):
-            waveform = as_mono(audio, sampling_rate or rate, rate)
-        else:
-            waveform = read_audio(audio, rate)
+        name = "audio" if isinstance(audio, np.ndarray) else str(audio)
+        waveform = np.concatenate(list(mono_blocks(name, audio, sampling_rate or rate, rate)))
         with torch.inference_mode():
             log_mel, _ = self._log_mel(torch.from_numpy(waveform)[None])
         return log_mel[0].T.double().numpy()

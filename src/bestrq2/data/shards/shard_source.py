@@ -230,8 +230,9 @@ class ShardSource(Source):
             return super().read(index, sampling_rate, rng, max_seconds)
         try:
             return random_crop(self._pcm(index, Int16Decoder), rng, sampling_rate, max_seconds)
-        except AudioError as error:
-            raise type(error)(f"{self.describe(index)}: {error}") from error
+        except Exception:
+            with errors_named(self.describe(index)):  # only here: describing every clip takes time
+                raise
 
 
 def open_shards(tars: Sequence[str | Path], name: str) -> ShardSource:
