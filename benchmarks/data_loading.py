@@ -31,9 +31,8 @@ import soundfile
 import torch
 import webdataset
 
-from bestrq2.data.loader import CropDataset, make_loader
+from bestrq2.data.loader import training_batches
 from bestrq2.data.open_source import open_source
-from bestrq2.data.order import BatchSchedule
 from bestrq2.data.shards.writer import ShardWriter
 
 RATE, CLIP_SECONDS, CROP_SECONDS, BATCH = 16_000, 12, 10, 32
@@ -71,8 +70,9 @@ def write_corpus(root: Path, clips: int) -> None:
 
 
 def own_batches(place: Path, workers: int) -> Iterator[torch.Tensor]:
-    dataset = CropDataset(open_source(place), RATE, CROP_SECONDS, seed=0)
-    loader = make_loader(dataset, BatchSchedule(dataset.order, BATCH), workers, pin_memory=False)
+    loader = training_batches(
+        open_source(place), sampling_rate=RATE, max_seconds=CROP_SECONDS, seed=0, batch_size=BATCH, num_workers=workers
+    )
     for batch in loader:
         yield batch.to("cpu").input_values
 
