@@ -34,7 +34,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
         self.elements.append((tag, attributes))
-        self._in_table = self._in_table or attributes.get("class") == "probe-table"
+        self._in_table = self._in_table or attributes.get("class") == "probes-table"
         if self._in_table and tag == "tr":
             self.rows.append([])
         if self._in_table and tag in ("td", "th"):

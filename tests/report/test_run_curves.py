@@ -185,6 +185,7 @@ def test_ticks_lie_on_the_axis_at_different_readable_values(low: float, span: fl
         (0, 0.2, "percent", ["0\u202f%", "5\u202f%", "10\u202f%", "15\u202f%", "20\u202f%"]),
         (-2, 2, "number", ["−2", "−1", "0", "1", "2"]),
         (0, 1e-3, "number", ["0", "2.5e−4", "5e−4", "7.5e−4", "1e−3"]),
+        (0.0625, 0.0626, "number", ["0.062500", "0.062525", "0.062550", "0.062575", "0.062600"]),
     ],
 )
 def test_ticks_read_well(low: float, high: float, unit: str, texts: list[str]) -> None:

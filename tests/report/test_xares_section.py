@@ -15,11 +15,11 @@ from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.evaluate.result import XARES, Result, write_result
 from bestrq2.report.charts import ScoreChart
 from bestrq2.report.page import ReportContents, render, run_result, write_xares_pages, write_xares_report
-from bestrq2.report.xares import PUBLISHED, PUBLISHED_FAMILY, XaresSection, xares_section
+from bestrq2.report.scores import PUBLISHED, PUBLISHED_FAMILY, ScoreSection, xares_section
 from published_models import published_result, xares_score
 
 
-def section(*results: Result) -> XaresSection:
+def section(*results: Result) -> ScoreSection:
     found = xares_section(results, [])
     assert found is not None
     return found
@@ -37,7 +37,7 @@ def partial(name: str = "mine") -> Result:
 
 def test_averages_are_shown_beside_published_ones() -> None:
     shown = section(published_result("Whisper", name="mine"))
-    music = chart(shown.averages, "As the model cards average: 37 entries", "Music")
+    music = chart(shown.charts, "As the model cards average: 37 entries", "Music")
     assert [(row.label, row.scores[0].text) for row in music.rows][:2] == [
         ("mine", "38.67"),
         ("data2vec-audio-base", "23.24"),
@@ -47,7 +47,7 @@ def test_averages_are_shown_beside_published_ones() -> None:
     assert colours["BEST-RQ-2"] == colours["BEST-RQ (ViT)"] == PUBLISHED_FAMILY
     assert colours["whisper-base"] == colours["Audio-JEPA"] == PUBLISHED
     assert colours["mine"] not in (PUBLISHED, PUBLISHED_FAMILY)
-    paper = chart(shown.averages, "As the paper averages: 21 datasets, k-NN", "Mean of means")
+    paper = chart(shown.charts, "As the paper averages: 21 datasets, k-NN", "Mean of means")
     assert [(row.label, row.scores[0].text) for row in paper.rows] == [
         ("mine", "26.29"),
         ("BEST-RQ", "25"),
@@ -57,7 +57,7 @@ def test_averages_are_shown_beside_published_ones() -> None:
 
 def test_a_mean_that_lacks_entries_has_no_bar() -> None:
     shown = section(partial())
-    mean = chart(shown.averages, "As the model cards average: 37 entries", "Global mean")
+    mean = chart(shown.charts, "As the model cards average: 37 entries", "Global mean")
     assert (mean.rows[0].scores, mean.rows[0].note) == ((), "3 of 37 entries")
     assert "mine 3 of 37 entries" in mean.alternative
     assert any("Missing: ASV2015" in note for note in shown.notes)
@@ -66,17 +66,17 @@ def test_a_mean_that_lacks_entries_has_no_bar() -> None:
 
 def test_tasks_are_grouped_by_domain() -> None:
     shown = section(partial(), published_result("Whisper", ("gtzan_genre",), "other"))
-    assert list(shown.tasks) == [
+    assert list(shown.charts)[-4:] == [
         "Music",
         "Environment",
         "Tasks that no average counts",
         "Tasks outside of X-ARES",
     ]
-    esc50 = chart(shown.tasks, "Environment", "ESC-50")
+    esc50 = chart(shown.charts, "Environment", "ESC-50")
     assert [score.text for score in esc50.rows[0].scores] == ["85.7", "61.8"]
     assert esc50.rows[1].note == "not run"
-    assert chart(shown.tasks, "Environment", "DESED").rows[0].note == "failed"
-    assert [row.label for row in chart(shown.tasks, "Tasks outside of X-ARES", "soundworld_word").rows] == [
+    assert chart(shown.charts, "Environment", "DESED").rows[0].note == "failed"
+    assert [row.label for row in chart(shown.charts, "Tasks outside of X-ARES", "soundworld_word").rows] == [
         "mine",
         "other",
     ]
@@ -85,7 +85,7 @@ def test_tasks_are_grouped_by_domain() -> None:
 
 def test_other_tasks_alone_show_no_published_scores() -> None:
     shown = section(Result(XARES, "mine", (xares_score("soundworld_word", "knn", 0.5),)))
-    assert shown.averages == {}
+    assert list(shown.charts) == ["Tasks outside of X-ARES"]
     assert list(shown.legend) == ["mine"]
     assert xares_section([], []) is None
 

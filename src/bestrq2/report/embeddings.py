@@ -86,21 +86,17 @@ def directions(clips: Sequence[EmbeddedClip]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class MapPoint:
-    """One clip on the map, x and y in its MAP_WIDTH × MAP_HEIGHT box."""
-
-    x: float
-    y: float
-    domain: str
-    task: str
-    label: str
-
-
-@dataclass(frozen=True)
 class MapFigure:
-    """Map of `of` clips; `method` names how it was made, `tasks` has every (domain, task) in order."""
+    """Map of `of` clips.
 
-    points: list[MapPoint]
+    Attributes:
+        points: x and y in a box of MAP_WIDTH × MAP_HEIGHT, domain, task and label of every clip, as JSON types.
+        method: name of the projection.
+        tasks: every (domain, task) in order.
+        of: number of clips, of which a part may be shown.
+    """
+
+    points: list[dict[str, float | str]]
     method: str
     tasks: list[tuple[str, str]]
     of: int
@@ -115,9 +111,9 @@ def map_figure(clips: Sequence[EmbeddedClip]) -> MapFigure | None:
     if not np.any(np.ptp(vectors, axis=0) > 1e-9):
         return None
     flat, method = project(vectors)
-    points = [
-        MapPoint(round(float(x), 1), round(float(y), 1), clip.domain, clip.task, clip.label)
-        for (x, y), clip in zip(_fitted(flat), kept, strict=True)
+    points: list[dict[str, float | str]] = [
+        {"x": round(x, 1), "y": round(y, 1), "domain": clip.domain, "task": clip.task, "label": clip.label}
+        for (x, y), clip in zip(_fitted(flat).tolist(), kept, strict=True)
     ]
     return MapFigure(points, method, list(dict.fromkeys((clip.domain, clip.task) for clip in kept)), len(clips))
 

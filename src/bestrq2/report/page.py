@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,7 @@ from bestrq2.report.curves import FURTHER, RunCurves, curve_charts, run_colours,
 from bestrq2.report.embeddings import EmbeddedClip, embedded_clips, map_figure, neighbour_figure
 from bestrq2.report.patches import MaskExample, level_gradient, mask_example, mask_figure
 from bestrq2.report.runs import read_curves
-from bestrq2.report.scores import probe_section, short_task
-from bestrq2.report.xares import xares_section
+from bestrq2.report.scores import probe_section, short_task, xares_section
 
 FOLDER = Path(__file__).parent
 EXAMPLES = 3
@@ -187,14 +186,14 @@ def render(contents: ReportContents) -> str:
         further=further,
         examples=[mask_figure(example) for example in contents.examples],
         level_gradient=level_gradient(),
-        probes=probes,
-        xares=xares_section(contents.xares, contents.runs),
+        scores=[one for one in (probes, xares_section(contents.xares, contents.runs)) if one],
         map=on_map,
-        map_data=[] if on_map is None else [asdict(point) for point in on_map.points],
         map_box=(embeddings.MAP_WIDTH, embeddings.MAP_HEIGHT),
         neighbours=neighbour_figure(clips),
         outline_width=embeddings.OUTLINE_POINTS,
-        domain_colours=domain_colours([*(probes.tasks if probes else ()), *(clip.domain for clip in contents.clips)]),
+        domain_colours=domain_colours(
+            [*(one.domain for one in contents.probes), *(clip.domain for clip in contents.clips)]
+        ),
         notes=contents.notes,
         short=short_task,
     )

@@ -62,14 +62,14 @@ def tick_text(value: float, step: float, unit: Unit) -> str:
     for factor, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return _decimals(value / factor, step / factor) + suffix
-    if step < 1e-3:
+    if step < 1e-3 and abs(value) < 100 * step:  # three digits tell such ticks apart
         return _power_of_ten(value)
     return _decimals(value, step)
 
 
 def _decimals(value: float, step: float) -> str:
     """`value` with the fewest decimals that show `step` exactly."""
-    for places in range(7):
+    for places in range(12):
         if abs(round(step, places) - step) < 1e-6 * step:
             return _minus(f"{value:.{places}f}", value, places)
     return f"{value:.3g}"

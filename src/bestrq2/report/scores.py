@@ -1,4 +1,4 @@
-"""Probe scores as charts: means per domain, then every task, and all numbers as a table."""
+"""Scores of probes and of X-ARES as sections of a page: charts of means and tasks, and all numbers as a table."""
 
 from __future__ import annotations
 
@@ -9,35 +9,65 @@ from typing import TypeVar
 
 import numpy as np
 
-from bestrq2.evaluate.result import TaskScore
-from bestrq2.evaluate.score_table import METHOD_TITLES as METHODS
+from bestrq2.evaluate.published import published_averages, published_scores
+from bestrq2.evaluate.result import Result, TaskScore
+from bestrq2.evaluate.score_table import METHOD_TITLES
 from bestrq2.evaluate.table import Table, mark_best, percent
+from bestrq2.evaluate.xares.results import (
+    AGGREGATIONS,
+    BENCHMARK,
+    ENTRIES_37,
+    Aggregation,
+    Mean,
+    averages,
+    metric_of,
+    notes,
+    own_tasks,
+    touched_tasks,
+)
+from bestrq2.evaluate.xares.tasks import DOMAINS, TASKS
+from bestrq2.evaluate.xares.tasks import METHOD_TITLES as XARES_METHODS
 from bestrq2.report.charts import Score, ScoreChart, ScoreRow
 from bestrq2.report.curves import RunCurves, model_colours
 
 Name = TypeVar("Name")
 
 BASELINES = ("var(--b0)", "var(--b1)")
+PUBLISHED_FAMILY, PUBLISHED = BASELINES
+FAMILY = "BEST-RQ"
 
 
 @dataclass(frozen=True)
-class ProbeSection:
-    """What a page shows of probes.
+class ScoreSection:
+    """Section of a page with scores.
 
     Attributes:
-        legend: features → CSS colour.
-        means: one chart per domain, then the mean of domains.
-        tasks: domain → charts of its tasks.
-        table: every score, by domain, task and method, the best of each task and method marked.
+        name: anchor of the section.
+        title, text: heading and paragraph.
+        legend: model or features → CSS colour.
+        charts: heading → charts.
+        table: every number in percent.
+        notes: sentences below the table.
     """
 
+    name: str
+    title: str
+    text: str
     legend: dict[str, str]
-    means: list[ScoreChart]
-    tasks: dict[str, list[ScoreChart]]
+    charts: dict[str, list[ScoreChart]]
     table: Table
+    notes: list[str]
+
+    @property
+    def with_chance(self) -> bool:
+        """Whether charts show a chance level."""
+        return any(chart.chance is not None for charts in self.charts.values() for chart in charts)
 
 
-def probe_section(probes: Sequence[TaskScore], runs: Sequence[RunCurves]) -> ProbeSection | None:
+# --- probes ---
+
+
+def probe_section(probes: Sequence[TaskScore], runs: Sequence[RunCurves]) -> ScoreSection | None:
     """Charts and table of probe scores; None without scores.
 
     Args:
@@ -49,15 +79,21 @@ def probe_section(probes: Sequence[TaskScore], runs: Sequence[RunCurves]) -> Pro
         return None
     colours = model_colours([one.features for one in probes], runs, BASELINES if runs else ())
     finite = [one for one in probes if math.isfinite(one.score)]
-    means = [_chart(domain, scores, colours) for domain, scores in domain_means(finite).items()]
-    tasks: dict[str, list[ScoreChart]] = {}
+    charts = {
+        "Mean over tasks": [_probe_chart(domain, scores, colours) for domain, scores in domain_means(finite).items()]
+    }
     for domain in _unique(one.domain for one in finite):
         own = [one for one in finite if one.domain == domain]
-        tasks[domain] = [
-            _chart(short_task(task, domain), [one for one in own if one.task == task], colours)
+        charts[domain] = [
+            _probe_chart(short_task(task, domain), [one for one in own if one.task == task], colours)
             for task in _unique(one.task for one in own)
         ]
-    return ProbeSection(colours, means, tasks, _table(probes))
+    text = (
+        "Scores of classifiers that are trained on frozen embeddings of labelled clips, in percent (linear probe in "
+        "bold, then k-NN); whiskers are 95 % intervals."
+    )
+    notes = ["* Best of its task and method. The interval of a mean takes the errors of the tasks as independent."]
+    return ScoreSection("probes", "Probes of the embeddings", text, colours, charts, _probe_table(probes), notes)
 
 
 def short_task(task: str, domain: str) -> str:
@@ -105,7 +141,7 @@ def mean_score(scores: Sequence[TaskScore], task: str) -> TaskScore:
 
 def _complete_means(scores: Sequence[TaskScore], title: str) -> list[TaskScore]:
     means = []
-    for method in METHODS:
+    for method in METHOD_TITLES:
         tasks = {one.task for one in scores if one.method == method}
         for features in _unique(one.features for one in scores):
             own = [one for one in scores if one.method == method and one.features == features]
@@ -114,29 +150,29 @@ def _complete_means(scores: Sequence[TaskScore], title: str) -> list[TaskScore]:
     return means
 
 
-def _chart(title: str, scores: Sequence[TaskScore], colours: Mapping[str, str]) -> ScoreChart:
+def _probe_chart(title: str, scores: Sequence[TaskScore], colours: Mapping[str, str]) -> ScoreChart:
     rows = []
     for features, colour in colours.items():
-        own = [one for method in METHODS for one in scores if (one.method, one.features) == (method, features)]
+        own = [one for method in METHOD_TITLES for one in scores if (one.method, one.features) == (method, features)]
         if own:
-            rows.append(ScoreRow(features, colour, tuple(map(_score, own))))
+            rows.append(ScoreRow(features, colour, tuple(map(_probe_score, own))))
     chance = 100 * float(np.mean([one.chance for one in scores]))
     return ScoreChart(title, ", ".join(_unique(one.metric for one in scores)), tuple(rows), chance)
 
 
-def _score(one: TaskScore) -> Score:
+def _probe_score(one: TaskScore) -> Score:
     low, high = (100 * (end if math.isfinite(end) else one.score) for end in (one.low, one.high))
-    return Score(METHODS.get(one.method, one.method), 100 * one.score, f"{100 * one.score:.1f}", low, high)
+    return Score(METHOD_TITLES.get(one.method, one.method), 100 * one.score, f"{100 * one.score:.1f}", low, high)
 
 
-def _table(probes: Sequence[TaskScore]) -> Table:
+def _probe_table(probes: Sequence[TaskScore]) -> Table:
     by_task: dict[tuple[str, str, str], list[TaskScore]] = {}
     for domain in _unique(one.domain for one in probes):
         own = [one for one in probes if one.domain == domain]
         for task in _unique(one.task for one in own):
             by_task |= {
-                (domain, task, METHODS[method]): [one for one in own if (one.task, one.method) == (task, method)]
-                for method in METHODS
+                (domain, task, METHOD_TITLES[method]): [one for one in own if (one.task, one.method) == (task, method)]
+                for method in METHOD_TITLES
             }
     rows = []
     for key, scores in by_task.items():
@@ -147,6 +183,133 @@ def _table(probes: Sequence[TaskScore]) -> Table:
         ]
     header = ("domain", "task", "method", "features", "metric", "score %", "low %", "high %", "chance %")
     return Table(header, tuple(rows), left=5)
+
+
+# --- X-ARES ---
+
+
+def xares_section(results: Sequence[Result], runs: Sequence[RunCurves]) -> ScoreSection | None:
+    """Charts, table and notes of X-ARES results; None without results.
+
+    Args:
+        results: one per model.
+        runs: runs that share their colours with models of their name or label.
+    """
+    if not results:
+        return None
+    colours = model_colours([result.model for result in results], runs)
+    legend = dict(colours)
+    if any(touched_tasks(result) for result in results):
+        legend |= {f"published, {FAMILY} family": PUBLISHED_FAMILY, "published, others": PUBLISHED}
+    several = len(results) > 1
+    sentences = [f"{result.model}: {note}" if several else note for result in results for note in _xares_notes(result)]
+    charts = {heading: found for one in AGGREGATIONS for heading, found in _averages(results, one, colours).items()}
+    beside = ", beside published ones" if charts else ""
+    return ScoreSection(
+        "xares",
+        BENCHMARK,
+        f"Scores by the benchmark’s own harness in percent{beside}: linear probe in bold, then k-NN.",
+        legend,
+        charts | _tasks(results, colours),
+        _xares_table(results),
+        _unique(sentences),
+    )
+
+
+def published_colour(model: str) -> str:
+    """One grey for the family of this method, another for all other published models."""
+    return PUBLISHED_FAMILY if model.startswith(FAMILY) else PUBLISHED
+
+
+def _xares_notes(result: Result) -> list[str]:
+    step = result.provenance.get("step")
+    return [*([f"Scored at step {step:,}."] if isinstance(step, int) else []), *notes(result)]
+
+
+def _averages(
+    results: Sequence[Result], aggregation: Aggregation, colours: Mapping[str, str]
+) -> dict[str, list[ScoreChart]]:
+    """One chart per domain and per mean over all of them; empty where no entry was scored."""
+    own = {result.model: averages(result.scores, aggregation) for result in results}
+    if not any(one["global_mean"].found for one in own.values()):
+        return {}
+    published = published_averages(BENCHMARK, aggregation.name)
+    names = [*(domain.capitalize() for domain in DOMAINS), "Global mean", "Mean of means"]
+    charts = []
+    for place, name in enumerate(names):
+        rows = [ScoreRow(model, colours[model], *_mean(list(one.values())[place])) for model, one in own.items()]
+        rows += [
+            ScoreRow(row.model, published_colour(row.model), (Score("published", float(cell), cell),))
+            for row in published
+            if (cell := row.cells[place])
+        ]
+        # the paper does not give every domain; those are in the table only
+        if len(rows) > len(own):
+            expected = list(next(iter(own.values())).values())[place].expected
+            charts.append(ScoreChart(name, f"{expected} entries", tuple(rows)))
+    heading = "As the model cards average" if aggregation is ENTRIES_37 else "As the paper averages"
+    return {f"{heading}: {aggregation.name}": charts}
+
+
+def _mean(mean: Mean) -> tuple[tuple[Score, ...], str]:
+    """Scores and note of a row: a mean over some of the entries only would mislead."""
+    if mean.value is None:
+        return (), mean.text
+    return (Score("mean", 100 * mean.value, mean.text),), ""
+
+
+def _tasks(results: Sequence[Result], colours: Mapping[str, str]) -> dict[str, list[ScoreChart]]:
+    published: dict[str, dict[str, dict[str, float]]] = {}
+    for one in published_scores():
+        published.setdefault(one.task, {}).setdefault(one.model, {})[one.method] = one.percent
+    names = {task.name for result in results for task in touched_tasks(result)}
+    touched = [task for task in TASKS.values() if task.name in names]
+    groups = {
+        domain.capitalize(): [task.name for task in touched if task.entries and task.domain == domain]
+        for domain in DOMAINS
+    }
+    groups["Tasks that no average counts"] = [task.name for task in touched if not task.entries]
+    groups["Tasks outside of X-ARES"] = _unique(name for result in results for name in own_tasks(result))
+    return {
+        heading: [_task(results, name, colours, published.get(name, {})) for name in tasks]
+        for heading, tasks in groups.items()
+        if tasks
+    }
+
+
+def _task(
+    results: Sequence[Result],
+    task: str,
+    colours: Mapping[str, str],
+    published: Mapping[str, Mapping[str, float]],
+) -> ScoreChart:
+    rows = []
+    for result in results:
+        values: dict[str, float] = {one.method: 100 * one.score for one in result.scores if one.task == task}
+        note = "" if values else "failed" if task in result.failures else "not run"
+        rows.append(ScoreRow(result.model, colours[result.model], _xares_scores(values), note))
+    rows += [ScoreRow(model, published_colour(model), _xares_scores(values)) for model, values in published.items()]
+    metric = next((found for result in results if (found := metric_of(result, task))), "")
+    return ScoreChart(TASKS[task].title if task in TASKS else task, metric, tuple(rows))
+
+
+def _xares_scores(values: Mapping[str, float]) -> tuple[Score, ...]:
+    return tuple(
+        Score(title, values[method], f"{values[method]:.1f}")
+        for method, title in XARES_METHODS.items()
+        if method in values
+    )
+
+
+def _xares_table(results: Sequence[Result]) -> Table:
+    rows = []
+    for result in results:
+        for name in [*(task.name for task in touched_tasks(result)), *own_tasks(result)]:
+            values = {score.method: f"{100 * score.score:.2f}" for score in result.scores if score.task == name}
+            title, domain = (TASKS[name].title, TASKS[name].domain) if name in TASKS else (name, "")
+            cells = [values.get(method, "–") for method in XARES_METHODS]
+            rows.append((result.model, title, domain, metric_of(result, name), *cells))
+    return Table(("model", "task", "domain", "metric", "linear probe %", "k-NN %"), tuple(rows), left=4)
 
 
 def _unique(names: Iterable[Name]) -> list[Name]:

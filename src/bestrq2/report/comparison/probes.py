@@ -46,14 +46,12 @@ class ProbeRow:
         kind: "arm", "chance", "log-mel statistics", "random encoder" or "supervised".
         scores: domain → share, with "mean" over the domains; empty where `missing` says why.
         missing: reason for missing scores, "" where there are scores.
-        arms: labels of the arms that share the architecture of a random encoder.
     """
 
     label: str
     kind: str
     scores: dict[str, Estimate] = field(default_factory=dict)
     missing: str = ""
-    arms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,17 +148,16 @@ def _random_rows(arms: Sequence[Arm], method: str) -> list[ProbeRow]:
         for run in arm.runs:
             if run.result is not None and _has(run.result, RANDOM, method):
                 draws.append(_means(run.result, method, RANDOM))
-    several = len(by_architecture) > 1
-    return [
-        ProbeRow(
-            f"{RANDOM} ({labels[0]})" if several else RANDOM,
-            RANDOM,
-            _single({domain: sum(draw[domain] for draw in draws) / len(draws) for domain in draws[0]}) if draws else {},
-            "" if draws else "not measured",
-            tuple(labels),
-        )
-        for labels, draws in by_architecture.values()
-    ]
+    rows = []
+    for labels, draws in by_architecture.values():
+        others = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        label = f"{RANDOM} ({labels[0]}{others})" if len(by_architecture) > 1 else RANDOM
+        if draws:
+            mean = {domain: sum(draw[domain] for draw in draws) / len(draws) for domain in draws[0]}
+            rows.append(ProbeRow(label, RANDOM, _single(mean)))
+        else:
+            rows.append(ProbeRow(label, RANDOM, missing="not measured"))
+    return rows
 
 
 def _architecture(arm: Arm) -> str:
