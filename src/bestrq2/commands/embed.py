@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from bestrq2 import flags
 
@@ -16,7 +17,7 @@ def embed(
     frames: bool = False,
     phases: int = 1,
     layers: int | list[int] | str | None = None,
-    pooling: str = "mean",
+    pooling: Literal["mean", "mean+max", "attention"] = "mean",
     normalize: bool = False,
     device: str | None = None,
     num_workers: int | None = None,

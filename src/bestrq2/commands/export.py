@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bestrq2 import flags
 from bestrq2.errors import ConfigError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def export(
     model: str | os.PathLike[str],
     output: Path,
-    format: str = "hf",
+    format: Literal["hf", "onnx", "reference"] = "hf",
     with_predictor: bool = False,
     license: str | None = None,
     int8: bool = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bestrq2 import flags
 
@@ -17,7 +17,7 @@ def finetune(
     model: str | os.PathLike[str],
     labelled: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    mode: str = "full",
+    mode: Literal["linear", "partial", "full"] = "full",
     layers: int | None = None,
     epochs: int = 10,
     batch_size: int = 32,

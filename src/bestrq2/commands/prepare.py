@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from bestrq2 import flags
 
@@ -13,7 +13,7 @@ def prepare(
     source: str,
     output: str | os.PathLike[str],
     sampling_rate: int = 16_000,
-    format: str = "wav",
+    format: Literal["wav", "flac"] = "wav",
     segment_seconds: float | None = 30.0,
     min_seconds: float = 0.5,
     shard_size: float = 500.0,

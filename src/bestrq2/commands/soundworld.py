@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from bestrq2 import flags
 
 
-def write_soundworld(output: Path, clips: int = 200, seed: int = 0, format: str = "folder") -> None:
+def write_soundworld(output: Path, clips: int = 200, seed: int = 0, format: Literal["folder", "xares"] = "folder") -> None:
     """Write SoundWorld, a synthetic corpus of speech, music and environmental sound with labelled tasks.
 
     Args:
