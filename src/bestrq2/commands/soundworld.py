@@ -9,7 +9,9 @@ from typing import Literal
 from bestrq2 import flags
 
 
-def write_soundworld(output: Path, clips: int = 200, seed: int = 0, format: Literal["folder", "xares"] = "folder") -> None:
+def write_soundworld(
+    output: Path, clips: int = 200, seed: int = 0, format: Literal["folder", "xares"] = "folder"
+) -> None:
     """Write SoundWorld, a synthetic corpus of speech, music and environmental sound with labelled tasks.
 
     Args:
