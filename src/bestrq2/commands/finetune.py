@@ -38,8 +38,8 @@ def finetune(
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
         labelled: folder with one subfolder per class (optionally inside `train`, `valid` and `test`), table with
-            columns path and label (or labels, separated by ";", for several classes per recording), or WebDataset tars
-            with labels.
+            columns path and label (or labels, separated by ";", for several classes per recording), WebDataset tars
+            with labels, or hub:NAME with a column label.
         output: run folder to write.
         mode: trained part: "linear" (the head), "partial" (also the last `layers` blocks) or "full".
         layers: number of trained blocks in mode "partial".

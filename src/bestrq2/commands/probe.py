@@ -25,9 +25,10 @@ def probe(
 
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
-        labelled: folder with one subfolder per class (optionally inside `train` and `test`), folder of several such
-            tasks, table with columns path and label, "soundworld", or "soundworld-1" for the frozen benchmark, whose
-            result is also written into a run folder as soundworld-1.json.
+        labelled: folder with one subfolder per class (optionally inside `train` and `test`), table with columns path
+            and label, WebDataset tars with labels, hub:NAME with a column label, folder of several such tasks,
+            "soundworld", or "soundworld-1" for the frozen benchmark, whose result is also written into a run folder as
+            soundworld-1.json.
         baselines: also probe log-mel statistics and a randomly initialised encoder of the same architecture.
         output: JSON file for the result.
         seed: random seed of splits and probes; the frozen benchmark has its own.

@@ -1,1 +1,1 @@
-"""Where audio comes from: decoding, sources, batches, labelled tasks, SoundWorld."""
+"""From a --data argument to batches: decoding, sources, order, batches, and labels; preparation of corpora."""
