@@ -13,22 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestrq2.data import corpus_pass
-from bestrq2.data.corpus_pass import (
-    CorpusJob,
-    Process,
-    Span,
-    SpanStream,
-    Task,
-    Workers,
-    choose_workers,
-    make_parts,
-    part_of,
-    sample_reader,
-    this_process,
-)
-from bestrq2.data.parts import Part, PartsFolder, Stretch
+from bestrq2.data.corpus_pass import Workers, choose_workers, make_parts, this_process
+from bestrq2.data.parts import CorpusJob, Part, PartsFolder, Process, part_of
 from bestrq2.data.sources import ArraySource
+from bestrq2.data.spans import Span, SpanStream, Stretch, Task, sample_reader
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from example_sounds import RATE, scene
 
@@ -67,7 +55,7 @@ EVERYTHING = [10 * recording + number for recording, spans in enumerate(SPANS) f
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("ahead", [1, 1 << 20])
 def test_spans_come_in_order_whatever_the_workers_and_the_memory(monkeypatch, workers, ahead):
-    monkeypatch.setattr(corpus_pass, "_AHEAD_BYTES", ahead)
+    monkeypatch.setattr("bestrq2.data.spans._AHEAD_BYTES", ahead)
     with SpanStream(read, [Stretch((0, 0), 4), Stretch((4, 2), 7)], workers) as stream:
         found = [int(span.content[0]) for span in stream]
     assert found == [number for number in EVERYTHING if number not in (40, 41)]
@@ -147,7 +135,7 @@ def test_shares_cover_what_is_missing_once(count, world_size, lengths):
 
 
 def test_samples_of_a_long_recording_are_those_of_the_whole(monkeypatch):
-    monkeypatch.setattr(corpus_pass, "SPAN_SECONDS", 1.0)
+    monkeypatch.setattr("bestrq2.data.spans.SPAN_SECONDS", 1.0)
     waveform = scene(int(3.5 * RATE))
     source = ArraySource([waveform, waveform[:0].reshape(1, 0)], RATE)
     with SpanStream(sample_reader(source, RATE), [Stretch((0, 0), 2)], 0) as stream:
@@ -185,7 +173,7 @@ def test_workers_end_with_a_killed_main_process(start_python):
     """They are asleep in a task and cannot notice it themselves."""
     code = (
         "import os, time\n"
-        "from bestrq2.data.corpus_pass import SpanStream, Stretch\n"
+        "from bestrq2.data.spans import SpanStream, Stretch\n"
         "def sleep(task):\n"
         "    os.write(1, f'{os.getpid()}\\n'.encode())\n"
         "    time.sleep(60)\n"

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from bestrq2.data import corpus_pass
 from bestrq2.inference.corpus import embed_corpus, predict_corpus
 from example_sounds import RATE, scene
 
@@ -59,7 +58,7 @@ def recordings(tmp_path) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch) -> None:
     """Parts of two recordings at most."""
-    monkeypatch.setattr(corpus_pass, "BLOCK", 2)
+    monkeypatch.setattr("bestrq2.data.parts.BLOCK", 2)
 
 
 @pytest.fixture

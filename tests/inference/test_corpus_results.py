@@ -16,8 +16,8 @@ import torch
 
 import bestrq2
 from bestrq2 import cli
-from bestrq2.data import corpus_pass, remote
-from bestrq2.data.audio import read_audio
+from bestrq2.data import remote
+from bestrq2.data.audio import read_audio, read_span
 from bestrq2.data.parts import PartsFolder
 from bestrq2.data.shards import files as shards_files
 from bestrq2.errors import AudioError, ConfigError, DataError
@@ -148,13 +148,13 @@ def test_bad_files_are_listed_and_the_others_go_on(embed, predict, recordings, r
 
 
 def test_a_file_deleted_during_the_run_is_listed(embed, rejected, recordings, tmp_path, monkeypatch):
-    original = corpus_pass.read_span
+    original = read_span
 
     def deleting(*arguments):
         (recordings / "deeper" / "clip3.wav").unlink(missing_ok=True)
         return original(*arguments)
 
-    monkeypatch.setattr(corpus_pass, "read_span", deleting)
+    monkeypatch.setattr("bestrq2.data.spans.read_span", deleting)
     output = embed(str(recordings), tmp_path / "e.parquet")
     ((name, reason),) = rejected(output).items()
     assert name == str(recordings / "deeper" / "clip3.wav")
@@ -235,7 +235,7 @@ def test_recordings_of_similar_length_go_through_the_model_together(embed, tmp_p
     lengths = np.random.default_rng(3).integers(3_000, 40_000, size=40)
     for number, length in enumerate(lengths):
         soundfile.write(folder / f"{number:02d}.wav", scene(length, number), RATE, subtype="FLOAT")
-    monkeypatch.setattr(corpus_pass, "BLOCK", 64)
+    monkeypatch.setattr("bestrq2.data.parts.BLOCK", 64)
     monkeypatch.setattr(corpus, "_CALL_SECONDS", 10.0)
     batches: list[list[int]] = []
     original = bestrq2.Embedder.embed
@@ -291,7 +291,7 @@ def test_missing_sources_wrong_settings_and_unwritable_places_are_refused(embed,
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("rate", [RATE, 22_050])
 def test_long_recordings_are_read_in_spans(embed, predict, model, tmp_path, monkeypatch, rate, workers):
-    monkeypatch.setattr(corpus_pass, "SPAN_SECONDS", 2.0)
+    monkeypatch.setattr("bestrq2.data.spans.SPAN_SECONDS", 2.0)
     for name, waveform in (("a", scene(rate, 2)), ("b", scene(11 * rate, 1)), ("c", scene(rate, 3))):
         soundfile.write(tmp_path / f"{name}.wav", waveform, rate, subtype="FLOAT")
     (tmp_path / "list.txt").write_text("a.wav\nb.wav\nc.wav\n")
@@ -305,13 +305,13 @@ def test_long_recordings_are_read_in_spans(embed, predict, model, tmp_path, monk
     clips = pq.read_table(embed(str(tmp_path / "list.txt"), tmp_path / "c.parquet", num_workers=workers))
     np.testing.assert_allclose(clips["seconds"].to_numpy(), [1, 11, 1])
     whole = pq.read_table(predict(str(tmp_path / "list.txt"), tmp_path / "p.parquet", num_workers=workers))
-    monkeypatch.setattr(corpus_pass, "SPAN_SECONDS", 300.0)
+    monkeypatch.setattr("bestrq2.data.spans.SPAN_SECONDS", 300.0)
     at_once = pq.read_table(predict(str(tmp_path / "list.txt"), tmp_path / "q.parquet"))
     np.testing.assert_allclose(whole["p(a)"].to_numpy(), at_once["p(a)"].to_numpy(), atol=atol)
 
 
 def test_a_damaged_span_of_a_long_recording_rejects_it_alone(embed, rejected, recordings, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_pass, "SPAN_SECONDS", 2.0)
+    monkeypatch.setattr("bestrq2.data.spans.SPAN_SECONDS", 2.0)
     waveform = scene(9 * RATE, 1)
     waveform[5 * RATE] = np.nan
     soundfile.write(recordings / "clip3.wav", waveform, RATE, subtype="FLOAT")
@@ -321,9 +321,9 @@ def test_a_damaged_span_of_a_long_recording_rejects_it_alone(embed, rejected, re
 
 
 def test_long_recordings_are_parts_of_their_own(embed, recordings, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_pass, "BLOCK", 64)
-    monkeypatch.setattr(corpus_pass, "PART_SECONDS", 2.5)
-    monkeypatch.setattr(corpus_pass, "SPAN_SECONDS", 5.0)
+    monkeypatch.setattr("bestrq2.data.parts.BLOCK", 64)
+    monkeypatch.setattr("bestrq2.data.parts.PART_SECONDS", 2.5)
+    monkeypatch.setattr("bestrq2.data.spans.SPAN_SECONDS", 5.0)
     seen: list[int] = []
     original = PartsFolder.write
     monkeypatch.setattr(

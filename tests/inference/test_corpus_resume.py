@@ -18,8 +18,8 @@ import torch
 
 import bestrq2
 from bestrq2 import cli
-from bestrq2.data import corpus_pass
 from bestrq2.data.parts import PartsFolder
+from bestrq2.data.spans import SpanReader
 from bestrq2.errors import BestRQ2Error, ConfigError
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
@@ -106,10 +106,8 @@ def test_finished_parts_are_not_done_again(embed, data, tmp_path, monkeypatch):
     killed_at(monkeypatch, 1, False, partial(embed, data, output))
     assert PartsFolder(Path(f"{output}.parts")).finished() == {(0, 0): (2, 0), (2, 0): (4, 0)}
     read: list[int] = []
-    original = corpus_pass.SpanReader.__call__
-    monkeypatch.setattr(
-        corpus_pass.SpanReader, "__call__", lambda self, task: read.append(task.recording) or original(self, task)
-    )
+    original = SpanReader.__call__
+    monkeypatch.setattr(SpanReader, "__call__", lambda self, task: read.append(task.recording) or original(self, task))
     embed(data, output)
     assert read == [4, 5]
 
@@ -182,8 +180,8 @@ def test_torchrun_loses_a_process_and_continues(embed, model, data, tmp_path):
     script.write_text(
         "import os, signal, sys\n"
         "from bestrq2 import cli\n"
-        "from bestrq2.data import corpus_pass, parts\n"
-        "corpus_pass.BLOCK = 2\n"
+        "from bestrq2.data import parts\n"
+        "parts.BLOCK = 2\n"
         "original = parts.PartsFolder.write\n"
         "victim = sys.argv.pop(1)\n"
         "def write(self, *arguments):\n"

@@ -1,10 +1,11 @@
-"""Ledger of finished parts of a job on a corpus: what a killed job leaves, and what several processes share."""
+"""Jobs on a corpus and the ledger of their finished parts: what a killed job leaves, and what processes share."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,23 +15,39 @@ from typing import NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bestrq2.data.spans import Position, Span, Stretch, Task
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import folder_lock, whole_file
+
+BLOCK = 64
+"""Neighbouring recordings that are handed out together; no part extends over the end of a block."""
+
+PART_SECONDS = 1800.0
+"""Audio in a part (s): a kill loses at most one part."""
 
 _ROW_GROUP_BYTES = 32_000_000
 _PART_NAME = re.compile(r"part-(\d+)\.(\d+)-(\d+)\.(\d+)\.parquet")
 
-Position = tuple[int, int]
-"""A recording's number in the source, and a span's number in the recording."""
-
 Result = TypeVar("Result")
 
 
-class Stretch(NamedTuple):
-    """Neighbouring recordings to process: from a position to before the recording `stop`."""
+class Process(NamedTuple):
+    """One of several processes that share a corpus, as numbered by torchrun.
 
-    start: Position
-    stop: int
+    Attributes:
+        rank: number of the process.
+        world_size: number of processes.
+        local_rank: number of the process on its machine.
+        local_world_size: number of processes on its machine.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+
+ALONE = Process()
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,68 @@ class Part:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     recordings: float = 0.0
+
+
+def part_of(spans: list[Span], rows: pa.Table, rejected: list[tuple[str, str]]) -> Part:
+    """Part of complete spans with their results."""
+    seconds, recordings = sum(span.seconds for span in spans), sum(1 / span.spans for span in spans)
+    return Part(spans[0].start, spans[-1].stop, rows, rejected, seconds, recordings)
+
+
+class CorpusJob(ABC):
+    """Work on every recording of a corpus, defined span by span.
+
+    Attributes:
+        identity: everything that the results depend on, as text: source, options, model, version.
+        read: reads a task in worker processes; picklable.
+        block: recordings that are handed out together.
+        streams_long: whether `long_part` processes recordings of several spans, instead of `part`.
+    """
+
+    identity: dict[str, str]
+    read: Callable[[Task], Span]
+    block: int | None = None
+    streams_long = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of recordings."""
+
+    @abstractmethod
+    def describe(self, recording: int) -> str:
+        """Description of a recording for messages."""
+
+    @abstractmethod
+    def part(self, spans: list[Span]) -> Part:
+        """Part of neighbouring spans."""
+
+    def long_part(self, first: Span, following: Iterator[Span]) -> Part:
+        """Part of one long recording; takes exactly the rest of its spans from `following`."""
+        raise NotImplementedError
+
+    def parts(self, spans: Iterable[Span]) -> Iterator[Part]:
+        """Parts of a stream of spans: each ends at the end of a block or after half an hour of audio."""
+        coming, waiting = iter(spans), list[Span]()
+        for span in coming:
+            if self.streams_long and not span.is_last:
+                if waiting:
+                    yield self.part(waiting)
+                    waiting = []
+                yield self.long_part(span, coming)
+                continue
+            waiting.append(span)
+            block_ends = span.is_last and (span.recording + 1) % (self.block or BLOCK) == 0
+            if block_ends or sum(one.seconds for one in waiting) >= PART_SECONDS:
+                yield self.part(waiting)
+                waiting = []
+        if waiting:
+            yield self.part(waiting)
+
+    def blocks(self, process: Process) -> Iterator[range]:
+        """Blocks of recordings that belong to a process, dealt out in turn."""
+        size = self.block or BLOCK
+        for start in range(process.rank * size, len(self), process.world_size * size):
+            yield range(start, min(start + size, len(self)))
 
 
 class PartsFolder:

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from bestrq2.convert.weights import load_model_folder
-from bestrq2.data.corpus_pass import SpanStream, sample_reader, span_samples
-from bestrq2.data.parts import Stretch
 from bestrq2.data.sources import Source
+from bestrq2.data.spans import SpanStream, Stretch, sample_reader, span_samples
 from bestrq2.errors import AudioError, CheckpointError
 from bestrq2.model.modeling_bestrq2 import MULTI, BestRQ2ForAudioClassification
 

@@ -25,24 +25,12 @@ import torch
 from transformers import PreTrainedModel
 
 from bestrq2._version import __version__
-from bestrq2.data.corpus_pass import (
-    ALONE,
-    CorpusJob,
-    Process,
-    Span,
-    Workers,
-    choose_workers,
-    make_parts,
-    names_digest,
-    part_of,
-    printable,
-    sample_reader,
-    span_samples,
-)
+from bestrq2.data.corpus_pass import Workers, choose_workers, make_parts
 from bestrq2.data.open_source import absolute_spec, open_source
-from bestrq2.data.parts import Part, PartsFolder, read_identity
+from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, Process, part_of, read_identity
 from bestrq2.data.rejections import HEADER, rejection_line
 from bestrq2.data.sources import Source
+from bestrq2.data.spans import Span, names_digest, printable, sample_reader, span_samples
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.files import disk_errors, whole_file, write_text
 from bestrq2.inference.classifier import label_of, load_classifier

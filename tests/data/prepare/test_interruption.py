@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from bestrq2 import cli
-from bestrq2.data import corpus_pass, rejections
+from bestrq2.data import rejections
 from bestrq2.data.band_sums import BandSums
 from bestrq2.data.prepare import check_prepared, cutting, run, run_prepare
 from bestrq2.data.prepare.cutting import Options
@@ -35,7 +35,7 @@ FLAGS = ["--segment_seconds", "1", "--shard_size", "0.15"]
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch) -> None:
     """Parts of two recordings at most."""
-    monkeypatch.setattr(corpus_pass, "BLOCK", 2)
+    monkeypatch.setattr("bestrq2.data.parts.BLOCK", 2)
 
 
 def start(*arguments, environment=(), **options) -> multiprocessing.Process:

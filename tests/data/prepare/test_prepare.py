@@ -17,7 +17,6 @@ import torch
 import webdataset
 
 import bestrq2
-from bestrq2.data import corpus_pass
 from bestrq2.data.audio import read_audio
 from bestrq2.data.prepare import check_prepared, run, run_prepare
 from bestrq2.data.prepare.summary import prepared_statistics
@@ -300,8 +299,8 @@ class OneByOne(ArraySource):
 def test_names_are_read_once_and_together(tmp_path, monkeypatch, capsys):
     source = OneByOne([scene(RATE, number) for number in range(3)], RATE, name="generated")
     monkeypatch.setattr(run, "open_source", lambda _: source)
-    monkeypatch.setattr(corpus_pass, "_NAMES_SHOWN", 1)
-    monkeypatch.setattr(corpus_pass, "Progress", partial(Progress, lines_every_seconds=0))
+    monkeypatch.setattr("bestrq2.data.spans._NAMES_SHOWN", 1)
+    monkeypatch.setattr("bestrq2.data.spans.Progress", partial(Progress, lines_every_seconds=0))
     monkeypatch.setattr(run, "_pack", lambda *_: None)
     with pytest.raises(DataError, match="not one of 3 recordings"):
         run_prepare("generated", tmp_path / "out", num_workers=1)

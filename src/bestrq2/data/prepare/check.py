@@ -19,8 +19,8 @@ import pyarrow as pa
 import soundfile
 
 from bestrq2.data.band_sums import BandSums
-from bestrq2.data.corpus_pass import ALONE, CorpusJob, Span, Task, choose_workers, make_parts, part_of
-from bestrq2.data.parts import Part, PartsFolder
+from bestrq2.data.corpus_pass import choose_workers, make_parts
+from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, part_of
 from bestrq2.data.prepare.cutting import content_digest
 from bestrq2.data.prepare.folder import (
     LEDGER,
@@ -36,6 +36,7 @@ from bestrq2.data.prepare.summary import SUMMARY, describe_summary, read_summary
 from bestrq2.data.rejections import ListedKeys, rejection_line
 from bestrq2.data.shards.building import build_index, index_path
 from bestrq2.data.shards.index import ShardIndex, read_index
+from bestrq2.data.spans import Span, Task
 from bestrq2.errors import DataError
 from bestrq2.files import disk_errors
 from bestrq2.text import counted

@@ -20,9 +20,9 @@ import torch
 
 from bestrq2.data.audio import check_usable, read_span
 from bestrq2.data.band_sums import BandSums
-from bestrq2.data.corpus_pass import SPAN_SECONDS, Task, printable, reason_of
 from bestrq2.data.decoders import Decoder, UnreadableAudioError, to_float32
 from bestrq2.data.sources import Source
+from bestrq2.data.spans import SPAN_SECONDS, Task, printable, reason_of
 from bestrq2.errors import AudioError, ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.log_mel import LogMel

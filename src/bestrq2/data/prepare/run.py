@@ -13,20 +13,9 @@ import pyarrow as pa
 
 from bestrq2._version import __version__
 from bestrq2.data.band_sums import BandSums
-from bestrq2.data.corpus_pass import (
-    ALONE,
-    CorpusJob,
-    Span,
-    SpanReader,
-    Workers,
-    choose_workers,
-    make_parts,
-    names_digest,
-    part_of,
-    printable,
-)
+from bestrq2.data.corpus_pass import Workers, choose_workers, make_parts
 from bestrq2.data.open_source import absolute_spec, local_folder, open_source
-from bestrq2.data.parts import Part, PartsFolder, Stretch
+from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, part_of
 from bestrq2.data.prepare.cutting import CLIP, Options, Piece, cut, pieces_table, read_pieces
 from bestrq2.data.prepare.folder import (
     REJECTED,
@@ -41,6 +30,7 @@ from bestrq2.data.prepare.folder import (
 from bestrq2.data.prepare.summary import SUMMARY, describe_summary, statistics_entry, write_summary
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.shards.writer import ShardWriter
+from bestrq2.data.spans import Span, SpanReader, Stretch, names_digest, printable
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
 from bestrq2.text import counted

@@ -13,12 +13,11 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from bestrq2.data import corpus_pass
+from bestrq2.data.corpus_pass import PartActor, unpacked
 from bestrq2.data.parts import Part, PartsFolder
 from bestrq2.data.prepare import check_prepared, run_prepare
 from bestrq2.data.prepare.cutting import Options
 from bestrq2.data.prepare.run import PrepareJob
-from bestrq2.data.ray_parts import PartActor, unpacked
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.inference.corpus import embed_corpus
 from example_sounds import RATE, scene
@@ -29,7 +28,7 @@ OPTIONS = Options(RATE, "wav", 1.0, 0.5, 0.15)
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """Sixteen recordings, one of which is broken, in blocks of two."""
-    monkeypatch.setattr(corpus_pass, "BLOCK", 2)
+    monkeypatch.setattr("bestrq2.data.parts.BLOCK", 2)
     (tmp_path / "in").mkdir()
     for number in range(15):
         soundfile.write(tmp_path / "in" / f"{number:02d}.wav", scene(20_000 + 900 * number, number), RATE)
