@@ -1,4 +1,4 @@
-"""What a run wrote of itself is read alike by all who need it, also where a kill cut it short."""
+"""Files of a run are read as far as they go, even where a kill cut them short."""
 
 from __future__ import annotations
 

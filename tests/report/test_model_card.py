@@ -150,7 +150,7 @@ def test_cards_of_other_sources_state_what_is_unknown(tmp_path, kind):
     }
     card = card_text(source.get(kind, tmp_path / "weights.ckpt"), license=None)
     assert said[kind] in card
-    assert "Nothing is known of data, recipe, steps and losses." in card
+    assert "Data, recipe, steps and losses are unknown." in card
     assert "No licence was given" in card
     assert "license" not in metadata(card)
     assert str(tmp_path) not in card
@@ -214,7 +214,7 @@ def test_a_fine_tuned_run_of_several_classes_that_was_not_tested(tmp_path, tiny_
     assert "predicts any number of 30 classes" in card
     assert row(card, "classes").endswith("c18, c19, … (`id2label` in config.json)")
     assert row(card, "epochs") == "8"
-    assert "No test scores of this classifier are known." in card
+    assert "Test scores of this classifier are unknown." in card
     assert "Its fine-tuning was not finished" in card
     assert "always sum to 1" not in card
 

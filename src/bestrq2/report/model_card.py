@@ -117,13 +117,15 @@ def render_card(origin: Origin, model: BestRQ2PreTrainedModel, place: str, licen
         origin=origin,
         tables={title: format_scores(scores) for title, scores in origin.probes.items()},
         architecture=_architecture(config, classes),
-        limits=[*_limits(config, bool(classes)), *origin.limits],
+        limits=origin.limits,
         license=license,
         metadata=_metadata(origin, license, bool(classes)),
         classes=classes,
         multi_label=config.problem_type == MULTI,
         with_predictor=isinstance(model, BestRQ2ForPreTraining),
         sampling_rate=config.sampling_rate,
+        max_seconds=config.max_seconds,
+        frame_milliseconds=1000 * config.frame_hop_samples / config.sampling_rate,
         width=config.hidden_size,
         version=__version__,
     )
@@ -165,40 +167,6 @@ def _metadata(origin: Origin, license: str | None, classifies: bool) -> str:
     known = {name: value for name, value in optional.items() if value is not None}
     fields = {"library_name": "transformers", "pipeline_tag": task, **known, "tags": list(tags)}
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
-
-
-def _limits(config: BestRQ2Config, classifies: bool) -> list[str]:
-    rate = config.sampling_rate
-    return [
-        f"Input is mono audio at {rate} Hz: content above {rate / 2000:g} kHz is lost, and other rates must be "
-        "resampled first (bestrq2 does it).",
-        *(_limits_of_classifier(config) if classifies else _limits_of_encoder(config)),
-    ]
-
-
-def _limits_of_encoder(config: BestRQ2Config) -> list[str]:
-    seconds, rate = f"{config.max_seconds:g} s", config.sampling_rate
-    return [
-        f"Pretraining sees at most {seconds} at a time, so the package embeds longer audio in windows of "
-        f"{seconds}; `model(...)` of transformers takes it whole, which training never did.",
-        f"One frame stands for {1000 * config.frame_hop_samples / rate:.4g} ms; shorter events share its vector.",
-        "Embeddings reflect the training audio, with its languages, sounds and gaps; test them on your "
-        "own data before you rely on them.",
-    ]
-
-
-def _limits_of_classifier(config: BestRQ2Config) -> list[str]:
-    seconds = f"{config.max_seconds:g} s"
-    foreign = "gets probabilities all the same"
-    if config.problem_type != MULTI:
-        foreign = "is named as one of them all the same, as the probabilities always sum to 1"
-    return [
-        f"Training sees at most {seconds} at a time, so `bestrq2 predict` takes the mean over windows of {seconds} of "
-        "longer audio; model and pipeline of transformers take it whole, which training never did.",
-        f"It knows its classes only: audio that is none of them {foreign}.",
-        "Probabilities are not calibrated, and reflect the recordings and labels of training; test them on "
-        "your own data before you rely on them.",
-    ]
 
 
 # --- where a model comes from ---

@@ -91,9 +91,10 @@ class Comparison:
             tables=self.headed_tables,
         )
 
-    def json(self) -> str:
-        """Everything that the tables show, unrounded, as JSON; shares in 0..1."""
-        content = {
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Everything that the tables show, unrounded, as plain JSON types; shares in 0..1."""
+        return {
             "format": 1,
             "baseline": self.arms[0].label,
             "arms": [_arm_numbers(arm) for arm in self.arms],
@@ -101,7 +102,10 @@ class Comparison:
             "pairs": [_pair_numbers(pair) for pair in self.pairs],
             "sentences": self.sentences,
         }
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def json(self) -> str:
+        """`numbers` as JSON text."""
+        return json.dumps(self.numbers, indent=1, allow_nan=False) + "\n"
 
 
 def compare_runs(
