@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,36 +19,14 @@ from bestrq2.errors import DataError
 
 
 def adam_probe_predict(
-    train: np.ndarray,
-    labels: np.ndarray,
-    test: np.ndarray,
-    *,
-    groups: np.ndarray | None = None,
-    epochs: int,
-    batch: int,
-    lr: float,
-    seed: int,
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, groups: np.ndarray | None = None, **settings: Any
 ) -> np.ndarray:
-    """Predict classes by the probe that `fit_adam_probe` fits.
+    """Predict classes, int [M], of embeddings float [M, D] by a probe fitted to float [N, D] and labels int [N].
 
-    Args:
-        train: training embeddings as they are, float [N, D].
-        labels: classes, int [N].
-        test: embeddings to classify, float [M, D].
-        groups: as in `fit_adam_probe`, and so are the others.
-        epochs: number of passes.
-        batch: clips per step.
-        lr: learning rate.
-        seed: random seed.
-
-    Returns:
-        Values of `labels`, int [M]; the lowest of a tie.
-
-    Raises:
-        DataError: there are no rows, or rows and labels differ in number.
+    `groups` and the settings are those of `fit_adam_probe`. The lowest class of a tie is predicted.
     """
     names, targets = np.unique(labels, return_inverse=True)
-    model = fit_adam_probe(train, targets, len(names), groups=groups, epochs=epochs, batch=batch, lr=lr, seed=seed)
+    model = fit_adam_probe(train, targets, len(names), groups=groups, **settings)
     with _one_thread(), torch.inference_mode():
         logits = model(torch.from_numpy(np.asarray(test, dtype=np.float64)))
     return np.asarray(names[logits.argmax(dim=1).numpy()])

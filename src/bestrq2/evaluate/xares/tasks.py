@@ -43,7 +43,6 @@ class PublicTask:
         metric: the harness's name of the metric; scores are in 0..1, higher is better.
         entries: whether its scores are among the 37 entries of the model cards.
         paper: whether it is among the 21 datasets of the paper.
-        private: whether its data were never published.
     """
 
     name: str
@@ -54,7 +53,6 @@ class PublicTask:
     metric: str = "accuracy"
     entries: bool = True
     paper: bool = True
-    private: bool = False
 
 
 _BOTH: tuple[Method, ...] = ("mlp", "knn")
@@ -74,7 +72,7 @@ def _environment(name: str, title: str, methods: tuple[Method, ...] = _BOTH, met
 
 
 def _private(name: str, title: str, methods: tuple[Method, ...] = _BOTH) -> PublicTask:
-    return PublicTask(name, title, "environment", "environment", methods, entries=False, paper=False, private=True)
+    return PublicTask(name, title, "environment", "environment", methods, entries=False, paper=False)
 
 
 # xares 0.1.3, src/tasks/*.py. "nsynthinstument" is spelt so there.

@@ -6,7 +6,6 @@ of JSON on what was its standard output at the start, and everything that the ha
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -53,8 +53,9 @@ class WorkerPool:
     """
 
     def __init__(self, jobs: int, environments: Sequence[Mapping[str, str]] = ({},)) -> None:
-        self.jobs, self.environments = jobs, environments
-        self._workers: dict[int, _Worker] = {}
+        self.environments = environments
+        self._threads = ThreadPoolExecutor(jobs)
+        self._workers: dict[int, _Worker] = {}  # by thread
         self._lock = threading.Lock()
         self._closed = False
 
@@ -66,58 +67,42 @@ class WorkerPool:
             self._closed = True
             for worker in self._workers.values():
                 worker.kill()
+        self._threads.shutdown(cancel_futures=True)
 
     def run(self, requests: Sequence[dict[str, Any]]) -> Iterator[Answer]:
         """Yield the answers to all requests as they come."""
         answers: queue.Queue[Answer] = queue.Queue()
-        waiting: queue.Queue[int] = queue.Queue()
-        for place in range(len(requests)):
-            waiting.put(place)
-        for lane in range(min(self.jobs, len(requests))):
-            arguments = (lane, requests, waiting, answers.put)
-            threading.Thread(target=self._work, args=arguments, daemon=True).start()
+        for place, request in enumerate(requests):
+            self._threads.submit(self._ask, place, request, answers.put)
         left = len(requests)
         while left:
             answer = answers.get()
             left -= answer.is_last
             yield answer
 
-    def _work(
-        self,
-        lane: int,
-        requests: Sequence[dict[str, Any]],
-        waiting: queue.Queue[int],
-        put: Callable[[Answer], None],
-    ) -> None:
-        """Take requests from the queue until it is empty, and have the worker of this lane answer them."""
-        while not self._closed:
-            try:
-                place = waiting.get_nowait()
-            except queue.Empty:
-                break
-            try:
-                for content in self._worker(lane).ask(requests[place]):
-                    put(Answer(place, content))
-            except (BestRQ2Error, OSError) as error:
-                self._drop(lane)
-                put(Answer(place, {"failed": str(error)}))
+    def _ask(self, place: int, request: dict[str, Any], put: Callable[[Answer], None]) -> None:
+        """Have the worker of this thread answer a request."""
+        try:
+            for content in self._worker().ask(request):
+                put(Answer(place, content))
+        except (BestRQ2Error, OSError) as error:
+            with self._lock:
+                worker = self._workers.pop(threading.get_ident(), None)
+            if worker is not None:
+                worker.kill()
+                worker.close()
+            put(Answer(place, {"failed": str(error)}))
 
-    def _worker(self, lane: int) -> _Worker:
-        """The worker of a lane, kept from one call of `run` to the next."""
+    def _worker(self) -> _Worker:
+        """The worker of this thread, kept from one request to the next."""
         with self._lock:
             if self._closed:
                 raise BestRQ2Error("the work was stopped")
-            if lane not in self._workers:
-                self._workers[lane] = _Worker(self.environments[lane % len(self.environments)])
-            return self._workers[lane]
-
-    def _drop(self, lane: int) -> None:
-        """Forget a worker that died."""
-        with self._lock:
-            worker = self._workers.pop(lane, None)
-        if worker is not None:
-            worker.kill()
-            worker.close()
+            worker = self._workers.get(threading.get_ident())
+            if worker is None:
+                worker = _Worker(self.environments[len(self._workers) % len(self.environments)])
+                self._workers[threading.get_ident()] = worker
+            return worker
 
 
 class _Worker:
@@ -239,7 +224,7 @@ def _answer(request: dict[str, Any], answers: TextIO) -> Any:
 
 
 def _write(answers: TextIO, answer: dict[str, Any]) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    with suppress(BrokenPipeError):
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
