@@ -170,7 +170,7 @@ def test_probes_take_clips_in_tars_and_pass_over_bad_ones(tmp_path: Path, caplog
 @pytest.mark.parametrize(
     ("tars", "ready", "reason"),
     [
-        ({}, True, rf"holds no tars although {MARKER} says so"),
+        ({}, True, rf"holds no tars although it has {MARKER}"),
         ({"train-0": AB, "test-0": AB}, False, rf"has tars but no {MARKER}: its download is not finished"),
         ({"test-0": AB}, True, "has no recordings in the split 'train'"),
         ({"train-0": AB, "more-0": AB}, True, "gives the split of some recordings only"),

@@ -1,7 +1,7 @@
 """Audio as mono float32 waveforms at a wanted rate: whole files, parts, random crops, arrays.
 
-Only the part that is needed is decoded, and it equals that part of the whole. `errors_named` is the one place where
-whatever a codec, the resampler or numpy raises on a recording becomes that recording's AudioError.
+Only the part that is needed is decoded, and it equals that part of the whole. `errors_named` is the one place where an
+exception of a codec, the resampler or numpy becomes the AudioError of a recording.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _CROP_TRIES = 5
 
 @contextmanager
 def errors_named(name: str) -> Iterator[None]:
-    """Turn whatever is raised on one recording into its AudioError, which names it once.
+    """Turn any exception raised on a recording into an AudioError that names the recording once.
 
     One bad recording must never stop a job, so this takes every exception: those of codecs, the resampler and numpy,
     and MemoryError. Errors of the project that are not about audio pass.

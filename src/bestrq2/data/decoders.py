@@ -1,7 +1,7 @@
 """Decoders: files, bytes and arrays as mono audio that can be read from any position.
 
 libsndfile reads what it seeks exactly: WAV, FLAC, Ogg, AIFF, AU, CAF and others. FFmpeg (PyAV) reads the rest: MP3,
-AAC, WebM, the sound of videos. `open_decoder` is the one place where formats are told apart.
+AAC, WebM, the sound of videos. `open_decoder` is the one place that distinguishes formats.
 
 Decoders read only the span that is asked for and average channels as they go, so a long file or one of many channels
 takes no more memory than the span. Positions and counts are in frames (samples per channel) at the file's own rate.
@@ -40,7 +40,7 @@ _PASSING = (*_NO_MORE_FILES, errno.ENOMEM, errno.EIO, errno.ESTALE)
 
 
 class UnreadableAudioError(AudioError):
-    """No part of a recording can be used, whatever crop is asked for."""
+    """A recording of which no crop can be used."""
 
 
 class Decoder(Protocol):
@@ -206,7 +206,7 @@ def open_decoder(audio: AudioPlace) -> Decoder:
     size = audio.size if isinstance(audio, AudioBytes) else _regular_size(audio)
     if size == 0:
         raise UnreadableAudioError(f"{audio}: the file is empty (0 bytes).")
-    # libsndfile's MPEG decoder guesses lengths, writes notes to the terminal, and does so even for what is not MPEG.
+    # libsndfile's MPEG decoder guesses lengths and writes notes to the terminal, even for files that are not MPEG.
     if str(audio).lower().endswith((".mp3", ".mp2")) or _is_mpeg_audio(_head(audio)):
         return FFmpegDecoder(audio)
     try:
@@ -227,7 +227,7 @@ def _libsndfile_reads(file: Any, size: int) -> bool:
         return False
     if file.format != "FLAC" or not file.frames:
         return True
-    # Of a FLAC file that ends early it reads nothing of the last block, however long that is.
+    # Of a FLAC file that ends early, it reads nothing of the block that ends there.
     try:
         file.seek(file.frames - 1)
         return len(file.read(1, dtype="float32")) == 1
@@ -274,7 +274,7 @@ def _head(audio: AudioPlace, start: int = 0, count: int = 10) -> bytes:
 
 def _is_mpeg_audio(head: bytes) -> bool:
     """Whether a file begins like an MP3: with an ID3 tag or an MPEG audio frame."""
-    # The two layer bits tell MPEG audio from ADTS, which has zeros there.
+    # The two layer bits distinguish MPEG audio from ADTS, which has zeros there.
     return head[:3] == b"ID3" or (len(head) >= 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 6 != 0)
 
 
@@ -491,7 +491,7 @@ class FFmpegDecoder:
             pieces = self._pieces(start, end, seek=False)
         samples = np.concatenate([np.zeros(0, np.float32), *(pieces or [])])
         if len(samples) < end - start:
-            # The header announced more; of a span behind the end, only counting tells where that is.
+            # The header announced more. For a span behind the end, only counting finds where that is.
             self.frames = start + len(samples) if len(samples) else min(start, self._counted_frames())
         return samples
 

@@ -329,7 +329,7 @@ def _unlistable(folder: Path, error: OSError) -> DataError:
 
 
 def _are_splits(folders: Sequence[Path]) -> bool:
-    """Whether folders are splits: a class may be called "train" too, but has no "test" beside it."""
+    """Whether folders are splits: a class may be called "train" too, but without a "test" next to it."""
     splits = {split_named(folder.name) for folder in folders}
     return "train" in splits and (splits == {"train"} or len(splits - {""}) > 1)
 
@@ -465,7 +465,7 @@ def _of_files(
 def _read_tar_folder(folder: Path) -> _Annotations:
     tars = sorted(folder.glob("*.tar"))
     if not tars:
-        raise DataError(f"{folder} holds no tars although {MARKER} says so; delete that file and fetch them again.")
+        raise DataError(f"{folder} holds no tars although it has {MARKER}; delete that file and fetch them again.")
     if folder.name in XARES_TASKS and not (folder / MARKER).exists():
         raise DataError(
             f"{folder} has tars but no {MARKER}: its download is not finished; finish it, or create that empty file if "

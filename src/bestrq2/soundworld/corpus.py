@@ -280,7 +280,7 @@ def _render_rows(series: Series, start: int, stop: int, path: str) -> int:
 def run_parallel(
     work: Callable[..., int], jobs: Sequence[tuple], total: int, workers: int | None, progress: bool
 ) -> None:
-    """Run jobs in processes and show how many clips are done.
+    """Run jobs in processes and show their progress in clips.
 
     Args:
         work: module-level function that returns the number of clips it made.

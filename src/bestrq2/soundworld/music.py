@@ -46,7 +46,7 @@ def play(rng: np.random.Generator, notes: Sequence[Note], instrument: str, secon
 
     Args:
         rng: source of randomness (noise within notes).
-        notes: what is played; notes past the end are cut.
+        notes: the notes; those past the end are cut.
         instrument: one of `INSTRUMENTS`.
         seconds: length of the result.
         touch: how the instrument is built and played.

@@ -291,7 +291,7 @@ def babble(rng: np.random.Generator, seconds: float, speakers: int = 6) -> np.nd
     Args:
         rng: source of randomness.
         seconds: length of the result.
-        speakers: how many voices overlap.
+        speakers: number of voices that overlap.
 
     Returns:
         float64 [samples] at 16 kHz, active level 0.1.
