@@ -69,7 +69,7 @@ def expand_urls(pattern: str) -> list[str]:
     """URLs that a pattern stands for: braces name each; wildcards are looked up where the server lists files.
 
     Raises:
-        ConfigError: unbalanced braces, or a kind of URL that cannot be fetched here.
+        ConfigError: unbalanced braces.
         DataError: nothing fits a wildcard.
     """
     from braceexpand import braceexpand
@@ -80,11 +80,11 @@ def expand_urls(pattern: str) -> list[str]:
         raise ConfigError(f"{pattern}: a brace is not closed; write for instance shard-{{000..099}}.tar") from error
     urls: list[str] = []
     for url in spelled:
-        system, path = _file_system(url)
         protocol = urlsplit(url).scheme
-        if "*" not in path or protocol in ("http", "https"):
+        if "*" not in url or protocol in ("http", "https"):
             urls.append(url)
             continue
+        system, path = _file_system(url)
         try:
             found = sorted(system.glob(path))
         except Exception as error:
@@ -149,6 +149,7 @@ def fetch(url: str, waits: Sequence[float] | None = None) -> Path:
         Its path in the cache; it appears there whole.
 
     Raises:
+        ConfigError: there is no way to fetch from this kind of URL here.
         UnreachableError: every attempt failed.
     """
     path = cached_path(url)
@@ -236,7 +237,7 @@ def _download(url: str, path: Path, waits: Sequence[float]) -> None:
                 _transfer(url, temporary)
             return
         except Exception as error:
-            if isinstance(error, OSError) and is_full(error):
+            if isinstance(error, ConfigError) or (isinstance(error, OSError) and is_full(error)):
                 raise
             reason, final = _failure(error)
             if final or wait is None:
@@ -301,7 +302,7 @@ def _failure(error: Exception) -> tuple[str, bool]:
         return f"{status} {reason}".strip(), 400 <= status < 500 and status not in PASSING_ANSWERS
     if isinstance(error, TimeoutError):
         return "no answer in time", False
-    if isinstance(error, ConfigError | ValueError):
+    if isinstance(error, ValueError):
         return str(error).rstrip("."), True
     if type(error).__name__ == "ClientPayloadError":  # of aiohttp, which only http needs
         return "the connection broke", False

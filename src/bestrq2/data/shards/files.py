@@ -110,7 +110,7 @@ class TarFiles:
     def read_into(self, buffer: Any, tar: int, start: int) -> None:
         """Fill a writable buffer of bytes with a part of a tar; see `read`."""
         try:
-            found = os.preadv(self._file(tar).fileno(), [buffer], start)
+            found = os.preadv(self.open(tar).fileno(), [buffer], start)
         except OSError as error:
             raise cannot_open("its tar", error) from error
         # A single call reads 2 GB at most.
@@ -121,12 +121,18 @@ class TarFiles:
             raise UnreadableAudioError(CHANGED)
 
     def _more(self, buffer: Any, found: int, tar: int, start: int) -> int:
-        return os.preadv(self._file(tar).fileno(), [memoryview(buffer)[found:]], start + found)
+        return os.preadv(self.open(tar).fileno(), [memoryview(buffer)[found:]], start + found)
 
     def _files(self, tar: int) -> OpenFiles:
         return OPEN_CACHED if remote.is_remote(self.tars[tar]) else OPEN
 
-    def _file(self, tar: int) -> FileIO:
+    def open(self, tar: int) -> FileIO:
+        """A tar, open for reading at explicit offsets; the file is shared and not to be closed.
+
+        Raises:
+            UnreadableAudioError: the tar is missing, or differs from the one that was indexed.
+            AudioError: it cannot be opened now.
+        """
         files, path = self._files(tar), self.tars[tar]
         file = files.get((path, self.stamps[tar]))
         if file is None:
