@@ -16,10 +16,10 @@ import torch
 
 import bestrq2
 from bestrq2 import cli
-from bestrq2.data import remote
 from bestrq2.data.audio import read_audio, read_span
 from bestrq2.data.parts import PartsFolder
 from bestrq2.data.shards import files as shards_files
+from bestrq2.data.shards import remote
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.inference import corpus
 from bestrq2.inference.classifier import load_classifier

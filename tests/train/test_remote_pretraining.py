@@ -10,8 +10,7 @@ import pytest
 import soundfile
 from small_run import RATE, recording, small_pretrain
 
-from bestrq2.data import remote
-from bestrq2.data.shards import files
+from bestrq2.data.shards import files, remote
 from bestrq2.errors import BestRQ2Error
 from shard_server import serving
 

@@ -25,7 +25,7 @@ from bestrq2.data.batch import AudioBatch, Crop, DrawMask, collate, fixed_batche
 from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows
 from bestrq2.data.decoders import UnreadableAudioError, put_samples, to_float32
 from bestrq2.data.order import BatchSchedule, CropKey, sample_order
-from bestrq2.data.remote import FetchAhead
+from bestrq2.data.shards.remote import FetchAhead
 from bestrq2.data.sources import LoaderError, Source, split_source
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.seeding import generator

@@ -16,7 +16,7 @@ from bestrq2.data.decoders import Decoder
 from bestrq2.data.hdf5 import HDF5_SUFFIXES
 from bestrq2.data.options import check_keys, split_options, with_options
 from bestrq2.data.order import Order, Parts
-from bestrq2.data.remote import is_remote
+from bestrq2.data.shards.remote import is_remote
 from bestrq2.data.sources import RemoteShard, Source, split_source
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.seeding import generator

@@ -14,7 +14,7 @@ from bestrq2.data.hub import PREFIX as HUB_PREFIX
 from bestrq2.data.hub import HubSource
 from bestrq2.data.mixture import MIXTURE_SUFFIXES, open_mixture
 from bestrq2.data.options import check_keys, split_options
-from bestrq2.data.remote import expand_urls, is_remote
+from bestrq2.data.shards.remote import expand_urls, is_remote
 from bestrq2.data.sources import ArraySource, FileSource, PathList, Source
 from bestrq2.data.tables import LIST_SUFFIXES, read_rows, resolved
 from bestrq2.errors import AudioError, DataError

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bestrq2.data import remote
+from bestrq2.data.shards import remote
 from bestrq2.data.shards.members import BrokenOffError, members
 from bestrq2.data.shards.shard_source import ShardSource
 from bestrq2.data.splits import split_in

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from bestrq2.data import remote
 from bestrq2.data.audio import errors_named, open_audio, random_crop
 from bestrq2.data.decoders import AudioBytes, Decoder, UnreadableAudioError, to_float32
 from bestrq2.data.order import Parts
+from bestrq2.data.shards import remote
 from bestrq2.data.shards.building import load_index, problem_of
 from bestrq2.data.shards.files import TarFiles
 from bestrq2.data.shards.index import IndexRows, ShardIndex, joined
