@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,9 +18,18 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
 
 from bestrq2.errors import ConfigError
-from bestrq2.flags import make_parser, nearest, parse_flags, parse_settings, range_in_words
+from bestrq2.flags import (
+    add_argument,
+    add_arguments,
+    document,
+    make_parser,
+    parse_flags,
+    parse_settings,
+    range_in_words,
+)
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
 from bestrq2.recipe_book import is_recipe_file, recipe, recipes
+from bestrq2.text import nearest
 
 if TYPE_CHECKING:
     PositiveInt: TypeAlias = int
@@ -414,27 +422,39 @@ _DATA = (
 
 def pretrain_parser(name: str = DEFAULT_RECIPE) -> ArgumentParser:
     """A parser of all settings of a pretraining run, with the values of a recipe as defaults."""
-    parser = make_parser("pretrain", "Pretrain an encoder on unlabelled audio.")
-    parser.add_argument("--recipe", default=name, help=f"one of {', '.join(recipes())}, or a YAML file on top of one")
-    parser.add_argument("--data", type=str | None, help=_DATA)
-    parser.add_argument("--output", type=str | None, help="run folder to write")
-    parser.add_argument(
-        "--seed", type=NonNegativeInt, default=0, help="random seed for weights, order, crops and masks"
-    )
-    add_model_arguments(parser)
-    for group, kind in GROUPS.items():
-        parser.add_class_arguments(kind, group)
+    parser = make_parser("pretrain", _DESCRIPTION, "bestrq2 pretrain --data DATA --output FOLDER [settings]")
+    most_used = parser.add_argument_group("settings that most runs need")
+    add_argument(most_used, "data", str | None, None, _DATA)
+    add_argument(most_used, "output", str | None, None, "run folder to write")
+    add_argument(most_used, "recipe", str, name, f"recipe to start from: {_recipe_names()}, or a YAML file")
+    add_arguments(most_used, TrainerConfig, group="trainer", only=_MOST_USED["trainer"])
+    add_arguments(most_used, LoaderConfig, group="loader", only=_MOST_USED["loader"])
+    parser.add_argument_group("example", _EXAMPLE)
+    run = parser.add_argument_group("run")
+    add_argument(run, "seed", NonNegativeInt, 0, "random seed of weights, data order, crops and masks")
+    add_argument(run, "resume", bool, False, "continue the run in --output, or start it if there is none")
+    for group, kind in {"model": ModelFields, **GROUPS}.items():
+        title = document(kind)[0].splitlines()[0].rstrip(".")
+        heading = parser.add_argument_group(f"settings of {group}: {title}")
+        add_arguments(heading, kind, group=group, skip=_MOST_USED.get(group, ()))
     parser.set_defaults(_defaults(parser, name))
     return parser
 
 
-def add_model_arguments(parser: ArgumentParser) -> None:
-    """Add one flag per architecture field, with its type and the help of its docstring."""
-    group = parser.add_argument_group("The architecture")
-    entries = re.findall(r"^        (\w+): (.*?)(?=^        \w+: |^    \Z|\Z)", ModelFields.__doc__ or "", re.M | re.S)
-    helps = {name: " ".join(text.split()) for name, text in entries}
-    for name, hint in FIELD_TYPES.items():
-        group.add_argument(f"--model.{name}", type=hint, default=getattr(ModelFields, name), help=helps[name])
+_DESCRIPTION = "Pretrain an encoder on unlabelled audio and write a run folder."
+_EXAMPLE = "  bestrq2 pretrain --data recordings/ --output run --recipe best-rq-2-tiny --trainer.max_steps 2000"
+_MOST_USED = {"trainer": ("max_steps",), "loader": ("batch_size",)}
+_SIZES = ("tiny", "small", "base", "large")
+
+
+def _recipe_names() -> str:
+    """Names of the recipes, those of one method and several sizes as one: "best-rq-2[-tiny|-small|-base|-large]"."""
+    names, shown = recipes(), []
+    for name in names:
+        sizes = [f"-{size}" for size in _SIZES if f"{name}-{size}" in names]
+        if not any(name == f"{other}-{size}" for other in names for size in _SIZES):
+            shown.append(f"{name}[{'|'.join(sizes)}]" if sizes else name)
+    return ", ".join(shown)
 
 
 def _defaults(parser: ArgumentParser, name: str) -> dict[str, Any]:
@@ -454,11 +474,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, bool]:
     Raises:
         ConfigError: for unknown flags, wrong values, or values at odds with each other.
     """
-    parser = pretrain_parser(_recipe_of(argv))
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output, or start it")
-    parsed = parse_flags(parser, argv)
-    resume = parsed.pop("resume")
-    return build_config(parsed), resume
+    parsed = parse_flags(pretrain_parser(_recipe_of(argv)), argv)
+    return build_config(parsed), parsed.resume
 
 
 def resolve(settings: dict[str, Any]) -> PretrainConfig:
