@@ -116,7 +116,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["wav", "flac"])
+@pytest.fixture(scope="module", params=["wav", pytest.param("flac", marks=pytest.mark.slow)])
 def made(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What prepare makes of them."""
     output = tmp_path_factory.mktemp("made") / "out"
