@@ -78,6 +78,7 @@ def test_the_rows_of_a_run_add_up_to_its_time(load, tmp_path: Path, workers: int
 
 
 def test_the_expected_line_is_exact_at_the_reference_and_includes_attention(load):
+    pytest.importorskip("matplotlib")
     scaling, figures = load("scaling"), load("scaling_figures")
     point = {
         "batch": 16, "clip_seconds": 10.0, "gflops": 2.0, "parameters": 4_000_000, "front_end": 48.0, "network": 320.0,
@@ -96,6 +97,7 @@ def test_the_expected_line_is_exact_at_the_reference_and_includes_attention(load
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("scaling*.json")), ids=lambda path: path.name)
 def test_plots_of_saved_results_can_be_redrawn(load, tmp_path: Path, file: Path):
+    pytest.importorskip("matplotlib")
     figures = load("scaling_figures")
     figures.write(json.loads(file.read_text()), tmp_path)
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}

@@ -192,20 +192,19 @@ def test_page_of_nothing_but_a_title_is_still_a_page() -> None:
     assert "<h1>Nothing yet</h1>" in render(ReportContents("Nothing yet", "No data."))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 9, 10])
-def test_map_and_neighbours_cope_with_few_clips(contents: ReportContents, count: int) -> None:
-    sections = Page(render(ReportContents("t", "l", clips=contents.clips[:count]))).sections()
-    assert sections == ([] if count == 1 else ["map", "neighbours"])
-
-
-def test_identical_embeddings_have_no_map(contents: ReportContents) -> None:
-    clips = [replace(clip, vector=np.ones(4)) for clip in contents.clips[:12]]
-    assert "map" not in Page(render(ReportContents("t", "l", clips=clips))).sections()
-
-
-def test_clips_without_sound_have_a_map_but_no_players(contents: ReportContents) -> None:
-    clips = [replace(clip, waveform=None) for clip in contents.clips[:12]]
-    assert Page(render(ReportContents("t", "l", clips=clips))).sections() == ["map"]
+@pytest.mark.parametrize(
+    ("count", "changes", "sections"),
+    [
+        (1, {}, []),
+        (2, {}, ["map", "neighbours"]),
+        (10, {}, ["map", "neighbours"]),
+        (12, {"vector": np.ones(4)}, ["neighbours"]),  # identical embeddings have no map
+        (12, {"waveform": None}, ["map"]),  # clips without sound have no players
+    ],
+)
+def test_few_identical_and_silent_clips(contents: ReportContents, count: int, changes: dict, sections: list) -> None:
+    clips = [replace(clip, **changes) for clip in contents.clips[:count]]
+    assert Page(render(ReportContents("t", "l", clips=clips))).sections() == sections
 
 
 def test_sentences_keep_their_spaces(page: str) -> None:

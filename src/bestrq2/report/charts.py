@@ -344,6 +344,9 @@ def score_axis(scores: Iterable[Score]) -> Axis:
 # --- SVG files ---
 
 WIDTH, PANEL_HEIGHT = 940, 190
+SCORE_MARKS = (
+    "Means over seeds with 95 % intervals; small dots are seeds, hollow ones single seeds, grey ones baselines."
+)
 _LETTER = 5.9  # average width of a letter of 11 px
 
 
@@ -413,7 +416,8 @@ def svg_of_scores(rows: Sequence[tuple[str, Sequence[ScoreChart]]]) -> str:
                 parts.append(_score_marks(chart, row, left, width, middle))
         parts.append(_text(WIDTH - 22, tops[-1] + 31, "score (%)", "var(--muted)", "end"))
         top = tops[-1] + 40
-    return _file(top, parts)
+    parts.append(_text(14, top + 12, SCORE_MARKS, "var(--muted)"))
+    return _file(top + 24, parts)
 
 
 def _score_marks(chart: ScoreChart, row: ScoreRow, left: float, width: float, y: float) -> str:

@@ -17,7 +17,7 @@ from bestrq2._version import __version__
 from bestrq2.convert.weights import load_model_folder
 from bestrq2.errors import DataError
 from bestrq2.evaluate.result import Result, TaskScore
-from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
+from bestrq2.evaluate.xares.results import read_xares_result
 from bestrq2.evaluate.xares.run import result_files
 from bestrq2.files import disk_errors, write_text
 from bestrq2.inference.embedder import Embedder
@@ -28,7 +28,7 @@ from bestrq2.report.charts import domain_colours
 from bestrq2.report.curves import FURTHER, RunCurves, curve_charts, run_colours, run_labels, runs_table
 from bestrq2.report.embeddings import EmbeddedClip, embedded_clips, map_figure, neighbour_figure
 from bestrq2.report.patches import MaskExample, level_gradient, mask_example, mask_figure
-from bestrq2.report.runs import read_curves
+from bestrq2.report.runs import find_xares, read_curves
 from bestrq2.report.scores import probe_section, short_task, xares_section
 
 FOLDER = Path(__file__).parent
@@ -147,12 +147,11 @@ def write_xares_pages(model: str | os.PathLike[str], output: Path | None) -> lis
 
 def run_result(run: Path) -> tuple[list[Result], list[str]]:
     """X-ARES result of a run folder in a list, empty without one, and a sentence for a result that cannot be read."""
-    if not (run / RESULT_NAME).exists():
-        return [], []
     try:
-        return [read_xares_result(run / RESULT_NAME)], []
+        found = find_xares(run)
     except DataError as error:
         return [], [f"{error}."]
+    return ([found] if found else []), []
 
 
 def write_report(output: Path, contents: ReportContents) -> None:

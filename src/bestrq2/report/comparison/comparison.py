@@ -13,6 +13,7 @@ from typing import Any
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.table import Table
 from bestrq2.files import disk_errors, write_text
+from bestrq2.report.charts import SCORE_MARKS
 from bestrq2.report.comparison import sentences, tables
 from bestrq2.report.comparison.arms import Arm, final_values, group
 from bestrq2.report.comparison.figures import code_charts, comparison_figures, loss_charts, probe_charts
@@ -86,6 +87,7 @@ class Comparison:
             "between the lowest and the highest seed.",
             sentences=self.sentences,
             probes=probe_charts(self.probes, self.arms),
+            score_marks=SCORE_MARKS,
             losses=loss_charts(self.arms),
             codes=code_charts(self.arms),
             tables=self.headed_tables,
