@@ -13,8 +13,8 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from bestrq2.commands.pretrain import pretrain
 from bestrq2.train import loop
-from bestrq2.train.pretraining import pretrain
 
 RATE = 16_000
 MODEL: dict[str, Any] = {

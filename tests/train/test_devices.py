@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,47 +35,60 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(
-    launcher: str,
-    output: Path,
-    source: Path,
-    stop: list[int] | None = None,
-    resume: bool = False,
-    probe: dict[str, Any] | None = None,
-    **trainer: Any,
-) -> list[subprocess.Popen]:
-    """Start a run of two processes: one command by Lightning or torchrun, two as SLURM's srun would start them."""
-    devices = 2 if launcher == "lightning" else 1
-    settings = {
-        "trainer": {**STEPS, "devices": devices, **trainer},
-        "stop": stop,
-        "resume": resume,
-        "probe": probe or {},
-    }
-    words = [str(SCRIPT), str(output), str(source), json.dumps(settings)]
-    paths = filter(None, [os.environ.get("PYTHONPATH")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *paths])}
-    commands = [[*TORCHRUN, *words] if launcher == "torchrun" else [sys.executable, *words]]
-    environments = [environment]
-    if launcher == "slurm":
-        job = {
-            "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "pretrain", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
-            "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-        }  # fmt: skip
-        environments = [{**environment, **job, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)} for r in range(2)]
-        commands *= 2
-    return [
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for command, env in zip(commands, environments, strict=True)
-    ]
+class Several:
+    """Starts small runs of two processes.
+
+    As SLURM's srun would start them, they are forked in milliseconds; Fabric and torchrun start fresh interpreters.
+    """
+
+    def __init__(self, start_python: Callable[..., Any]) -> None:
+        self.start_python = start_python
+
+    def start(
+        self,
+        launcher: str,
+        output: Path,
+        source: Path,
+        stop: list[int] | None = None,
+        resume: bool = False,
+        probe: dict[str, Any] | None = None,
+        **trainer: Any,
+    ) -> list[Any]:
+        """The processes: one command for Fabric or torchrun, two for SLURM."""
+        trainer = {**STEPS, "devices": 2 if launcher == "fabric" else 1, **trainer}
+        settings = {"trainer": trainer, "stop": stop, "resume": resume, "probe": probe or {}}
+        words = [str(SCRIPT), str(output), str(source), json.dumps(settings)]
+        paths = os.pathsep.join([str(SCRIPT.parent), *sys.path])
+        if launcher == "slurm":
+            job = {
+                "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "pretrain", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+                "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free_port()), "PYTHONPATH": paths,
+            }  # fmt: skip
+            ranks = [{**job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+            return [self.start_python(words, env=rank) for rank in ranks]
+        command = [*TORCHRUN, *words] if launcher == "torchrun" else [sys.executable, *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        return [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)]
+
+    def run(self, *arguments: Any, **settings: Any) -> str:
+        """Output of a run of several processes that must succeed."""
+        said, codes = "", []
+        for process in self.start(*arguments, **settings):
+            if isinstance(process, subprocess.Popen):
+                said += process.communicate(timeout=240)[0]
+                codes.append(process.returncode)
+            else:
+                finished = process.finish(240)
+                said += finished.stdout + finished.stderr
+                codes.append(finished.returncode)
+        assert set(codes) == {0}, said
+        return said
 
 
-def finish(processes: list[subprocess.Popen]) -> str:
-    """Wait; what they said."""
-    said = "".join(process.communicate(timeout=180)[0] for process in processes)
-    assert [process.returncode for process in processes] == [0] * len(processes), said
-    return said
+@pytest.fixture
+def several(start_python: Callable[..., Any]) -> Several:
+    return Several(start_python)
 
 
 def assert_close(one: Path, other: Path) -> None:
@@ -108,27 +122,39 @@ def alone(tmp_path_factory: pytest.TempPathFactory, sounds: Path) -> Path:
     return small_pretrain(sounds, run, trainer=STEPS, model={"drop_path_rate": 0.0})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun", "slurm"])
+@pytest.mark.parametrize(
+    "launcher",
+    ["slurm", pytest.param("fabric", marks=pytest.mark.slow), pytest.param("torchrun", marks=pytest.mark.slow)],
+)
 def test_two_processes_learn_what_one_does_with_all_their_clips(
-    launcher: str, tmp_path: Path, sounds: Path, alone: Path
+    launcher: str, tmp_path: Path, sounds: Path, alone: Path, several: Several
 ):
-    finish(start(launcher, tmp_path / "run", sounds))
+    several.run(launcher, tmp_path / "run", sounds)
     assert_close(alone, tmp_path / "run")
     assert "broken.wav" in (tmp_path / "run" / "rejected.csv").read_text()
 
 
 @pytest.mark.slow
+def test_accumulation_over_two_processes_learns_what_one_batch_does(
+    tmp_path: Path, sounds: Path, alone: Path, several: Several
+):
+    several.run("slurm", tmp_path / "run", sounds, accumulate_grad_batches=2)
+    assert_close(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["auto", "fsdp"])
-def test_two_processes_probe_at_the_steps_and_with_the_scores_of_one(strategy: str, tmp_path: Path, sounds: Path):
+def test_two_processes_probe_at_the_steps_and_with_the_scores_of_one(
+    strategy: str, tmp_path: Path, sounds: Path, several: Several
+):
     for number, file in enumerate(sorted(sounds.glob("[0-9]*.wav"))):
         copy = tmp_path / "labelled" / "ab"[number % 2] / file.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
-    settings = {"probe": {"data": str(tmp_path / "labelled"), "every_n_steps": 1}}
+    probe = {"data": str(tmp_path / "labelled"), "every_n_steps": 1}
     steps = {"max_steps": 2, "checkpoint_every_n_steps": 2, "val_every_n_steps": 2}
-    finish(start("torchrun", tmp_path / "two", sounds, **settings, strategy=strategy, **steps))
-    one = small_pretrain(sounds, tmp_path / "one", trainer=STEPS | steps, model={"drop_path_rate": 0.0}, **settings)
+    several.run("slurm", tmp_path / "two", sounds, probe=probe, strategy=strategy, **steps)
+    one = small_pretrain(sounds, tmp_path / "one", trainer=STEPS | steps, model={"drop_path_rate": 0.0}, probe=probe)
     scores = [[(row["step"], row["probe/mean"]) for row in metrics(run)] for run in (one, tmp_path / "two")]
     assert scores[0] == scores[1]
     assert [step for step, _ in scores[0]] == ["0", "1", "2"]
@@ -136,37 +162,37 @@ def test_two_processes_probe_at_the_steps_and_with_the_scores_of_one(strategy: s
 
 @pytest.mark.slow
 def test_a_run_goes_from_two_processes_to_one_and_back(
-    tmp_path: Path, sounds: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sounds: Path, alone: Path, several: Several, monkeypatch: pytest.MonkeyPatch
 ):
     run = tmp_path / "run"
-    # Only the second process hears of it; both stop, one step later.
-    assert "stopped after step 8" in finish(start("torchrun", run, sounds, stop=[1, 7]))
+    # Only the second process gets the signal; both stop, one step later.
+    assert "stopped after step 8" in several.run("slurm", run, sounds, stop=[1, 7])
     with monkeypatch.context() as patch:
         stop_at(patch, rank=0, step=13)
         with pytest.raises(StoppedBySignal, match="stopped after step 13"):
             small_pretrain(sounds, run, trainer=STEPS, model={"drop_path_rate": 0.0}, resume=True)
-    finish(start("lightning", run, sounds, resume=True))
+    several.run("slurm", run, sounds, resume=True)
     assert_close(alone, run)
 
 
 @pytest.mark.slow
-def test_a_model_cut_into_shards_learns_the_same_and_its_state_is_whole(tmp_path: Path, sounds: Path, alone: Path):
-    run = tmp_path / "run"
-    finish(start("torchrun", run, sounds, stop=[0, 11], strategy="fsdp"))
-    assert CheckpointStore(run / "checkpoints").steps() == [10, 12]
-    finish(start("torchrun", run, sounds, resume=True, strategy="fsdp"))
-    assert_close(alone, run)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "victim"), [("lightning", "first"), ("lightning", "second"), ("torchrun", "first")]
-)
-def test_killing_one_process_ends_the_job_with_a_clear_message(
-    launcher: str, victim: str, tmp_path: Path, sounds: Path
+def test_a_model_cut_into_shards_learns_the_same_and_its_state_is_whole(
+    tmp_path: Path, sounds: Path, alone: Path, several: Several
 ):
     run = tmp_path / "run"
-    (process,) = start(launcher, run, sounds, max_steps=100_000)
+    several.run("slurm", run, sounds, stop=[0, 11], strategy="fsdp")
+    assert CheckpointStore(run / "checkpoints").steps() == [10, 12]
+    several.run("slurm", run, sounds, resume=True, strategy="fsdp")
+    assert_close(alone, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "victim"), [("fabric", "first"), ("fabric", "second"), ("torchrun", "first")])
+def test_killing_one_process_ends_the_job_with_a_clear_message(
+    launcher: str, victim: str, tmp_path: Path, sounds: Path, several: Several
+):
+    run = tmp_path / "run"
+    (process,) = several.start(launcher, run, sounds, max_steps=100_000)
     pids = []
     assert process.stdout is not None
     while len(pids) < 2:
@@ -176,7 +202,7 @@ def test_killing_one_process_ends_the_job_with_a_clear_message(
     while not (run / "checkpoints" / "last.ckpt").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    # Lightning's first process is the command itself; torchrun's are told apart by their environment.
+    # Fabric's first process is the command itself; torchrun's are told apart by their environment.
     ranks = {int(rank_of(pid)): pid for pid in pids}
     os.kill(ranks[{"first": 0, "second": 1}[victim]], signal.SIGKILL)
     said, _ = process.communicate(timeout=60)

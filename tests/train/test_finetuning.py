@@ -17,6 +17,7 @@ from small_run import RATE, at_step, metrics, weights
 
 import bestrq2
 from bestrq2 import BestRQ2ForAudioClassification, cli
+from bestrq2.commands.finetune import finetune
 from bestrq2.data.audio import read_audio
 from bestrq2.data.open_source import open_source
 from bestrq2.errors import BestRQ2Error, StoppedBySignal
@@ -76,7 +77,7 @@ def chords(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small_finetune(encoder: Path, labelled: Path, output: Path, **changes: Any) -> SimpleNamespace:
     settings = {"epochs": 3, "batch_size": 8, "lr": 3e-3, "num_workers": 0, "device": "cpu", **changes}
-    result = finetuning.finetune(encoder, labelled, output, **settings)
+    result = finetune(encoder, labelled, output, **settings)
     overall = {one.metric: one for one in result.scores if one.domain != ONE_CLASS}
     return SimpleNamespace(output=output, result=result, overall=overall, **result.provenance)
 

@@ -84,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, test: int) -> DemoResult:
     from bestrq2 import soundworld
+    from bestrq2.commands.pretrain import pretrain
     from bestrq2.data.labels import soundworld_tasks
     from bestrq2.data.sources import ArraySource
     from bestrq2.evaluate.baselines import LogMelStatistics
@@ -93,7 +94,6 @@ def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, te
     from bestrq2.evaluate.score_table import all_means
     from bestrq2.inference.embedder import Embedder, load
     from bestrq2.report.page import write_report
-    from bestrq2.train.pretraining import pretrain
 
     source = ArraySource(soundworld.unlabelled(clips), soundworld.SAMPLE_RATE, f"soundworld:{clips}")
     tasks = soundworld_tasks(train=train, test=test)

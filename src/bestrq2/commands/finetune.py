@@ -65,13 +65,16 @@ def finetune(
         BestRQ2Error: with one sentence that says what to change.
         KeyboardInterrupt: when stopped by Ctrl-C; the run can be resumed.
     """
-    from bestrq2.train import finetuning
+    from bestrq2.train.finetuning import run_finetuning
+    from bestrq2.train.settings import FinetuneConfig
 
-    return finetuning.finetune(
-        model, labelled, output, mode=mode, layers=layers, epochs=epochs, batch_size=batch_size, lr=lr,
-        weight_decay=weight_decay, warmup_fraction=warmup_fraction, layer_decay=layer_decay, balanced=balanced,
-        max_seconds=max_seconds, seed=seed, num_workers=num_workers, device=device, devices=devices, resume=resume,
+    config = FinetuneConfig(
+        model=os.fspath(model), labelled=os.fspath(labelled), output=Path(output), mode=mode, layers=layers,
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_fraction=warmup_fraction,
+        layer_decay=layer_decay, balanced=balanced, max_seconds=max_seconds, seed=seed, num_workers=num_workers,
+        device=device, devices=devices,
     )  # fmt: skip
+    return run_finetuning(config, resume=resume)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -54,12 +54,17 @@ def pretrain(
         BestRQ2Error: with one sentence that says what to change.
         KeyboardInterrupt: when stopped by Ctrl-C; the run can be resumed.
     """
-    from bestrq2.train import pretraining
+    from bestrq2.data.sources import Source
+    from bestrq2.train.pretraining import run_pretraining
+    from bestrq2.train.settings import resolve
 
-    return pretraining.pretrain(
-        data=data, output=output, recipe=recipe, seed=seed, resume=resume, model=model, loader=loader,
-        optimizer=optimizer, trainer=trainer, probe=probe, watch=watch, logging=logging,
-    )  # fmt: skip
+    source = data if isinstance(data, Source) else None
+    settings: dict[str, Any] = {
+        "recipe": recipe, "data": source.name if source else str(data), "output": str(output), "seed": seed,
+        "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer, "probe": probe,
+        "watch": watch, "logging": logging,
+    }  # fmt: skip
+    return run_pretraining(resolve(settings), resume=resume, source=source)
 
 
 def main(argv: Sequence[str]) -> None:

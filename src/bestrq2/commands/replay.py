@@ -28,9 +28,9 @@ def replay(failure: str | os.PathLike[str], device: str | None = None, rank: int
         CheckpointError: the folder is missing or damaged.
         ConfigError: there is no such rank or device.
     """
-    from bestrq2.train import replay as room
+    from bestrq2.train.replay import replay_step
 
-    return room.replay_step(failure, device=device, rank=rank)
+    return replay_step(failure, device=device, rank=rank)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -58,71 +57,19 @@ logger = logging.getLogger(__name__)
 _GRADIENT_NORM = 1.0
 
 
-def finetune(
-    model: str | os.PathLike[str],
-    labelled: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    mode: str = "full",
-    layers: int | None = None,
-    epochs: int = 10,
-    batch_size: int = 32,
-    lr: float | None = None,
-    weight_decay: float = 0.05,
-    warmup_fraction: float = 0.1,
-    layer_decay: float = 1.0,
-    balanced: bool = False,
-    max_seconds: float | None = None,
-    seed: int = 0,
-    num_workers: int = 1,
-    device: str | None = None,
-    devices: int = 1,
-    resume: bool = False,
-) -> Result:
-    """Fine-tune an encoder as a classifier of recordings; the epoch that is best in validation is kept and tested.
+def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
+    """Fine-tune an encoder as configured; the epoch that is best in validation is kept and tested.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
-        labelled: folder with one subfolder per class (optionally inside `train`, `valid` and `test`), table with path
-            and label (or labels, for several classes per recording, with ";" between them), or WebDataset tars with
-            labels.
-        output: run folder to write.
-        mode: trained part: "linear" (the head alone), "partial" (also the last `layers` blocks) or "full".
-        layers: number of blocks in mode "partial".
-        epochs: passes over the training recordings.
-        batch_size: clips per step.
-        lr: peak learning rate; by default 1e-3 for "linear" and 1e-4 otherwise.
-        weight_decay: weight decay of AdamW, for matrices.
-        warmup_fraction: share of the steps in which the rate rises; a cosine down to nearly 0 follows.
-        layer_decay: factor of the learning rate from each block to the one before it; 1 for the same rate everywhere.
-        balanced: draw recordings of rare classes as often as those of frequent ones.
-        max_seconds: longest random crop in training, and the window in which longer recordings are classified; by
-            default that of the model.
-        seed: random seed for splits that are not given, head, order and crops.
-        num_workers: processes that decode; 0 decodes in this one.
-        device: such as "cpu" or "cuda:0"; by default CUDA, with bfloat16, where it is available.
-        devices: processes, one per device; torchrun and SLURM override it.
-        resume: continue the run in `output`; start it if there is none.
+        config: all settings.
+        resume: continue the run in `config.output`; start it if there is none.
 
     Returns:
         Scores on the test split, over all classes and for each.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
-        KeyboardInterrupt: if it was stopped by Ctrl-C; the run can be resumed.
-    """
-    config = FinetuneConfig(
-        os.fspath(model), os.fspath(labelled), Path(output), mode, layers, epochs, batch_size, lr, weight_decay,
-        warmup_fraction, layer_decay, balanced, max_seconds, seed, num_workers, device, devices,
-    )  # fmt: skip
-    return run_finetuning(config, resume=resume)
-
-
-def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
-    """Fine-tune as configured; see `finetune`.
-
-    Args:
-        config: all settings.
-        resume: continue the run in `config.output`; start it if there is none.
+        StoppedBySignal: by Ctrl-C or another signal; the run can be resumed.
     """
     follow_launcher()
     folder, first, stop = RunFolder(config.output), first_process(), StopRequest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,7 +36,7 @@ from bestrq2.train.processes import (
     quiet_fabric,
 )
 from bestrq2.train.run_folder import RunFolder
-from bestrq2.train.settings import PretrainConfig, changed_rounding, changed_settings, resolve
+from bestrq2.train.settings import PretrainConfig, changed_rounding, changed_settings
 from bestrq2.train.stopping import StopRequest
 from bestrq2.train.task import unequal_lengths
 from bestrq2.train.watch import Watch
@@ -49,60 +48,20 @@ _STATISTICS_BATCH = 16
 _SHOWN = 16
 
 
-def pretrain(
-    *,
-    data: str | os.PathLike[str] | Source,
-    output: str | os.PathLike[str],
-    recipe: str = "best-rq-2",
-    seed: int = 0,
-    resume: bool = False,
-    model: dict[str, Any] | None = None,
-    loader: dict[str, Any] | None = None,
-    optimizer: dict[str, Any] | None = None,
-    trainer: dict[str, Any] | None = None,
-    probe: dict[str, Any] | None = None,
-    watch: dict[str, Any] | None = None,
-    logging: dict[str, Any] | None = None,
-) -> Path:
-    """Pretrain an encoder on unlabelled audio.
+def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Source | None = None) -> Path:
+    """Pretrain an encoder as configured.
 
     Args:
-        data: folder, file, list, "soundworld", or a `Source`.
-        output: run folder to write.
-        recipe: recipe whose settings are the defaults.
-        seed: random seed for weights, data order, crops and masks.
-        resume: continue the run in `output`; start it if there is none.
-        model: fields of `BestRQ2Config` that differ from the recipe; likewise the other groups.
-        loader: see `LoaderConfig`.
-        optimizer: see `OptimizerConfig`.
-        trainer: see `TrainerConfig`.
-        probe: see `OnlineProbeConfig`.
-        watch: see `WatchConfig`.
-        logging: see `LoggingConfig`.
+        config: all settings.
+        resume: continue the run in `config.output`; start it if there is none.
+        source: unlabelled audio in place of `config.data`.
 
     Returns:
         The run folder.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
-        KeyboardInterrupt: if it was stopped by Ctrl-C; the run can be resumed.
-    """
-    source = data if isinstance(data, Source) else None
-    settings: dict[str, Any] = {
-        "recipe": recipe, "data": source.name if source else str(data), "output": str(output), "seed": seed,
-        "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer, "probe": probe,
-        "watch": watch, "logging": logging,
-    }  # fmt: skip
-    return run_pretraining(resolve(settings), resume=resume, source=source)
-
-
-def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Source | None = None) -> Path:
-    """Pretrain as configured; see `pretrain`.
-
-    Args:
-        config: all settings.
-        resume: continue the run in `config.output`; start it if there is none.
-        source: unlabelled audio in place of `config.data`.
+        StoppedBySignal: by Ctrl-C or another signal; the run can be resumed.
     """
     follow_launcher()
     folder, first, stop = RunFolder(config.output), first_process(), StopRequest()

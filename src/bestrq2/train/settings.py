@@ -296,7 +296,7 @@ class PretrainConfig(Checked):
 
 @dataclass(frozen=True)
 class FinetuneConfig(Checked):
-    """One fine-tuning run, complete; see `finetune` for the fields."""
+    """One fine-tuning run, complete; `bestrq2.finetune` describes the fields."""
 
     model: str
     labelled: str
