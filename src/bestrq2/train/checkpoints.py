@@ -209,6 +209,8 @@ def optimizer_state(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
         return optimizer.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     named: Any = get_optimizer_state_dict(task, optimizer, options=options)
+    if not named:  # the whole state is put together in the first process only
+        return {}
     numbers = {name: number for number, name in enumerate(_names(task, optimizer))}
     groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in named["param_groups"]]
     return {"state": {numbers[name]: value for name, value in named["state"].items()}, "param_groups": groups}
