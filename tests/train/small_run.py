@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,10 @@ def killed_copy(
         with pytest.raises(RuntimeError, match="killed"):
             small_pretrain(recordings, tmp_path / "killed", **changes)
     return tmp_path / "killed"
+
+
+def free_port() -> int:
+    """A port for processes that connect."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

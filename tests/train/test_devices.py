@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from one_of_several import stop_at
-from small_run import metrics, small_pretrain, weights, write_recordings
+from small_run import free_port, metrics, small_pretrain, weights, write_recordings
 
 from bestrq2.errors import ConfigError, StoppedBySignal
 from bestrq2.train.checkpoints import CheckpointStore
@@ -27,12 +26,6 @@ from bestrq2.train.settings import TrainerConfig
 STEPS = {"max_steps": 20, "log_every_n_steps": 1, "val_every_n_steps": 5, "checkpoint_every_n_steps": 10}
 SCRIPT = Path(__file__).with_name("one_of_several.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Several:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from small_run import RATE, at_step, metrics, weights
+from small_run import RATE, at_step, free_port, metrics, weights
 
 import bestrq2
 from bestrq2 import BestRQ2ForAudioClassification, cli
@@ -211,6 +213,36 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True, epochs=4)
     with pytest.raises(BestRQ2Error, match="holds a run already; add --resume"):
         small_finetune(encoder, tones, tmp_path / "stopped")
+
+
+def test_two_processes_learn_what_one_does(encoder: Path, tones: Path, tmp_path: Path, start_cli: Any):
+    calm = tmp_path / "encoder"  # without stochastic depth, which draws per process
+    shutil.copytree(encoder, calm)
+    config = json.loads((calm / "config.json").read_text())
+    (calm / "config.json").write_text(json.dumps({**config, "drop_path_rate": 0.0}))
+    alone = small_finetune(calm, tones, tmp_path / "one", epochs=2)
+    job = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "finetune", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    words = f"finetune {calm} {tones} --output {tmp_path / 'two'} --epochs 2 --batch_size 8 --lr 3e-3 --num_workers 0"
+    ranks = [
+        start_cli(
+            [*words.split(), "--device", "cpu"], env={**job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    finished = [rank.finish(120) for rank in ranks]
+    assert [one.returncode for one in finished] == [0, 0], finished[0].stderr + finished[1].stderr
+    assert all(
+        torch.allclose(one, weights(tmp_path / "two")[name], atol=1e-5) for name, one in weights(alone.output).items()
+    )
+    for row, twin in zip(metrics(alone.output), metrics(tmp_path / "two"), strict=True):
+        assert {name: float(value) for name, value in row.items()} == pytest.approx(
+            {name: float(value) for name, value in twin.items()}, rel=1e-4
+        )
+    assert "broken.wav" in (tmp_path / "two" / "rejected.csv").read_text()
 
 
 @pytest.mark.parametrize(

