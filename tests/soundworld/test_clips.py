@@ -38,7 +38,7 @@ def test_clip_does_not_depend_on_what_was_generated_before():
 
 
 def test_another_process_generates_the_same_clips():
-    indices = [*speech_clips(3), 0, 1, 2]
+    indices = [*speech_clips(1), 0, 1]
     code = (
         "import hashlib; from bestrq2 import soundworld as s;"
         "from bestrq2.soundworld.clips import render;"
@@ -187,7 +187,7 @@ def test_bird_calls_lie_in_the_clip_and_sound_where_the_labels_say():
         assert (events[:, 1] - events[:, 0] >= 0.3 - 1e-9).all()
         assert (events[1:, 0] > events[:-1, 1]).all()
         seen += len(events)
-        if len(events):
+        if len(events) and index < 12:
             rng = generator(0, "environment/presence", "train", index)
             with_calls = clips._presence(rng, events, 5.0)
             alone = clips._presence(generator(0, "environment/presence", "train", index), events[:0], 5.0)
