@@ -302,10 +302,10 @@ def _become_a_process(request_file: int, streams: Sequence[int]) -> dict[str, An
     sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    # numpy's generator, seeded once in the server, would give all children the same numbers; torch starts from the same
-    # seed in every interpreter.
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
+    # Generators seeded once in the server would give all children the same "random" numbers.
+    for module, name in (("numpy.random", "seed"), ("torch", "seed")):
+        if module in sys.modules:
+            getattr(sys.modules[module], name)()
     return request
 
 
