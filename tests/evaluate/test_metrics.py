@@ -89,7 +89,7 @@ def test_classes_without_clips_are_left_out_of_the_means():
 
 def test_intervals_cover_the_truth_of_repeated_samples():
     covered = 0
-    for seed in range(60):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         truth = rng.random(100) < 0.4
         scores = truth + rng.normal(size=100)
@@ -99,7 +99,7 @@ def test_intervals_cover_the_truth_of_repeated_samples():
             if one.name == "macro ROC-AUC"
         )
         covered += auc.low <= 0.7602 <= auc.high  # two normal distributions one deviation apart: Phi(1 / sqrt 2)
-    assert covered >= 52
+    assert covered >= 35
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 7), (1, 10), (37, 50), (200, 400), (399, 400), (12, 12)])
@@ -157,14 +157,14 @@ def simulate_frames(generator: np.random.Generator, clips: int = 60) -> tuple[np
 def test_bootstrap_over_clips_covers_the_true_score_about_95_percent_of_the_time() -> None:
     generator = np.random.default_rng(0)
     covered = covered_by_frames = 0
-    for repeat in range(150):
+    for repeat in range(80):
         truth, predicted, clip = simulate_frames(generator)
         _, low, high = balanced_accuracy_with_interval(truth, predicted, clip, seed=repeat, resamples=400)
         covered += low <= 0.7 <= high
         _, low, high = balanced_accuracy_with_interval(truth, predicted, np.arange(600), seed=repeat, resamples=400)
         covered_by_frames += low <= 0.7 <= high
-    assert 0.90 < covered / 150 < 0.985
-    assert covered_by_frames / 150 < 0.75, "frames of a clip are dependent, so drawing frames is far too sure"
+    assert 0.90 < covered / 80 < 0.985
+    assert covered_by_frames / 80 < 0.75, "frames of a clip are dependent, so drawing frames is far too sure"
 
 
 def test_bootstrap_is_reproducible_and_ignores_the_order_of_frames() -> None:

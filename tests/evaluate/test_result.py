@@ -124,14 +124,14 @@ def test_bad_results_are_refused_by_name(small, tmp_path: Path, edit, message):
     with pytest.raises(DataError, match=message) as caught:
         read_small(path)
     assert str(caught.value).startswith(str(path))
-    assert "write it anew with `bestrq2 probe MODEL soundworld-1`" in str(caught.value)
+    assert "write a new one with `bestrq2 probe MODEL soundworld-1`" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xe9", '{"format": 1, "scores": [7]}', '{"format": 1}', "[" * 100_000])
 def test_files_that_are_not_results_are_refused(tmp_path: Path, text: str):
     (tmp_path / "bad.json").write_text(text, encoding="latin-1")
     for path, reason in ((tmp_path / "bad.json", "is "), (tmp_path / "missing.json", "cannot be read")):
-        with pytest.raises(DataError, match=rf"{path.name}: {reason}.*write it anew with `bestrq2 xares MODEL`"):
+        with pytest.raises(DataError, match=rf"{path.name}: {reason}.*write a new one with `bestrq2 xares MODEL`"):
             read_result(path, "x-ares")
 
 
@@ -169,7 +169,7 @@ def test_results_of_version_0_1_are_read(tmp_path: Path):
         assert (score.features, score.task, score.method, score.score, score.n_test) == expected
         assert list(read.failures) == ([] if name == "probe" else ["gtzan"])
     (tmp_path / "old.json").write_text(json.dumps({"format": 1, "metrics": [], "classes": []}))
-    with pytest.raises(DataError, match=r"of version 0.1.*write it anew with `bestrq2 finetune"):
+    with pytest.raises(DataError, match=r"of version 0.1.*write a new one with `bestrq2 finetune"):
         read_result(tmp_path / "old.json", "finetune")
 
 

@@ -124,7 +124,7 @@ def test_damaged_results_of_a_run_are_noted(tmp_path: Path) -> None:
     (tmp_path / "xares.json").write_text('{"benchmark": "x-ares"')
     (results, (note,)) = run_result(tmp_path)
     assert results == []
-    assert re.match(r".*/xares\.json: is not a JSON file .*; write it anew with `bestrq2 xares MODEL`\.$", note)
+    assert re.match(r".*/xares\.json: is not a JSON file .*; write a new one with `bestrq2 xares MODEL`\.$", note)
 
 
 def test_a_page_is_written_beside_every_result(tmp_path: Path) -> None:

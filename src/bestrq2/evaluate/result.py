@@ -166,11 +166,11 @@ def read_result(
         result = _parsed(Path(path).read_text(encoding="utf-8"), benchmark)
         check(result)
     except OSError as error:
-        raise DataError(f"{place}: cannot be read ({error.strerror}); write it anew with `{remedy}`") from error
+        raise DataError(f"{place}: cannot be read ({error.strerror}); write a new one with `{remedy}`") from error
     except DataError as error:
-        raise DataError(f"{place}: {str(error).rstrip('.')}; write it anew with `{remedy}`") from error
+        raise DataError(f"{place}: {str(error).rstrip('.')}; write a new one with `{remedy}`") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: is not a JSON file ({error}); write it anew with `{remedy}`") from error
+        raise DataError(f"{place}: is not a JSON file ({error}); write a new one with `{remedy}`") from error
     return result
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from bestrq2.text import counted
 logger = logging.getLogger(__name__)
 
 METHODS = ("linear", "knn")
+_Embedded: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Embedding of one clip without padding: clip [D], frames [T, D], timestamps [T] in seconds."""
 MAX_TRAIN_FRAMES = 20_000
 """Frame tasks are fitted on at most this many frames, drawn at random."""
 
@@ -42,15 +44,6 @@ class FeatureExtractor(Protocol):
 
     def embed(self, audio: list[ClipAudio], sampling_rate: int | None = None) -> Embeddings:
         """Embed waveforms [samples] at `sampling_rate` Hz, or files; AudioError if one of them is unusable."""
-
-
-@dataclass(frozen=True)
-class EmbeddedClip:
-    """Embedding of one clip without padding: clip [D], frames [T, D], timestamps [T] in seconds."""
-
-    clip: np.ndarray
-    frames: np.ndarray
-    timestamps: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -163,10 +156,10 @@ def embed_split(
         if isinstance(embedded, AudioError):
             skipped.append(_describe(split, place, clips.audio[place], embedded))
             continue
+        vector, vectors, moments = embedded
         if task.kind == "clip":
-            vectors, truth, moments = embedded.clip[None], np.asarray(clips.labels[place])[None], np.array([np.nan])
+            vectors, truth, moments = vector[None], np.asarray(clips.labels[place])[None], np.array([np.nan])
         else:
-            vectors, moments = embedded.frames, embedded.timestamps
             truth = event_present(moments, clips.labels[place])
         if not np.isfinite(vectors).all():
             raise DataError(f"{features.name} gives embeddings that are not finite for clip {place} of the {where}.")
@@ -205,7 +198,7 @@ def event_present(timestamps: np.ndarray, events: np.ndarray) -> np.ndarray:
 
 def _embed_batches(
     features: FeatureExtractor, clips: LabelledClips, batch: int, bar: str | None
-) -> Iterator[EmbeddedClip | AudioError]:
+) -> Iterator[_Embedded | AudioError]:
     """Yield the embedding of every clip in order, or the error that rejects it."""
     from tqdm import tqdm
 
@@ -218,7 +211,7 @@ def _embed_batches(
 
 def _embed_batch(
     features: FeatureExtractor, audio: list[ClipAudio], sampling_rate: int | None
-) -> list[EmbeddedClip | AudioError]:
+) -> list[_Embedded | AudioError]:
     try:
         embeddings = features.embed(audio, sampling_rate)
     except AudioError as error:
@@ -228,7 +221,7 @@ def _embed_batch(
         return [result for one in audio for result in _embed_batch(features, [one], sampling_rate)]
     masks = embeddings.frame_mask
     return [
-        EmbeddedClip(embeddings.clip[row], embeddings.frames[row][masks[row]], embeddings.timestamps[row][masks[row]])
+        (embeddings.clip[row], embeddings.frames[row][masks[row]], embeddings.timestamps[row][masks[row]])
         for row in range(len(audio))
     ]
 

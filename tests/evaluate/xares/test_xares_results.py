@@ -258,4 +258,4 @@ def test_scores_that_x_ares_does_not_give_are_refused(score: TaskScore, reason: 
     with pytest.raises(DataError, match=re.escape(reason)) as error:
         read_xares_result(path)
     assert str(error.value).startswith(f"{path}: ")
-    assert str(error.value).endswith("write it anew with `bestrq2 xares MODEL`")
+    assert str(error.value).endswith("write a new one with `bestrq2 xares MODEL`")

@@ -49,7 +49,7 @@ def find_audio_tars(folder: Path, patterns: Mapping[Any, str], downloaded: bool)
     Raises:
         DataError: the folder is missing, a split has no tar, or a tar is truncated or damaged.
     """
-    remedy = f"delete {folder} and run the command again to download it anew" if downloaded else "copy them there"
+    remedy = f"delete {folder} and run the command again" if downloaded else "copy them there"
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; it should hold {_listed(patterns.values())}")
     found: set[Path] = set()
@@ -190,7 +190,7 @@ def _temporary_files(folder: Path) -> Iterator[None]:
     """Keep temporary files of this process in a new folder.
 
     The harness downloads to the machine's temporary folder under the number of the record, which two tasks may share,
-    and continues what it finds there, although Zenodo packs an archive anew each time.
+    and continues what it finds there, although Zenodo packs a new archive each time.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

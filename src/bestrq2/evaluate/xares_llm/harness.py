@@ -161,7 +161,7 @@ def _task_file(harness: Harness, task: str, part: str, ending: str) -> Path:
     if task in JOINT_TASKS:
         found = sorted((harness.tasks / task / part).glob("*.y*ml"))
         if not found:
-            raise ConfigError(f"{harness.tasks / task / part}: holds no task file; install xares_llm anew")
+            raise ConfigError(f"{harness.tasks / task / part}: holds no task file; reinstall xares_llm")
         return found[0]
     single = {file.stem.removesuffix(ending): file for file in (harness.tasks / "single" / part).glob("*.y*ml")}
     if task not in single:
@@ -176,7 +176,7 @@ def read_task_file(path: Path) -> dict[str, Any]:
     """Read a task file.
 
     Raises:
-        DataError: it cannot be read, or is no mapping.
+        DataError: it cannot be read, or is not a mapping.
     """
     content = read_yaml(path)
     if not isinstance(content, dict) or not content:
