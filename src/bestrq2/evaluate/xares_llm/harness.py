@@ -26,7 +26,7 @@ REPOSITORY = "https://github.com/xiaomi-research/xares-llm"
 JOINT_TASKS = ("task1", "task2", "all")
 DATA_VARIABLE = "XARES_DATA_HOME"
 # Packages that the encoder needs beside those that the benchmark installs.
-ENCODER_NEEDS = "soundfile soxr av 'jsonargparse[signatures]'"
+ENCODER_NEEDS = "soundfile soxr av"
 MISSING = (
     f"has no package xares_llm; it is on Git alone, and wants transformers 4, so give it an environment of its own: "
     f"python -m venv xares-llm-env && xares-llm-env/bin/pip install 'xares-llm @ git+{REPOSITORY}' {ENCODER_NEEDS}; "
