@@ -102,6 +102,7 @@ def elsewhere(models, tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
     return {name: dict(np.load(folder / f"an.export-{name}.npz")) for name in VARIANTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_separate_environment_gives_the_same_outputs(name, models, elsewhere):
     model, found = models[name], elsewhere[name]

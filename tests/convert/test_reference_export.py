@@ -147,7 +147,7 @@ def test_an_encoder_exports_whatever_its_pretraining_settings(tiny_encoder, tmp_
 def test_impossible_outputs_and_sources_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"out.ckpt: a reference checkpoint is written as .safetensors"):
         export_reference("best-rq-2-tiny", tmp_path / "out.ckpt")
-    with pytest.raises(ConfigError, match="does not exist; make it"):
+    with pytest.raises(ConfigError, match="does not exist; create it"):
         export_reference("best-rq-2-tiny", tmp_path / "nowhere" / "out.safetensors")
     with pytest.raises(CheckpointError, match="no such run folder"):
         export_reference("no such model", tmp_path / "out.safetensors")

@@ -34,18 +34,7 @@ def export_model(
     int8: bool = False,
     describe: Describe | None = None,
 ) -> Path:
-    """Write a model in a format that other software reads.
-
-    Args:
-        source: model as in `bestrq2.load`.
-        output: new or empty folder for "hf" and "onnx", a .safetensors file for "reference".
-        format: one of `FORMATS`.
-        with_predictor: for "hf", include predictor, head and quantizer.
-        int8: for "onnx", also write a model with weights quantised to 8 bits.
-        describe: for "hf", further files of the folder.
-
-    Returns:
-        The output.
+    """Write a model in one of `FORMATS`; see `bestrq2.export` for the arguments.
 
     Raises:
         ConfigError: for an unknown format, an option of another format, or an output that cannot be written.
@@ -82,23 +71,7 @@ def push_model(
     with_predictor: bool = False,
     describe: Describe | None = None,
 ) -> str:
-    """Export a model in hub format and upload it to the Hugging Face hub in one commit.
-
-    Args:
-        source: model as in `bestrq2.load`.
-        repository: "USER/MODEL"; created if missing.
-        private: create a missing repository as private.
-        revision: branch to upload to; None for the main branch.
-        with_predictor: include predictor, head and quantizer.
-        describe: further files of the folder.
-
-    Returns:
-        URL of the model.
-
-    Raises:
-        ConfigError: if the hub refuses the name, the token or the write.
-        BestRQ2Error: if the hub cannot be reached or fails.
-    """
+    """Upload a model in hub format and return its URL; see `bestrq2.push` for the arguments, `upload` for errors."""
     check_upload(repository)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"

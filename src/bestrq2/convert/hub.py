@@ -99,10 +99,9 @@ def upload(folder: Path, repository: str, private: bool = False, revision: str |
         URL of the model.
 
     Raises:
-        ConfigError: as `check_upload`, or if the hub refuses the token or the write.
+        ConfigError: if the hub refuses the token or the write.
         BestRQ2Error: if the hub cannot be reached or fails.
     """
-    check_upload(repository)
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="bestrq2")

@@ -421,16 +421,17 @@ def _make(model_class: type[Model], parts: ReferenceConfig, state: dict[str, Ten
 
 def _check_fixed_tensors(config: BestRQ2Config, state: Mapping[str, Tensor], source: str, whole: bool) -> None:
     """Refuse a checkpoint whose window, filters or positions contradict its configuration."""
-    for key, fixed in fixed_tensors(config, whole).items():
-        if key in state:
-            same = tuple(state[key].shape) == fixed.shape and _alike(state[key], fixed.value())
-            _refuse_unless(same, key, state[key], fixed.shape, source)
-    for part, shape in part_shapes(config, whole).items():
-        expected = list(rotary_frequencies(config, shape).values())
-        for key, value in state.items():
-            if expected and key.startswith(f"{part}.") and ".rope.inv_freq" in key:
-                same = value.shape == expected[0].shape and _alike(value, expected[0])
-                _refuse_unless(same, key, value, tuple(expected[0].shape), source)
+    expected = fixed_tensors(config, whole)
+    for part, sizes in part_shapes(config, whole).items():
+        for frequencies in rotary_frequencies(config, sizes).values():
+            one = FixedTensor(tuple(frequencies.shape), lambda value=frequencies: value)  # type: ignore[misc]
+            expected |= {key: one for key in state if key.startswith(f"{part}.") and ".rope.inv_freq" in key}
+    for key, fixed in expected.items():
+        if key in state and not (tuple(state[key].shape) == fixed.shape and _alike(state[key], fixed.value())):
+            raise CheckpointError(
+                f"{source}: '{key}' {list(state[key].shape)} is not what the configuration gives {list(fixed.shape)}; "
+                "check net.spectrogram, net.patch_embed and net.encoder"
+            )
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
@@ -439,14 +440,6 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
         return False
     tolerance = max(1e-4, torch.finfo(found.dtype).eps)
     return torch.allclose(found.float(), expected, rtol=tolerance, atol=tolerance)
-
-
-def _refuse_unless(same: bool, key: str, found: Tensor, shape: tuple[int, ...], source: str) -> None:
-    if not same:
-        raise CheckpointError(
-            f"{source}: '{key}' {list(found.shape)} is not what the configuration gives {list(shape)}; "
-            "check net.spectrogram, net.patch_embed and net.encoder"
-        )
 
 
 def _fill(model: BestRQ2Model | BestRQ2ForPreTraining, whole: bool, state: dict[str, Tensor], source: str) -> None:

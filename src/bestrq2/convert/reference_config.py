@@ -409,6 +409,12 @@ _PRETRAINING_ONLY_VALUE = {
 }
 
 
+_SPECTROGRAM = {
+    "sample_rate": "sampling_rate", "n_fft": "n_fft", "win_length": "win_length", "hop_length": "hop_length",
+    "n_mels": "num_mel_bands", "f_min": "mel_min_hz", "f_max": "mel_max_hz",
+}  # fmt: skip
+
+
 def part_shapes(config: BestRQ2Config, whole: bool) -> dict[str, TransformerShape]:
     """Sizes of each stack of blocks by the reference's name; `whole` for models that may have a predictor."""
     found = {"encoder": TransformerShape.of_encoder(config)}
@@ -430,16 +436,7 @@ def write_config(config: BestRQ2Config, whole: bool) -> dict[str, Any]:
     if config.position_embedding == "learned":
         raise ConfigError("position_embedding is 'learned': the layout has only tables and rotation; export as hf")
     size = [config.num_mel_bands, config.columns(config.max_samples) * config.patch_size[1]]
-    spectrogram = {
-        "sample_rate": config.sampling_rate,
-        "n_fft": config.n_fft,
-        "win_length": config.win_length,
-        "hop_length": config.hop_length,
-        "n_mels": config.num_mel_bands,
-        "f_min": config.mel_min_hz,
-        "f_max": config.mel_max_hz,
-        "power": 2.0,
-    }
+    spectrogram = {theirs: getattr(config, ours) for theirs, ours in _SPECTROGRAM.items()} | {"power": 2.0}
     patch = {"img_size": size, "patch_size": config.patch_size, "in_chans": 1, "embed_dim": config.hidden_size}
     parts = {part: _transformer(config, sizes, size) for part, sizes in part_shapes(config, whole).items()}
     if not whole:
