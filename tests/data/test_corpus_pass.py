@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -212,3 +213,12 @@ def test_numbers_of_workers_and_ranks_that_make_no_sense_are_refused(monkeypatch
     with pytest.raises(ConfigError, match="start one process, without torchrun"):
         choose_workers(1, "local")
     assert choose_workers(1).process == Process(1, 2)
+
+
+def test_closing_a_pass_ends_its_workers():
+    before = set(multiprocessing.active_children())
+    made = make_parts(Numbers(), [Stretch((0, 0), 7)], Workers(2), label="test", unit="recordings")
+    next(made)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    made.close()
+    assert set(multiprocessing.active_children()) <= before

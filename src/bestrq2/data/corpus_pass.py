@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -102,8 +102,8 @@ def make_parts(
     unit: str,
     remake: Callable[[], CorpusJob] | None = None,
     device: str | None = None,
-) -> Iterator[Part]:
-    """Parts of some stretches as they are made, with progress on standard error.
+) -> Generator[Part, None, None]:
+    """Parts of some stretches as they are made, with progress on standard error; closing it ends the workers.
 
     Args:
         job: the work.

@@ -12,6 +12,7 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -331,13 +332,12 @@ def _process(
             device=device,
         )  # fmt: skip
         try:
-            for part in made:
-                parts.write(part, job.identity)
+            with closing(made):
+                for part in made:
+                    parts.write(part, job.identity)
         except KeyboardInterrupt as error:
             error.args = (f"finished parts stay in {parts.path}; run the same command again to continue",)
             raise
-        finally:
-            made.close()  # type: ignore[attr-defined]
         everything = list(job.blocks(ALONE))
         counts = parts.join_once(everything, output.exists, lambda: _join(parts, job, output))
     if counts is None:

@@ -21,7 +21,7 @@ from example_sounds import RATE, scene
 @pytest.mark.parametrize(
     ("setting", "value", "sentence"),
     [
-        ("format", "mp3", "format is 'mp3'; expected wav or flac."),
+        ("format", "mp3", "format must be one of wav, flac, got mp3"),
         ("sampling_rate", "0", "sampling_rate is 0; expected 1000 to 768000 Hz."),
         ("segment_seconds", "0.1", "segment_seconds is 0.1; it must be at least min_seconds (0.5), or null"),
         ("segment_seconds", ".nan", "segment_seconds is nan; it must be at least"),

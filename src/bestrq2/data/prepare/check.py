@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,11 +89,13 @@ def check_prepared(
     settings: dict[str, Any] = {"label": "check", "unit": "shards", "remake": remake, "device": "cpu"}
     if not os.access(output, os.W_OK) and not workers.are_several:  # nothing can be kept, but all can be read
         made = make_parts(job, PartsFolder(output / ".none").missing(job.blocks(ALONE)), workers, **settings)
-        return _compare(job, made)
+        with closing(made):
+            return _compare(job, made)
     parts = PartsFolder(output / f".check-{job.identity['state'][:12]}")
     with disk_errors(output), parts.held(workers.process.rank):
-        for part in make_parts(job, parts.missing(job.blocks(workers.process)), workers, **settings):
-            parts.write(part, job.identity)
+        with closing(make_parts(job, parts.missing(job.blocks(workers.process)), workers, **settings)) as made:
+            for part in made:
+                parts.write(part, job.identity)
         everything = list(job.blocks(ALONE))
         joined = parts.join_once(everything, lambda: False, lambda: _compare_parts(job, parts))
     return joined or job.summary

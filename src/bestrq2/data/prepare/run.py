@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -242,8 +243,9 @@ def _pack(packing: Packing, workers: Workers) -> None:
     job, span = packing.job, segment // packing.options.segments_per_span
     stretches = [Stretch((recording, span), len(job))] if recording < len(job) else []
     try:
-        for part in make_parts(job, stretches, workers, label="prepare", unit="files"):
-            packing.take(part.rows)
+        with closing(make_parts(job, stretches, workers, label="prepare", unit="files")) as made:
+            for part in made:
+                packing.take(part.rows)
         packing.finish()
     except KeyboardInterrupt as error:
         error.args = (
@@ -262,8 +264,10 @@ def _run_shared(
         count_finished(output, job.made_from)
         parts.check(job.identity)
         stretches = parts.missing(job.blocks(workers.process))
-        for part in make_parts(job, stretches, workers, label="prepare", unit="files", remake=make_job, device="cpu"):
-            parts.write(part, job.identity)
+        made = make_parts(job, stretches, workers, label="prepare", unit="files", remake=make_job, device="cpu")
+        with closing(made):
+            for part in made:
+                parts.write(part, job.identity)
         everything = list(job.blocks(ALONE))
         joined = parts.join_once(everything, (output / SUMMARY).exists, lambda: _join(job, output, parts))
     if joined is None:
