@@ -6,6 +6,7 @@ import base64
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
-from bestrq2.report.scales import Axis, Tick, number_text
+from bestrq2.report.scales import Axis, number_text
 
 # Colours of a spectrogram from quiet to loud: black over purple and orange to light yellow, lightness rising evenly.
 LEVEL_COLOURS = ("#06040f", "#241452", "#561a7a", "#8a2a7c", "#bb3f72", "#e65f5f", "#f98e63", "#fbc389", "#fbf7c5")
@@ -109,36 +110,13 @@ class PatchCell:
     reading: str
 
 
-@dataclass(frozen=True)
-class MaskFigure:
-    """One example as the template draws it.
+def mask_figure(example: MaskExample) -> dict[str, Any]:
+    """Geometry, image and texts of one example for the template; frames beyond the last whole patch are cut off.
 
     The image covers columns × rows patches exactly; `table` has the cells by row, high mel bands first, or is None
     where they are too many to read; `long` has the panels below each other; `cross` is the width and height, in cells,
     of the mark of a wrong prediction.
     """
-
-    title: str
-    image: str
-    rows: int
-    columns: int
-    long: bool
-    cross: tuple[float, float]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    cells: list[PatchCell]
-    hidden: int
-    right: int
-    accuracy: str
-    distinct: int
-    patch: str
-    low_db: str
-    high_db: str
-    table: list[list[PatchCell]] | None
-
-
-def mask_figure(example: MaskExample) -> MaskFigure:
-    """Geometry, image and texts of one example; frames beyond the last whole patch are cut off."""
     rows, columns = example.hidden.shape
     mel, frames = rows * example.patch_shape[0], columns * example.patch_shape[1]
     picture = np.asarray(example.log_mel, dtype=np.float64)[:mel, :frames]
@@ -147,25 +125,25 @@ def mask_figure(example: MaskExample) -> MaskFigure:
     cells = [[_cell(example, row, column, seconds / columns) for column in range(columns)] for row in range(rows)]
     right = sum(cell.right for line in cells for cell in line)
     hidden = int(example.hidden.sum())
-    return MaskFigure(
-        title=example.title,
-        image=_png(picture, low, high),
-        rows=rows,
-        columns=columns,
-        long=columns > LONG_FROM,
-        cross=_cross(rows, columns),
-        x_ticks=Axis(0, seconds).ticks(5),
-        y_ticks=Axis(0, mel).ticks(4),
-        cells=[cell for line in cells for cell in line],
-        hidden=hidden,
-        right=right,
-        accuracy=number_text(right / hidden if hidden else float("nan"), "percent"),
-        distinct=len(np.unique(example.true_codes)),
-        patch=f"{example.patch_shape[0]} mel bands × {1000 * seconds / columns:,.0f} ms",
-        low_db=f"{low:.0f}".replace("-", "−"),
-        high_db=f"{high:.0f} dB".replace("-", "−"),
-        table=cells[::-1] if rows * columns <= MOST_TABLE_CELLS else None,
-    )
+    return {
+        "title": example.title,
+        "image": _png(picture, low, high),
+        "rows": rows,
+        "columns": columns,
+        "long": columns > LONG_FROM,
+        "cross": _cross(rows, columns),
+        "x_ticks": Axis(0, seconds).ticks(5),
+        "y_ticks": Axis(0, mel).ticks(4),
+        "cells": [cell for line in cells for cell in line],
+        "hidden": hidden,
+        "right": right,
+        "accuracy": number_text(right / hidden if hidden else float("nan"), "percent"),
+        "distinct": len(np.unique(example.true_codes)),
+        "patch": f"{example.patch_shape[0]} mel bands × {1000 * seconds / columns:,.0f} ms",
+        "low_db": f"{low:.0f}".replace("-", "−"),
+        "high_db": f"{high:.0f} dB".replace("-", "−"),
+        "table": cells[::-1] if rows * columns <= MOST_TABLE_CELLS else None,
+    }
 
 
 def _cross(rows: int, columns: int) -> tuple[float, float]:
