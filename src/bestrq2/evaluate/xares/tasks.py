@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -50,68 +52,26 @@ class PublicTask:
     domain: Domain
     paper_domain: Domain
     methods: tuple[Method, ...]
-    metric: str = "accuracy"
-    entries: bool = True
-    paper: bool = True
+    metric: str
+    entries: bool
+    paper: bool
 
 
-_BOTH: tuple[Method, ...] = ("mlp", "knn")
-_MLP: tuple[Method, ...] = ("mlp",)
-
-
-def _speech(name: str, title: str) -> PublicTask:
-    return PublicTask(name, title, "speech", "speech", _BOTH)
-
-
-def _music(name: str, title: str, methods: tuple[Method, ...] = _BOTH, metric: str = "accuracy") -> PublicTask:
-    return PublicTask(name, title, "music", "music", methods, metric)
-
-
-def _environment(name: str, title: str, methods: tuple[Method, ...] = _BOTH, metric: str = "accuracy") -> PublicTask:
-    return PublicTask(name, title, "environment", "environment", methods, metric)
-
-
-def _private(name: str, title: str, methods: tuple[Method, ...] = _BOTH) -> PublicTask:
-    return PublicTask(name, title, "environment", "environment", methods, entries=False, paper=False)
-
-
-# xares 0.1.3, src/tasks/*.py. "nsynthinstument" is spelt so there.
-TASKS: Mapping[str, PublicTask] = MappingProxyType(
-    {
-        task.name: task
-        for task in (
-            _speech("asvspoof2015", "ASV2015"),
-            _speech("cremad", "CREMA-D"),
-            _speech("fluentspeechcommands", "Fluent Speech Commands"),
-            _speech("libricount", "LibriCount"),
-            _speech("librispeechmalefemale", "LibriSpeech-MF"),
-            _speech("ravdess", "RAVDESS"),
-            _speech("speechcommandsv1", "Speech Commands"),
-            PublicTask("vocalimitations", "Vocal Imitation", "speech", "environment", _BOTH),
-            _speech("vocalsound", "VocalSound"),
-            _speech("voxceleb1", "VoxCeleb1"),
-            _speech("voxlingua33", "VoxLingua33"),
-            PublicTask(
-                "librispeech", "LibriSpeech-ASR", "speech", "speech", _MLP, "WER_inv", entries=False, paper=False
-            ),
-            _music("freemusicarchive", "FMA"),
-            _music("gtzan_genre", "GTZAN"),
-            _music("maestro", "MAESTRO", _MLP, "segmentf1_micro"),
-            _music("nsynthinstument", "NSynth"),
-            _environment("clotho", "Clotho", _MLP, "recallatk_r1"),
-            _environment("desed", "DESED", _MLP, "segmentf1_macro"),
-            _environment("esc50", "ESC-50"),
-            _environment("fsd50k", "FSD50k", _MLP, "mAP"),
-            _environment("fsdkaggle2018", "FSD18-Kaggle", _MLP),
-            _environment("urbansound8k", "UrbanSound8k"),
-            _private("finger_snap", "Finger snap sound"),
-            _private("inside_outside_car", "Inside/outside car"),
-            _private("key_scratching", "Key scratching car"),
-            _private("liveenv", "LiveEnv sounds", _MLP),
-            _private("subway_broadcast", "Subway broadcast"),
+def _public_tasks() -> Mapping[str, PublicTask]:
+    text = (resources.files("bestrq2") / "evaluate" / "xares" / "tasks.csv").read_text(encoding="utf-8")
+    tasks: dict[str, PublicTask] = {}
+    for row in csv.DictReader(text.splitlines()):
+        methods = tuple(method for method in METHODS if method in row["methods"].split())
+        domain, paper_domain = (next(one for one in DOMAINS if one == row[key]) for key in ("domain", "paper_domain"))
+        counted, in_paper = row["entries"] == "yes", row["paper"] == "yes"
+        tasks[row["name"]] = PublicTask(
+            row["name"], row["title"], domain, paper_domain, methods, row["metric"], counted, in_paper
         )
-    }
-)
+    return MappingProxyType(tasks)
+
+
+TASKS = _public_tasks()
+"""Tasks of xares 0.1.3 by name, from tasks.csv; "nsynthinstument" is spelt as in the harness."""
 
 
 @dataclass(frozen=True)
