@@ -1,6 +1,7 @@
 """Throughput of random 10 s crops from files and shards, compared with webdataset on the same tars.
 
 python benchmarks/data_loading.py --clips 400 --seconds 2
+python benchmarks/data_loading.py --remote
 
 Every row reads random crops of 10 s from clips of 12 s at 16 kHz in float32 batches of 32, with one torch thread and
 the files in the page cache. Rows are interleaved, so that other load on the machine affects all alike; shown are
@@ -11,6 +12,9 @@ batched by a DataLoader; "soundfile" is a plain loop over the FLAC files without
 shared machine. Batches of 16-bit samples are converted to float32 in the training process (on a GPU, by the device).
 The last column is the minimal memory traffic (16-bit samples read, float32 written; for FLAC the latter alone) as a
 share of the speed of copying memory here, in processor time.
+
+`--remote` serves the PCM shards by HTTP on this machine instead: seconds to open the corpus and until the first batch,
+and clips per second after it, with an empty cache, with indexes beside the shards, and with all shards in the cache.
 """
 
 from __future__ import annotations
@@ -20,10 +24,14 @@ import io
 import itertools
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +42,7 @@ import webdataset
 from bestrq2.data.loader import training_batches
 from bestrq2.data.open_source import open_source
 from bestrq2.data.shards.writer import ShardWriter
+from bestrq2.data.sources import Source
 
 RATE, CLIP_SECONDS, CROP_SECONDS, BATCH = 16_000, 12, 10, 32
 CROP = RATE * CROP_SECONDS
@@ -69,9 +78,14 @@ def write_corpus(root: Path, clips: int) -> None:
             writer.close({})
 
 
-def own_batches(place: Path, workers: int) -> Iterator[torch.Tensor]:
+def own_batches(place: Path | Source, workers: int) -> Iterator[torch.Tensor]:
     loader = training_batches(
-        open_source(place), sampling_rate=RATE, max_seconds=CROP_SECONDS, seed=0, batch_size=BATCH, num_workers=workers
+        place if isinstance(place, Source) else open_source(place),
+        sampling_rate=RATE,
+        max_seconds=CROP_SECONDS,
+        seed=0,
+        batch_size=BATCH,
+        num_workers=workers,
     )
     for batch in loader:
         yield batch.to("cpu").input_values
@@ -103,6 +117,41 @@ def soundfile_loop(place: Path, _: int) -> Iterator[list[np.ndarray]]:
                 file.seek(int(rng.integers(file.frames - CROP + 1)))
                 crops.append(file.read(CROP, dtype="float32"))
         yield crops
+
+
+def measure_remote(root: Path, workers: Sequence[int], seconds: float) -> None:
+    """Print start-up and speed of the PCM shards behind a web server on this machine."""
+    indexed = [False]
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.endswith(".parquet") and not indexed[0]:
+                self.send_error(404)
+            else:
+                super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=root / "pcm"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    names = ",".join(path.name for path in sorted((root / "pcm").glob("*.tar")))
+    spec = f"http://127.0.0.1:{server.server_port}/{{{names}}}"
+    os.environ["BESTRQ2_CACHE"] = str(root / "cache")
+    print(f"{'cache':<22} {'workers':>7} {'open s':>7} {'first batch s':>14} {'clips/s':>8}")
+    for number, cache in itertools.product(workers, ("empty", "empty, indexes beside", "filled")):
+        if cache != "filled":
+            shutil.rmtree(root / "cache", ignore_errors=True)
+        indexed[0] = cache == "empty, indexes beside"
+        start = time.perf_counter()
+        source = open_source(spec)
+        opened = time.perf_counter() - start
+        batches = own_batches(source, number)
+        next(batches)
+        first = time.perf_counter() - start
+        rate, _ = clips_a_second(batches, seconds)
+        print(f"{cache:<22} {number:>7} {opened:>7.2f} {first:>14.2f} {rate:>8.0f}")
+    server.shutdown()
 
 
 def processor_seconds() -> float:
@@ -144,8 +193,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn of each row")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--remote", action="store_true", help="measure the PCM shards behind a web server instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.remote:
+        with tempfile.TemporaryDirectory() as folder:
+            write_corpus(Path(folder), arguments.clips)
+            measure_remote(Path(folder), arguments.workers, arguments.seconds)
+        return
     Row = tuple[str, str, int]
     kinds: dict[tuple[str, str], Callable[[Path, int], Iterator]] = {
         ("soundfile", "folder"): soundfile_loop,
