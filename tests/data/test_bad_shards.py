@@ -32,7 +32,7 @@ BAD = {
     "silent.wav": (encoded(np.zeros(RATE, np.float32), RATE), "is silent: no sample exceeds 0.0001 of full scale."),
     "none.wav": (encoded(np.zeros(0, np.float32), RATE), "holds no samples."),
     "cut.flac": (clip(kind="FLAC")[:4], "is not audio that libsndfile or FFmpeg can read."),
-    "../out.wav": (clip(), "its name in the tar is no plain one"),
+    "../out.wav": (clip(), "its name in the tar is not a plain one"),
     "good.flac": (clip(kind="FLAC"), "an earlier clip in the tar has the same key"),
 }
 

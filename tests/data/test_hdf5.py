@@ -169,9 +169,9 @@ def test_listed_rows_are_left_out(path, tmp_path):
     [
         ("Row\n4\n", "has no column 'Index'; found 'Row'"),
         ("index\n4\n", r"has no column 'Index'; found 'index' \(did you mean 'index'\? rename it\)"),
-        ("Index\n6\n", "Index '6' is no row of .*audioset.h5; expected 0 to 5"),
-        ("Index\n-1\n", "Index '-1' is no row"),
-        ("Index\nx\n", "Index 'x' is no row"),
+        ("Index\n6\n", "Index '6' is not a row of .*audioset.h5; expected 0 to 5"),
+        ("Index\n-1\n", "Index '-1' is not a row"),
+        ("Index\nx\n", "Index 'x' is not a row"),
         ("Index\n" + "\n".join("012345"), "holds no clips but those that .*out.csv excludes"),
     ],
 )
@@ -184,11 +184,11 @@ def test_what_is_wrong_with_the_list_is_named(path, tmp_path, text, reason):
 def test_options_are_checked(path, tmp_path):
     with pytest.raises(DataError, match=r"gone\.csv cannot be read \(No such file"):
         open_source(f"{path}?exclude=gone.csv")
-    with pytest.raises(DataError, match=r"gone\.txt is no list of rows to exclude"):
+    with pytest.raises(DataError, match=r"gone\.txt is not a list of rows to exclude"):
         open_source(f"{path}?exclude=gone.txt")
     with pytest.raises(ConfigError, match="there is no option 'exlude'; did you mean 'exclude'"):
         open_source(f"{path}?exlude=gone.csv")
-    with pytest.raises(ConfigError, match="'exclude' is no option; write"):
+    with pytest.raises(ConfigError, match="'exclude' is not an option; write"):
         open_source(f"{path}?exclude")
 
 

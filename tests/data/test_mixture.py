@@ -208,7 +208,7 @@ def test_rows_to_exclude_start_at_the_folder_of_the_yaml_file_however_they_are_g
     [
         ("sources: []", DataError, "'sources' is missing or empty"),
         ("{}", DataError, "'sources' is missing or empty"),
-        ("- data: speech", DataError, "is no mixture; expected a key 'sources'"),
+        ("- data: speech", DataError, "is not a mixture; expected a key 'sources'"),
         ("sources: [", DataError, "is not YAML"),
         ("source:\n  - data: speech", ConfigError, "there is no option 'source'; did you mean 'sources'"),
         ("sources:\n  - speech", DataError, "source 1: expected 'data: FOLDER', found 'speech'"),

@@ -9,7 +9,7 @@ import pytest
 from recordings import noise
 from tars import clip, encoded
 
-from bestrq2.data.shards.pcm import pcm_layout
+from bestrq2.data.shards.members import pcm_layout
 
 WAV = clip(0.1)
 

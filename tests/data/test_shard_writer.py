@@ -129,11 +129,11 @@ def test_an_index_without_its_tar_is_replaced_by_the_next_writer(tmp_path):
 @pytest.mark.parametrize(
     ("key", "suffix", "reason"),
     [
-        ("clip0", "wav", "there is a clip 'clip0' already; give each a key of its own"),
-        ("../up", "wav", "'../up' is no name for a clip; give a relative path without '..'"),
-        ("/abs", "wav", "is no name for a clip"),
-        ("", "wav", "is no name for a clip"),
-        (".hidden", "wav", "is no name for a clip"),
+        ("clip0", "wav", "clip 'clip0' exists already"),
+        ("../up", "wav", "'../up' is not a valid key; give a relative path without '..'"),
+        ("/abs", "wav", "is not a valid key"),
+        ("", "wav", "is not a valid key"),
+        (".hidden", "wav", "is not a valid key"),
         ("new", "mp3", "clip 'new' has the suffix 'mp3'; expected 'wav' or 'flac'"),
     ],
 )

@@ -108,7 +108,7 @@ def test_lists_name_files_relative_to_themselves(folder, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("empty.txt", "\n\n", "lists nothing; expected one recording a line"),
+        ("empty.txt", "\n\n", "lists nothing; expected one recording per line"),
         ("header.csv", "path,label\n", "has a header and no rows"),
         ("other.csv", "pth,label\na.wav,x\n", r"has no column 'path'; found 'pth', 'label' \(did you mean 'pth'"),
         ("case.csv", "Path\na.wav\n", "did you mean 'Path'"),

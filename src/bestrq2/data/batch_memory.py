@@ -1,8 +1,7 @@
-"""Memory in which loader workers make batches and the training process reads them: nothing is copied in between.
+"""Shared memory in which loader workers make batches and the training process reads them without a copy.
 
-A `DataLoader` hands every batch over in fresh shared memory. The system clears each page of that, maps it in both
-processes and takes it away again, which costs several times what reading 16-bit samples does. These blocks are mapped
-once and used again and again.
+A `DataLoader` passes every batch in fresh shared memory. The system clears each page, maps it in both processes and
+frees it again, which costs several times as much as reading 16-bit samples. These blocks are mapped once and reused.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ import torch
 from torch import Tensor
 
 _serial = itertools.count()
-# Every memory this process made, or was forked with.
+# All memories that this process made or was forked with.
 _known: weakref.WeakValueDictionary[int, BatchMemory] = weakref.WeakValueDictionary()
 # The memory that this process, a worker, makes its batches in; None elsewhere.
 _in_use: BatchMemory | None = None
 
 
 class Block(NamedTuple):
-    """A batch's audio on its way to the training process: where it lies.
+    """Address of a batch's audio that is sent to the training process.
 
     Attributes:
         memory: number of the memory.
-        number: of the block in it.
+        number: number of the block in it.
         shape: [B, S].
-        dtype: as numpy names it.
+        dtype: numpy's name of the data type.
     """
 
     memory: int
@@ -41,7 +40,7 @@ class Block(NamedTuple):
     dtype: str
 
     def opened(self) -> Tensor:
-        """The audio, read where it lies; the block is free again once nothing refers to this tensor's memory."""
+        """The audio in place; the block is free again once nothing refers to this tensor's memory."""
         array, _ = _known[self.memory].array(self.number, self.shape, np.dtype(self.dtype))
         return torch.from_numpy(array)
 
@@ -51,8 +50,8 @@ class BatchMemory:
 
     Args:
         workers: number of workers.
-        blocks: batches of each worker that may be on their way or in use at once; more go the way of `DataLoader`.
-        size: bytes of the largest batch. Pages that no batch has reached yet take no memory.
+        blocks: batches of each worker that may be in transit or in use at once; more are passed as by `DataLoader`.
+        size: bytes of the largest batch. Pages that no batch has used yet take no memory.
 
     Raises:
         OSError: the system has no room for it.
@@ -68,13 +67,13 @@ class BatchMemory:
         _known[self.serial] = self
 
     def use_here(self, worker: int) -> None:
-        """Let this process, the worker of that number, make its batches in here from now on."""
+        """Make the batches of this process, the worker of that number, in this memory from now on."""
         global _in_use
         _in_use = self
         self._mine = range(worker * self.blocks, (worker + 1) * self.blocks)
 
     def array(self, number: int, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, weakref.finalize]:
-        """A block as an array, and what frees the block as soon as nothing refers to the array's memory."""
+        """A block as an array, and the finalizer that frees it once nothing refers to the array's memory."""
         array = np.ndarray(shape, dtype, self._pages, number * self.size)
         free = weakref.finalize(array, self._free, self._taken, number, os.getpid())
         free.atexit = False
@@ -87,10 +86,10 @@ class BatchMemory:
             taken[number] = 0
 
     def fresh(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
-        """A block of this worker that nobody uses, uninitialised; None where there is none, or it is too small."""
+        """A free block of this worker, uninitialised; None if there is none, or it is too small."""
         if math.prod(shape) * dtype.itemsize > self.size:
             return None
-        # The first free one: it is in the caches, and as few blocks as possible ever hold pages.
+        # The first free one: it is in the processor's caches, and as few blocks as possible take memory.
         number = next((each for each in self._mine if not self._taken[each]), None)
         if number is None:
             return None
@@ -99,7 +98,7 @@ class BatchMemory:
         return array
 
     def sent(self, audio: Tensor) -> Block | None:
-        """Leave a batch's audio to the training process, which frees its block; None where it does not lie in one."""
+        """Pass a batch's block to the training process, which frees it; None if the audio is not in a block."""
         number, rest = divmod(audio.data_ptr() - self._begin, self.size)
         if rest or number not in self._mine or number not in self._unsent or not audio.is_contiguous():
             return None
@@ -108,7 +107,7 @@ class BatchMemory:
 
 
 def memory_for(workers: int, batches_ahead: int, size: int) -> BatchMemory | None:
-    """Memory for forked workers; None where the system has no room for it.
+    """Memory for forked workers; None if the system has no room for it.
 
     Args:
         workers: number of workers.
@@ -116,21 +115,21 @@ def memory_for(workers: int, batches_ahead: int, size: int) -> BatchMemory | Non
         size: bytes of the largest batch.
     """
     try:
-        # Beside those on their way: the batch in use, the next one, and the last one, which a failure would save.
+        # Besides those in transit: the batch in use, the next one, and the last one, which a failure would save.
         return BatchMemory(workers, batches_ahead + 3, size)
     except (OSError, ValueError, OverflowError):
         return None
 
 
 def new_rows(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised memory for a batch [B, S], in a worker if possible where the training process sees it."""
+    """Uninitialised memory for a batch [B, S]; in a worker, if possible in shared memory."""
     rows = None if _in_use is None else _in_use.fresh(shape, dtype)
-    # numpy asks for huge pages where torch does not: fresh small ones cost more than filling them.
+    # numpy, unlike torch, asks for huge pages: fresh small ones cost more than filling them.
     return np.empty(shape, dtype) if rows is None else rows
 
 
 def packed(tensor: Tensor | None) -> Tensor | np.ndarray | Block | None:
-    """What a worker sends in place of a tensor; elsewhere the tensor itself.
+    """Replacement of a tensor that a worker sends; the tensor itself in other processes.
 
     Small tensors go as plain bytes: a `DataLoader` would open a file for each.
     """

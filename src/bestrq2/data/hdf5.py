@@ -1,4 +1,4 @@
-"""AudioSet and others in HDF5 files, as the BEST-RQ-2 reference keeps them."""
+"""HDF5 files of clips, such as AudioSet in the layout of the BEST-RQ-2 reference."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 from bestrq2.data.audio import errors_named, random_crop
 from bestrq2.data.decoders import Decoder, to_float32
 from bestrq2.data.sources import Source
-from bestrq2.data.tables import read_rows
+from bestrq2.data.specs import read_rows
 from bestrq2.errors import AudioError, DataError
 
 HDF5_SUFFIXES = frozenset({".h5", ".hdf5"})
 WAVEFORM_TYPES = ("int8", "uint8", "int16", "int32", "float16", "float32", "float64")
-# Read at a time, from a row's end backwards, to find its last sample that is not padding.
+# Samples read at once, from a row's end backwards, to find its last sample that is not padding.
 _TAIL = 1 << 14
-# Names read at a time: one by one, millions of them take minutes.
+# Names read at once: one by one, millions of them take minutes.
 _BLOCK = 1 << 14
 
 
@@ -32,15 +32,15 @@ class HDF5Source(Source):
     `sample_rate` (Hz) on itself or on `waveform`. Rows of short clips end in padding of zeros: a clip ends with its
     last sample that is not zero.
 
-    The file is opened by each process for itself, when it reads its first clip.
+    Each process opens the file for itself when it reads its first clip.
 
     Args:
         path: the file.
         exclude: CSV file with a column `Index`: rows, counted from 0, to leave out.
 
     Raises:
-        DataError: h5py is missing, the file is no HDF5 or truncated, a dataset or the rate is missing or not as above,
-            or the list of excluded rows is wrong.
+        DataError: h5py is missing, the file is not HDF5 or truncated, a dataset or the rate is missing or unlike the
+            above, or the list of excluded rows is wrong.
     """
 
     def __init__(self, path: str | Path, exclude: str | Path | None = None) -> None:
@@ -73,11 +73,11 @@ class HDF5Source(Source):
         return self._file
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the open file."""
+        """State without the open file."""
         return {**self.__dict__, "_file": None}
 
     def _check(self, file: Any) -> int:
-        """Number of clips, once the datasets are known to be as they should."""
+        """Check the datasets; returns the number of clips."""
         import h5py
 
         datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
@@ -115,7 +115,7 @@ class HDF5Source(Source):
         return len(self.rows)
 
     def describe(self, index: int) -> str:
-        """The file and the clip's name in it; the number of its row where the name cannot be read."""
+        """The file and the clip's name in it, or the number of its row if the name cannot be read."""
         return f"{self.path}/{self._clip_name(index)}"
 
     def _clip_name(self, index: int) -> str:
@@ -127,7 +127,7 @@ class HDF5Source(Source):
         return _text(name)
 
     def names(self) -> Iterator[str]:
-        """What `describe` says of each clip, in order, read in blocks."""
+        """Names of all clips, in order, read in blocks."""
         column = self._opened_file()["audio_name"]
         for start in range(0, len(column), _BLOCK):
             first, last = np.searchsorted(self.rows, (start, start + _BLOCK))
@@ -157,22 +157,22 @@ class HDF5Source(Source):
         return _Row(self._opened_file()["waveform"], int(self.rows[index]), self.rate)
 
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one clip; see `Source.read`. Of int16 at the wanted rate, as it lies in the file."""
+        """A random crop of one clip; see `Source.read`. int16 samples at the wanted rate are not converted."""
         row = self._row(index)
         with errors_named(self.describe(index)):
-            row.as_it_is = sampling_rate == self.rate and row.waveform.dtype == np.int16
+            row.unconverted = sampling_rate == self.rate and row.waveform.dtype == np.int16
             return random_crop(row, rng, sampling_rate, max_seconds)
 
 
 class _Row:
-    """One row of the dataset `waveform`, up to its last sample that is not zero, seen as a decoder."""
+    """Decoder of one row of the dataset `waveform`, up to its last sample that is not zero."""
 
     channels = 1
 
     def __init__(self, waveform: Any, row: int, rate: int) -> None:
         self.waveform, self.row, self.rate = waveform, row, rate
         self.frames: int | None = None
-        self.as_it_is = False
+        self.unconverted = False
 
     def measure(self) -> int:
         """Length in samples.
@@ -195,14 +195,14 @@ class _Row:
     def read(self, start: int, count: int | None) -> np.ndarray:
         """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are.
 
-        Where `as_it_is` is set, the samples keep the type that they have in the file.
+        If `unconverted` is set, the samples keep the type that they have in the file.
 
         Raises:
             AudioError: the row cannot be read.
         """
         end = self.measure() if count is None else min(self.measure(), start + count)
         samples = self._slice(start, max(start, end))
-        return samples if self.as_it_is else to_float32(samples)
+        return samples if self.unconverted else to_float32(samples)
 
     def _slice(self, start: int, end: int) -> np.ndarray:
         try:
@@ -219,23 +219,23 @@ def _text(name: Any) -> str:
 
 
 def _cause(error: OSError) -> str:
-    """What HDF5 says is wrong, without the names of its functions."""
+    """Cause of an HDF5 error, without the names of its functions."""
     text = " ".join(str(error).split())
     return text.partition("(")[2].rstrip(")") or text
 
 
 def _excluded(listing: Path, clips: int, path: Path) -> list[int]:
-    """Rows that a CSV file lists.
+    """Read the rows to exclude from a CSV file.
 
     Raises:
-        DataError: it cannot be read, has no column `Index`, or lists what is no row.
+        DataError: it cannot be read, has no column `Index`, or lists something that is not a row.
     """
     if listing.suffix.lower() not in (".csv", ".tsv"):
-        raise DataError(f"{listing} is no list of rows to exclude; expected a .csv file with a column 'Index'.")
+        raise DataError(f"{listing} is not a list of rows to exclude; expected a .csv file with a column 'Index'.")
     rows = []
     for row in read_rows(listing, [("Index",)]):
         text = row["Index"]
         if not (text.isascii() and text.isdigit() and int(text) < clips):
-            raise DataError(f"{listing}: Index {text!r} is no row of {path}; expected 0 to {clips - 1}.")
+            raise DataError(f"{listing}: Index {text!r} is not a row of {path}; expected 0 to {clips - 1}.")
         rows.append(int(text))
     return rows

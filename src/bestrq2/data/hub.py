@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, or of a local folder or Parquet file in its layout, decoded by this package."""
+"""Datasets of the Hugging Face Hub, or local folders and Parquet files in its layout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from bestrq2.data.audio import open_audio
 from bestrq2.data.decoders import AudioBytes, Decoder, UnreadableAudioError
-from bestrq2.data.options import check_keys, split_options
 from bestrq2.data.sources import Source
+from bestrq2.data.specs import check_keys, split_options
 from bestrq2.errors import ConfigError, DataError
 
 PREFIX = "hub:"
-# Names read at a time: one by one, millions of them take minutes.
+# Names read at once: one by one, millions of them take minutes.
 _BLOCK = 1 << 14
 OPTIONS = ("split", "config", "revision", "column")
 
@@ -27,7 +27,7 @@ OPTIONS = ("split", "config", "revision", "column")
 class HubSource(Source):
     """One split of a dataset that has a column of audio.
 
-    The dataset is downloaded whole into the cache of `datasets` (see its HF_HOME) and read from there.
+    The whole dataset is downloaded into the cache of `datasets` (HF_HOME) and read from there.
 
     Args:
         spec: "hub:NAME", NAME being "user/dataset" on the Hub, or a local folder or Parquet file; behind a question
@@ -68,11 +68,11 @@ class HubSource(Source):
         return len(self._paths)
 
     def describe(self, index: int) -> str:
-        """The dataset, its split, the number of the row and the name of the file; a local file's path by itself."""
+        """Dataset, split, number of the row and name of the file; only the path of a local file."""
         return self._description(index, self._paths[index]["path"])
 
     def names(self) -> Iterator[str]:
-        """What `describe` says of each recording, in order, read in blocks."""
+        """Names of all recordings, in order, read in blocks."""
         for start in range(0, len(self), _BLOCK):
             for index, path in enumerate(self._paths[start : start + _BLOCK]["path"], start):
                 yield self._description(index, path)
@@ -100,7 +100,7 @@ class HubSource(Source):
         return open_audio(self.encoded(index))
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The values of the columns that hold classes (by name) or text."""
+        """Values of the columns that hold classes (by name) or text."""
         if self._labels is None:
             return {}
         row = {name: value for name, value in self._labels[index].items() if value is not None}
@@ -111,11 +111,11 @@ class HubSource(Source):
 
 
 def _load(bare: str, split: str, config: str | None, revision: str | None) -> Any:
-    """The dataset, its audio still encoded."""
+    """Load the dataset, leaving its audio encoded."""
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"{bare}: datasets of the Hub need a package; pip install 'bestrq2[hub]'.") from error
+        raise DataError(f"{bare}: Hub datasets need a package; pip install 'bestrq2[hub]'.") from error
     name = bare.removeprefix(PREFIX)
     local = Path(name).expanduser()
     if not name or (not local.exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1)):
@@ -144,13 +144,13 @@ def _of_saved(bare: str, saved: Any, split: str) -> Any:
 
 
 def _explained(bare: str, error: Exception) -> ConfigError | DataError:
-    """One sentence for what `datasets` and the Hub's client raise."""
+    """Turn errors of `datasets` and the Hub's client into one sentence."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     if isinstance(error, DatasetNotFoundError):
         text = str(error)
         if "gated" in text:
-            return DataError(f"{bare} is gated; ask for access on its page on the Hub, then log in by `hf auth login`.")
+            return DataError(f"{bare} is gated; request access on its page on the Hub, then log in by `hf auth login`.")
         if "Revision" in text:
             return ConfigError(f"{bare}: {_sentence(error)}")
         return DataError(f"{bare} is not on the Hub, or private; check the name, or log in by `hf auth login`.")
@@ -186,7 +186,7 @@ def _audio_column(bare: str, features: Any, wanted: str | None) -> str:
 
 @contextmanager
 def _client_quiet() -> Iterator[None]:
-    """Keep the Hub's client from telling of every try; how it ends is said in one sentence."""
+    """Silence the retries of the Hub's client; the final error is reported in one sentence."""
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -202,8 +202,8 @@ def _client_quiet() -> Iterator[None]:
 def _audio_left_encoded() -> Iterator[None]:
     """Let `datasets` list audio files where torchcodec is not installed.
 
-    Its audio feature imports torchcodec's encoder even for files that it leaves as they are (datasets 5.2); for the
-    time of the block an empty module stands in. Nothing is encoded: that would raise TypeError.
+    Its audio feature imports torchcodec's encoder even if nothing is encoded (datasets 5.2), so the block replaces the
+    module by an empty one.
     """
     if importlib.util.find_spec("torchcodec") is not None:
         yield

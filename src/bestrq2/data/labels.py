@@ -21,8 +21,8 @@ from bestrq2.data.hub import HubSource
 from bestrq2.data.open_source import audio_files, open_source, soundworld_count
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.data.sources import FileSource, PathList, Source, SubsetSource
+from bestrq2.data.specs import TABLE_SUFFIXES, read_rows, resolved
 from bestrq2.data.splits import SPLITS, checked_split, complete_splits, split_named
-from bestrq2.data.tables import TABLE_SUFFIXES, read_rows, resolved
 from bestrq2.data.tar_labels import MARKER, OTHER_KINDS, XARES_TASKS, ClipLabel, json_labels, tar_groups, tar_labels
 from bestrq2.errors import DataError
 from bestrq2.text import counted, nearest

@@ -14,15 +14,15 @@ import yaml
 
 from bestrq2.data.decoders import Decoder
 from bestrq2.data.hdf5 import HDF5_SUFFIXES
-from bestrq2.data.options import check_keys, split_options, with_options
 from bestrq2.data.order import Order, Parts
 from bestrq2.data.shards.remote import is_remote
 from bestrq2.data.sources import RemoteShard, Source, split_source
+from bestrq2.data.specs import check_keys, split_options, with_options
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.seeding import generator
 
 MIXTURE_SUFFIXES = frozenset({".yaml", ".yml"})
-# Places of the row over which the shares are exact; larger where whole numbers would be too far from a small share.
+# Length of the blocks over which the shares are exact; longer where rounding would change a small share by too much.
 BLOCK, LARGEST_BLOCK = 1000, 1_000_000
 TOLERANCE = 0.05
 
@@ -37,15 +37,15 @@ def apportioned(total: int, weights: Sequence[float]) -> np.ndarray:
 
 
 class MixtureOrder:
-    """An endless row in which every block of places holds each component in its share, shuffled.
+    """An endless sequence of recordings in which every block holds each component in its share, shuffled.
 
-    Each component goes through its own order, so none of its recordings comes again before all of it were there.
+    Each component follows its own order: none of its recordings is repeated before all of them were drawn.
 
     Args:
-        orders: of the components.
+        orders: orders of the components.
         starts: int64 [components], number of the first recording of each.
-        weights: of the components, each above zero.
-        seed: of the shuffling.
+        weights: weights of the components, each above zero.
+        seed: random seed of the shuffling.
     """
 
     def __init__(self, orders: Sequence[Order], starts: np.ndarray, weights: Sequence[float], seed: int) -> None:
@@ -60,7 +60,7 @@ class MixtureOrder:
         self._components = self._earlier = np.zeros(0, np.int64)
 
     def _open_block(self, number: int) -> None:
-        """The component at every place of a block, and how often it stands at earlier places of it."""
+        """Draw the component at every place of a block, and count its earlier places in the block."""
         rng = generator("mixture", self.seed, number)
         self._components = rng.permutation(np.repeat(np.arange(len(self.shares)), self.shares))
         self._earlier = np.empty(self.block, np.int64)
@@ -69,7 +69,7 @@ class MixtureOrder:
         self._number = number
 
     def __call__(self, number: int) -> tuple[int, int]:
-        """(epoch of its component, recording) at place `number` of the row."""
+        """(epoch of its component, recording) at place `number` of the sequence."""
         block, place = divmod(number, self.block)
         if block != self._number:
             self._open_block(block)
@@ -79,7 +79,7 @@ class MixtureOrder:
         return epoch, int(self.starts[component]) + recording
 
     def replacements(self, epoch: int, recording: int) -> Iterator[int]:
-        """Those of the component that the recording belongs to."""
+        """Replacements from the component that the recording belongs to."""
         component = int(np.searchsorted(self.starts, recording, side="right")) - 1
         start = int(self.starts[component])
         for other in self.orders[component].replacements(epoch, recording - start):
@@ -91,9 +91,9 @@ class MixtureSource(Source):
     """Several sources as one, each with a share of the clips.
 
     Attributes:
-        name: where it comes from.
+        name: path of the file that declares it.
         components: the sources; their recordings are numbered one source after the other.
-        weights: one of each, above zero; their proportions are the shares of the clips.
+        weights: weight of each, above zero; shares of the clips are proportional to them.
     """
 
     name: str
@@ -116,7 +116,7 @@ class MixtureSource(Source):
         raise IndexError(f"{self.name} holds {len(self)} recordings")
 
     def describe(self, index: int) -> str:
-        """As its component describes it."""
+        """Name of a recording in its component."""
         component, place = self._place(index)
         return component.describe(place)
 
@@ -141,12 +141,12 @@ class MixtureSource(Source):
         return any(component.is_remote() for component in self.components)
 
     def remote_shard(self, index: int) -> RemoteShard | None:
-        """As its component knows it."""
+        """Remote shard of a recording; see `Source.remote_shard`."""
         component, place = self._place(index)
         return component.remote_shard(place)
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """As its component knows it."""
+        """Metadata from its component."""
         component, place = self._place(index)
         return component.metadata(place)
 
@@ -156,13 +156,13 @@ class MixtureSource(Source):
         return component.read(place, sampling_rate, rng, max_seconds)
 
     def order(self, seed: int) -> Order:
-        """Components in proportion to their weights, each in an order of its own; see `MixtureOrder`."""
+        """Order that draws components in proportion to their weights; see `MixtureOrder`."""
         seeds = generator("mixture", "components", seed).integers(2**31, size=len(self.components))
         orders = [part.order(int(own)) for part, own in zip(self.components, seeds, strict=True)]
         return MixtureOrder(orders, self.starts, self.weights, seed)
 
     def split(self, num_validation: int, seed: int) -> tuple[Source, Source | None]:
-        """Every component is split, the recordings for validation in proportion to the weights."""
+        """Split every component, with validation recordings in proportion to the weights."""
         shares = apportioned(num_validation, self.weights)
         parts = [split_source(part, int(share), seed) for part, share in zip(self.components, shares, strict=True)]
         held_out = [(part[1], weight) for part, weight in zip(parts, self.weights, strict=True) if part[1] is not None]
@@ -174,7 +174,7 @@ class MixtureSource(Source):
 
 
 def open_mixture(path: Path, open_component: Callable[[str], Source], parents: tuple[Path, ...] = ()) -> MixtureSource:
-    """The mixture that a YAML file declares.
+    """Open the mixture that a YAML file declares.
 
     Its only key is `sources`, a list of entries with the keys `data` (what `open_source` takes; relative paths start
     at the file's folder), `weight` (share of the clips, default 1) and the options of that kind of source.
@@ -182,11 +182,11 @@ def open_mixture(path: Path, open_component: Callable[[str], Source], parents: t
     Args:
         path: the file.
         open_component: opens one source.
-        parents: mixtures that this one is part of.
+        parents: files of the mixtures that contain this one.
 
     Raises:
         ConfigError: unknown keys, or a weight that is not a positive number.
-        DataError: no YAML, no sources, a source that cannot be opened, or the file includes itself.
+        DataError: not YAML, no sources, a source that cannot be opened, or the file includes itself.
     """
     path = path.absolute()
     if path.resolve() in parents:
@@ -221,7 +221,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} is not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
         raise DataError(
-            f"{path} is no mixture; expected a key 'sources' with a list of entries such as 'data: FOLDER'."
+            f"{path} is not a mixture; expected a key 'sources' with a list of entries such as 'data: FOLDER'."
         )
     check_keys(str(path), map(str, content), ["sources"])
     entries = content.get("sources")
@@ -234,12 +234,12 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _component(path: Path, where: str, entry: dict[str, Any]) -> tuple[str, float]:
-    """What to open and its weight."""
+    """Source and weight of an entry."""
     options = {str(key): value for key, value in entry.items() if key not in ("data", "weight")}
     data = entry.get("data")
     if not isinstance(data, str) or not data:
         check_keys(where, options, OPTIONS | {"data", "weight"})
-        raise DataError(f"{where}: 'data' is missing or no text; name a folder, a file or another source.")
+        raise DataError(f"{where}: 'data' is missing or not a text; name a folder, a file or another source.")
     check_keys(where, options, sorted(OPTIONS | {"data", "weight"}))
     weight = entry.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
@@ -258,11 +258,11 @@ def _component(path: Path, where: str, entry: dict[str, Any]) -> tuple[str, floa
 
 
 OPTIONS = frozenset({"exclude", "split", "config", "revision", "column"})
-"""Options of any kind of source; which of them a source takes is for its own kind to say."""
+"""Options of all kinds of sources; each kind checks which of them it takes."""
 
 
 def _is_word(data: str) -> bool:
-    """Whether a source's name is no path."""
+    """Whether a source is named by something other than a path."""
     return is_remote(data) or data.startswith(("hub:", "soundworld:")) or data == "soundworld"
 
 

@@ -13,10 +13,10 @@ from bestrq2.data.hdf5 import HDF5_SUFFIXES, HDF5Source
 from bestrq2.data.hub import PREFIX as HUB_PREFIX
 from bestrq2.data.hub import HubSource
 from bestrq2.data.mixture import MIXTURE_SUFFIXES, open_mixture
-from bestrq2.data.options import check_keys, split_options
 from bestrq2.data.shards.remote import expand_urls, is_remote
+from bestrq2.data.shards.shard_source import open_shards
 from bestrq2.data.sources import ArraySource, FileSource, PathList, Source
-from bestrq2.data.tables import LIST_SUFFIXES, read_rows, resolved
+from bestrq2.data.specs import LIST_SUFFIXES, check_keys, read_rows, resolved, split_options
 from bestrq2.errors import AudioError, DataError
 from bestrq2.text import counted
 
@@ -75,7 +75,7 @@ def _local_path(spec: str) -> str:
 
 
 def absolute_spec(spec: str) -> str:
-    """The same source, spelled so that the working folder does not matter; links are left as they are."""
+    """Make the paths in a --data argument absolute; links are not resolved."""
     if spec.startswith(HUB_PREFIX):
         bare, mark, query = spec.removeprefix(HUB_PREFIX).partition("?")
         local = bool(bare) and Path(bare).expanduser().exists()
@@ -87,19 +87,19 @@ def absolute_spec(spec: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    """An absolute path; ".." is worked out where that leads to the same place."""
+    """Absolute path; ".." is resolved if that leads to the same place."""
     expanded = Path(path).expanduser()
     if expanded.is_absolute() or expanded.exists() or not set("{*?[") & set(path):
         plain = Path(os.path.normpath(expanded.absolute()))
         same = plain.exists() and expanded.exists() and plain.samefile(expanded)
         return str(plain if same else expanded.absolute())
-    # The working folder is no part of the pattern.
+    # The working folder is not part of the pattern.
     folder = re.sub(r"([\\{}])", r"\\\1", glob.escape(os.getcwd()))
     return f"{folder}/{expanded}"
 
 
 def local_folder(spec: str) -> Path | None:
-    """The folder on this machine that a word or path stands for, or None."""
+    """Local folder that a --data argument names; None for anything else."""
     if spec.startswith(HUB_PREFIX):
         spec = spec.removeprefix(HUB_PREFIX).partition("?")[0]
     elif spec.partition(":")[0] == "soundworld" or is_remote(spec):
@@ -109,7 +109,7 @@ def local_folder(spec: str) -> Path | None:
 
 
 def _options(spec: str) -> tuple[str, dict[str, str]]:
-    """Path and options; a path that exists as it is written has none.
+    """Split a path from its options; a path that exists as written has none.
 
     Raises:
         ConfigError: unknown options, or for a kind of source that has none.
@@ -164,15 +164,13 @@ def _is_tar(path: str) -> bool:
 
 
 def _of_one_kind(paths: list[str], name: str) -> Source:
-    """The source of paths that are all tars, or all none."""
+    """Source of paths that are all tars, or all other audio files."""
     tars = sum(map(_is_tar, paths))
     if not tars:
         return FileSource(name, PathList(paths))
     if tars < len(paths):
         other = next(path for path in paths if not _is_tar(path))
         raise DataError(f"{name}: names {counted(tars, 'tar')} and other files ({other}); name the two kinds apart.")
-    from bestrq2.data.shards.shard_source import open_shards
-
     return open_shards(paths, name)
 
 
@@ -187,10 +185,10 @@ def _folder_source(folder: Path, name: str) -> Source:
 
 
 def _expanded(pattern: Path) -> list[str]:
-    """Paths that a pattern stands for: braces name each, wildcards find those that are there, sorted.
+    """Expand a pattern of paths: braces name each path, wildcards find existing ones, sorted.
 
     Raises:
-        DataError: nothing fits, or the braces make no sense.
+        DataError: nothing fits, or the braces are not balanced.
     """
     from braceexpand import braceexpand
 
@@ -210,14 +208,14 @@ def _expanded(pattern: Path) -> list[str]:
 
 
 def soundworld_count(spec: str, default: int) -> int:
-    """N of "soundworld:N".
+    """Number of clips N of "soundworld:N".
 
     Raises:
         DataError: N is not a positive whole number.
     """
     number = spec.partition(":")[2] if ":" in spec else str(default)
     if not (number.isascii() and number.isdigit() and int(number) > 0):
-        raise DataError(f"{spec!r} is no source; expected 'soundworld:N' with a positive whole number N of clips.")
+        raise DataError(f"{spec!r} is not a source; expected 'soundworld:N' with a positive whole number N of clips.")
     return int(number)
 
 
@@ -276,7 +274,7 @@ def _listed(folder: Path) -> tuple[list[str], list[str], dict[str, int]]:
 
 
 def _needed(folder: Path, files: list[str], others: dict[str, int]) -> PathList:
-    """The audio files below a folder, of which there must be some."""
+    """The audio files below a folder; an error if there are none."""
     if files:
         return PathList(files)
     if others:

@@ -1,4 +1,4 @@
-"""Sources: numbered collections of unlabelled audio, read one crop at a time."""
+"""Sources: numbered collections of recordings, read whole or one crop at a time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Source(ABC):
     """A numbered collection of recordings.
 
     Attributes:
-        name: where it comes from, for the records of a run.
+        name: origin of the recordings, for messages and the records of a run.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Source(ABC):
 
     @abstractmethod
     def describe(self, index: int) -> str:
-        """What a person calls this recording: its path, or for instance "soundworld clip 17"."""
+        """Name of a recording: its path, or for instance "soundworld clip 17"."""
 
     def names(self) -> Iterator[str]:
-        """What `describe` says of each recording, in order; sources that keep names together read many at once."""
+        """Names of all recordings, in order; sources that store names together read many at once."""
         return map(self.describe, range(len(self)))
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Source(ABC):
         """
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """What is known of a recording besides its audio, ready for JSON: labels, origin; empty by default."""
+        """Labels, origin and the like of a recording, ready for JSON; empty by default."""
         return {}
 
     def parts(self) -> Parts | None:
@@ -81,7 +81,7 @@ class Source(ABC):
         return None
 
     def order(self, seed: int) -> Order:
-        """Which recording comes when in an endless run: each once an epoch, the epochs shuffled anew."""
+        """Order of training: an endless sequence with every recording once per epoch, shuffled anew in each."""
         return EpochOrder(len(self), seed, self.parts())
 
     def is_remote(self) -> bool:
@@ -93,7 +93,7 @@ class Source(ABC):
         return None
 
     def split(self, num_validation: int, seed: int) -> tuple[Source, Source | None]:
-        """Two disjoint parts, a function of the length and the seed; see `split_source`."""
+        """Split into training and validation recordings; see `split_source`."""
         taken = min(num_validation, max(1, len(self) // 10))
         order = sample_order(SPLIT, len(self), seed, self.parts())
         training, validation = np.sort(order[taken:]), np.sort(order[:taken])
@@ -103,24 +103,24 @@ class Source(ABC):
         """A random crop of one recording; recordings shorter than the crop come whole, with their true length.
 
         Args:
-            index: which recording.
+            index: number of the recording.
             sampling_rate: wanted rate in Hz.
-            rng: draws the position; the crop is a function of its state.
-            max_seconds: longest crop.
+            rng: random generator of the position; the crop is a function of its state.
+            max_seconds: longest crop in seconds.
 
         Returns:
             [samples], mono, at `sampling_rate`, neither silent nor holding NaN: float32, or int16 (full scale 32768)
             where the recording is kept like that.
 
         Raises:
-            AudioError: nothing usable there. An UnreadableAudioError holds for every other crop of it too.
+            AudioError: the crop cannot be used. With an UnreadableAudioError, no crop of the recording can.
         """
         with self.opened(index) as decoder:
             return random_crop(decoder, rng, sampling_rate, max_seconds)
 
 
 class PathList(Sequence[Path]):
-    """Paths in one piece of memory: a million of them take their letters only, and worker processes share them.
+    """Paths in one block of memory, without an object for each; worker processes share it.
 
     Args:
         paths: the paths, in their order.
@@ -150,9 +150,9 @@ class FileSource(Source):
     """Audio files; none is opened before it is read.
 
     Attributes:
-        name: where they come from.
-        files: their paths.
-        labels: one of each, "" where it has none; None where none is known.
+        name: origin of the files.
+        files: paths of the files.
+        labels: label of each file, "" for none; None if there are no labels.
     """
 
     name: str
@@ -171,7 +171,7 @@ class FileSource(Source):
         return open_audio(self.files[index])
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The label, where the list of files has one."""
+        """The label, if the list of files has one."""
         return {"label": self.labels[index]} if self.labels is not None and self.labels[index] else {}
 
 
@@ -183,7 +183,7 @@ class ArraySource(Source):
         waveforms: each [samples] or [channels, samples], float or integer (see `array_decoder`); an array
             [clips, samples] is a sequence of these.
         sampling_rate: their rate in Hz.
-        name: what to call them; "clip 17 of NAME" describes one.
+        name: name of the collection; recordings are called "NAME clip 17".
     """
 
     waveforms: Sequence[np.ndarray] | np.ndarray
@@ -194,7 +194,7 @@ class ArraySource(Source):
         return len(self.waveforms)
 
     def describe(self, index: int) -> str:
-        """The name and the number."""
+        """Name of the collection and number of the waveform."""
         return f"{self.name} clip {index}"
 
     @contextmanager
@@ -210,8 +210,8 @@ class SubsetSource(Source):
 
     Attributes:
         whole: the other source.
-        indices: int64 [recordings], which of them, in this order.
-        name: where they come from.
+        indices: int64 [recordings], numbers of the recordings in the other source.
+        name: origin of the recordings.
     """
 
     whole: Source
@@ -222,7 +222,7 @@ class SubsetSource(Source):
         return len(self.indices)
 
     def describe(self, index: int) -> str:
-        """As the whole source describes it."""
+        """Name of a recording in the whole source."""
         return self.whole.describe(int(self.indices[index]))
 
     def opened(self, index: int) -> AbstractContextManager[Decoder]:
@@ -230,19 +230,19 @@ class SubsetSource(Source):
         return self.whole.opened(int(self.indices[index]))
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """As the whole source knows it."""
+        """Metadata from the whole source."""
         return self.whole.metadata(int(self.indices[index]))
 
     def is_remote(self) -> bool:
-        """As the whole source."""
+        """Whether the whole source has remote tars."""
         return self.whole.is_remote()
 
     def remote_shard(self, index: int) -> RemoteShard | None:
-        """As the whole source knows it."""
+        """Remote shard of a recording; see `Source.remote_shard`."""
         return self.whole.remote_shard(int(self.indices[index]))
 
     def parts(self) -> Parts | None:
-        """What is left of the whole source's shards; None where the recordings are not in their order."""
+        """The whole source's shards, reduced to these recordings; None if these are in another order."""
         parts = self.whole.parts()
         if parts is None or np.any(np.diff(self.indices) < 0):
             return None
@@ -257,9 +257,9 @@ def split_source(source: Source, num_validation: int, seed: int) -> tuple[Source
     """Two disjoint parts of a source, a function of its length and the seed.
 
     Args:
-        source: what to split.
-        num_validation: wanted recordings for validation; at most a tenth of the source is taken, but at least one.
-        seed: which ones.
+        source: source to split.
+        num_validation: number of validation recordings; at most a tenth of the source is taken, but at least one.
+        seed: random seed of the choice.
 
     Returns:
         (training, validation); validation is None if `num_validation` is 0 or the source has one recording only.

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from bestrq2.data.audio import AUDIO_SUFFIXES
 from bestrq2.data.shards.index import IndexRows, ShardIndex, Span, Stamp, read_index, write_index
-from bestrq2.data.shards.members import BadShardError, BrokenOffError, Member, members
-from bestrq2.data.shards.pcm import HEAD_BYTES, pcm_layout
+from bestrq2.data.shards.members import HEAD_BYTES, BadShardError, BrokenOffError, Member, members, pcm_layout
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
 from bestrq2.text import counted
@@ -20,7 +19,7 @@ from bestrq2.text import counted
 logger = logging.getLogger(__name__)
 
 INDEX_SUFFIX = ".index.parquet"
-BAD_NAME = "its name in the tar is no plain one (absolute, with '..', or with control characters); rename it"
+BAD_NAME = "its name in the tar is not a plain one (absolute, with '..', or with control characters); rename it"
 SECOND = "an earlier clip in the tar has the same key; give each a key of its own"
 
 
@@ -41,7 +40,7 @@ def opened_tar(tar: Path) -> Iterator[int]:
     """Descriptor of a tar, closed at the end of the block.
 
     Raises:
-        DataError: missing, or it cannot be opened.
+        DataError: the tar is missing or cannot be opened.
     """
     try:
         handle = os.open(tar, os.O_RDONLY)
@@ -62,15 +61,15 @@ def stamp_of(handle: int) -> Stamp:
 
 
 def build_index(tar: Path) -> ShardIndex:
-    """Index a tar by its headers and those of its WAVs.
+    """Build the index of a tar from its headers and those of its WAVs.
 
     A clip is a member with an audio suffix; its key is its name without that suffix, and its JSON the member of that
     key or, as WebDataset has it, of the key up to its first dot. Hidden members are left out. A second clip of the same
-    key, links, sparse members, and names that lead out of the tar stay in the index, each with its problem.
+    key, links, sparse members, and names that lead out of the tar are in the index with their problems.
 
     Raises:
         BadShardError: empty, truncated, damaged, without audio, or not a tar.
-        DataError: missing, or it cannot be opened.
+        DataError: the tar is missing or cannot be opened.
     """
     index, damage = scan(tar)
     if damage is not None:
@@ -79,14 +78,14 @@ def build_index(tar: Path) -> ShardIndex:
 
 
 def scan(tar: Path) -> tuple[ShardIndex, BrokenOffError | None]:
-    """Index a tar as far as it is whole, and say what is wrong behind that; see `build_index`.
+    """Index a tar as far as it is whole; also returns the damage after that, if any. See `build_index`.
 
-    Of a tar that breaks off, the clips before that are in the index, and behind them an entry without a name and place
-    whose problem is the damage.
+    If a tar breaks off, the index has the clips before the damage, and then an entry without name and place whose
+    problem is the damage.
 
     Raises:
         BadShardError: empty, without any whole clip, or not a tar.
-        DataError: missing, or it cannot be opened.
+        DataError: the tar is missing or cannot be opened.
     """
     with opened_tar(tar) as handle:
         stamp = stamp_of(handle)
@@ -115,14 +114,14 @@ def scan(tar: Path) -> tuple[ShardIndex, BrokenOffError | None]:
 
 
 def problem_of(error: BadShardError, tar: str | Path) -> str:
-    """What is wrong with a tar, without its name and without a full stop."""
+    """The sentence of an error without the tar's name and the full stop."""
     return str(error).removeprefix(f"{tar}: ").removesuffix(".")
 
 
 def _found(
     tar: Path, handle: int
 ) -> tuple[list[tuple[str, str, int, int, str]], dict[str, Span], BrokenOffError | None]:
-    """Clips of a tar as (key, suffix, offset, size, problem), where the JSON of each key lies, and its damage."""
+    """Clips of a tar as (key, suffix, offset, size, problem), place of the JSON of each key, and damage."""
     clips: list[tuple[str, str, int, int, str]] = []
     metadata: dict[str, Span] = {}
     others = 0
@@ -152,7 +151,7 @@ def _found(
 
 
 def _until_damage(found: Iterator[Member], damages: list[BrokenOffError]) -> Iterator[Member]:
-    """The members before a damage, which is added to the list."""
+    """Members before the damage, if there is any; the damage is added to the list."""
     try:
         yield from found
     except BrokenOffError as error:
@@ -160,15 +159,15 @@ def _until_damage(found: Iterator[Member], damages: list[BrokenOffError]) -> Ite
 
 
 def load_index(tar: Path) -> ShardIndex:
-    """The index of a tar as it is now: the stored one if it belongs to it, else a new one, stored for the next time.
+    """Load the index of a tar: the stored one if it belongs to the tar, else a new one, which is stored.
 
-    A stored index belongs to the tar if size and time of change are the same, or if a new one turns out equal. It lies
-    beside the tar, or where that folder cannot be written in the user's cache ($BESTRQ2_CACHE, ~/.cache/bestrq2).
-    A tar that breaks off is in it as far as it is whole, see `scan`.
+    A stored index belongs to the tar if size and time of change are the same, or if a new index is equal. It is beside
+    the tar, or in the cache ($BESTRQ2_CACHE, ~/.cache/bestrq2) if that folder cannot be written. A tar that breaks off
+    is indexed as far as it is whole, see `scan`.
 
     Raises:
         BadShardError: empty, without any whole clip, or not a tar.
-        DataError: missing, or it cannot be opened.
+        DataError: the tar is missing or cannot be opened.
     """
     with opened_tar(tar) as handle:
         stamp = stamp_of(handle)
@@ -188,7 +187,7 @@ def load_index(tar: Path) -> ShardIndex:
 
 
 def index_path(tar: Path) -> Path:
-    """Where the index of a tar lies, if its folder can be written."""
+    """Path of the index beside a tar."""
     return tar.with_name(tar.name + INDEX_SUFFIX)
 
 
@@ -201,7 +200,7 @@ def _places(tar: Path) -> list[Path]:
 
 
 def stored_index(place: Path) -> ShardIndex | None:
-    """A stored index; None where there is none, none that may be read, or none that makes sense."""
+    """Read a stored index; None if it is missing, unreadable or implausible."""
     try:
         index = read_index(place)
     except DataError:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bestrq2.data.shards.pcm import PcmLayout
+from bestrq2.data.shards.members import PcmLayout
 from bestrq2.errors import DataError
 from bestrq2.files import whole_file
 

@@ -1,11 +1,12 @@
-"""The members of a tar, found by its headers alone.
+"""Members of a tar and layout of plain WAV files, found by their headers alone.
 
-`tarfile` interprets the headers, but its own loop takes damage in the middle for the end; this one does not.
+`tarfile` interprets single headers; its own loop would take damage in the middle for the end of the tar.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ from bestrq2.text import counted
 # Long names and pax records take less; a header that claims more is damaged, and would be read into memory.
 HEADER_LIMIT = 1 << 20
 REST_BLOCK = 1 << 22
+# Enough for the chunks that recorders put before the samples; files with more go through a decoder.
+HEAD_BYTES = 4096
+PCM, EXTENSIBLE = 1, 0xFFFE
+# What follows the two bytes of the format in an extensible header's identifier.
+IDENTIFIER_END = bytes.fromhex("000000001000800000aa00389b71")
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -27,11 +33,11 @@ COMPRESSED = {
 
 
 class BadShardError(DataError):
-    """A tar that cannot be used as it is: empty, truncated, damaged, or no tar."""
+    """A tar that cannot be used as it is: empty, truncated, damaged, or not a tar."""
 
 
 class BrokenOffError(BadShardError):
-    """A tar that is truncated or damaged, but only from some byte on."""
+    """A tar that is truncated or damaged from some byte on."""
 
 
 class Member(NamedTuple):
@@ -39,9 +45,9 @@ class Member(NamedTuple):
 
     Attributes:
         name: its path in the tar; bytes that are not UTF-8 as lone surrogates.
-        offset: of its content, in bytes from the tar's beginning.
-        size: bytes of its content, which all lie in the tar.
-        problem: why its content cannot be read in place; "" where it can.
+        offset: start of its content, in bytes from the tar's beginning.
+        size: length of its content in bytes, all within the tar.
+        problem: why its content cannot be read in place; "" if it can.
     """
 
     name: str
@@ -51,13 +57,10 @@ class Member(NamedTuple):
 
 
 def members(tar: Path, handle: int) -> Iterator[Member]:
-    """All members of a tar but folders and devices, in their order.
-
-    Only headers are read, by system calls and not through a map, so that a file which shrinks meanwhile ends in an
-    error and not in a signal.
+    """All members of a tar except folders and devices, in their order. Only headers are read.
 
     Args:
-        tar: what messages call it.
+        tar: path of the tar, for messages.
         handle: descriptor of the open file.
 
     Raises:
@@ -88,7 +91,7 @@ def members(tar: Path, handle: int) -> Iterator[Member]:
 
 
 class _HeaderFile:
-    """An open file as `tarfile` reads headers from it."""
+    """Interface of an open file for `tarfile`'s parser of headers."""
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
@@ -109,7 +112,7 @@ class _HeaderFile:
 
 
 class _Headers(tarfile.TarFile):
-    """What `tarfile.TarInfo` needs to know while it interprets headers one after the other."""
+    """State of `tarfile.TarInfo` between successive headers."""
 
     offset: int
     fileobj: Any
@@ -119,7 +122,7 @@ class _Headers(tarfile.TarFile):
 
 
 def _next(tar: Path, headers: _Headers, size: int, count: int) -> tarfile.TarInfo | None:
-    """The next member; None at the end mark."""
+    """Parse the next header; None at the end mark."""
     start = headers.offset
     try:
         headers.fileobj.seek(start)
@@ -136,7 +139,7 @@ def _next(tar: Path, headers: _Headers, size: int, count: int) -> tarfile.TarInf
         ) from error
     except OSError as error:
         raise BadShardError(f"{tar}: cannot be read at byte {start:,} ({error.strerror}).") from error
-    except Exception as error:  # tarfile meets damage with errors of many kinds
+    except Exception as error:  # tarfile raises many kinds of errors for damage
         if start == 0:
             _check_plain(tar, headers.fileobj.handle)
             raise BadShardError(f"{tar}: is not a tar; give tars as `tar -cf` writes them.") from error
@@ -159,10 +162,64 @@ def _damaged(tar: Path, start: int) -> BrokenOffError:
 
 
 def _check_rest(tar: Path, handle: int, end: int, size: int) -> None:
-    """Behind the end mark there is nothing; a second tar put there by `cat` would be lost unnoticed."""
+    """Check that nothing follows the end mark: a second tar appended by `cat` would be lost unnoticed."""
     for place in range(end, size, REST_BLOCK):
         block = os.pread(handle, REST_BLOCK, place)
         if block.count(0) != len(block):
             raise BadShardError(
                 f"{tar}: goes on behind the end mark at byte {end:,}, like tars joined by cat; give them one by one."
             )
+
+
+class PcmLayout(NamedTuple):
+    """Position of the samples in a WAV file.
+
+    Attributes:
+        rate: Hz.
+        frames: number of samples.
+        offset: start of the first sample, in bytes from the file's beginning; even.
+    """
+
+    rate: int
+    frames: int
+    offset: int
+
+
+def pcm_layout(head: bytes, length: int) -> PcmLayout | None:
+    """Layout of a 16-bit mono PCM WAV file.
+
+    Args:
+        head: its first `HEAD_BYTES` bytes, or all of it.
+        length: bytes of the whole file.
+
+    Returns:
+        None for any other format, and for a file whose header contradicts its length; these need a decoder.
+    """
+    if len(head) < 44 or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return None
+    if struct.unpack_from("<I", head, 4)[0] + 8 != length:
+        return None
+    rate = 0
+    place = 12
+    while place + 8 <= len(head):
+        kind, size = struct.unpack_from("<4sI", head, place)
+        place += 8
+        if kind == b"fmt ":
+            rate = _rate(head[place : place + size])
+        elif kind == b"data":
+            fits = rate > 0 and size >= 2 and place + size <= length and place % 2 == 0
+            return PcmLayout(rate, size // 2, place) if fits else None
+        place += size + size % 2
+    return None
+
+
+def _rate(form: bytes) -> int:
+    """Sampling rate in Hz of a format chunk; 0 unless it is 16-bit mono PCM."""
+    if len(form) < 16:
+        return 0
+    tag, channels, rate, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", form)
+    if tag == EXTENSIBLE and len(form) >= 40 and form[26:40] == IDENTIFIER_END:
+        valid_bits, tag = struct.unpack_from("<H", form, 18)[0], struct.unpack_from("<H", form, 24)[0]
+        bits = bits if valid_bits == bits else 0
+    plain = (tag, channels, frame_bytes, bits) == (PCM, 1, 2, 16)
+    return int(rate) if plain and rate < 1 << 31 else 0

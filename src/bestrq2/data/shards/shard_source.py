@@ -117,7 +117,7 @@ class ShardSource(Source):
     """Clips of tars; `open_shards` makes it. It can be pickled, and used in forked and spawned processes.
 
     Attributes:
-        name: where they come from.
+        name: origin of the clips.
         tars: paths or URLs of the shards.
         starts: int64 [tars + 1], number of the first clip of each.
         index: index of all clips in a row.
@@ -156,7 +156,7 @@ class ShardSource(Source):
         return RemoteShard(url, self.files.stamps[tar].size) if remote.is_remote(url) else None
 
     def _check(self, index: int) -> None:
-        """Check that a clip can be used as far as the index knows.
+        """Check that the index states no problem of a clip.
 
         Raises:
             UnreadableAudioError: it cannot; the sentence does not name the clip yet.
@@ -236,7 +236,7 @@ class ShardSource(Source):
 
 
 def open_shards(tars: Sequence[str | Path], name: str) -> ShardSource:
-    """The clips of tars, in the order of the tars and within them; tars without an index are indexed first.
+    """Open the clips of tars, in the order of the tars and within them; tars without an index are indexed first.
 
     A bad tar does not stop a job if others are good. Of one that breaks off, truncated or damaged, the whole clips
     before that are used; an empty one, or what is not a tar, gives none. Either has one more entry in the source,
@@ -245,7 +245,7 @@ def open_shards(tars: Sequence[str | Path], name: str) -> ShardSource:
 
     Args:
         tars: paths or URLs of the tars.
-        name: where they come from.
+        name: origin of the clips, for messages.
 
     Raises:
         DataError: a tar is missing or cannot be opened or fetched, or not one of them is good.

@@ -1,4 +1,4 @@
-"""Writing shards: tars of audio and JSON that appear under their name whole, with their index."""
+"""Writer of shards: tars of audio and JSON that appear whole under their names, with an index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from bestrq2.data.shards.building import IndexRows, has_plain_name, index_path, stamp_of
 from bestrq2.data.shards.index import ShardIndex, write_index
-from bestrq2.data.shards.pcm import HEAD_BYTES, pcm_layout
+from bestrq2.data.shards.members import HEAD_BYTES, pcm_layout
 from bestrq2.errors import DataError
 
 SUFFIXES = ("wav", "flac")
@@ -20,12 +20,12 @@ BUFFER_BYTES = 1 << 20
 
 
 class ShardWriter:
-    """One shard in the making, under a hidden temporary name until `close`.
+    """Writer of one shard, which has a hidden temporary name until `close`.
 
     The same clips give the same bytes: members carry no time and no owner.
 
     Args:
-        path: of the finished tar; what a writer of the same shard left behind when it was killed is removed.
+        path: path of the finished tar; temporary files of a killed writer of the same shard are removed.
 
     Raises:
         OSError: the folder cannot be written.
@@ -42,12 +42,12 @@ class ShardWriter:
         self._rows = IndexRows()
 
     def __len__(self) -> int:
-        """Clips so far."""
+        """Clips written so far."""
         return len(self._rows)
 
     @property
     def size(self) -> int:
-        """Bytes so far."""
+        """Bytes written so far."""
         return self._size
 
     def add(self, key: str, audio: bytes, suffix: str, metadata: dict[str, Any]) -> None:
@@ -56,19 +56,19 @@ class ShardWriter:
         Args:
             key: its name in the shard; "/" in it makes folders.
             audio: a whole audio file.
-            suffix: "wav" or "flac", as the audio is.
-            metadata: what is known of it, ready for JSON.
+            suffix: "wav" or "flac".
+            metadata: labels, origin and the like, ready for JSON.
 
         Raises:
-            DataError: a key that is there already or is no plain name, or another suffix.
+            DataError: a key that exists already or is not a plain name, or another suffix.
             OSError: the disk is full.
         """
         if suffix not in SUFFIXES:
             raise DataError(f"{self.path}: clip {key!r} has the suffix {suffix!r}; expected 'wav' or 'flac'.")
         if not has_plain_name(key) or key.rpartition("/")[2].startswith(".") or key.startswith("./"):
-            raise DataError(f"{self.path}: {key!r} is no name for a clip; give a relative path without '..'.")
+            raise DataError(f"{self.path}: {key!r} is not a valid key; give a relative path without '..'.")
         if key in self._keys:
-            raise DataError(f"{self.path}: there is a clip {key!r} already; give each a key of its own.")
+            raise DataError(f"{self.path}: clip {key!r} exists already; give each clip a key of its own.")
         content = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "surrogatepass")
         audio_offset = self._add_member(f"{key}.{suffix}", audio)
         json_offset = self._add_member(f"{key}.json", content)
@@ -90,16 +90,16 @@ class ShardWriter:
         return offset
 
     def close(self, extra: dict[str, str]) -> ShardIndex:
-        """Finish the shard: index and tar appear under their names, each whole and on the disk.
+        """Finish the shard: index and tar appear under their names, whole and synchronised to disk.
 
-        The index comes first: a kill in between leaves an index without tar, which the next writer replaces, and never
-        a tar that is half or has no index.
+        The index comes first: a kill in between leaves an index without a tar, which the next writer replaces, but
+        never half a tar or a tar without index.
 
         Args:
-            extra: further words to keep in the index.
+            extra: further texts for the index.
 
         Raises:
-            OSError: the disk is full; nothing has the final name then.
+            OSError: the disk is full; no file has its final name then.
         """
         try:
             end = 2 * tarfile.BLOCKSIZE
@@ -116,7 +116,7 @@ class ShardWriter:
         return index
 
     def abandon(self) -> None:
-        """Remove what was written; nothing under the final name is touched."""
-        with suppress(OSError):  # what was still to be written may find the disk full
+        """Remove the temporary file; files with final names are kept."""
+        with suppress(OSError):  # flushing may find the disk full
             self._file.close()
         self._temporary.unlink(missing_ok=True)

@@ -1,35 +1,77 @@
-"""Lists of audio as people keep them: one path a line, CSV, TSV, or JSON lines."""
+"""Parsing of --data arguments: options after a name, as in `audioset.h5?exclude=silent.csv`, and lists of files."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote
 
-from bestrq2.errors import DataError
+from bestrq2.errors import ConfigError, DataError
+from bestrq2.text import nearest
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
 LIST_SUFFIXES = TABLE_SUFFIXES | {".txt"}
 
 
+def split_options(spec: str) -> tuple[str, dict[str, str]]:
+    """Split a source's name from the options after its first question mark.
+
+    Args:
+        spec: such as "hub:user/corpus?split=test&column=audio"; special characters in values are written as %XX.
+
+    Raises:
+        ConfigError: what follows the question mark is not a list of key=value.
+    """
+    name, mark, query = spec.partition("?")
+    if not mark:
+        return name, {}
+    pairs = [pair.partition("=") for pair in query.split("&") if pair]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise ConfigError(f"{spec}: {key or '='!r} is not an option; write ?key=value&key=value")
+    # parse_qsl would read a plus sign, as in "c++.csv", as a space.
+    return name, {key: unquote(value) for key, _, value in pairs}
+
+
+def with_options(name: str, options: Mapping[str, str]) -> str:
+    """Append options to a name; the inverse of `split_options`."""
+    known = dict(parse_qsl(name.partition("?")[2]))
+    pairs = "&".join(f"{key}={quote(value, safe='/')}" for key, value in options.items() if key not in known)
+    return f"{name}{'&' if known else '?'}{pairs}" if pairs else name
+
+
+def check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Check that every key is known.
+
+    Raises:
+        ConfigError: one is unknown; the nearest known key is suggested.
+    """
+    known = list(known)
+    for key in found:
+        if key not in known:
+            hint = nearest(key, known) or f"; known here: {', '.join(known) or 'none'}"
+            raise ConfigError(f"{where}: there is no option '{key}'{hint}")
+
+
 def read_rows(
     path: Path, columns: Sequence[Sequence[str]], optional: Sequence[str] = (), blank: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Rows of a list file.
+    """Read the rows of a list file.
 
     Args:
-        path: .txt (one path a line; its only column is "path"), .csv, .tsv, or .jsonl (one object a line). UTF-8.
-        columns: the needed columns, each as the names it may go by, the first being the one it gets in the result.
-        optional: names of further columns to keep; empty where they do not exist.
-        blank: names of columns that must exist, but whose values may be empty.
+        path: .txt (one path per line, as a column "path"), .csv, .tsv, or .jsonl (one object per line). UTF-8.
+        columns: required columns, each as its possible names; the first one is its name in the result.
+        optional: names of further columns to keep; empty if they do not exist.
+        blank: names of columns that must exist but may have empty values.
 
     Returns:
-        One dictionary a row; empty lines are skipped.
+        One dictionary per row; empty lines are skipped.
 
     Raises:
-        DataError: not readable, no rows, a needed column or value is missing.
+        DataError: not readable, no rows, or a required column or value is missing.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
@@ -37,7 +79,7 @@ def read_rows(
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     rows = _parse(path, text)
     if not rows:
-        raise DataError(f"{path} lists nothing; expected one recording a line.")
+        raise DataError(f"{path} lists nothing; expected one recording per line.")
     kept = []
     names = [_present(path, list(rows[0][1]), choices) for choices in columns]
     for name in blank:
@@ -53,7 +95,7 @@ def read_rows(
 
 
 def resolved(listing: Path, path: str) -> Path:
-    """A path in a list: relative ones start at the list's folder."""
+    """Resolve a path of a list; relative paths start at the list's folder."""
     return listing.parent / path
 
 
@@ -70,9 +112,9 @@ def _parse(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
         for row in reader:
             rows.append((reader.line_num, {str(k).strip(): v.strip() for k, v in row.items() if isinstance(v, str)}))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: is not a table ({error}).") from error
+        raise DataError(f"{path}, line {reader.line_num}: not a table ({error}).") from error
     if not rows and reader.fieldnames:
-        raise DataError(f"{path} has a header and no rows; expected one recording a line.")
+        raise DataError(f"{path} has a header and no rows; expected one recording per line.")
     return rows
 
 
