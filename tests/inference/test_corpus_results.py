@@ -275,7 +275,7 @@ def test_missing_sources_wrong_settings_and_unwritable_places_are_refused(embed,
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         embed(str(recordings), tmp_path / "file" / "e.parquet")
-    with pytest.raises(ConfigError, match=r"/proc/e.parquet.parts.*: cannot be made .*; name another --output"):
+    with pytest.raises(ConfigError, match=r"/proc/e.parquet.parts.*: cannot be created .*; name another --output"):
         embed(str(recordings), Path("/proc/e.parquet"))
     with pytest.raises(ConfigError, match="phases must be a whole number"):
         embed(str(recordings), tmp_path / "e.parquet", phases=0)

@@ -58,7 +58,7 @@ class BandSums:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> BandSums:
-        """The sums that `to_bytes` wrote."""
+        """The sums written by `to_bytes`."""
         values = torch.frombuffer(bytearray(content), dtype=torch.float64)
         sums = cls(len(values) // 2)
         sums.count, (sums.total, sums.squares) = values[0], values[1:].split(len(values) // 2)

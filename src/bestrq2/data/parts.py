@@ -157,7 +157,7 @@ class PartsFolder:
         try:
             own.mkdir(parents=True, exist_ok=True)
         except (FileNotFoundError, FileExistsError) as error:
-            raise ConfigError(f"{own}: cannot be made ({error.strerror}); name another --output") from error
+            raise ConfigError(f"{own}: cannot be created ({error.strerror}); name another --output") from error
         try:
             with folder_lock(own):
                 yield

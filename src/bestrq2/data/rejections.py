@@ -33,7 +33,7 @@ class ListedKeys:
         self._digests: set[bytes] = set()
 
     def __len__(self) -> int:
-        """Number of different keys."""
+        """Number of keys."""
         return len(self._digests)
 
     def add(self, key: str) -> bool:
@@ -96,7 +96,7 @@ class RejectionLog:
         return len(new)
 
     def finish(self) -> None:
-        """Return once all entries are on the disk.
+        """Write all waiting entries to disk.
 
         Raises:
             OSError: the disk is full.

@@ -24,7 +24,7 @@ def test_the_check_passes_what_prepare_wrote(made, damaged, prepared_mixed, caps
     caplog.set_level("INFO")
     assert cli.run(["prepare", "anything", str(damaged), "--check", "--num_workers", "1"]) == 0
     assert capsys.readouterr().out == f"{damaged}\n"
-    assert f"{damaged}: whole; 6 clips, 0.00 of 0.00 hours from 6 recordings" in caplog.text
+    assert f"{damaged}: complete and undamaged; 6 clips, 0.00 of 0.00 hours from 6 recordings" in caplog.text
 
 
 def flip(path: Path, place: int) -> None:
@@ -123,7 +123,7 @@ def test_the_check_compares_the_list_of_rejections(prepared_mixed, tmp_path, cap
 
     listing.write_bytes(b"".join(lines[:4] + lines[5:]))
     assert "g-broken.wav (is not audio" in (message := found())
-    assert " is not in its place there; " in message
+    assert " is not in its place in the list; " in message
     listing.write_bytes(b"".join([*lines, b"other.wav,is silent.\n"]))
     assert found().startswith(f"{listing}: has 1 entries that nothing was dropped for; ")
     listing.unlink()

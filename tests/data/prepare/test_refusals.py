@@ -1,4 +1,4 @@
-"""bestrq2 prepare refuses what cannot work, in one sentence, and touches nothing of others."""
+"""Refusals of bestrq2 prepare: one sentence each, and no foreign file is touched."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from example_sounds import RATE, scene
         ("rate", "8000", "there is no setting '--rate'"),
     ],
 )
-def test_bad_settings(source, tmp_path, capsys, setting, value, sentence):
+def test_bad_settings_are_refused(source, tmp_path, capsys, setting, value, sentence):
     assert refused(capsys, source, tmp_path / "out", f"--{setting}", value).startswith(sentence)
     assert not (tmp_path / "out").exists()
 
 
-def test_outputs_that_cannot_be(source, tmp_path, capsys):
+def test_impossible_outputs_are_refused(source, tmp_path, capsys):
     (tmp_path / "file").write_text("notes")
     assert refused(capsys, source, tmp_path / "file") == f"{tmp_path / 'file'}: is a file; name a folder"
     assert "cannot be written" in refused(capsys, source, tmp_path / "file" / "out")
@@ -58,14 +58,14 @@ def test_an_output_within_its_source_is_refused_before_anything_is_written(sourc
     monkeypatch.chdir(tmp_path / "audio")
     for folder, output in (("audio", "audio/shards"), ("tars", "tars/a/b"), ("tars", "tars"), ("audio", "link/out")):
         message = refused(capsys, tmp_path / folder, tmp_path / output)
-        assert message.startswith(f"{tmp_path / output}: lies in the source {tmp_path / folder}, ")
-    assert refused(capsys, ".", "out").startswith("out: lies in the source ., ")
+        assert message.startswith(f"{tmp_path / output}: is inside the source {tmp_path / folder}, ")
+    assert refused(capsys, ".", "out").startswith("out: is inside the source ., ")
     assert len(list((tmp_path / "audio").iterdir())) == 6
     assert [path.name for path in (tmp_path / "tars").iterdir()] == ["0.tar"]
     assert run_prepare("../audio", Path("../audio-shards"), num_workers=1)["clips"] == 6
 
 
-def test_a_source_without_anything_to_use(tmp_path, capsys):
+def test_a_source_without_usable_audio_is_refused(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.wav").write_bytes(b"no audio" * 100)
     soundfile.write(tmp_path / "in" / "b.wav", np.zeros(RATE), RATE)
@@ -92,13 +92,13 @@ def test_another_corpus_is_not_mixed_in(source, made, damaged, tmp_path, capsys)
     assert (damaged / "summary.json").read_bytes() == (made / "summary.json").read_bytes()
 
 
-def test_shards_that_went_missing_or_are_not_ours(source, made, damaged, capsys):
+def test_missing_and_foreign_shards_are_refused(source, made, damaged, capsys):
     options = ["--shard_size", "0.01", "--format", json.loads((made / "summary.json").read_text())["format"]]
     (damaged / "summary.json").unlink()
     (damaged / "shard-000002.tar.index.parquet").unlink()
     assert "shard-000002.tar: cannot be continued from" in refused(capsys, source, damaged, *options)
     (damaged / "shard-000001.tar").unlink()
-    assert "shard-000001.tar: is missing, later shards are there" in refused(capsys, source, damaged, *options)
+    assert "shard-000001.tar: is missing, later shards exist" in refused(capsys, source, damaged, *options)
 
 
 def options_of(made: Path) -> list[str]:
@@ -110,7 +110,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_refused_run_touches_nothing_and_names_a_new_folder_for_tars_of_others(source, made, damaged, capsys):
+def test_a_refused_run_changes_no_file(source, made, damaged, capsys):
     (damaged / "summary.json").unlink()
     for name in (".notes.tmp", ".shard-000000.tar.123.tmp", ".cache"):
         (damaged / name).write_text("mine")
@@ -137,7 +137,7 @@ def test_only_temporaries_of_its_own_are_removed(source, made, damaged):
     assert {name for name in names if (damaged / name).exists()} == {".notes.tmp", ".cache"}
 
 
-def test_a_list_that_is_not_of_prepare_is_left_alone(source, tmp_path, capsys):
+def test_a_foreign_list_is_left_alone(source, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "rejected.csv").write_text("applicant,why\n")
     message = refused(capsys, source, tmp_path / "out")
@@ -151,7 +151,7 @@ def test_a_finished_corpus_that_lost_a_shard_is_not_called_complete(source, made
     shard.unlink()
     message = refused(capsys, source, damaged, *options_of(made))
     assert message == (
-        f"{shard}: is missing from a finished corpus; bring it back, or delete summary.json and the shards after it "
+        f"{shard}: is missing from a finished corpus; restore it, or delete summary.json and the shards after it "
         "and run the same command again"
     )
     shard.write_bytes(content[:-512])
@@ -166,16 +166,16 @@ def test_a_finished_corpus_that_lost_a_shard_is_not_called_complete(source, made
 
 
 @pytest.mark.parametrize("lost", ["clips", "dropped", "hours_in", "shards", "sampling_rate", "log_mel"])
-def test_a_summary_that_lost_a_value_is_one_sentence(source, made, damaged, capsys, lost):
+def test_a_summary_that_lacks_a_value_is_refused(source, made, damaged, capsys, lost):
     summary = json.loads((damaged / "summary.json").read_text())
     summary.pop(lost)
     (damaged / "summary.json").write_text(json.dumps(summary))
-    sentence = f"{damaged / 'summary.json'}: has lost {lost!r}; move it away and run the command it was made by again"
+    sentence = f"{damaged / 'summary.json'}: lacks {lost!r}; move it away and repeat the command that made it"
     assert refused(capsys, source, damaged, *options_of(made)) == sentence
     assert refused(capsys, "anything", damaged, "--check") == sentence
 
 
-def test_how_the_source_is_spelled_changes_nothing(source, made, tmp_path, monkeypatch, caplog):
+def test_the_spelling_of_the_source_changes_nothing(source, made, tmp_path, monkeypatch, caplog):
     """From another working folder, relative, through a parent: the same corpus; metadata holds absolute paths."""
     caplog.set_level("INFO")
     (tmp_path / "[x] {a,b}" / "in").mkdir(parents=True)

@@ -165,11 +165,11 @@ def _compare(job: CheckJob, parts: Iterable[Part]) -> dict[str, Any]:
     remedy = f"delete the damaged shards, all later ones and {SUMMARY}, and prepare again"
     if not problems:
         problems = totals.problems()
-        remedy = f"move {SUMMARY} to another place and prepare again, which makes it and {REJECTED} anew"
+        remedy = f"move {SUMMARY} to another place and prepare again, which rewrites it and {REJECTED}"
     if problems:
         more = f" (the first of {len(problems)} problems)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}; {remedy}")
-    logger.info("%s: whole; %s", output, describe_summary(summary))
+    logger.info("%s: complete and undamaged; %s", output, describe_summary(summary))
     return summary
 
 
@@ -270,7 +270,7 @@ class _Rejections:
             for path, reason in new:
                 line = rejection_line(path, reason)
                 if file.read(len(line)) != line:
-                    self.problem = f"{self.path}: {path} ({reason.rstrip('.')}) is not in its place there"
+                    self.problem = f"{self.path}: {path} ({reason.rstrip('.')}) is not in its place in the list"
                     return
                 self._at += len(line)
 
@@ -322,12 +322,12 @@ def _check_shard(tar: Path, rate: int, suffix: str) -> _Findings:
     except DataError:
         return _Findings([f"{index_path(tar)}: is damaged"])
     except (KeyError, ValueError):
-        return _Findings([f"{index_path(tar)}: has lost what bestrq2 prepare keeps in it ({LEDGER})"])
+        return _Findings([f"{index_path(tar)}: lacks the ledger of bestrq2 prepare ({LEDGER})"])
     found = _Findings([], size=size, has_ledger=True)
     if actual.checksum() != index.checksum() or size != index.stamp.size:
         found.problems.append(f"{index_path(tar)}: does not fit its tar")
     if len(ledger.members) != len(actual):
-        found.problems.append(f"{tar}: holds {counted(len(actual), 'clip')}, its index knows of {len(ledger.members)}")
+        found.problems.append(f"{tar}: holds {counted(len(actual), 'clip')}, its index lists {len(ledger.members)}")
     with tar.open("rb") as file:
         for clip, written in zip(range(len(actual)), ledger.members, strict=False):
             try:

@@ -189,7 +189,7 @@ def _ledger(shard: Path) -> Ledger:
         index = read_index(index_path(shard))
         size = shard.stat().st_size
         if size != index.stamp.size:
-            raise DataError(f"the tar has {size:,} bytes, its index knows of {index.stamp.size:,}")
+            raise DataError(f"the tar has {size:,} bytes, its index says {index.stamp.size:,}")
         if LEDGER not in index.extra:
             raise ConfigError(f"{shard}: was not made by bestrq2 prepare; name a new or empty folder")
         return Ledger.from_extra(index.extra)
@@ -224,7 +224,7 @@ def finished_summary(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | N
             size += shard.stat().st_size
         except FileNotFoundError:
             raise ConfigError(
-                f"{shard}: is missing from a finished corpus; bring it back, or delete {SUMMARY} and the shards after "
+                f"{shard}: is missing from a finished corpus; restore it, or delete {SUMMARY} and the shards after "
                 "it and run the same command again"
             ) from None
     if size != summary["bytes"]:
@@ -257,7 +257,7 @@ def count_finished(folder: Path, wanted: dict[str, Any]) -> int:
     for number, found in enumerate(numbers):
         if number != found:
             raise ConfigError(
-                f"{shard_path(folder, number)}: is missing, later shards are there; bring it back, or name a new folder"
+                f"{shard_path(folder, number)}: is missing, later shards exist; restore it, or name a new folder"
             )
     before: Ledger | None = None
     for number, ledger in enumerate(ledgers(folder, len(numbers))):
@@ -298,7 +298,7 @@ def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
     if different:
         raise ConfigError(
             f"{folder}: holds a corpus made from something else ({'; '.join(different)}); name another folder, or "
-            "repeat the command it was made by"
+            "repeat the command that made it"
         )
 
 

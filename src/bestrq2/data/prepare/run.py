@@ -339,4 +339,6 @@ def _check_apart(source: str, output: Path) -> None:
     """
     folder = local_folder(source)
     if folder is not None and output.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"{output}: lies in the source {folder}, which would take it in; name a folder outside of it")
+        raise ConfigError(
+            f"{output}: is inside the source {folder}, which would contain it; name a folder outside of it"
+        )

@@ -65,7 +65,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         wrong = ["log_mel"]
     if wrong:
         raise ConfigError(
-            f"{path}: has lost {', '.join(map(repr, wrong))}; move it away and run the command it was made by again"
+            f"{path}: lacks {', '.join(map(repr, wrong))}; move it away and repeat the command that made it"
         )
     return summary
 
