@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,7 +264,7 @@ class Run:
             return False
         self.publish(values, step)
         self._validated = True
-        rank = self.task.rank(values)
+        rank = tuple(-math.inf if math.isnan(value) else value for value in self.task.rank(values))
         better = self.best is None or rank > self.best
         if better:
             self.best, self.best_step = rank, step

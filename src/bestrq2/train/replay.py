@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.precision import DoublePrecision, MixedPrecision, Precision
+from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
 
 from bestrq2.data.batch import AudioBatch
@@ -318,8 +318,6 @@ def _precision(name: str, device: torch.device) -> Precision:
     """Fabric's own handling of the run's precision."""
     if name.startswith("32"):
         return Precision()
-    if name.startswith("64"):
-        return DoublePrecision()
     if name in ("16-mixed", "bf16-mixed"):
         return MixedPrecision(name, device.type)  # type: ignore[arg-type]
     raise CheckpointError(f"precision {name}: a step made with it cannot be replayed")

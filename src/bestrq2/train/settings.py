@@ -276,7 +276,7 @@ class PretrainConfig(Checked):
             )
         if trainer.strategy == "fsdp" and trainer.devices < 1:
             raise ConfigError("trainer.strategy fsdp needs a number in trainer.devices, not -1")
-        if trainer.precision.endswith("-true") and not trainer.precision.startswith(("32", "64")):
+        if trainer.precision.endswith("-true") and not trainer.precision.startswith("32"):
             raise ConfigError(
                 f"trainer.precision must keep weights and targets in float32; use bf16-mixed, got {trainer.precision}"
             )
