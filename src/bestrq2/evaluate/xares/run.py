@@ -72,21 +72,14 @@ def run_xares(
     name = model_name(model)
     with _writable(root), WorkerPool(jobs, worker_environments(device)) as pool:
         chosen = select(_describe(pool, root, candidate_files(folder, wanted)), folder, wanted)
-        request = {
-            "do": "score",
-            "work": str(root / "hub"),
-            "model": str(_snapshot(embedder, root, identity)),
-            "weights_sha256": identity["weights_sha256"],
-        }
         usable = [task for task in chosen if not task.error]
-        requests = [
-            request
-            | {
-                "log": str(root / "logs" / digest(identity) / f"{Path(task.path).stem}.log"),
-                "job": asdict(_job(task, folder, root, identity, extraction, jobs, keep_embeddings)),
-            }
-            for task in usable
-        ]
+        common = {"do": "score", "work": str(root / "hub"), "model": str(_snapshot(embedder, root, identity))}
+        common["weights_sha256"] = identity["weights_sha256"]
+        requests = []
+        for task in usable:
+            job = _job(task, folder, root, identity, extraction, jobs, keep_embeddings)
+            log = root / "logs" / digest(identity) / f"{Path(task.path).stem}.log"
+            requests.append({**common, "log": str(log), "job": asdict(job)})
         scores, failures, facts = _run(pool, name, usable, requests)
     failures = {task.name: task.error for task in chosen if task.error} | failures
     provenance = model_provenance(model, embedder.config, ["bestrq2 xares", os.fspath(model)]) | facts
