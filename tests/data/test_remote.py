@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import sys
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from shard_crops import batches as any_batches
 
@@ -241,6 +243,18 @@ def test_urls_that_cannot_be_fetched_here_are_refused_with_the_remedy(url, reaso
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(ConfigError, match=reason):
         open_source(url)
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
+def test_a_shard_that_is_lost_in_the_middle_of_a_clip_stops_the_run(kind):
+    file = io.BytesIO()
+    soundfile.write(file, 0.3 * np.random.default_rng(0).standard_normal(60 * RATE), RATE, format=kind)
+    with serving({"0.tar": tar_of({f"0.{kind.lower()}": file.getvalue()})}) as server:
+        source = open_source(f"{server.url}/0.tar")
+        with pytest.raises(UnreachableError, match=r"0\.tar cannot be fetched: 404"), source.opened(0) as decoder:
+            server.files.clear()
+            evict_all()
+            decoder.read(50 * RATE, RATE)
 
 
 def test_a_host_that_does_not_answer_is_named_at_once(monkeypatch):

@@ -93,7 +93,7 @@ class TarMember(AudioBytes):
     tar: int
     start: int
     length: int
-    failures: list[AudioError] = field(default_factory=list)
+    failures: list[BestRQ2Error] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -106,7 +106,7 @@ class TarMember(AudioBytes):
         try:
             if len(piece):
                 self.files.read_into(piece, self.tar, self.start + position)
-        except AudioError as error:
+        except BestRQ2Error as error:  # of the tar, or of the network; C code cannot pass it on
             self.failures.append(error)
             return 0
         return len(piece)
