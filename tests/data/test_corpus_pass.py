@@ -160,6 +160,17 @@ def test_a_worker_that_dies_is_one_sentence_that_names_the_recording():
     assert type(caught.value) is BestRQ2Error  # exit code 1
 
 
+def test_workers_leave_signals_of_a_scheduler_to_the_main_process():
+    """A scheduler sends them to all processes of a job."""
+
+    def signalled(task: Task) -> Span:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(task)
+
+    with SpanStream(signalled, [Stretch((0, 0), 7)], 2) as stream:
+        assert len(list(stream)) == sum(SPANS)
+
+
 def test_an_error_of_the_source_as_a_whole_ends_the_pass():
     def gone(task: Task) -> Span:
         raise DataError("the file of all recordings cannot be opened.")
