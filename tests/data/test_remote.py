@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
@@ -131,6 +132,20 @@ def test_the_cache_keeps_within_its_limit_and_drops_what_was_not_used_for_longes
         fetch(url)
     assert [cached_path(url).exists() for url in urls] == [True, False, True, True]
     assert sum(cached_path(url).stat().st_size for url in urls if cached_path(url).exists()) <= sum(sizes[:3])
+
+
+def test_a_shard_that_another_user_has_fetched_is_used(server, monkeypatch):
+    url = f"{server.url}/0.tar"
+    fetch(url)
+    server.asked.clear()
+
+    def refused(path, ns):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "utime", refused)
+    with open_shard(url) as file:
+        assert file.read() == server.files["0.tar"]
+    assert server.asked == []
 
 
 def test_a_shard_in_use_is_not_evicted(server, monkeypatch):

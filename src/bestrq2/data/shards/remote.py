@@ -153,8 +153,7 @@ def fetch(url: str, waits: Sequence[float] | None = None) -> Path:
         UnreachableError: every attempt failed.
     """
     path = cached_path(url)
-    with suppress(FileNotFoundError, NotADirectoryError):
-        _touch(path)
+    if _touch(path):
         return path
     with _cache_errors(path), _locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
@@ -163,9 +162,15 @@ def fetch(url: str, waits: Sequence[float] | None = None) -> Path:
     return path
 
 
-def _touch(path: Path) -> None:
-    """Set the time of access, by which shards are evicted; the time of change belongs to the index."""
-    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+def _touch(path: Path) -> bool:
+    """Set the time of access, by which shards are evicted; False where there is no such file."""
+    try:
+        changed = path.stat().st_mtime_ns  # stays as it is: it belongs to the index
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    with suppress(OSError):  # another user's file, or evicted just now
+        os.utime(path, ns=(time.time_ns(), changed))
+    return True
 
 
 @contextmanager
