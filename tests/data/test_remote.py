@@ -266,10 +266,15 @@ def test_a_shard_that_is_lost_in_the_middle_of_a_clip_stops_the_run(kind):
     soundfile.write(file, 0.3 * np.random.default_rng(0).standard_normal(60 * RATE), RATE, format=kind)
     with serving({"0.tar": tar_of({f"0.{kind.lower()}": file.getvalue()})}) as server:
         source = open_source(f"{server.url}/0.tar")
-        with pytest.raises(UnreachableError, match=r"0\.tar cannot be fetched: 404"), source.opened(0) as decoder:
-            server.files.clear()
-            evict_all()
-            decoder.read(50 * RATE, RATE)
+
+        def read_while_it_is_lost():
+            with source.opened(0) as decoder:
+                server.files.clear()
+                evict_all()
+                decoder.read(50 * RATE, RATE)
+
+        with pytest.raises(UnreachableError, match=r"0\.tar cannot be fetched: 404"):
+            read_while_it_is_lost()
 
 
 def test_a_host_that_does_not_answer_is_named_at_once(monkeypatch):

@@ -35,7 +35,7 @@ from small_run import (
 import bestrq2
 from bestrq2 import cli
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError
-from bestrq2.train import checkpoints
+from bestrq2.train import checkpoints, loop
 from bestrq2.train.checkpoints import CheckpointStore
 from bestrq2.train.optimizer import learning_rate_factor
 from bestrq2.train.settings import OptimizerConfig
@@ -272,6 +272,22 @@ def test_a_full_disk_costs_one_checkpoint_and_at_the_end_is_an_error_that_can_be
         with pytest.raises(BestRQ2Error, match=r"the disk is full: the last state could not be saved .* --resume"):
             small_pretrain(recordings, tmp_path / "other")
     assert same_runs(undisturbed(), small_pretrain(recordings, tmp_path / "other", resume=True))
+
+
+def test_a_disk_that_is_full_when_the_last_model_is_written_is_an_error_that_can_be_resumed_from(
+    tmp_path: Path, recordings: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+):
+    def full(folder: Path, step: int) -> None:
+        if step == 6:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_exported_step", full)
+        with pytest.raises(BestRQ2Error, match=r"the disk is full: .*model.* --resume"):
+            small_pretrain(recordings, run)
+    assert max(CheckpointStore(run / "checkpoints").steps()) < 6  # no state without its model
+    assert same_runs(undisturbed(), small_pretrain(recordings, run, resume=True))
 
 
 def test_a_loader_process_that_dies_is_one_sentence_and_the_run_can_be_resumed(

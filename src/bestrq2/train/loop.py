@@ -344,42 +344,35 @@ class Run:
             better: whether the model is the best so far.
         """
         self._write_rejected()
-        if export and (better or not self.task.exports_best):
-            self._export(step)
         state = self.state(step)
         if not self.fabric.is_global_zero:
             return
         try:
+            if export and (better or not self.task.exports_best):
+                self._export(step, state["state_dict"])
             self.store.write(step, state)
-            self.disk_failure = None
+            if better:
+                self.store.mark_best(step)
         except OSError as error:
-            self.disk_failure = f"{self.store.path(step)}: {error.strerror or error}"
+            self.disk_failure = f"{error.filename or self.store.path(step)}: {error.strerror or error}"
             logger.warning("the state of step %d could not be saved (%s); training goes on", step, self.disk_failure)
             return
-        if better:
-            self.store.mark_best(step)
+        self.disk_failure = None
         self.store.prune(step)
 
-    def _export(self, step: int) -> None:
+    def _export(self, step: int, state: dict[str, Tensor]) -> None:
+        """Write the model folder; a model that is cut into shards is taken from the whole state of the task."""
         sharded = isinstance(self.task.model, FSDPModule)
-        state = (
-            {name.removeprefix("model."): value for name, value in model_state(self.task).items()} if sharded else None
-        )
-        if not self.fabric.is_global_zero:
-            return
+        weights = {name.removeprefix("model."): value for name, value in state.items()} if sharded else None
 
         def fill(folder: Path) -> None:
             try:
-                weights = state and {name.removeprefix("model."): value for name, value in state.items()}
                 self.task.export(self.model_in_use(step), folder, weights)
                 write_exported_step(folder, step)
             except SafetensorError as error:  # hides the number of the system's error
-                raise OSError(errno.ENOSPC, str(error)) from error
+                raise OSError(errno.ENOSPC, str(error), str(self.folder.model)) from error
 
-        try:
-            write_folder(self.folder.model, fill)
-        except OSError as error:
-            logger.warning("%s: cannot be written (%s); training goes on", self.folder.model, error.strerror or error)
+        write_folder(self.folder.model, fill)
 
     def fail(self, step: int, parts: list[AudioBatch]) -> NoReturn:
         """Save the step that was skipped and end the run; every process must call it.
