@@ -61,3 +61,11 @@ def test_the_table_of_recipes_is_complete():
         base, _, size = name.rpartition("-")
         whole = any(f"`{name}`" in row for row in rows)
         assert whole or any(f"`{base}-" in row and f"`-{size}`" in row for row in rows), name
+
+
+def test_files_named_in_the_architecture_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|csv))`", text)) - {"commands/NAME.py"}
+    assert len(named) > 15
+    for name in named:
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "src" / "bestrq2")), name
