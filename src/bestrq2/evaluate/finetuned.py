@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def format_finetune_result(result: Result, folder: Path | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _class_rows(result: Result, formatted: Any) -> Table:
+def _class_rows(result: Result, formatted: Callable[[float], str]) -> Table:
     by_class: dict[str, list[TaskScore]] = {}
     for score in result.scores:
         if score.domain == ONE_CLASS:
