@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from small_run import RATE, recording, small_pretrain
 
+from bestrq2.cli import run
 from bestrq2.data.shards import files, remote
 from bestrq2.errors import BestRQ2Error
 from shard_server import serving
@@ -49,16 +50,15 @@ def test_a_run_stopped_by_an_unreachable_shard_resumes_to_identical_weights(
             small_pretrain(data, tmp_path / "run", trainer=TRAINER)
         server.answers.clear()
         resumed = small_pretrain(data, tmp_path / "run", trainer=TRAINER, resume=True)
-    for run in (whole, resumed):
-        assert (run / "report.html").exists()
+    for folder in (whole, resumed):
+        assert (folder / "report.html").exists()
     weights = "model/model.safetensors"
     assert (whole / weights).read_bytes() == (resumed / weights).read_bytes()
 
 
-def test_an_unreachable_url_is_wrong_input_and_leaves_no_run(tmp_path: Path, run_cli):
+def test_an_unreachable_url_is_wrong_input_and_leaves_no_run(tmp_path: Path, capsys: pytest.CaptureFixture):
     with serving({}) as server:
-        arguments = ["pretrain", "--recipe", "demo", "--data", f"{server.url}/gone.tar", "--output", tmp_path / "run"]
-        done = run_cli([str(argument) for argument in arguments])
-        assert done.returncode == 2
-        assert f"bestrq2 pretrain: {server.url}/gone.tar cannot be fetched: 404 Not Found." in done.stderr
+        arguments = ["--recipe", "demo", "--data", f"{server.url}/gone.tar", "--output", str(tmp_path / "run")]
+        assert run(["pretrain", *arguments]) == 2
+        assert f"bestrq2 pretrain: {server.url}/gone.tar cannot be fetched: 404 Not Found." in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

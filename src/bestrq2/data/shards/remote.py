@@ -96,7 +96,7 @@ def expand_urls(pattern: str) -> list[str]:
 
 
 def cached_path(url: str) -> Path:
-    """Where the cache keeps a shard, whether it is there or not."""
+    """Path of a shard in the cache, whether it is there or not."""
     name = PurePosixPath(urlsplit(url).path).name[-60:] or "shard.tar"
     digest = hashlib.blake2b(url.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return cache_folder() / "remote" / f"{digest}-{name}"
@@ -351,19 +351,16 @@ def shard_index(url: str, waits: Sequence[float] | None = None) -> ShardIndex:
                     raise type(error)(str(error).replace(str(path), url)) from error
 
 
-def shard_indexes(urls: Sequence[str], first_wait: bool = False) -> Iterator[ShardIndex | BestRQ2Error]:
-    """Indexes of shards in their order, several at once; an error in place of an index that there is none of.
+def shard_indexes(urls: Sequence[str]) -> Iterator[ShardIndex | BestRQ2Error]:
+    """Load the indexes of shards, several at once, in their order; an error in place of an index that is missing.
 
-    A shard without an index is fetched, so this takes as long as the download where nothing is indexed yet.
-
-    Args:
-        urls: addresses of the shards.
-        first_wait: retry for the first shard, too; without, a mistyped address is noticed at once.
+    A shard without an index is fetched, so this takes as long as the download where nothing is indexed yet. The first
+    shard is tried once only, so that a mistyped address is noticed at once.
     """
 
     def one(number: int) -> ShardIndex | BestRQ2Error:
         try:
-            return shard_index(urls[number], None if number or first_wait else ())
+            return shard_index(urls[number], None if number else ())
         except BestRQ2Error as error:
             return error
 
@@ -406,12 +403,12 @@ class FetchAhead:
         threading.Thread(target=self._run, daemon=True).start()
 
     def advance(self, position: int) -> None:
-        """Say which place in the order is used next."""
+        """Report the place in the order that is used next."""
         self._position = position
         self._moved.set()
 
     def end(self) -> None:
-        """Fetch no more."""
+        """Stop fetching."""
         self._ended = True
         self._moved.set()
 
