@@ -262,4 +262,4 @@ def test_what_the_hub_refuses_is_one_sentence(tmp_path):
         web.server_close()
     missing, gated = result.stdout.splitlines()
     assert missing == "hub:someone/missing is not on the Hub, or private; check the name, or log in by `hf auth login`."
-    assert gated.startswith("hub:someone/gated is gated; ask for access on its page on the Hub")
+    assert gated.startswith("hub:someone/gated is gated; request access on its page")
