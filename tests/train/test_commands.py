@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
-from small_run import flags, recording, write_recordings
+from small_run import flags, write_recordings
 
 import bestrq2
 from bestrq2 import cli
-from bestrq2.train import checkpoints
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
@@ -155,26 +152,6 @@ def test_an_output_below_a_file(tmp_path: Path, recordings: Path, capsys: pytest
     assert "cannot be written" in refused(capsys, "pretrain", "--data", str(recordings), "--output", output, *flags())
 
 
-def test_a_disk_that_is_full_at_the_end_leaves_whole_files_and_can_be_resumed(
-    tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    original = checkpoints.whole_file
-
-    def full(path: Path):
-        if path.name == "step-00000006.ckpt":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(path)
-
-    monkeypatch.setattr(checkpoints, "whole_file", full)
-    run = tmp_path / "run"
-    line = refused(capsys, "pretrain", "--data", str(recordings), "--output", str(run), *flags(), code=1)
-    assert "the disk is full" in line
-    monkeypatch.undo()
-    assert bestrq2.load(run).embed(recording(0, 1.0)).clip.shape == (1, 32)
-    words = ["--data", str(recordings), "--output", str(run), *flags(), "--resume"]
-    assert cli.run(["pretrain", *words]) == 0
-
-
 def test_models_that_are_none(tmp_path: Path, finished_run: Path, recordings: Path, capsys: pytest.CaptureFixture[str]):
     def embed(model: Path | str) -> str:
         return refused(capsys, "embed", str(model), str(recordings), "--output", str(tmp_path / "e.parquet"))
@@ -213,19 +190,6 @@ def test_embed_lists_bad_files_and_goes_on(tmp_path: Path, finished_run: Path):
     assert cli.run(["embed", str(finished_run), str(folder), "--output", str(output)]) == 0
     assert len(pq.read_table(output)) == 4
     assert "broken.wav" in (tmp_path / "e.parquet.rejected.csv").read_text()
-
-
-@pytest.mark.parametrize("after", ["start", "step"])
-def test_ctrl_c_from_a_shell_prints_one_line_and_no_trace(after: str, tmp_path: Path, recordings: Path, start_cli):
-    run = tmp_path / "run"
-    process = start_cli(["pretrain", "--data", recordings, "--output", run, *flags(steps=100_000)])
-    awaited = run / {"start": "checkpoints", "step": "checkpoints/last.ckpt"}[after]
-    process.wait_until(awaited.exists)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
-    assert "Traceback" not in process.stderr
-    assert process.stderr.strip().splitlines()[-1].startswith("bestrq2 pretrain: interrupted")
-    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_of_several_processes_one_says_what_is_wrong_with_the_input(
