@@ -80,6 +80,17 @@ def test_help_explains_every_setting_in_plain_types(command: str, capsys: pytest
         assert following[following.index(line) + 1].startswith(" " * 10), f"{line} has no help"
 
 
+def test_help_of_pretrain_opens_with_five_settings_and_an_example(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.run(["pretrain", "--recipe", "best-rq-2-tiny", "--help"])
+    page = capsys.readouterr().out
+    flags = re.findall(r"^  (--\S+)", page, re.MULTILINE)
+    assert flags[:5] == ["--data", "--output", "--recipe", "--trainer.max_steps", "--loader.batch_size"]
+    assert page.index("--loader.batch_size") < page.index("bestrq2 pretrain --data recordings/") < page.index("--seed")
+    assert "--model.hidden_size INT" in page
+    assert re.search(r"width of the encoder\s+\(default: 192\)", page)  # the recipe's, not the class's
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
