@@ -273,7 +273,7 @@ def test_models_that_name_no_classes_cannot_predict(encoder: Path, tones: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_class_without_test_recordings_is_warned_of(
+def test_a_class_without_test_recordings_gives_a_warning(
     encoder: Path, tones: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     rows = ["path,label,split"]

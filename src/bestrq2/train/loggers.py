@@ -34,7 +34,7 @@ _EVENTS = "events.out.tfevents."
 
 
 class Logger(ABC):
-    """Where figures go."""
+    """Base of loggers."""
 
     label: str
     retry_seconds = 0.0

@@ -118,24 +118,31 @@ def take_steps(run: Run, batches: Iterator[AudioBatch]) -> None:
 
 @dataclass
 class Run:
-    """What a run consists of while it trains; a checkpoint saves and restores the part of it that changes.
+    """The parts of a run while it trains; a checkpoint saves and restores those that change.
 
     Attributes:
         task: model and loss.
         fabric: devices, processes and precision, launched.
         model: the task as Fabric wraps it: its forward pass runs in the precision and strategy of the run.
         optimizer: AdamW as Fabric wraps it.
-        settings: of the loop.
+        settings: settings of the loop.
         rates: peak and course of the learning rate.
         config: all settings of the run as plain values, kept in checkpoints.
-        folder: where the run is written.
+        folder: run folder.
         stop: signals that ask to stop.
-        loggers: where figures go.
+        loggers: metrics.csv, TensorBoard and services.
         watch: warnings.
+        clock: training time and time spent waiting for data.
+        rejections: list of recordings that could not be used.
         average: moving average of the weights; None for none.
         probing: online probe; None for none.
         max_skipped_in_a_row: steps in a row that are not finite after which the run fails.
         step: steps done.
+        guard: judge of steps that are not finite.
+        best: quality of the best model by validation; None before the first validation.
+        best_step: its step; 0 where it is not known.
+        latest: newest logged values by name.
+        disk_failure: why the last state could not be saved; None if it was.
     """
 
     task: Task

@@ -138,7 +138,7 @@ def _pretrain(
 
 
 def _crops(config: PretrainConfig) -> dict[str, Any]:
-    """What all crops of a run have in common."""
+    """Settings that all crops of a run share."""
     fields = config.model
     return {
         "seed": config.seed,
