@@ -123,7 +123,6 @@ def _pretrain(
         stop=stop,
         rejections=rejections,
         probing=probing,
-        max_skipped_in_a_row=config.watch.max_skipped_in_a_row,
         state=state,
     )
     if start < config.trainer.max_steps:
