@@ -16,8 +16,7 @@ from bestrq2.data.audio import read_audio
 from bestrq2.data.labels import load_labelled, load_task, soundworld_tasks
 from bestrq2.data.tar_labels import MARKER
 from bestrq2.errors import DataError
-from bestrq2.evaluate.baselines import LogMelStatistics
-from bestrq2.evaluate.probe import probe_features
+from bestrq2.evaluate.probe import LogMelStatistics, probe_features
 from bestrq2.inference.embedder import load
 from bestrq2.soundworld import export, write_corpus
 

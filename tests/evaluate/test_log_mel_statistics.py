@@ -8,7 +8,7 @@ import soundfile
 
 from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import AudioError
-from bestrq2.evaluate.baselines import LogMelStatistics
+from bestrq2.evaluate.probe import LogMelStatistics
 from bestrq2.evaluate.task_probe import probe_features
 
 RATE = 16_000

@@ -199,7 +199,7 @@ def make_run(folder: Path, config: bestrq2.BestRQ2Config, steps: list[int] | Non
 
 def use_toy_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Toy clips are a few samples long: describe them by their samples in place of an encoder."""
-    from bestrq2.evaluate.baselines import LogMelStatistics
+    from bestrq2.evaluate.probe import LogMelStatistics
     from bestrq2.inference.embedder import Embedder
 
     for kind in (Embedder, LogMelStatistics):

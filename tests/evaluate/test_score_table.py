@@ -7,10 +7,9 @@ import re
 
 import pytest
 
-from bestrq2.errors import DataError
 from bestrq2.evaluate.metrics import wilson_interval
 from bestrq2.evaluate.result import TaskScore
-from bestrq2.evaluate.score_table import domain_means, format_scores, score_tables
+from bestrq2.evaluate.score_table import all_means, domain_means, format_scores, score_tables
 
 
 def scores_of(features: str, shares: dict[str, int], method: str = "linear") -> list[TaskScore]:
@@ -96,23 +95,14 @@ def test_domain_means_weigh_domains_equally() -> None:
         score_of("a", "music/key", "music", 0.2),
         score_of("a", "music/key", "music", 0.9, method="knn"),
     ]
-    assert domain_means(scores, "linear") == pytest.approx({"speech": 0.6, "music": 0.2, "mean": 0.4})
+    assert domain_means(scores, "linear", "a") == pytest.approx({"speech": 0.6, "music": 0.2, "mean": 0.4})
 
 
-def test_domain_means_of_several_features_need_a_name() -> None:
-    scores = [score_of(name, "music/key", "music", value) for name, value in (("a", 0.2), ("b", 0.6))]
-    assert domain_means(scores, "linear", "b") == {"music": 0.6, "mean": 0.6}
-    with pytest.raises(DataError, match=r"\['a', 'b'\]"):
-        domain_means(scores, "linear")
-
-
-def test_domain_means_refuse_features_probed_on_other_tasks() -> None:
+def test_means_are_left_out_where_features_were_probed_on_other_tasks() -> None:
     scores = [score_of("a", "music/key", "music", 0.2), score_of("a", "music/tempo", "music", 0.3)]
-    scores.append(score_of("b", "music/key", "music", 0.9))
-    with pytest.raises(DataError, match="b has no score on music/tempo"):
-        domain_means(scores, "linear", "a")
-    with pytest.raises(DataError, match="several scores on one task"):
-        domain_means([scores[0], scores[0]], "linear")
+    assert all_means(scores)["a"]["linear"] == pytest.approx({"music": 0.25, "mean": 0.25})
+    assert all_means([*scores, score_of("b", "music/key", "music", 0.9)]) == {}
+    assert all_means([scores[0], scores[0]]) == {}
 
 
 def test_tables_have_the_same_cells_in_markdown_and_csv() -> None:

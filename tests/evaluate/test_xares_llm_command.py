@@ -17,10 +17,16 @@ import xares_llm_stand_in as stand_in
 from bestrq2 import cli
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate.result import XARES_LLM, Result, TaskScore, read_result
-from bestrq2.evaluate.xares_llm import check_encoder, run_xares_llm
 from bestrq2.evaluate.xares_llm import run as module
 from bestrq2.evaluate.xares_llm.harness import run_harness
-from bestrq2.evaluate.xares_llm.run import format_llm_result, mean_of_means, overall_mean, read_scores
+from bestrq2.evaluate.xares_llm.run import (
+    check_encoder,
+    format_llm_result,
+    mean_of_means,
+    overall_mean,
+    read_scores,
+    run_xares_llm,
+)
 
 TARS = ("ESC-50/train/fold_1.tar.gz", "ESC-50/train/fold_2.tar.gz", "ESC-50/test/fold_3.tar.gz")
 GTZAN = "GTZAN/test/fold_1.tar.gz"
@@ -72,7 +78,7 @@ def test_a_task_is_trained_and_scored_by_the_packages_own_command(model, package
         "gtzan": (0.5, 3.0),
     }
     assert overall_mean(result) == pytest.approx((0.55 + 3 * 0.5) / 4)
-    assert mean_of_means(result) == pytest.approx((0.55 + 0.5) / 2)
+    assert mean_over_domains(result) == pytest.approx((0.55 + 0.5) / 2)
     (path,) = (tmp_path / "out").glob("*/xares-llm-task1.json")
     assert repr(read_result(path, XARES_LLM)) == repr(result)
     assert json.loads(path.read_text())["provenance"]["versions"]["torch"]

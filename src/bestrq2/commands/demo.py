@@ -87,8 +87,7 @@ def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, te
     from bestrq2.commands.pretrain import pretrain
     from bestrq2.data.labels import soundworld_tasks
     from bestrq2.data.sources import ArraySource
-    from bestrq2.evaluate.baselines import LogMelStatistics
-    from bestrq2.evaluate.probe import probe_all, random_twin
+    from bestrq2.evaluate.probe import LogMelStatistics, probe_all, random_twin
     from bestrq2.evaluate.provenance import software_provenance
     from bestrq2.evaluate.result import PROBE, Result, write_result
     from bestrq2.evaluate.score_table import all_means

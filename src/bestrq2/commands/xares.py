@@ -56,7 +56,7 @@ def xares(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.evaluate.xares import run_xares
+    from bestrq2.evaluate.xares.run import run_xares
 
     return run_xares(
         model, data=data, tasks=tasks, jobs=jobs, phases=phases, clip_phases=clip_phases, layers=layers, output=output,

@@ -52,7 +52,7 @@ def xares_llm(
     Raises:
         BestRQ2Error: with one sentence that says what to change, also for failures of the benchmark itself.
     """
-    from bestrq2.evaluate.xares_llm import run_xares_llm
+    from bestrq2.evaluate.xares_llm.run import run_xares_llm
 
     return run_xares_llm(
         model, task=task, evaluation=evaluation, output=output, data=data, phases=phases, layers=layers,
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     switches = {"check": "only check the encoder against the benchmark's contract"}
     values = flags.parse_command(xares_llm, argv, positional=("model",), switches=switches)
     if values.pop("check"):
-        from bestrq2.evaluate.xares_llm import check_encoder
+        from bestrq2.evaluate.xares_llm.run import check_encoder
 
         print(check_encoder(**{name: values[name] for name in ("model", "phases", "layers", "python")}))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from bestrq2.data.labels import LabelledClips, LabelledTask
 from bestrq2.errors import AudioError, DataError
+from bestrq2.evaluate.score_table import mean_of_means
 from bestrq2.evaluate.task_probe import FeatureExtractor, probe_features
 
 logger = logging.getLogger(__name__)
@@ -53,24 +55,23 @@ class OnlineProbe:
         Raises:
             BestRQ2Error: a task cannot be scored although `first` is set.
         """
-        by_domain: dict[str, list[float]] = {}
-        results: dict[str, float] = {}
+        found: dict[str, tuple[str, float]] = {}
         for task in self.tasks:
+            value = math.nan
             try:
                 (score,) = probe_features(
                     features, [task], methods=("linear",), seed=self.seed, batch=self.batch, progress=False
                 )
-                results[f"probe/{task.name}"] = score.score
+                value = score.score
             except (DataError, AudioError) as error:
                 if first:
                     raise
                 logger.warning("online probe: %s", error)
-                results[f"probe/{task.name}"] = float("nan")
-            by_domain.setdefault(task.domain or "other", []).append(results[f"probe/{task.name}"])
-        means = {f"probe/{domain}": float(np.mean(values)) for domain, values in by_domain.items()}
-        if means:
-            results |= {**means, "probe/mean": float(np.mean(list(means.values())))}
-        return results
+            found[task.name] = (task.domain or "other", value)
+        if not found:
+            return {}
+        results = {name: value for name, (_, value) in found.items()} | mean_of_means(found.values())
+        return {f"probe/{name}": value for name, value in results.items()}
 
 
 def _part(clips: LabelledClips, most: int, seed: int) -> LabelledClips:

@@ -7,24 +7,28 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from bestrq2.convert.loading import random_encoder
-from bestrq2.data.labels import LabelledTask, load_labelled
+from bestrq2.data.labels import ClipAudio, LabelledTask, load_labelled
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.evaluate.baselines import LogMelStatistics
-from bestrq2.evaluate.benchmark import Benchmark, benchmark_result, check_world, find_benchmark, run_benchmark
+from bestrq2.evaluate.benchmark import benchmark_result, check_world, find_benchmark, run_benchmark
 from bestrq2.evaluate.provenance import is_run_folder, model_name, model_provenance
 from bestrq2.evaluate.result import PROBE, Result, TaskScore, write_result
 from bestrq2.evaluate.score_table import all_means
 from bestrq2.evaluate.task_probe import FeatureExtractor, probe_features
 from bestrq2.files import check_writable, disk_errors
-from bestrq2.inference.embedder import Embedder, load
+from bestrq2.inference.embedder import Embedder, Embeddings, load
+from bestrq2.inference.inputs import mono_blocks
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.log_mel import LogMel
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 logger = logging.getLogger(__name__)
 
-RANDOM_ENCODER = "random encoder"
-BASELINE_NAMES = (RANDOM_ENCODER, LogMelStatistics.name, "supervised")
-"""Names of other features than the model's; a model of that name could not be told from them."""
+RANDOM_ENCODER, LOG_MEL, SUPERVISED = "random encoder", "log-mel statistics", "supervised"
+"""Names of baselines in results; a model of one of these names could not be told from the baseline."""
 
 
 def run_probe(
@@ -37,71 +41,57 @@ def run_probe(
 ) -> Result:
     """Probe a model on labelled audio or on a frozen benchmark; see `bestrq2.probe` for the arguments.
 
+    The result is written to `output`; that of a frozen benchmark also into a run folder, as NAME.json.
+
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
     labelled = os.fspath(labelled)
-    if (benchmark := find_benchmark(labelled)) is not None:
+    benchmark = find_benchmark(labelled)
+    files = [] if output is None else [Path(output)]
+    if benchmark is not None:
         if seed != 0:
             raise ConfigError(f"seed is {seed}, but {benchmark.name} is frozen with seeds of its own; leave it out")
-        return _run_frozen(model, benchmark, baselines, output, device)
-    if output is not None:
-        check_writable(Path(output))
-    embedder = load_named(model, device)
-    scores = probe_all(features_to_probe(embedder, baselines), load_labelled(labelled, seed=seed), seed)
-    provenance = model_provenance(model, embedder.config, ["bestrq2 probe", os.fspath(model), labelled])
-    provenance["protocol"] = {"labelled": labelled, "seed": seed}
-    result = Result(PROBE, embedder.name, tuple(scores), {}, provenance)
-    if output is not None:
-        with disk_errors(Path(output)):
-            write_result(output, result, all_means(scores))
-    return result
-
-
-def _run_frozen(
-    model: str | os.PathLike[str], benchmark: Benchmark, baselines: bool, output: Path | None, device: str | None
-) -> Result:
-    """Score a model and baselines on a frozen benchmark; see `run_probe`.
-
-    The result is written to `output`, and into the folder of a pretraining run as NAME.json.
-    """
-    check_world(benchmark)
-    files = [] if output is None else [Path(output)]
-    if is_run_folder(model):
-        files.insert(0, Path(model) / f"{benchmark.name}.json")
+        check_world(benchmark)
+        if is_run_folder(model):
+            files.insert(0, Path(model) / f"{benchmark.name}.json")
     for file in files:
         check_writable(file)
-    embedder = load_named(model, device)
-    # before the scores are made: what a run folder says of itself may change meanwhile
-    provenance = model_provenance(model, embedder.config, ["bestrq2 probe", os.fspath(model), benchmark.name])
-    scores = run_benchmark(features_to_probe(embedder, baselines), benchmark)
-    result = benchmark_result(benchmark, embedder.name, scores, provenance)
+    embedder = _load_named(model, device)
+    # read before scoring: a run folder may change while the probes run
+    provenance = model_provenance(model, embedder.config, ["bestrq2 probe", os.fspath(model), labelled])
+    features: list[FeatureExtractor] = [embedder]
+    if baselines:
+        features += [random_twin(embedder), LogMelStatistics()]
+    if benchmark is not None:
+        result = benchmark_result(benchmark, embedder.name, run_benchmark(features, benchmark), provenance)
+    else:
+        scores = probe_all(features, load_labelled(labelled, seed=seed), seed)
+        provenance["protocol"] = {"labelled": labelled, "seed": seed}
+        result = Result(PROBE, embedder.name, tuple(scores), {}, provenance)
     for file in files:
         with disk_errors(file):
-            write_result(file, result, all_means(scores))
-        logger.info("%s: result of %s", file, benchmark.name)
+            write_result(file, result, all_means(result.scores))
+        logger.info("%s: result of %s", file, result.benchmark)
     return result
 
 
-def load_named(model: str | os.PathLike[str], device: str | None) -> Embedder:
-    """Load an embedder that is called like the folder of the model, not "run" for every run folder.
-
-    Raises:
-        DataError: the name is that of a baseline.
-        BestRQ2Error: there is no such model.
-    """
+def _load_named(model: str | os.PathLike[str], device: str | None) -> Embedder:
+    """Load an embedder named after the model's folder, since every run folder would otherwise be called "run"."""
     embedder = load(model, device)
     if Path(model).is_dir():
         embedder.name = model_name(model)
-    if embedder.name in BASELINE_NAMES:
+    if embedder.name in (RANDOM_ENCODER, LOG_MEL, SUPERVISED):
         raise DataError(f"{model}: {embedder.name!r} is the name of a baseline in results; rename the model's folder")
     return embedder
 
 
-def features_to_probe(embedder: Embedder, baselines: bool) -> list[FeatureExtractor]:
-    """The model, followed by the baselines where they are wanted."""
-    found: list[FeatureExtractor] = [embedder]
-    return [*found, random_twin(embedder), LogMelStatistics()] if baselines else found
+def probe_all(features: Sequence[FeatureExtractor], tasks: Sequence[LabelledTask], seed: int = 0) -> list[TaskScore]:
+    """Probe several kinds of features on the same tasks; see `probe_features`."""
+    return [score for one in features for score in probe_features(one, tasks, seed=seed)]
+
+
+# --- baselines ---
 
 
 def random_twin(embedder: Embedder, seed: int = 0) -> Embedder:
@@ -111,6 +101,59 @@ def random_twin(embedder: Embedder, seed: int = 0) -> Embedder:
     return Embedder(twin, embedder.device, name=RANDOM_ENCODER)
 
 
-def probe_all(features: Sequence[FeatureExtractor], tasks: Sequence[LabelledTask], seed: int = 0) -> list[TaskScore]:
-    """Probe several kinds of features on the same tasks; see `probe_features`."""
-    return [score for one in features for score in probe_features(one, tasks, seed=seed)]
+class LogMelStatistics:
+    """Mean and standard deviation over time of every band of the paper's log-mel spectrogram, in dB.
+
+    A clip embedding covers the whole clip; a frame covers one patch column of 16 spectrogram frames, 625 ms. Clips are
+    never padded, so results do not depend on the batch.
+
+    Attributes:
+        name: name of the features in tables.
+    """
+
+    name = LOG_MEL
+
+    def __init__(self) -> None:
+        self._config = BestRQ2Config()
+        self._log_mel = LogMel(self._config)
+
+    def embed(self, audio: list[ClipAudio], sampling_rate: int | None = None) -> Embeddings:
+        """Compute the features of clips.
+
+        Args:
+            audio: waveforms [samples] or [channels, samples] at `sampling_rate`, or files.
+            sampling_rate: sampling rate of the waveforms in Hz; None for 16 000.
+
+        Returns:
+            `Embeddings` with D = 256: 128 means, then 128 standard deviations.
+
+        Raises:
+            AudioError: a clip cannot be decoded, is empty, or holds NaN or infinity.
+        """
+        spectrograms = [self._spectrogram(one, sampling_rate) for one in audio]
+        stretch = self._config.patch_size[1]
+        counts = [max(1, len(spectrogram) // stretch) for spectrogram in spectrograms]
+        width = 2 * self._config.num_mel_bands
+        frames = np.zeros((len(audio), max(counts, default=0), width), dtype=np.float32)
+        mask = np.arange(frames.shape[1]) < np.array(counts, dtype=np.int64)[:, None]
+        for row, (spectrogram, count) in enumerate(zip(spectrograms, counts, strict=True)):
+            for column in range(count):
+                frames[row, column] = _mean_and_deviation(spectrogram[column * stretch : (column + 1) * stretch])
+        clip = np.array([_mean_and_deviation(spectrogram) for spectrogram in spectrograms], dtype=np.float32)
+        seconds = stretch * self._config.hop_length / self._config.sampling_rate
+        timestamps = np.where(mask, (np.arange(frames.shape[1]) + 0.5) * seconds, np.nan)
+        return Embeddings(clip.reshape(len(audio), width), frames, mask, timestamps)
+
+    def _spectrogram(self, audio: ClipAudio, sampling_rate: int | None) -> np.ndarray:
+        """Log-mel spectrogram of one clip, float64 [frames, bands]."""
+        rate = self._config.sampling_rate
+        name = "audio" if isinstance(audio, np.ndarray) else str(audio)
+        waveform = np.concatenate(list(mono_blocks(name, audio, sampling_rate or rate, rate)))
+        with torch.inference_mode():
+            log_mel, _ = self._log_mel(torch.from_numpy(waveform)[None])
+        return log_mel[0].T.double().numpy()
+
+
+def _mean_and_deviation(spectrogram: np.ndarray) -> np.ndarray:
+    """Reduce [frames, bands] to [2 * bands]."""
+    return np.concatenate([spectrogram.mean(axis=0), spectrogram.std(axis=0)])

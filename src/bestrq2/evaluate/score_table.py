@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from bestrq2.errors import DataError
 from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY
 from bestrq2.evaluate.result import TaskScore
 from bestrq2.evaluate.table import MARK, WIDTH, Table, mark_best, percent
@@ -57,58 +56,41 @@ def score_notes(scores: Sequence[TaskScore]) -> list[str]:
     return notes
 
 
-def domain_means(scores: Sequence[TaskScore], method: str, features: str | None = None) -> dict[str, float]:
-    """Mean score of every domain and, under "mean", the mean over domains.
+def domain_means(scores: Sequence[TaskScore], method: str, features: str) -> dict[str, float]:
+    """Mean score of one kind of features by one method: {domain: mean over its tasks, ..., "mean": mean of domains}."""
+    chosen = [score for score in scores if (score.method, score.features) == (method, features)]
+    return mean_of_means((score.domain, score.score) for score in chosen)
+
+
+def mean_of_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Mean of each domain and, under "mean", the mean over the domains.
 
     Args:
-        scores: all scores that are compared with each other; those of other methods are ignored.
-        method: "linear" or "knn".
-        features: name of the features; may be left out where `scores` holds one kind only.
+        values: domain and value of every task, at least one.
 
     Returns:
-        {domain: mean over its tasks, ..., "mean": mean over the domains}, domains in order of appearance.
-
-    Raises:
-        DataError: the kinds of features compared were not all probed on the same tasks, or `features` is missing.
+        {domain: mean, ..., "mean": mean of the means}, domains in order of appearance.
     """
-    chosen = [score for score in scores if score.method == method]
-    _require_same_tasks(chosen)
-    names = list(dict.fromkeys(score.features for score in chosen))
-    if features is None and len(names) == 1:
-        features = names[0]
-    if features not in names:
-        raise DataError(f"Means need one of the features {names} scored by {method!r}, but got {features!r}.")
     by_domain: dict[str, list[float]] = {}
-    for score in chosen:
-        if score.features == features:
-            by_domain.setdefault(score.domain, []).append(score.score)
-    means = {domain: float(np.mean(values)) for domain, values in by_domain.items()}
+    for domain, value in values:
+        by_domain.setdefault(domain, []).append(value)
+    means = {domain: float(np.mean(own)) for domain, own in by_domain.items()}
     return {**means, "mean": float(np.mean(list(means.values())))}
 
 
 def all_means(scores: Sequence[TaskScore]) -> dict[str, dict[str, dict[str, float]]]:
-    """{features: {method: `domain_means`}}, in order of appearance; empty where the tasks differ."""
-    means: dict[str, dict[str, dict[str, float]]] = {}
-    try:
-        for features, method in dict.fromkeys((score.features, score.method) for score in scores):
-            means.setdefault(features, {})[method] = domain_means(scores, method, features)
-    except DataError:
-        return {}
-    return means
-
-
-def _require_same_tasks(scores: Sequence[TaskScore]) -> None:
-    """Raise a DataError unless every kind of features was probed on the same tasks, once each."""
-    tasks: dict[str, list[tuple[str, str]]] = {}
+    """{features: {method: `domain_means`}}, in order of appearance; empty where the tasks of a method differ."""
+    tasks: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for score in scores:
-        tasks.setdefault(score.features, []).append((score.domain, score.task))
-    every = {key for keys in tasks.values() for key in keys}
-    for features, keys in tasks.items():
-        missing = sorted(task for _, task in every - set(keys))
-        if missing:
-            raise DataError(f"{features} has no score on {', '.join(missing)}: means would compare different tasks.")
-        if len(keys) != len(set(keys)):
-            raise DataError(f"{features} has several scores on one task: give each kind of features its own name.")
+        tasks.setdefault((score.features, score.method), []).append((score.domain, score.task))
+    means: dict[str, dict[str, dict[str, float]]] = {}
+    for (features, method), own in tasks.items():
+        every = {task for (_, other), found in tasks.items() if other == method for task in found}
+        # means over different tasks, or with one task counted twice, must not be compared
+        if len(own) != len(every):
+            return {}
+        means.setdefault(features, {})[method] = domain_means(scores, method, features)
+    return means
 
 
 def _method_table(scores: Sequence[TaskScore], method: str) -> Table:

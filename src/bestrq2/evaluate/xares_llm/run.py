@@ -22,6 +22,7 @@ from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate.provenance import model_name, software_provenance
 from bestrq2.evaluate.published import published_averages
 from bestrq2.evaluate.result import XARES_LLM, Result, TaskScore, write_result
+from bestrq2.evaluate.score_table import mean_of_means
 from bestrq2.evaluate.table import Table
 from bestrq2.evaluate.xares_llm import harness as package
 from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, check_contract, write_encoder
@@ -146,14 +147,11 @@ def overall_mean(result: Result) -> float | None:
     return sum(score.weight * score.score for score in result.scores) / total
 
 
-def mean_of_means(result: Result) -> float | None:
+def mean_over_domains(result: Result) -> float | None:
     """Mean over domains of their means; None unless all datasets have a score."""
     if result.failures or not result.scores:
         return None
-    groups: dict[str, list[float]] = {}
-    for score in result.scores:
-        groups.setdefault(_domain(score.task), []).append(score.score)
-    return sum(sum(group) / len(group) for group in groups.values()) / len(groups)
+    return mean_of_means((_domain(score.task), score.score) for score in result.scores)["mean"]
 
 
 def format_llm_result(result: Result) -> str:
@@ -164,7 +162,7 @@ def format_llm_result(result: Result) -> str:
     for domain in (*DOMAINS, OTHER):
         own = [name for name in names if _domain(name) == domain]
         rows += [(domain,), *((f"  {name}", known.get(name, "-")) for name in own)] if own else []
-    overall, of_domains = overall_mean(result), mean_of_means(result)
+    overall, of_domains = overall_mean(result), mean_over_domains(result)
     if overall is not None and of_domains is not None:
         rows += [("overall (weighted mean)", f"{overall:.3f}"), ("mean of domain means", f"{of_domains:.3f}")]
     task = result.provenance.get("task", "")
@@ -292,7 +290,7 @@ def _run(
     }  # fmt: skip
     result = Result(XARES_LLM, job.name, tuple(scores.values()), failures, provenance)
     path = job.folder / f"xares-llm-{title}.json"
-    write_result(path, result, {"overall": overall_mean(result), "mean_of_means": mean_of_means(result)})
+    write_result(path, result, {"overall": overall_mean(result), "mean_of_means": mean_over_domains(result)})
     logger.info("%s: result", path)
     return result
 

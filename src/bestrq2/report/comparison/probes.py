@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bestrq2.errors import DataError
+from bestrq2.evaluate.probe import LOG_MEL, RANDOM_ENCODER, SUPERVISED
 from bestrq2.evaluate.result import Result
-from bestrq2.evaluate.score_table import domain_means
+from bestrq2.evaluate.score_table import domain_means, mean_of_means
 from bestrq2.evaluate.task_probe import METHODS
 from bestrq2.report import runs
 from bestrq2.report.comparison.arms import Arm
@@ -18,7 +19,6 @@ from bestrq2.report.comparison.statistics import Difference, Estimate, estimate,
 from bestrq2.report.runs import BENCHMARK
 from bestrq2.run_records import flatten
 
-LOG_MEL, RANDOM, SUPERVISED = "log-mel statistics", "random encoder", "supervised"
 # Not "upper bound": with as few labels as the probes see, much pretraining gets beyond it.
 SUPERVISED_ROW = "encoder trained on the labels"
 NOT_PROBED = f"not probed: run `bestrq2 probe RUN {BENCHMARK}`"
@@ -113,7 +113,7 @@ def disagreeing_baselines(arms: Sequence[Arm]) -> list[str]:
     """A sentence where the log-mel statistics, in which nothing is random, score differently in two results."""
     found = [run.result for arm in arms for run in arm.runs if run.result is not None]
     for method in METHODS:
-        scores = [_means(one, method, LOG_MEL)["mean"] for one in found if _has(one, LOG_MEL, method)]
+        scores = [domain_means(one.scores, method, LOG_MEL)["mean"] for one in found if _has(one, LOG_MEL, method)]
         if scores and max(scores) - min(scores) > SAME:
             return [
                 f"Log-mel statistics score {100 * min(scores):.1f} to {100 * max(scores):.1f} % in the runs' results "
@@ -126,14 +126,14 @@ def _arm_row(arm: Arm, method: str) -> ProbeRow:
     found = [run.result for run in arm.runs if run.result is not None]
     if not found:
         return ProbeRow(arm.label, "arm", missing=NOT_PROBED)
-    return ProbeRow(arm.label, "arm", _over_seeds([_means(one, method, one.model) for one in found]))
+    return ProbeRow(arm.label, "arm", _over_seeds([domain_means(one.scores, method, one.model) for one in found]))
 
 
 def _baseline_row(label: str, features: str, found: Sequence[Result], method: str) -> ProbeRow:
     scored = [one for one in found if _has(one, features, method)]
     if not scored:
         return ProbeRow(label, features, missing="not measured")
-    return ProbeRow(label, features, _single(_means(scored[0], method, features)))
+    return ProbeRow(label, features, _single(domain_means(scored[0].scores, method, features)))
 
 
 def _random_rows(arms: Sequence[Arm], method: str) -> list[ProbeRow]:
@@ -146,17 +146,17 @@ def _random_rows(arms: Sequence[Arm], method: str) -> list[ProbeRow]:
         labels, draws = by_architecture.setdefault(_architecture(arm), ([], []))
         labels.append(arm.label)
         for run in arm.runs:
-            if run.result is not None and _has(run.result, RANDOM, method):
-                draws.append(_means(run.result, method, RANDOM))
+            if run.result is not None and _has(run.result, RANDOM_ENCODER, method):
+                draws.append(domain_means(run.result.scores, method, RANDOM_ENCODER))
     rows = []
     for labels, draws in by_architecture.values():
         others = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
-        label = f"{RANDOM} ({labels[0]}{others})" if len(by_architecture) > 1 else RANDOM
+        label = f"{RANDOM_ENCODER} ({labels[0]}{others})" if len(by_architecture) > 1 else RANDOM_ENCODER
         if draws:
             mean = {domain: sum(draw[domain] for draw in draws) / len(draws) for domain in draws[0]}
-            rows.append(ProbeRow(label, RANDOM, _single(mean)))
+            rows.append(ProbeRow(label, RANDOM_ENCODER, _single(mean)))
         else:
-            rows.append(ProbeRow(label, RANDOM, missing="not measured"))
+            rows.append(ProbeRow(label, RANDOM_ENCODER, missing="not measured"))
     return rows
 
 
@@ -173,19 +173,9 @@ def _has(result: Result, features: str, method: str) -> bool:
     return any(score.features == features and score.method == method for score in result.scores)
 
 
-def _means(result: Result, method: str, features: str) -> dict[str, float]:
-    """Mean of each domain, and "mean" of them, as shares."""
-    return domain_means([score for score in result.scores if score.features == features], method, features)
-
-
 def _chance(result: Result, method: str) -> dict[str, float]:
     """Chance level of each domain, and "mean" of them, as shares."""
-    by_domain: dict[str, list[float]] = {}
-    for score in result.scores:
-        if score.method == method and score.features == result.model:
-            by_domain.setdefault(score.domain, []).append(score.chance)
-    shares = {domain: sum(values) / len(values) for domain, values in by_domain.items()}
-    return {**shares, "mean": sum(shares.values()) / len(shares)}
+    return mean_of_means((score.domain, score.chance) for score in result.of_model() if score.method == method)
 
 
 def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Estimate]:
