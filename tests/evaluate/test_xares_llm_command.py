@@ -22,7 +22,7 @@ from bestrq2.evaluate.xares_llm.harness import run_harness
 from bestrq2.evaluate.xares_llm.run import (
     check_encoder,
     format_llm_result,
-    mean_of_means,
+    mean_over_domains,
     overall_mean,
     read_scores,
     run_xares_llm,
