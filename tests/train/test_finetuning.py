@@ -150,9 +150,9 @@ def test_long_recordings_are_the_weighted_mean_of_their_windows(full_run: Simple
     with torch.no_grad():
         windows = [torch.from_numpy(part)[None] for part in (waveform[:40_000], waveform[40_000:])]
         first, second = (classifier.model(part).logits[0].softmax(0).numpy() for part in windows)
-    np.testing.assert_allclose(found.probabilities, (2.5 * first + 1.5 * second) / 4, atol=1e-6)
+    np.testing.assert_allclose(found, (2.5 * first + 1.5 * second) / 4, atol=1e-6)
     workers = list(classifier.predict(open_source(tmp_path), num_workers=2))
-    np.testing.assert_allclose(workers[0].probabilities, found.probabilities, atol=1e-6)
+    np.testing.assert_allclose(workers[0], found, atol=1e-6)
 
 
 def test_linear_mode_leaves_the_encoder_as_it_was(encoder: Path, tones: Path, tmp_path: Path):
@@ -273,7 +273,7 @@ def test_models_that_name_no_classes_cannot_predict(encoder: Path, tones: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_class_without_test_recordings_gives_a_warning(
+def test_a_class_without_test_recordings_is_warned_of(
     encoder: Path, tones: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     rows = ["path,label,split"]

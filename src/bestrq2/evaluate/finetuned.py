@@ -14,7 +14,7 @@ from bestrq2.evaluate.metrics import class_table, metrics_with_intervals
 from bestrq2.evaluate.result import FINETUNE, Result, TaskScore, read_result, write_result
 from bestrq2.evaluate.table import Table, percent
 from bestrq2.files import write_text
-from bestrq2.inference.classifier import predictions_table
+from bestrq2.inference.classifier import label_of
 
 RESULT_NAME, CLASSES_NAME, PREDICTIONS_NAME = "test.json", "test-classes.csv", "test-predictions.csv"
 """Names of the files in a run folder."""
@@ -77,8 +77,12 @@ def write_finetune_result(
         probabilities: predictions, float [recordings, classes].
     """
     classes, multi_label = tuple(result.provenance["classes"]), bool(result.provenance["multi_label"])
-    rows = list(zip(names, probabilities, strict=True))
-    write_text(folder / PREDICTIONS_NAME, predictions_table(rows, classes, multi_label, truth=targets))
+    header = ("path", "true", "label", *(f"p({name})" for name in classes))
+    rows = [
+        (name, *(label_of(row, classes, multi_label) for row in (true, found)), *(f"{value:.6g}" for value in found))
+        for name, true, found in zip(names, targets, probabilities, strict=True)
+    ]
+    write_text(folder / PREDICTIONS_NAME, Table(header, tuple(rows)).csv())
     write_text(folder / CLASSES_NAME, _class_rows(result, lambda value: "" if math.isnan(value) else repr(value)).csv())
     write_result(folder / RESULT_NAME, result)
 

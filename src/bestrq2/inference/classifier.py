@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,21 +20,6 @@ from bestrq2.model.modeling_bestrq2 import MULTI, BestRQ2ForAudioClassification
 
 SEPARATOR = ";"
 """Separator of several labels of one recording."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Class probabilities of one recording.
-
-    Attributes:
-        recording: number of the recording in its source.
-        probabilities: float32 [classes], summing to 1 unless a recording may have several classes; empty if rejected.
-        reason: why the recording was rejected; "" otherwise.
-    """
-
-    recording: int
-    probabilities: np.ndarray
-    reason: str = ""
 
 
 @dataclass
@@ -88,23 +71,23 @@ class AudioClassifier:
         """Whether a recording may have any number of classes."""
         return bool(self.model.config.problem_type == MULTI)
 
-    def predict(self, source: Source, batch_size: int = 16, num_workers: int = 0) -> Iterator[Prediction]:
-        """Classify every recording of a source, in its order; unreadable ones are returned with the reason.
+    def predict(self, source: Source, batch_size: int = 16, num_workers: int = 0) -> Iterator[np.ndarray | AudioError]:
+        """Classify every recording of a source, in its order.
 
         Args:
             source: recordings.
             batch_size: windows that go through the model at once; the results differ by rounding only.
             num_workers: processes that decode; 0 decodes in a thread.
+
+        Yields:
+            float32 [classes] of each recording, summing to 1 unless a recording may have several classes; or the error
+            that says why it cannot be used.
         """
         reader = sample_reader(source, self.model.config.sampling_rate)
         everything = [Stretch((0, 0), len(source))]
         with SpanStream(reader, everything, num_workers, source.describe) as stream:
             recordings = (span_samples(spans) for _, spans in groupby(stream, key=lambda span: span.recording))
-            for number, found in enumerate(self.classify(recordings, batch_size)):
-                if isinstance(found, AudioError):
-                    yield Prediction(number, np.zeros(0, np.float32), str(found))
-                else:
-                    yield Prediction(number, found)
+            yield from self.classify(recordings, batch_size)
 
     def classify(
         self, recordings: Iterable[Iterable[np.ndarray]], batch_size: int = 16
@@ -197,35 +180,4 @@ def load_classifier(source: str | os.PathLike[str], device: str | torch.device |
 def label_of(probabilities: np.ndarray, classes: Sequence[str], multi_label: bool, threshold: float = 0.5) -> str:
     """Label of a recording: its most probable class, or all classes at or above `threshold`, joined by ";"."""
     chosen = probabilities >= threshold if multi_label else np.arange(len(classes)) == probabilities.argmax()
-    return _joined(classes, chosen)
-
-
-def predictions_table(
-    rows: Iterable[tuple[str, np.ndarray]],
-    classes: tuple[str, ...],
-    multi_label: bool,
-    threshold: float = 0.5,
-    truth: Iterable[np.ndarray] | None = None,
-) -> str:
-    """Predictions as the text of a CSV file.
-
-    Args:
-        rows: path and probabilities, float [classes], of every recording.
-        classes: names of the classes.
-        multi_label: whether a recording may have any number of classes.
-        threshold: least probability of a label, if there may be several.
-        truth: [classes] for every recording, 1 for the true ones; written to the column "true".
-    """
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    known = None if truth is None else list(truth)
-    writer.writerow(["path", *([] if known is None else ["true"]), "label", *(f"p({name})" for name in classes)])
-    for place, (path, probabilities) in enumerate(rows):
-        true = [] if known is None else [_joined(classes, known[place])]
-        label = label_of(probabilities, classes, multi_label, threshold)
-        writer.writerow([path, *true, label, *(f"{value:.6g}" for value in probabilities)])
-    return table.getvalue()
-
-
-def _joined(classes: Sequence[str], chosen: np.ndarray) -> str:
     return SEPARATOR.join(name for name, one in zip(classes, chosen, strict=True) if one)

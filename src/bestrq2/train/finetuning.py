@@ -23,7 +23,7 @@ from bestrq2.data.loader import end_workers, training_batches
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import SubsetSource
 from bestrq2.data.splits import SPLITS, balanced
-from bestrq2.errors import ConfigError, DataError
+from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.evaluate.finetuned import finetune_result, read_finetune_result, write_finetune_result
 from bestrq2.evaluate.metrics import BEST_BY, log_loss, point_metrics
 from bestrq2.evaluate.provenance import model_name, software_provenance
@@ -233,9 +233,10 @@ class ClassificationTask(Task):
         source = self.data.source(split)
         own = np.arange(fabric.global_rank, len(source), fabric.world_size)
         part = SubsetSource(source, own, source.name)
+        results = classifier.predict(part, self.config.batch_size, self.config.num_workers)
         found = [
-            (int(own[one.recording]), one.reason, one.probabilities)
-            for one in classifier.predict(part, self.config.batch_size, self.config.num_workers)
+            (place, str(one), np.zeros(0)) if isinstance(one, AudioError) else (place, "", one)
+            for place, one in zip(own.tolist(), results, strict=True)
         ]
         every = sorted((entry for entries in gathered(found) for entry in entries), key=lambda entry: entry[0])
         if fabric.is_global_zero:
