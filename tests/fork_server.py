@@ -42,6 +42,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 PID = struct.Struct("q")

@@ -78,7 +78,6 @@ def test_the_rows_of_a_run_add_up_to_its_time(load, tmp_path: Path, workers: int
 
 
 def test_the_expected_line_is_exact_at_the_reference_and_includes_attention(load):
-    pytest.importorskip("webdataset")
     pytest.importorskip("matplotlib")
     scaling, figures = load("scaling"), load("scaling_figures")
     point = {

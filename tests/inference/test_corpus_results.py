@@ -56,7 +56,7 @@ def test_the_table_holds_what_the_embedder_gives(embed, model, recordings, tmp_p
         np.testing.assert_allclose(found[str(path)], embedder.embed(path).clip[0], atol=1e-5)
     metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     assert metadata["bestrq2"] == bestrq2.__version__
-    assert metadata["weights_sha256"] == weights_hash(embedder)
+    assert metadata["weights_sha256"] == weights_hash(embedder.model)
     assert (metadata["rows"], metadata["phases"], metadata["model"]) == ("clips", "1", "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "recordings"]
 
@@ -355,12 +355,12 @@ def test_mixtures_hold_each_recording_once(embed, recordings, tmp_path):
 
 def test_the_hash_of_weights_is_their_identity(tiny_encoder):
     first, again = (bestrq2.Embedder(tiny_encoder(), "cpu", name) for name in ("a", "b"))
-    assert weights_hash(first) == weights_hash(again)
+    assert weights_hash(first.model) == weights_hash(again.model)
     with torch.no_grad():
         again.model.encoder.norm.bias[3] += 1e-6
-    assert weights_hash(first) != weights_hash(again)
+    assert weights_hash(first.model) != weights_hash(again.model)
     half = bestrq2.Embedder(tiny_encoder().to(torch.bfloat16), "cpu")
-    assert len({weights_hash(first), weights_hash(half)}) == 2
+    assert len({weights_hash(first.model), weights_hash(half.model)}) == 2
 
 
 def test_the_command_prints_the_output_and_counts(model, recordings, tmp_path, capsys, caplog):

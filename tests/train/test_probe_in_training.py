@@ -80,7 +80,7 @@ def test_tasks_in_tars_of_x_ares_can_be_probed(tmp_path: Path, recordings: Path)
     assert 0.0 <= float(last["probe/mean"]) <= 1.0
 
 
-def test_data_that_cannot_be_probed_is_refused_before_training_begins(tmp_path: Path, recordings: Path, labelled: Path):
+def test_what_cannot_be_probed_is_said_before_training_begins(tmp_path: Path, recordings: Path, labelled: Path):
     def refused(error: type[BestRQ2Error], reason: str, **probe: Any) -> None:
         with pytest.raises(error, match=reason):
             small_pretrain(recordings, tmp_path / "run", probe=probe)

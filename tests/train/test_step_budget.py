@@ -1,4 +1,4 @@
-"""The training step must not become more expensive: operations, bytes kept for the backward pass, kernels.
+"""A change that makes the training step dearer fails here: operations, bytes kept for the backward pass, kernels.
 
 Nothing is timed. The figures of `step_budget.json` are for six clips of full length at the mean mask ratio; after a
 change that is worth its price, or that saves something, write them anew with
@@ -120,7 +120,7 @@ def spent(name: str) -> dict[str, float]:
 @pytest.mark.parametrize(
     "name", [name if name == "best-rq-2-tiny" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 )
-def test_a_step_costs_no_more_than_its_budget(name):
+def test_the_step_is_not_dearer_than_it_was(name):
     found = spent(name)
     budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {"torch": torch.__version__}
     if os.environ.get("BESTRQ2_WRITE_BUDGET"):

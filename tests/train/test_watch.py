@@ -1,4 +1,4 @@
-"""Warnings are given once per condition, with advice, and change nothing in training."""
+"""Warnings come when there is something to warn of, once, with advice, and change nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def lines(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["code_perplexity", "code_coverage", "top_code_share"])
 @pytest.mark.parametrize("stage", ["train", "validation"])
-def test_each_sign_of_collapsing_codes_gives_a_warning(name: str, stage: str, tmp_path: Path):
+def test_collapsing_codes_are_warned_of_by_each_of_their_signs(name: str, stage: str, tmp_path: Path):
     collapsed = {"code_perplexity": 1.3, "code_coverage": 0.0005, "top_code_share": 0.97}[name]
     config = make_config(loader={"validation_clips": 256})
     good = {key.replace("train", stage): value for key, value in GOOD.items()}
@@ -75,7 +75,7 @@ def test_a_window_of_skipped_steps_says_nothing_about_codes(tmp_path: Path):
     assert lines(tmp_path) == []
 
 
-def test_a_warning_is_given_when_its_condition_begins_and_once_more_when_it_returns(
+def test_a_kind_is_warned_of_when_it_starts_and_once_more_when_it_came_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     warnings = WarningList(tmp_path / "warnings.txt")
@@ -91,7 +91,7 @@ def stalled(watcher: Watch, losses: dict[int, float]) -> None:
         watcher.look_at_loss({"train/excess_loss": excess}, step)
 
 
-def test_a_loss_that_stays_above_the_entropy_gives_a_warning_and_a_falling_one_does_not(tmp_path: Path):
+def test_a_loss_that_stays_above_the_entropy_is_warned_of_and_a_falling_one_is_not(tmp_path: Path):
     steps = range(50, 5001, 50)
     config = make_config(trainer={"max_steps": 20_000})  # warm-up: 1000 steps
     cases = {
@@ -135,7 +135,7 @@ def test_waiting_for_data_is_judged_over_fifty_steps_and_thirty_seconds(waited: 
     assert "waiting" not in watcher.state_dict()["given"]
 
 
-def test_skipped_steps_give_a_warning_except_in_float16(tmp_path: Path):
+def test_skipped_steps_are_warned_of_except_where_float16_needs_them(tmp_path: Path):
     for precision, count in (("32-true", 1), ("16-mixed", 0)):
         (tmp_path / precision).mkdir()
         watcher, _ = watching(tmp_path / precision, make_config(trainer={"precision": precision}))

@@ -8,20 +8,22 @@ of Ray Data make the same parts: a part depends on the recordings alone, not on 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from bestrq2.data.parts import ALONE, CorpusJob, Part, Process
+from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, Process, Result
 from bestrq2.data.spans import Span, SpanStream, Stretch
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 # Ray handles this many tasks well; with more stretches a task has several.
 _MOST_TASKS = 20_000
@@ -139,6 +141,56 @@ def make_parts(
             yield part
 
 
+def share_parts(
+    job: CorpusJob,
+    parts: PartsFolder,
+    stretches: list[Stretch],
+    workers: Workers,
+    *,
+    is_joined: Callable[[], bool],
+    join: Callable[[], Result],
+    label: str,
+    unit: str,
+    remake: Callable[[], CorpusJob],
+    device: str | None = None,
+) -> Result | None:
+    """Make the missing parts of this process and keep them; join all parts if none is missing then.
+
+    Args:
+        job: the work.
+        parts: ledger of the finished parts, held by this process.
+        stretches: recordings of this process to do, from `parts.missing`.
+        workers: processes that make the parts.
+        is_joined: whether another process joined the parts.
+        join: joins the parts.
+        label: name of the work in the display.
+        unit: unit of the display.
+        remake: makes the same job in another process, for Ray; picklable.
+        device: device of the job; with "cpu" Ray reserves no GPU.
+
+    Returns:
+        Result of `join`; None if other processes still make parts, or one of them joins or joined them.
+
+    Raises:
+        ConfigError: the folder holds parts of another job.
+        BestRQ2Error: a worker died, or the source cannot be read any more.
+    """
+    parts.check(job.identity)
+    made = make_parts(job, stretches, workers, label=label, unit=unit, remake=remake, device=device)
+    try:
+        with closing(made):
+            for part in made:
+                parts.write(part, job.identity)
+    except KeyboardInterrupt as error:
+        error.args = (f"finished parts stay in {parts.path}; run the same command again to continue",)
+        raise
+    joined = parts.join_once(list(job.blocks(ALONE)), is_joined, join)
+    if joined is None:
+        rank, size = workers.process.rank, workers.process.world_size
+        logger.info("process %d of %d: its share is done; the process that ends last joins all shares", rank, size)
+    return joined
+
+
 def _counted(spans: Iterable[Span], count: Callable[[float, float], None]) -> Iterator[Span]:
     for span in spans:
         yield span
@@ -166,7 +218,7 @@ class PartActor:
                 for part in job.parts(stream):
                     yield packed(part)
         except BestRQ2Error as error:
-            yield packed(Part((0, 0), (0, 0), pa.table({})), problem=str(error))
+            yield packed(None, str(error))
 
     def _checked(self) -> CorpusJob:
         job = self._make_job()
@@ -178,19 +230,10 @@ class PartActor:
         return job
 
 
-def packed(part: Part, problem: str = "") -> pa.Table:
-    """A part, or a problem, as one row of bytes and numbers."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, part.rows.schema) as writer:
-        writer.write_table(part.rows)
-    columns = {
-        "positions": pa.array([[*part.start, *part.stop]]),
-        "amounts": pa.array([[part.seconds, part.recordings]]),
-        "rejected": pa.array([json.dumps(part.rejected)]),
-        "rows": pa.array([sink.getvalue().to_pybytes()], pa.large_binary()),
-        "problem": pa.array([problem]),
-    }
-    return pa.table(columns)
+def packed(part: Part | None, problem: str = "") -> pa.Table:
+    """A part, or the problem that prevented it, as one row."""
+    # Pickled, like everything that Ray sends between its own processes.
+    return pa.table({"part": pa.array([pickle.dumps(part)], pa.large_binary()), "problem": [problem]})
 
 
 def unpacked(row: dict[str, Any]) -> Part:
@@ -201,10 +244,8 @@ def unpacked(row: dict[str, Any]) -> Part:
     """
     if row["problem"]:
         raise DataError(row["problem"])
-    first, span, last, end = map(int, row["positions"])
-    rejected = [(name, reason) for name, reason in json.loads(row["rejected"])]
-    rows = pa.ipc.open_stream(row["rows"]).read_all()
-    return Part((first, span), (last, end), rows, rejected, *map(float, row["amounts"]))
+    part: Part = pickle.loads(row["part"])
+    return part
 
 
 def ray_parts(

@@ -6,13 +6,13 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from bestrq2.data.audio import open_audio
+from bestrq2.data.audio import errors_named, open_audio
 from bestrq2.data.decoders import AudioBytes, Decoder, UnreadableAudioError
 from bestrq2.data.sources import Source
 from bestrq2.data.specs import check_keys, split_options
@@ -95,9 +95,11 @@ class HubSource(Source):
             raise UnreadableAudioError(f"{name}: the dataset holds neither its bytes nor a file.")
         return Path(name)
 
-    def opened(self, index: int) -> AbstractContextManager[Decoder]:
+    @contextmanager
+    def opened(self, index: int) -> Iterator[Decoder]:
         """A decoder for one recording; see `Source.opened`."""
-        return open_audio(self.encoded(index))
+        with errors_named(self.describe(index)), open_audio(self.encoded(index)) as decoder:
+            yield decoder
 
     def metadata(self, index: int) -> dict[str, Any]:
         """Values of the columns that hold classes (by name) or text."""

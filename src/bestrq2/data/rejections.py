@@ -8,7 +8,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bestrq2.files import is_full
@@ -44,17 +44,19 @@ class ListedKeys:
 
 
 class RejectionLog:
-    """`rejected.csv` of a run: columns path and reason, each path once.
+    """`rejected.csv` of a run: columns path and reason.
 
     Lines are written whole, so that a run killed at any instant leaves a readable file; a resumed run continues it.
     A full disk is warned of once, and the lines are written with later ones.
 
     Args:
         path: the file; created with the first entry.
+        key: key of an entry from its path and reason; entries with equal keys are listed once. None for the path.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, key: Callable[[str, str], str] | None = None) -> None:
         self.path = Path(path)
+        self._key = key or (lambda path, reason: path)
         self._listed = ListedKeys()
         self._pending = b""
         self._warned = False
@@ -76,12 +78,8 @@ class RejectionLog:
         for row in filter(None, rows):
             self._listed.add(self._key(row[0], row[-1]))
 
-    def _key(self, path: str, reason: str) -> str:
-        """Key of an entry; entries of equal keys are listed once."""
-        return path
-
     def add(self, rejected: Sequence[tuple[str, str]]) -> int:
-        """Write the entries whose path is not listed yet.
+        """Write the entries that are not listed yet.
 
         Args:
             rejected: paths and reasons.

@@ -119,15 +119,9 @@ def printable(text: str) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
-def reason_of(error: Exception, name: str) -> str:
+def reason_of(error: AudioError, name: str) -> str:
     """Printable reason why a recording cannot be used, without the recording's name."""
-    if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror or error})."
-    if isinstance(error, AudioError):
-        return printable(str(error).removeprefix(f"{name}: "))
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{os.path.basename(place.filename)} line {place.lineno}"
-    return f"cannot be used ({type(error).__name__}: {printable(str(error))}, in {where})."
+    return printable(str(error).removeprefix(f"{name}: "))
 
 
 @dataclass(frozen=True)
@@ -163,9 +157,7 @@ class SpanReader:
                 content, samples = self.read(decoder, Task(task.recording, task.number, spans, frames))
                 seconds = samples / self.sampling_rate
                 return Span(task.recording, task.number, printable(name), content, seconds, spans, frames)
-        except Exception as error:
-            if isinstance(error, BestRQ2Error) and not isinstance(error, AudioError):
-                raise
+        except AudioError as error:  # `opened` turns every exception of its block into one
             start = task.number * (self.span_samples or 0) / self.sampling_rate
             problem = (f"from {start:g} s on: " if task.number else "") + reason_of(error, name)
             known = spans or task.number + 1

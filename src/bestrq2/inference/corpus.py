@@ -12,7 +12,6 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -26,7 +25,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bestrq2._version import __version__
-from bestrq2.data.corpus_pass import Workers, choose_workers, make_parts
+from bestrq2.data.corpus_pass import Workers, choose_workers, share_parts
 from bestrq2.data.open_source import absolute_spec, open_source
 from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, Process, part_of, read_identity
 from bestrq2.data.rejections import HEADER, rejection_line
@@ -35,7 +34,7 @@ from bestrq2.data.spans import Span, names_digest, printable, sample_reader, spa
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.files import disk_errors, whole_file, write_text
 from bestrq2.inference.classifier import label_of, load_classifier
-from bestrq2.inference.embedder import Embeddings, load, module_hash
+from bestrq2.inference.embedder import Embeddings, load, weights_hash
 from bestrq2.inference.inputs import SampleStream
 from bestrq2.inference.readout import Layers, pooled_width
 from bestrq2.text import counted
@@ -163,7 +162,7 @@ class ModelJob(CorpusJob):
         self.identity = {
             "bestrq2": __version__,
             "model": name,
-            "weights_sha256": module_hash(model),
+            "weights_sha256": weights_hash(model),
             "source": printable(self.source.name),
             "source_names_blake2b": names_digest(self.source, label),
             **{name: str(value) for name, value in options.items()},
@@ -319,7 +318,6 @@ def _process(
     parts = PartsFolder(output.with_name(f"{output.name}.parts"))
     with disk_errors(output), parts.held(workers.process.rank):
         job = make_job(device=_device(device, workers.process))
-        parts.check(job.identity)
         # Before a look at the output, which another process may write now: it deletes the parts after that.
         stretches = parts.missing(job.blocks(workers.process))
         if output.exists():
@@ -327,24 +325,11 @@ def _process(
             parts.delete()
             logger.info("%s: is complete already", output)
             return output
-        made = make_parts(
-            job, stretches, workers, label=label, unit="recordings", remake=partial(make_job, device=device),
-            device=device,
+        counts = share_parts(
+            job, parts, stretches, workers, is_joined=output.exists, join=lambda: _join(parts, job, output),
+            label=label, unit="recordings", remake=partial(make_job, device=device), device=device,
         )  # fmt: skip
-        try:
-            with closing(made):
-                for part in made:
-                    parts.write(part, job.identity)
-        except KeyboardInterrupt as error:
-            error.args = (f"finished parts stay in {parts.path}; run the same command again to continue",)
-            raise
-        everything = list(job.blocks(ALONE))
-        counts = parts.join_once(everything, output.exists, lambda: _join(parts, job, output))
     if counts is None:
-        logger.info(
-            "process %d of %d: its share is done; the process that ends last writes %s",
-            workers.process.rank, workers.process.world_size, output,
-        )  # fmt: skip
         return output
     listing = _listing(output)
     if not counts.rows:

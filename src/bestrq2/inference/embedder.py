@@ -276,12 +276,7 @@ def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     return known
 
 
-def weights_hash(embedder: Embedder) -> str:
-    """SHA-256 over names and values of an encoder's tensors, in hexadecimal."""
-    return module_hash(embedder.model)
-
-
-def module_hash(module: nn.Module) -> str:
+def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names and values of a module's tensors, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

@@ -34,7 +34,7 @@ _EVENTS = "events.out.tfevents."
 
 
 class Logger(ABC):
-    """Base of loggers."""
+    """Where figures go."""
 
     label: str
     retry_seconds = 0.0

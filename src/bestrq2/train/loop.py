@@ -34,7 +34,7 @@ from bestrq2.train.guard import Guard
 from bestrq2.train.loggers import Loggers, make_loggers
 from bestrq2.train.objective import PretrainingTask
 from bestrq2.train.online_probe import OnlineProbing
-from bestrq2.train.optimizer import MovingAverage, learning_rate_factor, make_optimizer
+from bestrq2.train.optimizer import MovingAverage, ema_decay, learning_rate_factor, make_optimizer, warmup_steps
 from bestrq2.train.processes import all_reduced, connected, disconnect, gathered, launched_by_first, usable_parts
 from bestrq2.train.replay import save_failure
 from bestrq2.train.run_folder import RunFolder
@@ -97,7 +97,7 @@ def take_steps(run: Run, batches: Iterator[AudioBatch]) -> None:
         last = step == settings.max_steps
         if step % settings.log_every_n_steps == 0 or last:
             run.log_training(step)
-        if guard.too_many(run.watch.settings.max_skipped_in_a_row):
+        if guard.too_many(run.max_skipped_in_a_row):
             run.fail(step, parts)
         better = run.is_due(settings.val_every_n_steps, step) and run.validate(step)
         if run.probing is not None and run.is_due(run.probing.every_n_steps, step):
@@ -118,30 +118,24 @@ def take_steps(run: Run, batches: Iterator[AudioBatch]) -> None:
 
 @dataclass
 class Run:
-    """The parts of a run while it trains; a checkpoint saves and restores those that change.
+    """What a run consists of while it trains; a checkpoint saves and restores the part of it that changes.
 
     Attributes:
         task: model and loss.
         fabric: devices, processes and precision, launched.
         model: the task as Fabric wraps it: its forward pass runs in the precision and strategy of the run.
         optimizer: AdamW as Fabric wraps it.
-        settings: settings of the loop.
+        settings: of the loop.
         rates: peak and course of the learning rate.
         config: all settings of the run as plain values, kept in checkpoints.
-        folder: run folder.
+        folder: where the run is written.
         stop: signals that ask to stop.
-        loggers: metrics.csv, TensorBoard and services.
+        loggers: where figures go.
         watch: warnings.
-        clock: training time and time spent waiting for data.
-        rejections: list of recordings that could not be used.
         average: moving average of the weights; None for none.
         probing: online probe; None for none.
+        max_skipped_in_a_row: steps in a row that are not finite after which the run fails.
         step: steps done.
-        guard: judge of steps that are not finite.
-        best: quality of the best model by validation; None before the first validation.
-        best_step: its step; 0 where it is not known.
-        latest: newest logged values by name.
-        disk_failure: why the last state could not be saved; None if it was.
     """
 
     task: Task
@@ -159,6 +153,7 @@ class Run:
     rejections: RejectionLog
     average: MovingAverage | None = None
     probing: OnlineProbing | None = None
+    max_skipped_in_a_row: int = 10
     step: int = 0
     guard: Guard = field(default_factory=Guard)
     best: tuple[float, ...] | None = None
@@ -434,6 +429,7 @@ def make_run(
     rejections: RejectionLog,
     groups: list[dict[str, Any]] | None = None,
     probing: OnlineProbing | None = None,
+    max_skipped_in_a_row: int = 10,
     state: dict[str, Any] | None = None,
 ) -> Run:
     """Put a run together: the task on its device, in all processes, with its optimiser; continued from a checkpoint.
@@ -451,6 +447,7 @@ def make_run(
         rejections: list of recordings that could not be used.
         groups: parameter groups in place of the usual ones.
         probing: online probe; None for none.
+        max_skipped_in_a_row: steps in a row that are not finite after which the run fails.
         state: checkpoint; None to start at the first step.
 
     Raises:
@@ -464,7 +461,10 @@ def make_run(
         )
     if state is not None:
         task.load_state_dict(state["state_dict"], strict=task.saves_frozen)
-    average = MovingAverage(task.model, trainer.max_steps, rates, fabric.device) if trainer.ema else None
+    average = None
+    if trainer.ema:
+        average = MovingAverage(task.model, ema_decay(trainer.max_steps, rates), warmup_steps(trainer.max_steps, rates))
+        average.model.to(fabric.device)
     model = fabric.setup_module(task)
     optimizer = make_optimizer(task.model, rates, fabric.strategy.precision.precision, groups)
     clock = RunClock(folder.timing if fabric.is_global_zero else None, start)
@@ -484,6 +484,7 @@ def make_run(
         rejections=rejections,
         average=average,
         probing=probing,
+        max_skipped_in_a_row=max_skipped_in_a_row,
     )
     if state is not None:
         run.restore(state)

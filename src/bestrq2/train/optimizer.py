@@ -103,15 +103,14 @@ class MovingAverage:
 
     Args:
         model: the model; copied.
-        max_steps: steps of the run.
-        config: course of the learning rate; the average starts after the warm-up.
-        device: device of the average.
+        decay: share of the average that is kept at each step.
+        start: number of steps before the first update.
     """
 
-    def __init__(self, model: nn.Module, max_steps: int, config: OptimizerConfig, device: torch.device) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False).to(device)
-        self.decay = ema_decay(max_steps, config)
-        self.start = warmup_steps(max_steps, config)
+    def __init__(self, model: nn.Module, decay: float, start: int) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.start = start
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

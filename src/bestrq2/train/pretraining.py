@@ -123,6 +123,7 @@ def _pretrain(
         stop=stop,
         rejections=rejections,
         probing=probing,
+        max_skipped_in_a_row=config.watch.max_skipped_in_a_row,
         state=state,
     )
     if start < config.trainer.max_steps:
@@ -137,7 +138,7 @@ def _pretrain(
 
 
 def _crops(config: PretrainConfig) -> dict[str, Any]:
-    """Settings that all crops of a run share."""
+    """What all crops of a run have in common."""
     fields = config.model
     return {
         "seed": config.seed,

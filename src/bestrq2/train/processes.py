@@ -39,7 +39,7 @@ State = TypeVar("State")
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """The launcher of this process: torchrun, SLURM, or Fabric itself."""
+    """What started this process: torchrun, SLURM, or Fabric itself."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect():
@@ -120,7 +120,7 @@ def follow_launcher() -> None:
 
 
 def _strategy(config: TrainerConfig, devices: int, num_nodes: int) -> Strategy | str:
-    """Strategy of several devices: replicas (DDP) or one model cut into shards (FSDP); "auto" for one device."""
+    """How devices share the work: "auto" for one, replicas (DDP), or one model cut into shards (FSDP)."""
     if config.strategy == "fsdp":
         return ModelParallelStrategy(
             parallelize_fn=_shard, data_parallel_size=devices * num_nodes, tensor_parallel_size=1

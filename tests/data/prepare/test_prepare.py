@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import webdataset
 
 import bestrq2
 from bestrq2.data.audio import read_audio
@@ -153,7 +154,6 @@ def test_16_bit_pcm_at_the_same_rate_comes_out_bit_by_bit(tmp_path, prepared_fol
 
 
 def test_webdataset_reads_the_tars(prepared_mixed):
-    webdataset = pytest.importorskip("webdataset")
     dataset = webdataset.WebDataset([str(tar) for tar in prepared_mixed.tars], shardshuffle=False)
     found = {sample["__key__"]: (sample["wav"], json.loads(sample["json"])) for sample in dataset}
     assert found == {key: (prepared_mixed.audio[key], prepared_mixed.json[key]) for key in prepared_mixed.json}

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeGuard
 
@@ -108,10 +108,6 @@ class Options:
         highest = min(8000.0, self.sampling_rate / 2)
         seconds = 60_000 / self.sampling_rate  # more than one patch, whatever the rate
         return BestRQ2Config(sampling_rate=self.sampling_rate, mel_max_hz=highest, max_seconds=max(10.0, seconds))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings, ready for JSON."""
-        return asdict(self)
 
 
 class Piece(NamedTuple):

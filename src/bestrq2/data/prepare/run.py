@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from bestrq2._version import __version__
 from bestrq2.data.band_sums import BandSums
-from bestrq2.data.corpus_pass import Workers, choose_workers, make_parts
+from bestrq2.data.corpus_pass import Workers, choose_workers, make_parts, share_parts
 from bestrq2.data.open_source import absolute_spec, local_folder, open_source
 from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, part_of
 from bestrq2.data.prepare.cutting import CLIP, Options, Piece, cut, pieces_table, read_pieces
@@ -108,7 +109,7 @@ class PrepareJob(CorpusJob):
             "source": printable(self.source.name),
             "recordings": len(self.source),
             "names": names_digest(self.source, "prepare"),
-            **options.as_dict(),
+            **asdict(options),
         }
         self.identity = {"made_from": json.dumps(self.made_from)}
 
@@ -127,13 +128,6 @@ class PrepareJob(CorpusJob):
     def _broken(self, span: Span) -> pa.Table:
         first = span.number * self.options.segments_per_span
         return pieces_table([Piece(span.recording, first, span.path, 0, "broken", span.problem, is_last=span.is_last)])
-
-
-class _SegmentRejections(RejectionLog):
-    """List of dropped pieces, in which a recording may appear once per segment."""
-
-    def _key(self, path: str, reason: str) -> str:
-        return rejected_key(path, reason)
 
 
 class Packing:
@@ -158,7 +152,7 @@ class Packing:
         # First clip with each content; recording and segment in one integer: tuples take three times the memory.
         self._seen: dict[bytes, int] = {}
         (folder / REJECTED).unlink(missing_ok=True)  # its entries are in the ledgers, or come again
-        self._rejections = _SegmentRejections(folder / REJECTED)
+        self._rejections = RejectionLog(folder / REJECTED, rejected_key)
         for ledger in ledgers(folder, finished):
             for member in ledger.members:
                 self._seen[member.content] = member.recording * _SEGMENTS + member.segment
@@ -262,18 +256,10 @@ def _run_shared(
         if (summary := _complete(output, job)) is not None:
             return summary
         count_finished(output, job.made_from)
-        parts.check(job.identity)
-        stretches = parts.missing(job.blocks(workers.process))
-        made = make_parts(job, stretches, workers, label="prepare", unit="files", remake=make_job, device="cpu")
-        with closing(made):
-            for part in made:
-                parts.write(part, job.identity)
-        everything = list(job.blocks(ALONE))
-        joined = parts.join_once(everything, (output / SUMMARY).exists, lambda: _join(job, output, parts))
-    if joined is None:
-        logger.info(
-            "process %d of %d: its share is done; the process that ends last packs %s",
-            workers.process.rank, workers.process.world_size, output,
+        joined = share_parts(
+            job, parts, parts.missing(job.blocks(workers.process)), workers,
+            is_joined=(output / SUMMARY).exists, join=partial(_join, job, output, parts),
+            label="prepare", unit="files", remake=make_job, device="cpu",
         )  # fmt: skip
     return joined or {}
 

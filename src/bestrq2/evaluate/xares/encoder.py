@@ -147,7 +147,7 @@ def model_identity(embedder: Embedder, extraction: Extraction) -> dict[str, str]
     for name in ("transformers_version", "architectures", "dtype"):
         config.pop(name, None)
     return {
-        "weights_sha256": weights_hash(embedder),
+        "weights_sha256": weights_hash(embedder.model),
         "architecture_sha256": hashlib.sha256(_canonical(config).encode()).hexdigest(),
         **{name: str(value) for name, value in asdict(extraction).items()},
         "bestrq2": __version__,

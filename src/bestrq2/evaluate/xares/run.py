@@ -179,7 +179,7 @@ def _snapshot(embedder: Embedder, root: Path, identity: dict[str, str]) -> Path:
     folder = root / "models" / digest(identity) / "model"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(CheckpointError):  # a damaged folder is written again
-        if folder.is_dir() and weights_hash(load(folder, "cpu")) == identity["weights_sha256"]:
+        if folder.is_dir() and weights_hash(load(folder, "cpu").model) == identity["weights_sha256"]:
             return folder
     with quiet_hub():
         write_folder(folder, lambda fresh: embedder.model.save_pretrained(fresh))

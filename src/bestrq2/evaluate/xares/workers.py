@@ -218,7 +218,7 @@ def _answer(request: dict[str, Any], answers: TextIO) -> Any:
             _write(answers, {"encoded": done, "of": total})
 
     embedder = load(request["model"])
-    if weights_hash(embedder) != request["weights_sha256"]:
+    if weights_hash(embedder.model) != request["weights_sha256"]:
         raise CheckpointError(f"{request['model']}: the weights are not those of the model; delete it and run again")
     return score_task(Job(**request["job"]), embedder, report)
 

@@ -28,7 +28,7 @@ from bestrq2.evaluate.xares_llm import harness as package
 from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, check_contract, write_encoder
 from bestrq2.evaluate.xares_llm.harness import Harness, drop_unfinished, run_harness
 from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
-from bestrq2.inference.embedder import Embedder, weights_hash
+from bestrq2.inference.embedder import weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def _prepare(
     """Load, write and check the encoder."""
     encoder = load_encoder(model)
     identity = {
-        "weights_sha256": weights_hash(Embedder(encoder, "cpu")),
+        "weights_sha256": weights_hash(encoder),
         "phases": phases,
         "layers": layers,
         "training": settings,
