@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -35,6 +36,12 @@ TINY = {
     "codebook_size": 64,
     "codebook_dim": 8,
 }
+
+
+def pytest_collection_finish() -> None:
+    """Exempt imported modules and collected tests from garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
