@@ -126,7 +126,7 @@ def test_charts_have_a_line_per_arm(tmp_path: Path) -> None:
 def test_charts_without_values_say_why(tmp_path: Path) -> None:
     arms = together(write_run(tmp_path / "run", timing=False, probe=None)).arms
     chart = figures.loss_charts(arms)[0][2]
-    assert (chart.series, chart.empty) == ((), "not recorded")
+    assert (chart.series, chart.empty) == ([], "not recorded")
     assert "not recorded" in svg_of_lines([[chart]])
 
 

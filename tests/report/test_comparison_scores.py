@@ -11,9 +11,8 @@ from example_runs import ONE_STAGE, read, score, together, write_run
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_result
 from bestrq2.report import runs
 from bestrq2.report.comparison import compare_runs
-from bestrq2.report.comparison.arms import group
+from bestrq2.report.comparison.arms import estimate, group, pooled_spread, welch
 from bestrq2.report.comparison.probes import pairs, probe_rows
-from bestrq2.report.comparison.statistics import estimate, pooled_spread, welch
 from bestrq2.report.comparison.tables import probe_table
 
 pytestmark = pytest.mark.usefixtures("steady_and_quick")

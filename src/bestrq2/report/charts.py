@@ -99,15 +99,16 @@ def thinned(x: Values, *rows: Values, most: int = MOST_POINTS) -> tuple[Values, 
     return tuple(np.append(np.add.reduceat(row[:-1], edges[:-1]) / counts, row[-1]) for row in (x, *rows))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LineChart:
     """Curves over a common axis.
 
     Attributes:
         title, y_label, x_label: texts around the chart.
         series: curves in the order of the legend; none where `empty` says why.
-        x, y: axes.
-        pointer: how the place of the pointer is written, such as "step {}".
+        unit: unit of the vertical axis.
+        shared_y: vertical axis shared with another chart; None for one that holds the series and the reference.
+        pointer: text of the pointer's place, such as "step {}".
         explanation: sentence below the chart, "" for none.
         reference: value with a line across, None for none.
         empty: text in place of the curves.
@@ -115,14 +116,32 @@ class LineChart:
 
     title: str
     y_label: str
-    x_label: str
-    series: tuple[Series, ...]
-    x: Axis
-    y: Axis
+    series: Sequence[Series]
+    x_label: str = "step →"
+    unit: Unit = "number"
+    shared_y: Axis | None = None
     pointer: str = "step {}"
     explanation: str = ""
     reference: float | None = None
-    empty: str = ""
+    empty: str = "not logged"
+
+    @functools.cached_property
+    def x(self) -> Axis:
+        """Horizontal axis, from 0 or the first value to the last."""
+        if not self.series:
+            return Axis(0, 1)
+        first = min(0.0, *(float(one.x[0]) for one in self.series))
+        last = max(float(one.x[-1]) for one in self.series)
+        return Axis(first, last) if last > first else padded_axis(first, last)
+
+    @functools.cached_property
+    def y(self) -> Axis:
+        """Vertical axis."""
+        if self.shared_y is not None or not self.series:
+            return self.shared_y or Axis(0, 1)
+        ends = [end for one in self.series for end in one.limits]
+        ends += [] if self.reference is None else [self.reference]
+        return padded_axis(min(ends), max(ends), self.unit)
 
     @property
     def x_ticks(self) -> list[Tick]:
@@ -201,36 +220,6 @@ class LineChart:
                 records.append(_path(curve, one.colour, 1, opacity=0.28))
             means.append(_path("M" + line(one.x, one.smoothed), one.colour, 2, one.dash))
         return Markup("".join(parts + bands + records + means + checks))
-
-
-def line_chart(
-    title: str,
-    series: Sequence[Series],
-    *,
-    y_label: str,
-    x_label: str = "step →",
-    unit: Unit = "number",
-    y: Axis | None = None,
-    pointer: str = "step {}",
-    explanation: str = "",
-    reference: float | None = None,
-    empty: str = "not logged",
-) -> LineChart:
-    """Line chart with axes that hold the series; texts and `reference` are those of `LineChart`.
-
-    `series` may be empty; `y` is a vertical axis to share with another chart, None to fit one in the given unit.
-    """
-    if not series:
-        axis = Axis(0, 1)
-        return LineChart(title, y_label, x_label, (), axis, y or axis, pointer, explanation, reference, empty)
-    lows, highs = zip(*(one.limits for one in series), strict=True)
-    low, high = min(lows), max(highs)
-    if reference is not None:
-        low, high = min(low, reference), max(high, reference)
-    first, last = min(0.0, *(float(one.x[0]) for one in series)), max(float(one.x[-1]) for one in series)
-    x = Axis(first, last) if last > first else padded_axis(first, last)
-    y = y or padded_axis(low, high, unit)
-    return LineChart(title, y_label, x_label, tuple(series), x, y, pointer, explanation, reference)
 
 
 def _digits(values: Values) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bestrq2.report.charts import LineChart, Series, line_chart, series_style, thinned
+from bestrq2.report.charts import LineChart, Series, series_style, thinned
 from bestrq2.report.scales import Unit, number_text
 from bestrq2.run_records import Curve
 
@@ -105,7 +105,7 @@ def curve_charts(runs: Sequence[RunCurves]) -> dict[str, list[LineChart]]:
     groups["Probes during training"] = [name for name in logged if name.startswith("probe/")]
     groups[FURTHER] = [name for name in logged if not any(name in names for names in groups.values())]
     charts = {
-        title: [_chart(presented(name), series) for name in names if (series := _series(name, runs))]
+        title: [LineChart(series=series, **vars(presented(name))) for name in names if (series := _series(name, runs))]
         for title, names in groups.items()
     }
     return {title: drawn for title, drawn in charts.items() if drawn}
@@ -118,17 +118,6 @@ def presented(name: str) -> Quantity:
     words = name.removeprefix("probe/").replace("_", " ").replace("/", " · ")
     title = words[:1].upper() + words[1:]
     return Quantity(title, "score (%)", "percent") if name.startswith("probe/") else Quantity(title, words)
-
-
-def _chart(shown: Quantity, series: Sequence[Series]) -> LineChart:
-    return line_chart(
-        shown.title,
-        series,
-        y_label=shown.y_label,
-        unit=shown.unit,
-        explanation=shown.explanation,
-        reference=shown.reference,
-    )
 
 
 def _split_of(column: str) -> tuple[str, str]:

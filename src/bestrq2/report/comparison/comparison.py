@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bestrq2.evaluate.table import Table
 from bestrq2.files import disk_errors, write_text
 from bestrq2.report.charts import SCORE_MARKS
 from bestrq2.report.comparison import sentences, tables
-from bestrq2.report.comparison.arms import Arm, final_values, group
+from bestrq2.report.comparison.arms import Arm, Difference, final_values, group
 from bestrq2.report.comparison.figures import code_charts, comparison_figures, loss_charts, probe_charts
 from bestrq2.report.comparison.probes import (
     NOT_PROBED,
@@ -25,7 +25,6 @@ from bestrq2.report.comparison.probes import (
     pairs,
     probe_rows,
 )
-from bestrq2.report.comparison.tables import estimate_numbers
 from bestrq2.report.page import render_page
 from bestrq2.report.runs import read_run, reference_runs
 from bestrq2.text import counted
@@ -197,7 +196,7 @@ def _arm_numbers(arm: Arm) -> dict[str, Any]:
         "training_gflops_per_clip": arm.cost.training_gflops,
         "training_gflops": arm.gflops(arm.first.steps),
         "xares": tables.xares_numbers(arm),
-        "final": {name: estimate_numbers(value) for name, value in final.items() if value is not None},
+        "final": {name: asdict(value) for name, value in final.items() if value is not None},
         # JSON has no infinity
         "settings": {
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
@@ -207,22 +206,15 @@ def _arm_numbers(arm: Arm) -> dict[str, Any]:
 
 
 def _row_numbers(row: ProbeRow) -> dict[str, Any]:
-    return {
-        "label": row.label,
-        "kind": row.kind,
-        **({"missing": row.missing} if row.missing else {}),
-        "scores": {domain: estimate_numbers(score) for domain, score in row.scores.items()},
-    }
+    numbers = asdict(row)
+    return numbers if row.missing else {name: value for name, value in numbers.items() if name != "missing"}
 
 
 def _pair_numbers(pair: Pair) -> dict[str, Any]:
-    def numbers(one: Any) -> dict[str, Any]:
-        return {"difference": one.difference, "half_width": one.half_width, "clear": one.clear}
+    def numbers(one: Difference) -> dict[str, Any]:
+        return {**asdict(one), "clear": one.clear}
 
+    named = {"method": pair.method, "arm": pair.arm, "baseline": pair.baseline}
     return {
-        "method": pair.method,
-        "arm": pair.arm,
-        "baseline": pair.baseline,
-        **numbers(pair.difference),
-        "domains": {domain: numbers(one) for domain, one in pair.domains.items()},
-    }
+        **named, **numbers(pair.difference), "domains": {name: numbers(one) for name, one in pair.domains.items()}
+    }  # fmt: skip

@@ -13,7 +13,6 @@ from bestrq2.report.charts import (
     ScoreChart,
     ScoreRow,
     Series,
-    line_chart,
     score_axis,
     series_style,
     svg_of_lines,
@@ -109,13 +108,13 @@ def _row(arms: Sequence[Arm], quantity: str, against: Sequence[str]) -> list[Lin
             x, mean, low, high = thinned(np.asarray(x) / factor, one.mean, one.low, one.high, most=MOST_POINTS)
             series.append(Series(arm.label, colour, np.round(x) if axis == "steps" else x, mean, low, high, dash=dash))
         charts.append(
-            line_chart(
-                f"{shown.title} ({name})" if name else shown.title,
-                series,
+            LineChart(
+                title=f"{shown.title} ({name})" if name else shown.title,
+                series=series,
                 y_label=shown.y_label,
                 x_label=f"{x_label} →",
                 unit=shown.unit,
-                y=charts[0].y if charts else None,
+                shared_y=charts[0].y if charts else None,
                 pointer=pointer,
                 reference=shown.reference,
                 empty="not recorded" if axis == "seconds" and any(bands) else "not logged",

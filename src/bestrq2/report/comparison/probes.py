@@ -14,8 +14,7 @@ from bestrq2.evaluate.result import Result
 from bestrq2.evaluate.score_table import domain_means, mean_of_means
 from bestrq2.evaluate.task_probe import METHODS
 from bestrq2.report import runs
-from bestrq2.report.comparison.arms import Arm
-from bestrq2.report.comparison.statistics import Difference, Estimate, estimate, welch
+from bestrq2.report.comparison.arms import Arm, Difference, Estimate, estimate, welch
 from bestrq2.report.runs import BENCHMARK
 from bestrq2.run_records import flatten
 

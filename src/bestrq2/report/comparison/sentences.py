@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bestrq2.evaluate.score_table import METHOD_TITLES
-from bestrq2.report.comparison.arms import Arm, differing, interpolated
+from bestrq2.report.comparison.arms import Arm, differing, interpolated, pooled_spread
 from bestrq2.report.comparison.probes import Pair, ProbeRow
-from bestrq2.report.comparison.statistics import pooled_spread
 from bestrq2.report.runs import Run, value_text
 from bestrq2.report.scales import Unit, number_text
 from bestrq2.run_records import without_rest

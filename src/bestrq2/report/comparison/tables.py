@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bestrq2.evaluate.published import published_averages
@@ -12,9 +12,8 @@ from bestrq2.evaluate.table import Table
 from bestrq2.evaluate.task_probe import METHODS
 from bestrq2.evaluate.xares.results import BENCHMARK as XARES
 from bestrq2.evaluate.xares.results import ENTRIES_37, Mean, averages, plain_averages
-from bestrq2.report.comparison.arms import Arm, differing, final_values, stage
+from bestrq2.report.comparison.arms import Arm, Difference, Estimate, differing, estimate, final_values, stage
 from bestrq2.report.comparison.probes import Pair, ProbeRow
-from bestrq2.report.comparison.statistics import Difference, Estimate, estimate
 from bestrq2.report.runs import value_text
 from bestrq2.report.scales import flops_text, number_text, time_text
 
@@ -191,11 +190,6 @@ def settings_table(arms: Sequence[Arm]) -> Table | None:
     if len(names) > MOST_SETTINGS:
         rows.append((f"and {len(names) - MOST_SETTINGS} more, in comparison.json", *[""] * len(arms)))
     return Table(("", *(arm.label for arm in arms)), tuple(rows), "settings that differ")
-
-
-def estimate_numbers(value: Estimate) -> Mapping[str, Any]:
-    """An estimate as plain JSON types."""
-    return {"mean": value.mean, "half_width": value.half_width, "values": list(value.values)}
 
 
 def _wall_time(arm: Arm) -> str:
