@@ -148,7 +148,7 @@ def example_contents(per_label: int = 6) -> ReportContents:
         runs=runs,
         examples=[example_mask("Speech: Finnish, voice 3", 0), example_mask("Music: organ, C minor", 2)],
         probes=example_probes(),
-        xares=[published_result("Dasheng", name="two steps"), published_result("Whisper", ("esc50",), "one stage")],
+        xares=published_result("Dasheng", name="two steps"),
         clips=example_clips(per_label),
         notes=[
             "Probes: logistic regression on mean-pooled frozen features, k-NN with k = 10; intervals by bootstrap.",

@@ -139,7 +139,7 @@ def test_long_names_do_not_widen_a_phone(contents: ReportContents, tmp_path: Pat
         runs=[replace(run, label=word + run.name, facts={word: word}) for run in contents.runs],
         examples=[example_report.example_mask(word, 1, rows=1, columns=64)],
         probes=[replace(one, features=word + one.features, task=word + one.task) for one in contents.probes],
-        xares=[replace(one, model=word + one.model) for one in contents.xares],
+        xares=contents.xares and replace(contents.xares, model=word + contents.xares.model),
         clips=[replace(clip, label=word + clip.label, task=word) for clip in contents.clips[:9]],
         notes=[word],
     )

@@ -175,7 +175,7 @@ def test_hostile_texts_stay_text(contents: ReportContents) -> None:
         ({"runs": []}, {"training"}),
         ({"examples": []}, {"masks"}),
         ({"probes": []}, {"probes"}),
-        ({"xares": []}, {"xares"}),
+        ({"xares": None}, {"xares"}),
         ({"clips": []}, {"map", "neighbours"}),
         ({"notes": []}, {"notes"}),
         ({"runs": [], "facts": {}}, {"training", "about"}),

@@ -48,7 +48,7 @@ class ReportContents:
         runs: curves of every run, drawn over each other.
         examples: clips with hidden patches.
         probes: scores; domains, tasks and features are shown in the order of their first appearance.
-        xares: results of X-ARES; a model called by a run's name or label shares its colour.
+        xares: result of X-ARES; a model called by a run's name or label shares its colour.
         clips: embedded clips for the map and the neighbours, all from the same encoder.
         notes: paragraphs at the end of the page, for instance how the figures were made.
     """
@@ -59,7 +59,7 @@ class ReportContents:
     runs: list[RunCurves] = field(default_factory=list)
     examples: list[MaskExample] = field(default_factory=list)
     probes: list[TaskScore] = field(default_factory=list)
-    xares: list[Result] = field(default_factory=list)
+    xares: Result | None = None
     clips: list[EmbeddedClip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -80,7 +80,11 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
     model = load_model_folder(run / "model", BestRQ2ForPreTraining)
     names = [f"recording {number}" for number in range(1, len(waveforms) + 1)]
     facts = model_info(run)
-    xares, unread = run_result(run)
+    xares, unread = None, []
+    try:
+        xares = find_xares(run)
+    except DataError as error:  # a damaged result must not cost the report
+        unread = [f"{error}."]
     contents = ReportContents(
         title=f"Pretraining run {run.resolve().name}",
         lead=f"A {facts['objective']} encoder of {facts['encoder parameters']} parameters, pretrained on "
@@ -104,27 +108,8 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
     return run / "report.html"
 
 
-def write_xares_report(output: str | os.PathLike[str], results: Sequence[Result]) -> None:
-    """Write X-ARES results as one page: averages and tasks as bars beside the published rows.
-
-    Args:
-        output: HTML file, written atomically.
-        results: results of one model or several, each of another name.
-
-    Raises:
-        DataError: there is no result, or two have one name.
-        OSError: the file cannot be written.
-    """
-    names = [result.model for result in results]
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"a report of X-ARES needs one result or several of different names, found {names}")
-    title = f"X-ARES: {names[0]}" if len(names) == 1 else "X-ARES"
-    lead = "Scores of frozen embeddings on the tasks of the X-ARES benchmark, beside those published for other models."
-    write_report(Path(output), ReportContents(title, lead, xares=list(results)))
-
-
 def write_xares_pages(model: str | os.PathLike[str], output: Path | None) -> list[Path]:
-    """Write a page beside each JSON file of `bestrq2 xares`.
+    """Write a page beside each JSON file of `bestrq2 xares`: averages and tasks beside the published rows.
 
     Args:
         model: the model that was scored; a run folder holds its result.
@@ -136,22 +121,14 @@ def write_xares_pages(model: str | os.PathLike[str], output: Path | None) -> lis
     Raises:
         BestRQ2Error: a file cannot be written, or a JSON file is damaged.
     """
+    lead = "Scores of frozen embeddings on the tasks of the X-ARES benchmark, beside those published for other models."
     pages = []
     for file in result_files(model, output):
         result = read_xares_result(file)
-        with disk_errors(file):
-            write_xares_report(file.with_suffix(".html"), [result])
         pages.append(file.with_suffix(".html"))
+        with disk_errors(file):
+            write_report(pages[-1], ReportContents(f"X-ARES: {result.model}", lead, xares=result))
     return pages
-
-
-def run_result(run: Path) -> tuple[list[Result], list[str]]:
-    """X-ARES result of a run folder in a list, empty without one, and a sentence for a result that cannot be read."""
-    try:
-        found = find_xares(run)
-    except DataError as error:
-        return [], [f"{error}."]
-    return ([found] if found else []), []
 
 
 def write_report(output: Path, contents: ReportContents) -> None:

@@ -18,7 +18,6 @@ from bestrq2.evaluate.xares.results import (
     BENCHMARK,
     ENTRIES_37,
     Aggregation,
-    Mean,
     averages,
     metric_of,
     notes,
@@ -188,31 +187,31 @@ def _probe_table(probes: Sequence[TaskScore]) -> Table:
 # --- X-ARES ---
 
 
-def xares_section(results: Sequence[Result], runs: Sequence[RunCurves]) -> ScoreSection | None:
-    """Charts, table and notes of X-ARES results; None without results.
+def xares_section(result: Result | None, runs: Sequence[RunCurves]) -> ScoreSection | None:
+    """Charts, table and notes of an X-ARES result; None without one.
 
     Args:
-        results: one per model.
-        runs: runs that share their colours with models of their name or label.
+        result: scores of one model.
+        runs: runs that share their colour with a model of their name or label.
     """
-    if not results:
+    if result is None:
         return None
-    colours = model_colours([result.model for result in results], runs)
-    legend = dict(colours)
-    if any(touched_tasks(result) for result in results):
+    legend = model_colours([result.model], runs)
+    colour = legend[result.model]
+    if touched_tasks(result):
         legend |= {f"published, {FAMILY} family": PUBLISHED_FAMILY, "published, others": PUBLISHED}
-    several = len(results) > 1
-    sentences = [f"{result.model}: {note}" if several else note for result in results for note in _xares_notes(result)]
-    charts = {heading: found for one in AGGREGATIONS for heading, found in _averages(results, one, colours).items()}
+    step = result.provenance.get("step")
+    scored = [f"Scored at step {step:,}."] if isinstance(step, int) else []
+    charts = {heading: found for one in AGGREGATIONS for heading, found in _averages(result, one, colour).items()}
     beside = ", beside published ones" if charts else ""
     return ScoreSection(
         "xares",
         BENCHMARK,
         f"Scores by the benchmark’s own harness in percent{beside}: linear probe in bold, then k-NN.",
         legend,
-        charts | _tasks(results, colours),
-        _xares_table(results),
-        _unique(sentences),
+        charts | _tasks(result, colour),
+        _xares_table(result),
+        [*scored, *notes(result)],
     )
 
 
@@ -221,76 +220,51 @@ def published_colour(model: str) -> str:
     return PUBLISHED_FAMILY if model.startswith(FAMILY) else PUBLISHED
 
 
-def _xares_notes(result: Result) -> list[str]:
-    step = result.provenance.get("step")
-    return [*([f"Scored at step {step:,}."] if isinstance(step, int) else []), *notes(result)]
-
-
-def _averages(
-    results: Sequence[Result], aggregation: Aggregation, colours: Mapping[str, str]
-) -> dict[str, list[ScoreChart]]:
+def _averages(result: Result, aggregation: Aggregation, colour: str) -> dict[str, list[ScoreChart]]:
     """One chart per domain and per mean over all of them; empty where no entry was scored."""
-    own = {result.model: averages(result.scores, aggregation) for result in results}
-    if not any(one["global_mean"].found for one in own.values()):
+    own = averages(result.scores, aggregation)
+    if not own["global_mean"].found:
         return {}
-    published = published_averages(BENCHMARK, aggregation.name)
     names = [*(domain.capitalize() for domain in DOMAINS), "Global mean", "Mean of means"]
     charts = []
-    for place, name in enumerate(names):
-        rows = [ScoreRow(model, colours[model], *_mean(list(one.values())[place])) for model, one in own.items()]
-        rows += [
+    for place, (name, mean) in enumerate(zip(names, own.values(), strict=True)):
+        rows = [
             ScoreRow(row.model, published_colour(row.model), (Score("published", float(cell), cell),))
-            for row in published
+            for row in published_averages(BENCHMARK, aggregation.name)
             if (cell := row.cells[place])
         ]
         # the paper does not give every domain; those are in the table only
-        if len(rows) > len(own):
-            expected = list(next(iter(own.values())).values())[place].expected
-            charts.append(ScoreChart(name, f"{expected} entries", tuple(rows)))
+        if rows:
+            # a mean over some of the entries only would mislead, so a note says how many there are
+            missing = mean.value is None
+            scores = () if mean.value is None else (Score("mean", 100 * mean.value, mean.text),)
+            first = ScoreRow(result.model, colour, scores, mean.text if missing else "")
+            charts.append(ScoreChart(name, f"{mean.expected} entries", (first, *rows)))
     heading = "As the model cards average" if aggregation is ENTRIES_37 else "As the paper averages"
     return {f"{heading}: {aggregation.name}": charts}
 
 
-def _mean(mean: Mean) -> tuple[tuple[Score, ...], str]:
-    """Scores and note of a row: a mean over some of the entries only would mislead."""
-    if mean.value is None:
-        return (), mean.text
-    return (Score("mean", 100 * mean.value, mean.text),), ""
-
-
-def _tasks(results: Sequence[Result], colours: Mapping[str, str]) -> dict[str, list[ScoreChart]]:
-    published: dict[str, dict[str, dict[str, float]]] = {}
-    for one in published_scores():
-        published.setdefault(one.task, {}).setdefault(one.model, {})[one.method] = one.percent
-    names = {task.name for result in results for task in touched_tasks(result)}
-    touched = [task for task in TASKS.values() if task.name in names]
+def _tasks(result: Result, colour: str) -> dict[str, list[ScoreChart]]:
+    """One chart per task, by domain, then those of tasks that no average counts."""
+    touched = touched_tasks(result)
     groups = {
         domain.capitalize(): [task.name for task in touched if task.entries and task.domain == domain]
         for domain in DOMAINS
     }
     groups["Tasks that no average counts"] = [task.name for task in touched if not task.entries]
-    groups["Tasks outside of X-ARES"] = _unique(name for result in results for name in own_tasks(result))
-    return {
-        heading: [_task(results, name, colours, published.get(name, {})) for name in tasks]
-        for heading, tasks in groups.items()
-        if tasks
-    }
+    groups["Tasks outside of X-ARES"] = own_tasks(result)
+    return {heading: [_task(result, name, colour) for name in tasks] for heading, tasks in groups.items() if tasks}
 
 
-def _task(
-    results: Sequence[Result],
-    task: str,
-    colours: Mapping[str, str],
-    published: Mapping[str, Mapping[str, float]],
-) -> ScoreChart:
-    rows = []
-    for result in results:
-        values: dict[str, float] = {one.method: 100 * one.score for one in result.scores if one.task == task}
-        note = "" if values else "failed" if task in result.failures else "not run"
-        rows.append(ScoreRow(result.model, colours[result.model], _xares_scores(values), note))
-    rows += [ScoreRow(model, published_colour(model), _xares_scores(values)) for model, values in published.items()]
-    metric = next((found for result in results if (found := metric_of(result, task))), "")
-    return ScoreChart(TASKS[task].title if task in TASKS else task, metric, tuple(rows))
+def _task(result: Result, task: str, colour: str) -> ScoreChart:
+    values: dict[str, float] = {one.method: 100 * one.score for one in result.scores if one.task == task}
+    rows = [ScoreRow(result.model, colour, _xares_scores(values), "" if values else "failed")]
+    published: dict[str, dict[str, float]] = {}
+    for one in published_scores():
+        if one.task == task:
+            published.setdefault(one.model, {})[one.method] = one.percent
+    rows += [ScoreRow(model, published_colour(model), _xares_scores(scores)) for model, scores in published.items()]
+    return ScoreChart(TASKS[task].title if task in TASKS else task, metric_of(result, task), tuple(rows))
 
 
 def _xares_scores(values: Mapping[str, float]) -> tuple[Score, ...]:
@@ -301,15 +275,13 @@ def _xares_scores(values: Mapping[str, float]) -> tuple[Score, ...]:
     )
 
 
-def _xares_table(results: Sequence[Result]) -> Table:
+def _xares_table(result: Result) -> Table:
     rows = []
-    for result in results:
-        for name in [*(task.name for task in touched_tasks(result)), *own_tasks(result)]:
-            values = {score.method: f"{100 * score.score:.2f}" for score in result.scores if score.task == name}
-            title, domain = (TASKS[name].title, TASKS[name].domain) if name in TASKS else (name, "")
-            cells = [values.get(method, "–") for method in XARES_METHODS]
-            rows.append((result.model, title, domain, metric_of(result, name), *cells))
-    return Table(("model", "task", "domain", "metric", "linear probe %", "k-NN %"), tuple(rows), left=4)
+    for name in [*(task.name for task in touched_tasks(result)), *own_tasks(result)]:
+        values = {score.method: f"{100 * score.score:.2f}" for score in result.scores if score.task == name}
+        title, domain = (TASKS[name].title, TASKS[name].domain) if name in TASKS else (name, "")
+        rows.append((title, domain, metric_of(result, name), *(values.get(method, "–") for method in XARES_METHODS)))
+    return Table(("task", "domain", "metric", "linear probe %", "k-NN %"), tuple(rows), left=3)
 
 
 def _unique(names: Iterable[Name]) -> list[Name]:
