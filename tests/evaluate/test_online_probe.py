@@ -7,8 +7,7 @@ import pytest
 from toy_tasks import WaveformFeatures, make_clip_task, make_frame_task
 
 from bestrq2.data.tar_labels import OTHER_KINDS, XARES_TASKS
-from bestrq2.evaluate.online import OnlineProbe
-from bestrq2.evaluate.task_probe import probe_features
+from bestrq2.evaluate.task_probe import OnlineProbe, probe_features
 from bestrq2.evaluate.xares.tasks import TASKS
 from bestrq2.inference.embedder import Embeddings
 

@@ -95,17 +95,14 @@ def _run_provenance(run: Path) -> dict[str, Any]:
     except (DataError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: does not hold the settings of a run") from error
     # the weights are those of the last export; metrics may have been logged since
-    step = exported_step(run) or _newest_step(run / "metrics.csv")
+    step, metrics = exported_step(run), run / "metrics.csv"
+    try:
+        if step is None and metrics.is_file():
+            step = newest_step(metrics)
+    except DataError as error:
+        raise CheckpointError(f"{metrics}: does not hold the metrics of a run") from error
     return {**known, "step": step, "finished": step == known["steps"]}
 
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
-
-
-def _newest_step(metrics: Path) -> int | None:
-    """Step of the newest row; None where there is none."""
-    try:
-        return newest_step(metrics) if metrics.is_file() else None
-    except DataError as error:
-        raise CheckpointError(f"{metrics}: does not hold the metrics of a run") from error

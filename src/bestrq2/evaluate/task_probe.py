@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeAlias
 
@@ -23,6 +24,7 @@ from bestrq2.evaluate.metrics import (
     is_uneven,
 )
 from bestrq2.evaluate.result import TaskScore
+from bestrq2.evaluate.score_table import mean_of_means
 from bestrq2.inference.embedder import Embeddings
 from bestrq2.text import counted
 
@@ -298,3 +300,70 @@ def score_predictions(
         raise DataError(f"{task.name} cannot be scored. {error}") from error
     n_test = len(np.unique(clip))
     return TaskScore(name, task.name, method, metric, score, low, high, chance, n_test, task.domain, skipped=skipped)
+
+
+# --- repeated during pretraining ---
+
+
+class OnlineProbe:
+    """Linear probes on a fixed subset of labelled tasks, for curves during pretraining.
+
+    The clips are chosen once, so that scores of different steps are comparable.
+
+    Args:
+        tasks: labelled tasks.
+        max_train: largest number of training clips per task, drawn at random.
+        max_test: largest number of test clips per task, drawn at random.
+        seed: random seed of the choice and of the probes.
+        batch: number of clips embedded at a time.
+    """
+
+    def __init__(
+        self, tasks: Sequence[LabelledTask], max_train: int = 200, max_test: int = 200, seed: int = 0, batch: int = 32
+    ) -> None:
+        self.tasks = [
+            replace(task, train=_part(task.train, max_train, seed), test=_part(task.test, max_test, seed))
+            for task in tasks
+        ]
+        self.seed = seed
+        self.batch = batch
+
+    def run(self, features: FeatureExtractor, first: bool = False) -> dict[str, float]:
+        """Probe the features of the encoder as it is now.
+
+        Args:
+            features: features to probe.
+            first: raise the error of a task that cannot be scored, as before the first training step.
+
+        Returns:
+            "probe/<task>" for every task (see `probe_features`), "probe/<domain>" for the mean of its tasks and
+            "probe/mean" for the mean over domains. A task that cannot be scored later, e.g. because the encoder gives
+            NaN, is NaN, and so are the means over it; a warning gives the reason.
+
+        Raises:
+            BestRQ2Error: a task cannot be scored although `first` is set.
+        """
+        found: dict[str, tuple[str, float]] = {}
+        for task in self.tasks:
+            value = math.nan
+            try:
+                (score,) = probe_features(
+                    features, [task], methods=("linear",), seed=self.seed, batch=self.batch, progress=False
+                )
+                value = score.score
+            except (DataError, AudioError) as error:
+                if first:
+                    raise
+                logger.warning("online probe: %s", error)
+            found[task.name] = (task.domain or "other", value)
+        if not found:
+            return {}
+        results = {name: value for name, (_, value) in found.items()} | mean_of_means(found.values())
+        return {f"probe/{name}": value for name, value in results.items()}
+
+
+def _part(clips: LabelledClips, most: int, seed: int) -> LabelledClips:
+    """At most `most` clips, drawn at random, in their original order."""
+    if len(clips) <= most:
+        return clips
+    return clips.part(np.sort(np.random.default_rng(seed).permutation(len(clips))[:most]))

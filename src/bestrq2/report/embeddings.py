@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -223,22 +225,17 @@ def neighbour_figure(clips: Sequence[EmbeddedClip]) -> NeighbourFigure | None:
 
 def choose_queries(clips: Sequence[EmbeddedClip], count: int = QUERIES) -> list[int]:
     """Indices of up to `count` playable clips, domains in turn and within each as many tasks as possible."""
-    playable = [i for i, clip in enumerate(clips) if clip.waveform is not None and clip.waveform.size]
-    seen: dict[tuple[str, str], int] = {}
-    turns: dict[str, int] = {}
-    ranked = []
-    for index in playable:
-        task = (clips[index].domain, clips[index].task)
-        seen[task] = seen.get(task, 0) + 1
-        ranked.append((seen[task], index))
-    keyed = []
-    for _, index in sorted(ranked):
-        domain = clips[index].domain
-        turns[domain] = turns.get(domain, 0) + 1
-        keyed.append((turns[domain], index))
-    order = {domain: place for place, domain in enumerate(dict.fromkeys(clip.domain for clip in clips))}
-    chosen = [index for _, index in sorted(keyed)[:count]]
-    return sorted(chosen, key=lambda index: (order[clips[index].domain], index))
+    seen: Counter[tuple[str, str]] = Counter()
+    by_domain: dict[str, list[tuple[int, int]]] = {}
+    for index, clip in enumerate(clips):
+        if clip.waveform is not None and clip.waveform.size:
+            seen[clip.domain, clip.task] += 1
+            # sorting by the number of the clip within its task takes one clip of every task first
+            by_domain.setdefault(clip.domain, []).append((seen[clip.domain, clip.task], index))
+    turns = itertools.zip_longest(*(sorted(own) for own in by_domain.values()))
+    chosen = [ranked[1] for turn in turns for ranked in turn if ranked is not None][:count]
+    domains = list(by_domain)
+    return sorted(chosen, key=lambda index: (domains.index(clips[index].domain), index))
 
 
 def _numbers(names: Sequence[Hashable]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from bestrq2.data.labels import load_labelled
 from bestrq2.errors import BestRQ2Error
-from bestrq2.evaluate.online import OnlineProbe
+from bestrq2.evaluate.task_probe import OnlineProbe
 from bestrq2.inference.embedder import Embedder
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.train.processes import usable_parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -44,36 +44,29 @@ class Aggregation:
         return tuple(entry for entries in self.entries.values() for entry in entries)
 
 
-def _of_the_cards() -> Aggregation:
-    """Linear probe and k-NN of every public task, as the model cards count."""
+def _aggregation(name: str, methods: Sequence[Method], domain_of: Callable[[PublicTask], Domain | None]) -> Aggregation:
+    """Scores by some methods of the tasks that have a domain."""
     entries = {
         domain: tuple(
             (task.name, method)
             for task in TASKS.values()
-            if task.entries and task.domain == domain
+            if domain_of(task) == domain
             for method in task.methods
-        )
-        for domain in DOMAINS
-    }
-    return Aggregation("37 entries", entries)
-
-
-def _of_the_paper(name: str, method: Method) -> Aggregation:
-    """One method on the paper's datasets that have it; Vocal Imitation counts as environment."""
-    entries = {
-        domain: tuple(
-            (task.name, method)
-            for task in TASKS.values()
-            if task.paper and task.paper_domain == domain and method in task.methods
+            if method in methods
         )
         for domain in DOMAINS
     }
     return Aggregation(name, entries)
 
 
-ENTRIES_37 = _of_the_cards()
-PAPER_LINEAR = _of_the_paper("21 datasets, linear probe", "mlp")
-PAPER_KNN = _of_the_paper("21 datasets, k-NN", "knn")
+def _paper_domain(task: PublicTask) -> Domain | None:
+    """Domain by the paper, which counts Vocal Imitation as environment; None for a task that is not in it."""
+    return task.paper_domain if task.paper else None
+
+
+ENTRIES_37 = _aggregation("37 entries", METHODS, lambda task: task.domain if task.entries else None)
+PAPER_LINEAR = _aggregation("21 datasets, linear probe", ("mlp",), _paper_domain)
+PAPER_KNN = _aggregation("21 datasets, k-NN", ("knn",), _paper_domain)
 AGGREGATIONS = (ENTRIES_37, PAPER_LINEAR, PAPER_KNN)
 
 
@@ -211,7 +204,9 @@ def xares_tables(result: Result) -> list[Table]:
     tables = []
     if counted := [task for task in touched_tasks(result) if task.entries]:
         tables.append(_task_table(result, counted, "linear probe / k-NN, percent"))
-        tables += [_average_table(result, one) for one in AGGREGATIONS if len(_found(result, one))]
+        tables += [
+            _average_table(result, one) for one in AGGREGATIONS if averages(result.scores, one)["global_mean"].found
+        ]
     if others := [task for task in touched_tasks(result) if not task.entries]:
         tables.append(_task_table(result, others, "tasks that no average counts"))
     if own := own_tasks(result):
@@ -271,10 +266,6 @@ def xares_csv(result: Result) -> str:
                 if cell:
                     rows.append((row.model, "average", one.name, column, "", "", cell, "", row.source))
     return Table(header, tuple(rows)).csv()
-
-
-def _found(result: Result, aggregation: Aggregation) -> set[Entry]:
-    return set(aggregation.all_entries) - set(missing_entries(result.scores, aggregation))
 
 
 def _task_table(result: Result, tasks: Sequence[PublicTask], title: str) -> Table:

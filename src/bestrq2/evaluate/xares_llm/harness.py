@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import braceexpand
 
@@ -28,7 +28,7 @@ DATA_VARIABLE = "XARES_DATA_HOME"
 # Packages that the encoder needs beside those that the benchmark installs.
 ENCODER_NEEDS = "soundfile soxr av"
 MISSING = (
-    f"has no package xares_llm; it is on Git alone, and wants transformers 4, so give it an environment of its own: "
+    f"has no package xares_llm; it is only on Git and needs transformers 4, so give it an environment of its own: "
     f"python -m venv xares-llm-env && xares-llm-env/bin/pip install 'xares-llm @ git+{REPOSITORY}' {ENCODER_NEEDS}; "
     f"then add --python xares-llm-env/bin/python"
 )
@@ -139,21 +139,12 @@ def last_error(lines: Sequence[str]) -> str:
     return (named or kept or ["no output"])[-1][:300]
 
 
-def training_file(harness: Harness, task: str) -> Path:
-    """The file that defines the training of a joint task or of one dataset, or a custom one.
+def task_file(harness: Harness, task: str, part: Literal["train", "eval"]) -> Path:
+    """Find the file that defines the training or the scoring of a joint task or of one dataset, or a custom one.
 
     Raises:
         ConfigError: there is no such task.
     """
-    return _task_file(harness, task, "train", "_config")
-
-
-def evaluation_file(harness: Harness, task: str) -> Path:
-    """The file that defines what is scored; see `training_file`."""
-    return _task_file(harness, task, "eval", "_test_config")
-
-
-def _task_file(harness: Harness, task: str, part: str, ending: str) -> Path:
     if Path(task).suffix in (".yaml", ".yml"):
         if not Path(task).is_file():
             raise ConfigError(f"{task}: there is no such task file")
@@ -163,6 +154,7 @@ def _task_file(harness: Harness, task: str, part: str, ending: str) -> Path:
         if not found:
             raise ConfigError(f"{harness.tasks / task / part}: holds no task file; reinstall xares_llm")
         return found[0]
+    ending = {"train": "_config", "eval": "_test_config"}[part]
     single = {file.stem.removesuffix(ending): file for file in (harness.tasks / "single" / part).glob("*.y*ml")}
     if task not in single:
         known = [*JOINT_TASKS, *sorted(single)]
@@ -188,8 +180,8 @@ def check_tars(training: Path, evaluation: Path, data: Path) -> None:
     """Check the tars that a task needs before days of training; those that are missing are logged or refused.
 
     Args:
-        training: see `training_file`.
-        evaluation: see `evaluation_file`.
+        training: task file of the training.
+        evaluation: task file of the scoring.
         data: folder that the benchmark downloads into.
 
     Raises:

@@ -91,10 +91,10 @@ def run_xares_llm(
     if decoder is not None:
         settings["decoder_model_name"] = str(Path(decoder).absolute()) if Path(decoder).is_dir() else decoder
     harness = package.find_harness(python or sys.executable)
-    train_file = package.training_file(harness, task)
+    train_file = package.task_file(harness, task, "train")
     if evaluation is None and Path(task).suffix in (".yaml", ".yml"):
         raise ConfigError(f"{task} defines the training only; name what to score with --evaluation NAME or FILE.yaml")
-    eval_file = package.evaluation_file(harness, evaluation or task)
+    eval_file = package.task_file(harness, evaluation or task, "eval")
     package.check_tars(train_file, eval_file, data)
     with disk_errors(output):
         job = _prepare(model, output, phases, layers, settings, harness)

@@ -254,6 +254,11 @@ class Estimate:
     half_width: float | None
     values: tuple[float, ...]
 
+    def text(self, digits: int, factor: float = 1) -> str:
+        """The mean times `factor`, with its half interval where there is one: "62.1 ± 0.8"."""
+        mean = f"{factor * self.mean:.{digits}f}"
+        return mean if self.half_width is None else f"{mean} ± {factor * self.half_width:.{digits}f}"
+
 
 @dataclass(frozen=True)
 class Difference:

@@ -51,10 +51,8 @@ def probe_table(method: str, rows: Sequence[ProbeRow], arms: Sequence[Arm]) -> T
 
 def percent(score: Estimate, of_seeds: bool = True) -> str:
     """A share in percent: "62.1 ± 0.8", or "62.1 (1 seed)"."""
-    mean = f"{100 * score.mean:.1f}"
-    if score.half_width is not None:
-        return f"{mean} ± {100 * score.half_width:.1f}"
-    return f"{mean} (1 seed)" if of_seeds else mean
+    single = of_seeds and score.half_width is None
+    return f"{score.text(1, 100)} (1 seed)" if single else score.text(1, 100)
 
 
 def difference_tables(arms: Sequence[Arm], pairs: Sequence[Pair]) -> list[Table]:
@@ -142,10 +140,7 @@ def _by_task(result: Result) -> dict[str, dict[str, float]]:
 
 
 def _over_seeds(values: Sequence[float], seeds: int, digits: int) -> str:
-    found = estimate(values)
-    text = f"{100 * found.mean:.{digits}f}"
-    if found.half_width is not None:
-        text += f" ± {100 * found.half_width:.{digits}f}"
+    text = estimate(values).text(digits, 100)
     return text if len(values) == seeds else f"{text} ({len(values)} of {seeds} seeds)"
 
 
