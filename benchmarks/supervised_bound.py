@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from bestrq2 import BestRQ2Config, BestRQ2Model, recipe
 from bestrq2.convert.loading import random_encoder
-from bestrq2.data.band_sums import BandSums
 from bestrq2.data.labels import LabelledClips, LabelledTask
+from bestrq2.data.prepare.summary import BandSums
 from bestrq2.errors import BestRQ2Error
 from bestrq2.evaluate.benchmark import (
     SOUNDWORLD_1,

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bestrq2.data.band_sums import BandSums
 from bestrq2.data.loader import end_workers, fixed_crops, split_source, training_batches
 from bestrq2.data.open_source import open_source
-from bestrq2.data.prepare.summary import prepared_statistics
+from bestrq2.data.prepare.summary import BandSums, prepared_statistics
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError

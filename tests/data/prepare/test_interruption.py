@@ -19,10 +19,10 @@ import torch
 
 from bestrq2 import cli
 from bestrq2.data import rejections
-from bestrq2.data.band_sums import BandSums
 from bestrq2.data.prepare import check_prepared, cutting, run, run_prepare
 from bestrq2.data.prepare.cutting import Options
 from bestrq2.data.prepare.folder import LEDGER, Ledger, Member, shard_path
+from bestrq2.data.prepare.summary import BandSums
 from bestrq2.data.shards import writer
 from bestrq2.data.shards.building import build_index, index_path
 from bestrq2.data.shards.index import IndexRows, Stamp, read_index, write_index

@@ -19,8 +19,8 @@ import soundfile
 import torch
 
 from bestrq2.data.audio import check_usable, read_span
-from bestrq2.data.band_sums import BandSums
 from bestrq2.data.decoders import Decoder, UnreadableAudioError, to_float32
+from bestrq2.data.prepare.summary import BandSums
 from bestrq2.data.sources import Source
 from bestrq2.data.spans import SPAN_SECONDS, Task, printable, reason_of
 from bestrq2.errors import AudioError, ConfigError

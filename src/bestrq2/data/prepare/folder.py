@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bestrq2.data.band_sums import BandSums
 from bestrq2.data.prepare.cutting import DIGEST_BYTES, KINDS, Piece
-from bestrq2.data.prepare.summary import SUMMARY, read_summary
+from bestrq2.data.prepare.summary import SUMMARY, BandSums, read_summary
 from bestrq2.data.rejections import HEADER
 from bestrq2.data.shards.building import index_path
 from bestrq2.data.shards.index import read_index

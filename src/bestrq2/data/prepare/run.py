@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from bestrq2._version import __version__
-from bestrq2.data.band_sums import BandSums
 from bestrq2.data.corpus_pass import Workers, choose_workers, make_parts, share_parts
 from bestrq2.data.open_source import absolute_spec, local_folder, open_source
 from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, part_of
@@ -29,7 +28,7 @@ from bestrq2.data.prepare.folder import (
     remove_temporaries,
     shard_path,
 )
-from bestrq2.data.prepare.summary import SUMMARY, describe_summary, statistics_entry, write_summary
+from bestrq2.data.prepare.summary import SUMMARY, BandSums, describe_summary, statistics_entry, write_summary
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.shards.writer import ShardWriter
 from bestrq2.data.spans import Span, SpanReader, Stretch, names_digest, printable
@@ -310,7 +309,7 @@ def _finish(packing: Packing) -> dict[str, Any]:
         "format": options.format,
         "sampling_rate": options.sampling_rate,
         "made_from": totals.identity,
-        "log_mel": statistics_entry(totals.sums, options),
+        "log_mel": statistics_entry(totals.sums, options.front_end()),
     }
     write_summary(packing.folder, summary)
     logger.info("%s: %s", packing.folder, describe_summary(summary))

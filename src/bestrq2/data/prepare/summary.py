@@ -1,4 +1,7 @@
-"""Summary of a prepared corpus: `summary.json`, with the statistics that normalise a model's input."""
+"""Summary of a prepared corpus: `summary.json`, with the statistics that normalise a model's input.
+
+Mean and standard deviation per mel band come from sums that can be merged, so that shards count for themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestrq2.data.band_sums import BandSums
-from bestrq2.data.prepare.cutting import Options
 from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError
 from bestrq2.files import write_text
@@ -36,6 +37,64 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "log_mel": dict,
 }
 _STATISTICS = {"front_end", "mean_db", "standard_deviation_db"}
+# In dB: normalisation would otherwise turn a band that never changes into noise.
+_SMALLEST_DEVIATION = 1.0
+
+
+class BandSums:
+    """Number of frames, sums and sums of squares per mel band over any number of log-mel spectrograms.
+
+    Args:
+        bands: number of mel bands.
+
+    Attributes:
+        count: float64 [], number of frames.
+        total: float64 [bands], sum over frames, dB.
+        squares: float64 [bands], sum of squares over frames, dB².
+    """
+
+    def __init__(self, bands: int) -> None:
+        self.count = torch.zeros((), dtype=torch.float64)
+        self.total = torch.zeros(bands, dtype=torch.float64)
+        self.squares = torch.zeros(bands, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, log_mel: Tensor, frames: Tensor) -> None:
+        """Add the valid frames of some clips.
+
+        Args:
+            log_mel: float [B, bands, T], dB.
+            frames: int [B], number of valid frames of each clip.
+        """
+        inside = torch.arange(log_mel.shape[-1]) < frames[:, None]
+        values = log_mel.double().transpose(1, 2)[inside]
+        self.count += len(values)
+        self.total += values.sum(dim=0)
+        self.squares += values.square().sum(dim=0)
+
+    def merge(self, other: BandSums) -> None:
+        """Add the sums of another one."""
+        self.count += other.count
+        self.total += other.total
+        self.squares += other.squares
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation in dB, float32 [bands] each; the deviation is at least 1 dB."""
+        mean = self.total / self.count
+        deviation = (self.squares / self.count - mean.square()).clamp_min(0.0).sqrt()
+        return mean.float(), deviation.clamp_min(_SMALLEST_DEVIATION).float()
+
+    def to_bytes(self) -> bytes:
+        """The sums as little-endian float64: count, totals, squares."""
+        return torch.cat([self.count[None], self.total, self.squares]).numpy().astype("<f8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> BandSums:
+        """The sums written by `to_bytes`."""
+        values = torch.frombuffer(bytearray(content), dtype=torch.float64)
+        sums = cls(len(values) // 2)
+        sums.count, (sums.total, sums.squares) = values[0], values[1:].split(len(values) // 2)
+        return sums
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -70,10 +129,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def statistics_entry(sums: BandSums, options: Options) -> dict[str, Any]:
+def statistics_entry(sums: BandSums, config: BestRQ2Config) -> dict[str, Any]:
     """Mean and standard deviation per mel band with their front end, ready for JSON."""
     mean, deviation = sums.statistics()
-    config = options.front_end()
     front_end = {name: getattr(config, name) for name in FRONT_END}
     return {"front_end": front_end, "mean_db": mean.tolist(), "standard_deviation_db": deviation.tolist()}
 
