@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from bestrq2 import BestRQ2ForPreTraining
-from bestrq2.inference.compiling import MOST_GRAPHS, compile_blocks, compile_parts
+from bestrq2.inference.compiling import BLOCKS, MOST_GRAPHS, compile_parts
 from example_sounds import padded_batch, scenes
 
 MODERN = {"position_embedding": "rope_2d", "norm": "rmsnorm", "activation": "swiglu", "qk_norm": True}
@@ -47,7 +48,7 @@ SIZES = {"one size": [(2, 1.0)], "any size": [(2, 1.0), (3, 0.5), (4, 1.0), (5, 
 @pytest.mark.parametrize("sizes", ["one size", pytest.param("any size", marks=pytest.mark.slow)])
 def test_compiled_blocks_give_the_same_loss_and_gradients(tiny_config, sizes):
     config = tiny_config(**MODERN, mask_ratio=[0.3, 0.7])
-    plain, compiled = both(config, compile_blocks, "aot_eager")
+    plain, compiled = both(config, partial(compile_parts, kinds=BLOCKS), "aot_eager")
     for clips, share in SIZES[sizes]:
         assert_equal_steps(plain, compiled, clips, 0.1 * torch.randn(clips, int(config.max_samples * share)))
     if sizes == "any size":

@@ -112,6 +112,11 @@ def test_predictions_are_means_over_windows_as_csv_and_as_parquet(classifiers, r
     assert len(csv_rows(tmp_path / "p.csv.rejected.csv")) == 1
 
 
+def test_a_missing_device_of_a_classifier_is_a_config_error(classifiers):
+    with pytest.raises(ConfigError, match="device 'cuda:99'"):
+        load_classifier(classifiers(False), "cuda:99")
+
+
 def test_embeddings_as_csv_restore_every_bit(embed, recordings, tmp_path, caplog):
     table = pq.read_table(embed(str(recordings), tmp_path / "e.parquet"))
     output = embed(str(recordings), tmp_path / "e.csv")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from bestrq2.convert.weights import load_model_folder
 from bestrq2.data.sources import Source
 from bestrq2.data.spans import SpanStream, Stretch, sample_reader, span_samples
 from bestrq2.errors import AudioError, CheckpointError
+from bestrq2.inference.embedder import checked_device
+from bestrq2.inference.windows import padded
 from bestrq2.model.modeling_bestrq2 import MULTI, BestRQ2ForAudioClassification
 
 SEPARATOR = ";"
@@ -38,14 +40,6 @@ class _Mean:
         self.pending -= 1
 
 
-@dataclass
-class _Batch:
-    """Windows that go through the model together."""
-
-    means: list[_Mean] = field(default_factory=list)
-    windows: list[np.ndarray] = field(default_factory=list)
-
-
 class AudioClassifier:
     """Class probabilities of recordings.
 
@@ -55,10 +49,13 @@ class AudioClassifier:
     Args:
         model: the model; it is put into evaluation mode.
         device: device to run on; None for CUDA if available, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
     """
 
     def __init__(self, model: BestRQ2ForAudioClassification, device: str | torch.device | None = None) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = checked_device(device)
         self.model = model.eval().to(self.device)
 
     @property
@@ -101,18 +98,17 @@ class AudioClassifier:
         Yields:
             float32 [classes] of each recording, or the error that its blocks raised.
         """
-        waiting, batch = deque[_Mean](), _Batch()
+        waiting, batch = deque[_Mean](), list[tuple[_Mean, np.ndarray]]()
         for blocks in recordings:
             mean = _Mean()
             waiting.append(mean)
             try:
                 for window in _windows(blocks, self.model.config.max_samples):
-                    batch.means.append(mean)
-                    batch.windows.append(window)
+                    batch.append((mean, window))
                     mean.pending += 1
-                    if len(batch.windows) == batch_size:
+                    if len(batch) == batch_size:
                         self._run(batch)
-                        batch = _Batch()
+                        batch = []
             except AudioError as error:
                 mean.problem = error
             mean.is_read = True
@@ -129,19 +125,14 @@ class AudioClassifier:
             yield mean.problem or (np.asarray(mean.total) / mean.samples).astype(np.float32)
 
     @torch.inference_mode()
-    def _run(self, batch: _Batch) -> None:
-        if not batch.windows:
+    def _run(self, batch: list[tuple[_Mean, np.ndarray]]) -> None:
+        """Add the probabilities of windows, which go through the model together, to the means of their recordings."""
+        if not batch:
             return
-        lengths = torch.tensor([len(window) for window in batch.windows])
-        padded = np.zeros((len(batch.windows), int(lengths.max())), np.float32)
-        for row, window in zip(padded, batch.windows, strict=True):
-            row[: len(window)] = window
-        mask = None
-        if len(set(lengths.tolist())) > 1:
-            mask = torch.arange(padded.shape[1]) < lengths[:, None]
-        logits = self.model(torch.from_numpy(padded).to(self.device), mask).logits.double()
+        waveforms, mask = padded([window for _, window in batch])
+        logits = self.model(waveforms.to(self.device), mask).logits.double()
         probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(dim=1)).cpu().numpy()
-        for mean, window, values in zip(batch.means, batch.windows, probabilities, strict=True):
+        for (mean, window), values in zip(batch, probabilities, strict=True):
             mean.add(values, len(window))
 
 

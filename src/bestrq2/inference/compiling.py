@@ -25,11 +25,6 @@ FRONT_END = (Decibels, InputStatistics, RandomProjectionQuantizer)
 MOST_GRAPHS = 32
 
 
-def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile every block of encoder and predictor; see `compile_parts`."""
-    compile_parts(model, BLOCKS, backend)
-
-
 def compile_parts(
     model: nn.Module, kinds: tuple[type[nn.Module], ...] = (*BLOCKS, *FRONT_END), backend: str = "inductor"
 ) -> None:
@@ -42,11 +37,12 @@ def compile_parts(
 
     Args:
         model: model whose parts are compiled when they first run.
-        kinds: classes of modules to compile; by default blocks and front end.
+        kinds: classes of modules to compile, such as `BLOCKS`; by default blocks and front end.
         backend: backend of torch.compile.
     """
     settings = torch._dynamo.config
     limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"  # its name in torch 2.6
+    # The default limit of 8 graphs would leave most kinds of blocks uncompiled.
     setattr(settings, limit, max(getattr(settings, limit), MOST_GRAPHS))
     parts = [part for part in model.modules() if isinstance(part, kinds)]
     for part in parts:

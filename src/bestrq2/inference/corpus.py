@@ -121,7 +121,7 @@ class EmbedOptions:
 
 
 class _Recording:
-    """A recording as audio for a model, which knows its duration after it was read."""
+    """A recording as audio for a model; `seconds` is its duration once it was read."""
 
     def __init__(self, span: Span, following: Iterator[Span] = iter(()), rate: int = 1) -> None:  # noqa: B008
         self.path, self.number = span.path, span.recording

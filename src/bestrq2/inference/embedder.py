@@ -16,7 +16,7 @@ from torch import nn
 
 from bestrq2.convert.loading import load_encoder
 from bestrq2.errors import ConfigError
-from bestrq2.inference.compiling import compile_blocks
+from bestrq2.inference.compiling import BLOCKS, compile_parts
 from bestrq2.inference.inputs import Audio, checked_rate, mono_blocks, named_items
 from bestrq2.inference.readout import (
     Layers,
@@ -27,7 +27,7 @@ from bestrq2.inference.readout import (
     pooled_width,
     unit_length,
 )
-from bestrq2.inference.windows import JoinedFrames, Window, WindowGrid, plan_batches
+from bestrq2.inference.windows import JoinedFrames, Window, WindowGrid, padded, plan_batches
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
@@ -99,12 +99,12 @@ class Embedder:
         if not batch_seconds > 0:
             raise ConfigError(f"batch_seconds must be above 0, got {batch_seconds}")
         self.dtype = _checked_dtype(dtype)
-        self.device = _checked_device(device)
+        self.device = checked_device(device)
         self.model = model.eval().to(self.device)
         self.name = name
         self.batch_seconds = batch_seconds
         if compile:
-            compile_blocks(self.model)
+            compile_parts(self.model, BLOCKS)
 
     @property
     def config(self) -> BestRQ2Config:
@@ -216,17 +216,10 @@ class Embedder:
     @torch.inference_mode()
     def _run(self, waveforms: list[np.ndarray], layers: list[int] | None) -> np.ndarray:
         """One batch through the model: float32 [B, T', D]."""
-        lengths = [len(waveform) for waveform in waveforms]
-        padded = np.zeros((len(waveforms), max(lengths)), dtype=np.float32)
-        for row, waveform in zip(padded, waveforms, strict=True):
-            row[: len(waveform)] = waveform
-        mask = None
-        if len(set(lengths)) > 1:
-            mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        batch, mask = padded(waveforms)
         autocast = torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
         with autocast:
-            batch = torch.from_numpy(padded).to(self.device)
-            output = self.model(batch, mask, output_hidden_states=layers is not None)
+            output = self.model(batch.to(self.device), mask, output_hidden_states=layers is not None)
         if layers is None:
             return output.last_hidden_state.float().cpu().numpy()
         return mean_frames(output.hidden_states, layers, self.config.patch_rows).cpu().numpy()
@@ -257,8 +250,12 @@ class Embedder:
         return Embeddings(clip, frames, frame_mask, np.where(frame_mask, moments, np.nan))
 
 
-def _checked_device(device: str | torch.device | None) -> torch.device:
-    """Device to run on; None for CUDA if available."""
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """Device to run on; None for CUDA if available, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, TypeError) as error:

@@ -15,7 +15,7 @@ from bestrq2.recipe_book import is_recipe_file, recipe, recipes
 from bestrq2.text import counted, nearest
 
 ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
-# Names of classes in `config.architectures`, which say what a model folder holds.
+# Names of classes in `config.architectures`, which name the kind of model in a folder.
 _WHOLE, _CLASSIFIER = "BestRQ2ForPreTraining", "BestRQ2ForAudioClassification"
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 
@@ -174,6 +176,24 @@ class JoinedFrames:
             piece = self._done.pop()
             target[end - len(piece) : end] = piece
             end -= len(piece)
+
+
+def padded(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
+    """Batch of waveforms, padded with zeros.
+
+    Args:
+        waveforms: float32 [samples] each.
+
+    Returns:
+        float32 [B, S], and a bool mask [B, S] of the samples that are not padding; None if there is no padding.
+    """
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    batch = np.zeros((len(waveforms), int(lengths.max())), np.float32)
+    for row, waveform in zip(batch, waveforms, strict=True):
+        row[: len(waveform)] = waveform
+    # Without a mask the model may use faster attention kernels.
+    mask = torch.arange(batch.shape[1]) < lengths[:, None] if lengths.min() < lengths.max() else None
+    return torch.from_numpy(batch), mask
 
 
 def plan_batches(lengths: Sequence[int], budget: int, most_padding: int) -> list[list[int]]:
