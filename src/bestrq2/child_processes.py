@@ -1,4 +1,4 @@
-"""Child processes that never outlive the process that started them."""
+"""Child processes: how many to start, and that they never outlive the process that started them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def end_with_parent(parent: int) -> None:
         threading.Thread(target=_watch, args=(parent,), daemon=True, name="parent-watch").start()
     if os.getppid() != parent:  # it ended before the request
         os._exit(1)
+
+
+def available_cpus() -> int:
+    """Number of CPUs that this process may use; fewer than the machine has in a container or under SLURM."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _watch(parent: int) -> None:

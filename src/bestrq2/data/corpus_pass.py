@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from bestrq2.child_processes import available_cpus
 from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, Process, Result
 from bestrq2.data.spans import Span, SpanStream, Stretch
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
@@ -90,7 +91,7 @@ def choose_workers(
     if num_workers is not None and num_workers < 0:
         raise ConfigError(f"num_workers is {num_workers}; it must be 0 or more")
     if num_workers is None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cpus = available_cpus()
         num_workers = max(1, min(most or cpus, cpus // process.local_world_size))
     return Workers(num_workers, process, ray, ray_actors)
 

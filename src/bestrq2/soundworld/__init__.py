@@ -1,7 +1,7 @@
 """SoundWorld: a deterministic generator of varied 16 kHz audio and labelled tasks, for demo, tests and experiments.
 
-Speech, music and everyday sounds are synthesised, put into rooms and recorded with noise. The package knows nothing of
-the rest of the project's data: it yields waveforms and labels, or writes them as files.
+Speech, music and everyday sounds are synthesised, put into rooms and recorded with noise. It yields
+waveforms and labels, or writes them as files, and imports nothing of `bestrq2.data`.
 """
 
 from bestrq2.soundworld.acoustics import SAMPLE_RATE

@@ -93,7 +93,8 @@ class TaskSpec:
         classes: their names in the order of their indices.
         seconds: length of every clip.
         description: one sentence: the question, and what varies besides.
-        render: makes the sound of a class index before noise, room and channel: (rng, class, seconds) -> [samples].
+        render: makes the sound of a class index before noise, room and channel: (rng, class, seconds) -> [samples];
+            None for a frame task, which is rendered from its events.
         snr_db: range of the level of the sound over the noise, dB.
         equaliser_db: standard deviation of the channel's gain, dB.
     """
@@ -104,7 +105,7 @@ class TaskSpec:
     classes: tuple[str, ...]
     seconds: float
     description: str
-    render: Render = field(repr=False)
+    render: Render | None = field(repr=False)
     snr_db: tuple[float, float] = (0.0, 25.0)
     equaliser_db: float = 6.0
 
@@ -283,11 +284,6 @@ def _presence(rng: np.random.Generator, events: np.ndarray, seconds: float) -> n
     return total
 
 
-def _no_render(rng: np.random.Generator, label: int, seconds: float) -> np.ndarray:
-    """Placeholder for the renderer of clip tasks: frame tasks are rendered from their events, not from a label."""
-    raise TypeError("frame tasks are rendered from their events")
-
-
 KEYWORDS: tuple[str, ...] = (
     "water", "music", "seven", "yellow", "garden", "happy", "machine", "family", "window", "silver", "doctor", "police",
 )  # fmt: skip
@@ -336,7 +332,7 @@ TASKS: dict[str, TaskSpec] = {
                  "How far away the source is in a reverberant room; the level gives nothing away.", _distance,
                  (15.0, 35.0), 3.0),
         TaskSpec("environment/presence", "environment", "frame", ("absent", "present"), 5.0,
-                 "When a bird calls, among other sounds.", _no_render),
+                 "When a bird calls, among other sounds.", None),
     )
 }  # fmt: skip
 
@@ -360,7 +356,7 @@ def render(name: str, split: str, seed: int, index: int) -> np.ndarray:
     """
     spec = TASKS[name]
     rng = generator(seed, name, split, index)
-    if spec.kind == "frame":
+    if spec.render is None:
         wave = _presence(rng, presence_events(seed, split, index, spec.seconds), spec.seconds)
     else:
         wave = spec.render(rng, label_of(spec, index), spec.seconds)

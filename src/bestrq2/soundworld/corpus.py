@@ -15,6 +15,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
+from bestrq2.child_processes import available_cpus
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
 from bestrq2.progress import Progress
@@ -204,7 +205,7 @@ def generate(
     for series, count in requests:
         if count < 1 or series.samples < 1600:
             raise DataError(
-                f"SoundWorld was asked for {count} clips of {series.seconds:g} s; it makes at least 1 clip of 0.1 s"
+                f"SoundWorld was asked for {count} clips of {series.seconds:g} s; at least 1 clip of 0.1 s is required"
             )
     folder = cache_folder(cache)
     missing = [(series, count) for series, count in requests if _cached(series, count, folder) is None]
@@ -291,7 +292,7 @@ def run_parallel(
     """
     speech.notice_missing_synthesiser()
     with Progress("SoundWorld", total, "clips", shown=progress) as shown:
-        for done in _results(work, jobs, _cores() if workers is None else workers):
+        for done in _results(work, jobs, available_cpus() if workers is None else workers):
             shown.advance(done)
 
 
@@ -311,7 +312,3 @@ def _results(work: Callable[..., int], jobs: Sequence[tuple], workers: int) -> I
 
 def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process receives Ctrl-C too, and cleans up
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -49,7 +49,7 @@ def play(rng: np.random.Generator, notes: Sequence[Note], instrument: str, secon
         notes: the notes; those past the end are cut.
         instrument: one of `INSTRUMENTS`.
         seconds: length of the result.
-        touch: how the instrument is built and played.
+        touch: construction of the instrument and manner of playing.
 
     Returns:
         float64 [samples] at 16 kHz, active level 0.1.
@@ -72,7 +72,7 @@ def scale_pitch(root: int, scale: tuple[int, ...], degree: int) -> int:
 
 
 def random_root(rng: np.random.Generator, instrument: str, span: int = 12) -> int:
-    """Draw a MIDI note from which `span` semitones upwards still lie in the instrument's usual range."""
+    """Draw a MIDI note from which `span` semitones upwards are still in the instrument's usual range."""
     _, lowest, highest = INSTRUMENTS[instrument]
     return int(rng.integers(lowest, max(highest - span, lowest) + 1))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bestrq2.child_processes import available_cpus
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, DataError
 from bestrq2.evaluate.provenance import is_run_folder, model_name, model_provenance
@@ -195,7 +196,7 @@ def _job(
     jobs: int,
     keep_embeddings: bool,
 ) -> Job:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cpus()
     share = cores // jobs
     return Job(
         task.path, str(folder.path), folder.download, str(root / "models"), digest(identity), asdict(extraction),
