@@ -59,7 +59,7 @@ def errors_named(name: str) -> Iterator[None]:
     and MemoryError. Errors of the project that are not about audio pass.
 
     Args:
-        name: what messages call the recording.
+        name: name of the recording in messages.
     """
     try:
         yield
@@ -99,7 +99,7 @@ def read_audio(
 ) -> np.ndarray:
     """Decode a file, or a part of it, to mono.
 
-    Only the part that is asked for (and a fraction of a second around it) is decoded, and it equals that part of the
+    Only the requested part (and a fraction of a second around it) is decoded, and it equals that part of the
     whole.
 
     Args:
@@ -212,7 +212,8 @@ def check_usable(waveform: np.ndarray) -> None:
         raise AudioError("holds no samples.")
     scale = FULL_SCALE["int16"] if waveform.dtype == np.int16 else 1.0
     # Integers hold no NaN: where the beginning is not silent, the rest need not be looked at.
-    if scale > 1 and _half_range(waveform[:_QUICK_SAMPLES], scale) >= SILENCE_PEAK:
+    beginning = waveform[:_QUICK_SAMPLES]
+    if scale > 1 and (float(beginning.max()) - float(beginning.min())) / scale / 2 >= SILENCE_PEAK:
         return
     low, high = float(waveform.min()) / scale, float(waveform.max()) / scale
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -222,10 +223,6 @@ def check_usable(waveform: np.ndarray) -> None:
     mean = float(waveform.mean(dtype=np.float64)) / scale
     if max(high - mean, mean - low) < SILENCE_PEAK:
         raise AudioError(f"is silent: no sample exceeds {SILENCE_PEAK:g} of full scale.")
-
-
-def _half_range(waveform: np.ndarray, scale: float) -> float:
-    return (float(waveform.max()) - float(waveform.min())) / scale / 2
 
 
 # Waveforms in memory

@@ -3,10 +3,10 @@
 libsndfile reads what it seeks exactly: WAV, FLAC, Ogg, AIFF, AU, CAF and others. FFmpeg (PyAV) reads the rest: MP3,
 AAC, WebM, the sound of videos. `open_decoder` is the one place that distinguishes formats.
 
-Decoders read only the span that is asked for and average channels as they go, so a long file or one of many channels
+Decoders read only the requested span and average channels as they go, so a long file or one of many channels
 takes no more memory than the span. Positions and counts are in frames (samples per channel) at the file's own rate.
 
-The length in a header is believed until fewer samples are found: a file that ends early is used as far as it goes.
+The length in a header holds until fewer samples are found: a file that ends early is used as far as it goes.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class AudioBytes:
     """An audio file in memory, for instance a member of a tar; it is read in place.
 
     Attributes:
-        name: what messages call it; its suffix may decide how it is read.
+        name: name of the file in messages; its suffix may decide how it is read.
         content: the file's bytes; they must not change while a decoder is open.
     """
 
@@ -151,7 +151,7 @@ class AudioBytes:
 
 
 AudioPlace: TypeAlias = Path | AudioBytes
-"""A file on disk or in memory; as a string it is what messages call it."""
+"""A file on disk or in memory; as a string it is its name in messages."""
 
 
 class MemoryFile(io.RawIOBase):
@@ -236,7 +236,7 @@ def _libsndfile_reads(file: Any, size: int) -> bool:
 
 
 def is_passing(error: OSError) -> bool:
-    """Whether the same may work a moment later."""
+    """Whether an error is temporary, so that a retry may succeed."""
     return error.errno in _PASSING
 
 

@@ -68,7 +68,7 @@ class LabelledClips:
         return len(self.audio)
 
     def part(self, places: np.ndarray) -> LabelledClips:
-        """The clips at these places, in their order; their audio is still looked up when it is asked for."""
+        """The clips at these places, in their order; their audio is still looked up on access."""
         labels = [self.labels[place] for place in places]
         return LabelledClips(
             AudioAt(self.audio.__getitem__, places),
@@ -80,7 +80,7 @@ class LabelledClips:
 
 @dataclass(frozen=True)
 class AudioAt(Sequence[ClipAudio]):
-    """Audio of numbered clips, looked up when it is asked for.
+    """Audio of numbered clips, looked up on access.
 
     Attributes:
         lookup: from the number of a clip to its audio.

@@ -14,6 +14,7 @@ import yaml
 
 from bestrq2.data.decoders import Decoder
 from bestrq2.data.hdf5 import HDF5_SUFFIXES
+from bestrq2.data.hub import OPTIONS as HUB_OPTIONS
 from bestrq2.data.order import Order, Parts
 from bestrq2.data.shards.remote import is_remote
 from bestrq2.data.sources import RemoteShard, Source, split_source
@@ -257,7 +258,7 @@ def _component(path: Path, where: str, entry: dict[str, Any]) -> tuple[str, floa
     return with_options(spec, texts), float(weight)
 
 
-OPTIONS = frozenset({"exclude", "split", "config", "revision", "column"})
+OPTIONS = frozenset({"exclude", *HUB_OPTIONS})
 """Options of all kinds of sources; each kind checks which of them it takes."""
 
 

@@ -136,7 +136,7 @@ class CorpusJob(ABC):
 class PartsFolder:
     """Ledger of finished parts: a folder of Parquet files, each named by the positions it covers.
 
-    A part is written whole or not at all, so the names alone tell what is done.
+    A part is written whole or not at all, so the names alone record what is finished.
 
     Args:
         path: the folder; it exists only while there are parts.
@@ -202,8 +202,10 @@ class PartsFolder:
     def write(self, part: Part, identity: Mapping[str, str]) -> None:
         """Add a part; identity and rejected recordings are kept in its metadata."""
         schema = part.rows.schema.with_metadata({**identity, "rejected": json.dumps(part.rejected)})
+        # A reader holds one row group at a time.
+        group = max(1, _ROW_GROUP_BYTES * max(1, len(part.rows)) // max(1, part.rows.nbytes))
         with whole_file(self._file(part.start, part.stop)) as temporary:
-            pq.write_table(part.rows.cast(schema), temporary, row_group_size=rows_per_group(part.rows))
+            pq.write_table(part.rows.cast(schema), temporary, row_group_size=group)
 
     def read(self, start: Position, stop: Position) -> Part:
         """A finished part.
@@ -250,11 +252,6 @@ def chained(finished: Mapping[Position, Position], start: Position, stop: int) -
     while start in finished and start[0] < stop:
         yield start, finished[start]
         start = finished[start]
-
-
-def rows_per_group(rows: pa.Table) -> int:
-    """Rows of a Parquet row group, so that a reader holds about 32 MB at a time."""
-    return max(1, _ROW_GROUP_BYTES * max(1, len(rows)) // max(1, rows.nbytes))
 
 
 def read_identity(path: Path) -> dict[str, str] | None:

@@ -30,7 +30,7 @@ _BALANCED = 0xBA1A
 
 
 def split_named(word: str) -> str:
-    """The split that a word stands for, in any case, such as "valid" for "dev"; "" for other words."""
+    """Name of the split for a word in any case, such as "valid" for "dev"; "" for other words."""
     return _SPLIT_OF.get(word.lower(), "")
 
 
@@ -41,7 +41,7 @@ def split_in(name: str) -> str:
 
 
 def checked_split(origin: object, word: str) -> str:
-    """The split that a value of a split column stands for; "" for an empty one.
+    """Name of the split for a value of a split column; "" for an empty one.
 
     Raises:
         DataError: another word.
@@ -59,7 +59,7 @@ def complete_splits(
     """Recordings of each split; splits that are not given are drawn from the training recordings.
 
     Args:
-        origin: what messages call the recordings.
+        origin: name of the corpus in messages.
         given: split of each recording; "" where it is not given.
         names: name of each recording; the draw is a function of the sorted names.
         targets: [recordings, classes], 1 for the classes of each recording.
