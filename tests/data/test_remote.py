@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -337,6 +338,29 @@ def test_shards_are_fetched_before_they_are_needed(monkeypatch):
         following = [source.remote_shard(source.order(3)(place)[1]).url for place in range(16, 72)]
         wanted = [url for url in dict.fromkeys(following) if url not in read]
         assert {f"{server.url}/{path}" for path in server.asked} - set(read) <= set(wanted[:5])
+
+
+def test_recordings_read_in_order_fetch_the_next_shard_and_random_crops_do_not(server, monkeypatch):
+    source, asked = open_source(pattern(server)), []
+    monkeypatch.setattr(remote, "fetch_soon", asked.append)
+    source.read(0, RATE // 2, np.random.default_rng(0), 0.1)
+    assert asked == []
+    with source.opened(0):
+        assert asked == [source.tars[1]]
+
+
+def test_a_shard_on_its_way_is_fetched_by_one_thread(monkeypatch):
+    asked, may_end, url = [], threading.Event(), "http://host/0.tar"
+
+    def slow(url):
+        asked.append(url)
+        may_end.wait(10)
+
+    monkeypatch.setattr(remote, "fetch", slow)
+    for _ in range(50):
+        remote.fetch_soon(url)
+    may_end.set()
+    assert asked.count(url) == 1
 
 
 def test_a_limit_that_is_no_number_is_refused(server, monkeypatch):

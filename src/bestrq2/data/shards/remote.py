@@ -445,12 +445,17 @@ class FetchAhead:
             self._slots.release()
 
 
+_coming: set[str] = set()
+
+
 def fetch_soon(url: str) -> None:
-    """Fetch a shard in a thread, such as the one after that which is being read."""
+    """Fetch a shard in a thread, such as the one after that which is being read; one thread for each shard."""
 
     def work() -> None:
         with suppress(BestRQ2Error):
             fetch(url)
+        _coming.discard(url)
 
-    if not cached_path(url).exists():
+    if url not in _coming and not cached_path(url).exists():
+        _coming.add(url)
         threading.Thread(target=work, daemon=True).start()

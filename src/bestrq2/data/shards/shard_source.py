@@ -188,6 +188,11 @@ class ShardSource(Source):
         if following < len(self.tars) and remote.is_remote(self.tars[following]):
             # Whole recordings are mostly read in their order.
             remote.fetch_soon(self.tars[following])
+        with self._decoder(index) as decoder:
+            yield decoder
+
+    @contextmanager
+    def _decoder(self, index: int) -> Iterator[Decoder]:
         with errors_named(self.describe(index)):
             if self.index.sampling_rate[index]:
                 yield self._pcm(index, PcmDecoder)
@@ -227,7 +232,8 @@ class ShardSource(Source):
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
         """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, as int16."""
         if self.index.sampling_rate[index] != sampling_rate:
-            return super().read(index, sampling_rate, rng, max_seconds)
+            with self._decoder(index) as decoder:
+                return random_crop(decoder, rng, sampling_rate, max_seconds)
         try:
             return random_crop(self._pcm(index, Int16Decoder), rng, sampling_rate, max_seconds)
         except Exception:
