@@ -30,6 +30,13 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def become_worker(parent: int) -> None:
+    """Make this process a worker of its parent: it ends with it, and leaves signals sent to the whole job to it."""
+    end_with_parent(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def available_cpus() -> int:
     """Number of CPUs that this process may use; fewer than the machine has in a container or under SLURM."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,6 +4,7 @@ import ast
 import csv
 import json
 import os
+import signal
 import tarfile
 
 import numpy as np
@@ -219,3 +220,12 @@ def test_a_corpus_needs_a_known_format_and_two_clips(tmp_path):
     with pytest.raises(DataError, match="at least 2"):
         soundworld.write_corpus(tmp_path / "b", 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def signalled(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return number
+
+
+def test_workers_leave_signals_of_a_scheduler_to_the_main_process():
+    assert sorted(corpus._results(signalled, [(1,), (2,), (3,)], 2)) == [1, 2, 3]

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 
-from bestrq2.child_processes import end_with_parent
+from bestrq2.child_processes import become_worker
 from bestrq2.data.audio import read_span
 from bestrq2.data.decoders import Decoder, to_float32
 from bestrq2.data.sources import Source
@@ -445,9 +445,7 @@ def _interruption_later() -> Iterator[None]:
 
 def _serve(connection: Connection, read: Callable[[Task], Span], parent: int) -> None:
     """Loop of a worker process: one task after the other until the main process ends."""
-    end_with_parent(parent)
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job; the main process ends this one
-        signal.signal(number, signal.SIG_IGN)
+    become_worker(parent)
     torch.set_num_threads(1)
     while True:
         try:

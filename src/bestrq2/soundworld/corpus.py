@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,7 +14,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from bestrq2.child_processes import available_cpus
+from bestrq2.child_processes import available_cpus, become_worker
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
 from bestrq2.progress import Progress
@@ -302,13 +301,11 @@ def _results(work: Callable[..., int], jobs: Sequence[tuple], workers: int) -> I
         return
     # Forked workers start at once and need no `if __name__ == "__main__"` in the caller's script.
     method = "fork" if sys.platform == "linux" and "fork" in get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context(method), initializer=_ignore_interrupt)
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=get_context(method), initializer=become_worker, initargs=(os.getpid(),)
+    )
     try:
         for future in as_completed([pool.submit(work, *job) for job in jobs]):
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process receives Ctrl-C too, and cleans up
