@@ -1,8 +1,10 @@
-"""Text of messages: counts with their nouns, and hints that name the nearest known word."""
+"""Text of messages and tables: counts with their nouns, hints that name the nearest known word, lines of CSV."""
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 from collections.abc import Iterable
 
 
@@ -26,3 +28,10 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """One line of a CSV file, with its line feed."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bestrq2.files import is_full
+from bestrq2.text import csv_line
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +22,7 @@ HEADER = b"path,reason\n"
 
 def rejection_line(path: str, reason: str) -> bytes:
     """One line of the list, with its line feed."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow([path.replace("\n", " "), " ".join(reason.split())])
-    return line.getvalue().encode("utf-8", "surrogateescape")
+    return csv_line([path.replace("\n", " "), " ".join(reason.split())]).encode("utf-8", "surrogateescape")
 
 
 class ListedKeys:

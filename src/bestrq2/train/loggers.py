@@ -22,6 +22,7 @@ from typing import Any
 
 from bestrq2.errors import ConfigError
 from bestrq2.files import write_text
+from bestrq2.text import csv_line
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import LoggingConfig
 
@@ -34,7 +35,7 @@ _EVENTS = "events.out.tfevents."
 
 
 class Logger(ABC):
-    """Where figures go."""
+    """Destination of the figures of a run."""
 
     label: str
     retry_seconds = 0.0
@@ -154,15 +155,9 @@ class MetricsFile(Logger):
     def save(self) -> None:
         """Write the table."""
         for step in self._rows.keys() - self._lines.keys():
-            self._lines[step] = _csv_line([step, *(self._rows[step].get(name, "") for name in self._columns)])
+            self._lines[step] = csv_line([step, *(self._rows[step].get(name, "") for name in self._columns)])
         lines = [self._lines[step] for step in sorted(self._lines)]
-        write_text(self.path, "".join([_csv_line(["step", *self._columns]), *lines]))
-
-
-def _csv_line(cells: list[Any]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
+        write_text(self.path, "".join([csv_line(["step", *self._columns]), *lines]))
 
 
 class EventFile(Logger):
