@@ -120,16 +120,6 @@ class _FetchingSchedule(BatchSchedule):
             ahead.end()
 
 
-def check_seed(seed: int) -> None:
-    """Check that a seed is not negative.
-
-    Raises:
-        ConfigError: it is.
-    """
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; it must be 0 or more.")
-
-
 class CropDataset(Dataset[Crop]):
     """Random crops of a source, looked up by key.
 
@@ -149,7 +139,8 @@ class CropDataset(Dataset[Crop]):
     """
 
     def __init__(self, source: Source, sampling_rate: int, max_seconds: float, seed: int, min_samples: int = 1) -> None:
-        check_seed(seed)
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; it must be 0 or more.")
         if sampling_rate <= 0 or not max_seconds > 0:
             raise ConfigError(f"Crops of {max_seconds} s at {sampling_rate} Hz are impossible; both must be positive.")
         if len(source) == 0:
@@ -249,7 +240,7 @@ def check_length(waveform: np.ndarray, min_samples: int, sampling_rate: int) -> 
 
 
 def rejection(source: Source, index: int, error: AudioError) -> str:
-    """Why a recording cannot be used, without its name."""
+    """Reason why a recording cannot be used, without its name."""
     return str(error).removeprefix(f"{source.describe(index)}: ")
 
 

@@ -184,7 +184,18 @@ class BatchSchedule(Sampler[list[CropKey]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        check_share(batch_size, start_step, rank, world_size)
+        if batch_size < 1 or start_step < 0:
+            raise ConfigError(
+                f"A schedule of batches of {batch_size} from step {start_step} on is impossible; give a batch size of "
+                "at least 1 and a step of at least 0."
+            )
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} of {world_size} processes does not exist; expected 0 to {world_size - 1}.")
+        if batch_size % world_size:
+            raise ConfigError(
+                f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
+                f"use {batch_size + world_size - batch_size % world_size}."
+            )
         self.order = order
         self.batch_size = batch_size
         self.start_step = start_step
@@ -208,23 +219,3 @@ class BatchSchedule(Sampler[list[CropKey]]):
             places = range(self.rank, self.batch_size, self.world_size)
             yield [CropKey(*self.order(step * self.batch_size + place), step, place) for place in places]
             step += 1
-
-
-def check_share(batch_size: int, start_step: int, rank: int, world_size: int) -> None:
-    """Check that processes can share batches of a size; see `BatchSchedule`.
-
-    Raises:
-        ConfigError: sizes that are not positive, a rank out of range, or a batch that cannot be shared equally.
-    """
-    if batch_size < 1 or start_step < 0:
-        raise ConfigError(
-            f"A schedule of batches of {batch_size} from step {start_step} on is impossible; give a batch size of "
-            "at least 1 and a step of at least 0."
-        )
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank {rank} of {world_size} processes does not exist; expected 0 to {world_size - 1}.")
-    if batch_size % world_size:
-        raise ConfigError(
-            f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
-            f"use {batch_size + world_size - batch_size % world_size}."
-        )
