@@ -23,7 +23,7 @@ class Crop:
     """One item of a batch.
 
     Attributes:
-        key: its place in the schedule.
+        key: place in the schedule.
         waveform: float32 [samples], or int16 (full scale 32768).
         rejected: recordings tried before it, each with the reason why it was not used.
         recording: name of its recording, as the source describes it.

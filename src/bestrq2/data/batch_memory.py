@@ -40,7 +40,7 @@ class Block(NamedTuple):
     dtype: str
 
     def opened(self) -> Tensor:
-        """The audio in place; the block is free again once nothing refers to this tensor's memory."""
+        """The audio in place; the block is free again when nothing refers to this tensor's memory."""
         array, _ = _known[self.memory].array(self.number, self.shape, np.dtype(self.dtype))
         return torch.from_numpy(array)
 

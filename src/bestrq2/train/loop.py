@@ -125,12 +125,12 @@ class Run:
         fabric: devices, processes and precision, launched.
         model: the task as Fabric wraps it: its forward pass runs in the precision and strategy of the run.
         optimizer: AdamW as Fabric wraps it.
-        settings: of the loop.
+        settings: settings of the loop.
         rates: peak and course of the learning rate.
         config: all settings of the run as plain values, kept in checkpoints.
-        folder: where the run is written.
+        folder: run folder.
         stop: signals that ask to stop.
-        loggers: where figures go.
+        loggers: destinations of the figures.
         watch: warnings.
         average: moving average of the weights; None for none.
         probing: online probe; None for none.
@@ -162,7 +162,7 @@ class Run:
     disk_failure: str | None = None
 
     def __post_init__(self) -> None:
-        """Derive what follows from the rest."""
+        """Set up the store of checkpoints, the trained parameters and the progress display."""
         self.store = self.folder.store(self.settings)
         self.parameters = [parameter for parameter in self.task.parameters() if parameter.requires_grad]
         self._window: Sums = {}
@@ -229,7 +229,7 @@ class Run:
         self.clock.step_ended()
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether something that happens every so many steps (0 for never), and after the last, happens now."""
+        """Whether an action with an interval in steps (0 for never) is due; after the last step it always is."""
         return bool(every) and (step % every == 0 or step == self.settings.max_steps)
 
     def log_training(self, step: int) -> None:

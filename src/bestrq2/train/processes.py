@@ -1,4 +1,4 @@
-"""Several processes, one run: who started them, how they share the work, and what happens when one of them dies.
+"""Runs of several processes: how they are started and connected, share the work, and end when one of them dies.
 
 `torchrun` and SLURM start all processes themselves; otherwise Fabric starts them by running the same command again.
 """
@@ -39,7 +39,7 @@ State = TypeVar("State")
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """What started this process: torchrun, SLURM, or Fabric itself."""
+    """Launcher of this process: torchrun, SLURM, or Fabric itself."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect():

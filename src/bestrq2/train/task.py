@@ -107,7 +107,7 @@ class Task(nn.Module, ABC):
 
         Args:
             model: the model.
-            folder: to write; does not exist.
+            folder: folder to write; does not exist yet.
             state: its weights where the model itself holds shards of them; else None.
         """
 

@@ -41,7 +41,7 @@ class WarningList:
         """Note whether a condition holds, and warn if it begins to.
 
         Args:
-            kind: of warning.
+            kind: kind of the warning.
             step: steps done.
             text: the warning in one line; None if the condition does not hold.
         """
