@@ -35,7 +35,7 @@ from typing import IO, Any
 
 IMPORTED_FIRST = (
     "soundfile", "soxr", "av", "pyarrow.parquet", "torch", "transformers", "sklearn.linear_model", "sklearn.neighbors",
-    "jsonargparse", "lightning_fabric", "tensorboard.summary.writer.record_writer", "bestrq2",
+    "jsonargparse", "lightning_fabric", "torch.utils.tensorboard", "bestrq2",
 )  # fmt: skip
 # One thread per process: threads do not survive a fork. pyarrow's allocator would start one while it is imported.
 ENVIRONMENT = {

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import io
 import json
 import logging
 import os
-import socket
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -111,7 +109,7 @@ def make_loggers(config: LoggingConfig, folder: RunFolder, start: int, settings:
     Raises:
         ConfigError: a package is missing, or a run cannot be opened at a service.
     """
-    loggers: list[Logger] = [MetricsFile(folder.metrics, start), EventFile(folder.root / "tensorboard", start)]
+    loggers: list[Logger] = [MetricsFile(folder.metrics, start), TensorBoard(folder.root / "tensorboard", start)]
     if config.wandb is not None:
         loggers.append(WandbRun(config, folder, settings))
     return Loggers(loggers)
@@ -160,65 +158,57 @@ class MetricsFile(Logger):
         write_text(self.path, "".join([csv_line(["step", *self._columns]), *lines]))
 
 
-class EventFile(Logger):
-    """Scalars for TensorBoard, in a file of this process, written by TensorBoard's own record writer.
+class TensorBoard(Logger):
+    """Scalars for TensorBoard, written by PyTorch's `SummaryWriter`, one event file per start of the run.
 
-    `SummaryWriter` writes in a thread that ends for good on a full disk, and names its files by a second of the clock,
-    so that those of two quick restarts may change places; this one does neither.
+    After a failure, such as a full disk, the next figures go to a new file: the thread of the old writer has ended.
+    What it had not written is missing from TensorBoard; metrics.csv has it.
 
     Args:
-        folder: folder of the file, beside those of earlier processes.
+        folder: folder of the event files.
         start_step: step from which training (re)starts; TensorBoard ignores what earlier files hold of later steps.
     """
 
     label = "TensorBoard"
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-
-        unique = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        self.path = folder / f"{_EVENTS}{_second_after_earlier_files(folder)}.{unique}"
-        self._new: list[bytes] = []
-        self._size = 0
-        self._append(file_version="brain.Event:2")
-        if start_step:
-            self._append(session_log=SessionLog(status=SessionLog.START), step=start_step + 1)
-
-    def _append(self, **fields: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        record = io.BytesIO()
-        RecordWriter(record).write(Event(wall_time=time.time(), **fields).SerializeToString())
-        self._new.append(record.getvalue())
+        self.folder = folder
+        self._purge_step = start_step + 1 if start_step else None
+        self._writer: Any = None
 
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Add values of a step."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._append(summary=Summary(value=scalars), step=step)
+        if self._writer is None:
+            self._writer = self._open()
+            self._purge_step = None
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
 
     def save(self) -> None:
-        """Append what is new, wholly or not at all.
+        """Write what was added.
 
         Raises:
-            OSError: if the disk is full or refuses.
+            OSError: if the disk is full.
         """
-        self.path.parent.mkdir(exist_ok=True)
-        content = b"".join(self._new)
-        with self.path.open("ab", buffering=0) as file:
-            file.truncate(self._size)  # drops what an earlier try wrote in part
-            if file.write(content) < len(content):
-                raise OSError("the disk took only a part")
-        self._size += len(content)
-        self._new.clear()
+        try:
+            self._writer.flush()
+        except Exception:
+            self._writer = None
+            raise
 
+    def close(self, succeeded: bool) -> None:
+        """Write the rest and close."""
+        if self._writer is not None:
+            self._writer.close()
 
-def _second_after_earlier_files(folder: Path) -> int:
-    # TensorBoard reads files in the order of their names; clocks may stand still between two starts, or go back
-    earlier = (path.name.removeprefix(_EVENTS).split(".")[0] for path in folder.glob(f"{_EVENTS}*"))
-    return max(int(time.time()), *(int(second) + 1 for second in earlier if second.isdecimal()), 0)
+    def _open(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # TensorBoard reads files in the order of their names, which hold the second of their start
+        names = [path.name.removeprefix(_EVENTS).split(".")[0] for path in self.folder.glob(f"{_EVENTS}*")]
+        if str(int(time.time())) in names:
+            time.sleep(1.0)
+        return SummaryWriter(str(self.folder), purge_step=self._purge_step)
 
 
 class WandbRun(Logger):
