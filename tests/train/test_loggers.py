@@ -228,6 +228,8 @@ def test_a_file_taken_up_again_keeps_rows_up_to_the_step_and_drops_later_ones(tm
     for step in (1, 2, 3):
         table.add({"train/loss": 1 / step}, step)
     table.save()
+    with path.open("ab") as file:
+        file.write(b"\xff\xfe,4\n")  # a damaged row
     again = MetricsFile(path, start_step=2)
     again.add({"train/loss": 0.125}, 3)
     again.save()

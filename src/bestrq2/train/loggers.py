@@ -134,9 +134,9 @@ class MetricsFile(Logger):
         # Rows as they are in the file, so that saving one more does not format all earlier ones again.
         self._lines: dict[int, str] = {}
         if path.exists() and start_step:
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
                 for row in csv.DictReader(file):
-                    if row.get("step") and int(row["step"]) <= start_step:
+                    if (row.get("step") or "").isdecimal() and int(row["step"]) <= start_step:
                         self._rows[int(row.pop("step"))] = row
                         self._columns = list(row)
 
