@@ -323,6 +323,13 @@ def test_two_runs_cannot_write_to_one_folder(
     assert f"another process is writing to it (pid {os.getpid()})" in messages[0]
 
 
+@pytest.mark.parametrize("settings", ["data: x\n", "model: a\nlabelled: b\n", "model: {}\ntrainer: 5\n"])
+def test_settings_of_another_kind_of_run_are_refused(tmp_path: Path, recordings: Path, settings: str):
+    (tmp_path / "config.yaml").write_text(settings)
+    with pytest.raises(ConfigError, match="holds another kind of run"):
+        small_pretrain(recordings, tmp_path, resume=True)
+
+
 def test_a_finished_run_is_left_alone(finished_run: Path, recordings: Path):
     before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
     small_pretrain(recordings, finished_run, resume=True, trainer={"report": True})

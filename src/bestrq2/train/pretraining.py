@@ -211,7 +211,7 @@ def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int) ->
     if not folder.config.exists():
         return 0, None
     old, new = folder.read_config(), config.to_dict()
-    if "labelled" in old:
+    if not all(isinstance(old.get(group), dict) for group in ("model", "trainer")):
         raise ConfigError(f"{folder.root}: holds another kind of run; name a new folder with --output")
     step, path = folder.store(config.trainer).newest()
     changes = changed_settings(old, new)
