@@ -103,7 +103,7 @@ def protocol(content: dict, **changes) -> None:
         (lambda content: first_score(content, score=1.5), "not inside an interval"),
         (lambda content: first_score(content, score=float("nan")), "not inside an interval"),
         (lambda content: first_score(content, low=None), "has no interval"),
-        (lambda content: first_score(content, task="speech/other"), "speech/other is of no task of soundworld-1"),
+        (lambda content: first_score(content, task="speech/other"), "speech/other: soundworld-1 has no such task"),
         (lambda content: content["scores"].pop(3), r"mine \(knn\) has no score on music/toy"),
         (lambda content: content["scores"].append(content["scores"][0]), "occurs twice"),
         (lambda content: content.update(scores=[]), "no score is of 'mine', the model itself"),

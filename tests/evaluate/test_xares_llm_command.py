@@ -172,7 +172,7 @@ def test_the_command_says_that_scores_are_missing(model, package, tmp_path, caps
     assert cli.run(["xares-llm", str(model), "--output", str(tmp_path / "out"), "--data", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "esc-50" in said.out
-    assert "1 of 2 datasets have no score" in said.err
+    assert "1 of 2 tasks without a score" in said.err
 
 
 def test_the_command_prints_the_scores(model, package, tmp_path, capsys):

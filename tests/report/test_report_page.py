@@ -15,7 +15,6 @@ import soundfile
 
 from bestrq2.report.embeddings import EmbeddedClip
 from bestrq2.report.page import ReportContents, render, write_report
-from bestrq2.report.patches import MaskExample
 from bestrq2.report.scores import mean_score
 
 HOSTILE = "\"><script>alert('x')</script><img src=x onerror=alert(1)>&amp;</title>"
@@ -226,14 +225,6 @@ def test_codes_can_be_read_off_every_patch(contents: ReportContents, page: str) 
         assert f'{cell} data-tip="predicted {predicted}, true {true}: {name}' in page
     right = int(np.sum((example.predicted_codes == example.true_codes) & example.hidden))
     assert f"<strong>{right} of {int(example.hidden.sum())}</strong>" in page
-
-
-def test_mask_example_of_wrong_shape_is_refused() -> None:
-    grid = np.zeros((2, 3), dtype=int)
-    with pytest.raises(ValueError, match="must all be"):
-        MaskExample("t", np.zeros((32, 48)), (16, 16), grid > 0, grid, grid[:1], 1.0)
-    with pytest.raises(ValueError, match="do not fit"):
-        MaskExample("t", np.zeros((32, 47)), (16, 16), grid > 0, grid, grid, 1.0)
 
 
 def test_report_leaves_no_temporary_file(tmp_path: Path, contents: ReportContents) -> None:

@@ -76,8 +76,8 @@ def main(argv: Sequence[str]) -> None:
     if values["model"] is None:
         raise ConfigError("MODEL is missing; name a model to score, or give --list")
     result = xares(**values)
+    from bestrq2.evaluate.result import check_complete
     from bestrq2.evaluate.xares.results import format_xares_result
-    from bestrq2.evaluate.xares.run import check_complete
     from bestrq2.report.page import write_xares_pages
 
     print(format_xares_result(result))

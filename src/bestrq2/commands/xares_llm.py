@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> None:
         print(check_encoder(**{name: values[name] for name in ("model", "phases", "layers", "python")}))
         return
     result = xares_llm(**values)
-    from bestrq2.evaluate.xares_llm.run import check_complete, format_llm_result
+    from bestrq2.evaluate.result import check_complete
+    from bestrq2.evaluate.xares_llm.run import format_llm_result
 
     print(format_llm_result(result))
     check_complete(result)

@@ -56,10 +56,10 @@ class Benchmark:
         epochs: epochs of the linear probe. X-ARES makes 10 over some thousand clips; 100 over 400 are as many updates
             as 10 over 4000.
         batch_clips: clips per step of the linear probe.
-        lr: its learning rate at the start; cosine decay to 0.
-        seed: seed of its weights and order, and of the bootstrap over clips.
+        lr: learning rate of the linear probe at the start; cosine decay to 0.
+        seed: random seed of the weights and clip order of the linear probe, and of the bootstrap over clips.
         knn_k: number of neighbours.
-        knn_temperature: temperature of their votes.
+        knn_temperature: temperature of the neighbours' votes.
         frame_grid_seconds: spacing of the moments at which frame tasks are scored. Each takes the prediction of the
             encoder's nearest frame, so that encoders of any hop are scored on the same moments.
     """
@@ -217,7 +217,7 @@ def _check_score(benchmark: Benchmark, score: TaskScore) -> None:
     what = f"the score of {score.features} on {score.task}"
     task = next((task for task in benchmark.tasks if task.name == score.task), None)
     if task is None:
-        raise DataError(f"{what} is of no task of {benchmark.name}")
+        raise DataError(f"{what}: {benchmark.name} has no such task")
     expected = {"metric": task.metric, "domain": task.domain, "n_test": benchmark.test}
     for name, value in expected.items():
         if getattr(score, name) != value:
@@ -269,7 +269,7 @@ def predictions_on_grid(
 
     Args:
         task: task of kind "frame".
-        test: its embedded test split.
+        test: embedded test split of the task.
         predicted: int [rows of test].
         seconds: spacing of the moments.
 

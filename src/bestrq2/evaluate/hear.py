@@ -85,7 +85,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
     Args:
         audio: float [n_sounds, n_samples], mono at `model.sample_rate`, in [-1, 1].
-        model: from `load_model`.
+        model: encoder from `load_model`.
 
     Returns:
         float32 [n_sounds, scene_embedding_size], on the device of the audio.
@@ -102,7 +102,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
     Args:
         audio: float [n_sounds, n_samples], mono at `model.sample_rate`, in [-1, 1].
-        model: from `load_model`.
+        model: encoder from `load_model`.
 
     Returns:
         Embeddings float32 [n_sounds, n_timestamps, timestamp_embedding_size], and timestamps float32

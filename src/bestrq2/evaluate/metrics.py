@@ -161,9 +161,9 @@ def metrics_with_intervals(
     """Metrics of `point_metrics` with 95 % intervals.
 
     Args:
-        targets: as in `point_metrics`.
-        probabilities: as in `point_metrics`.
-        multi_label: as in `point_metrics`.
+        targets: 1 for the classes of each clip, else 0, [clips, classes].
+        probabilities: predictions, float [clips, classes].
+        multi_label: whether a clip may have any number of classes.
         seed: random seed of the bootstrap.
         resamples: number of bootstrap draws.
     """

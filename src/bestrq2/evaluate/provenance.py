@@ -55,7 +55,7 @@ def model_provenance(
 
     Args:
         model: source of the model, as given to a command.
-        config: its architecture.
+        config: architecture of the model.
         command: words of the command that makes the result.
 
     Returns:

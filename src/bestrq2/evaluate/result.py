@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from bestrq2.errors import DataError
+from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.files import write_text
+from bestrq2.text import counted
 
 FORMAT = 2
 
@@ -71,7 +72,7 @@ class Result:
     Attributes:
         benchmark: name of the benchmark; results of different ones cannot be compared.
         model: name of the model in tables, and of its features among the scores.
-        scores: of the model and of baselines; one for every features, task, method and metric.
+        scores: scores of the model and of baselines, one per features, task, method and metric.
         failures: task → one sentence that says why it has no score.
         provenance: origin of the model, versions, protocol, command and date, as plain JSON types; see
             `bestrq2.evaluate.provenance`.
@@ -117,12 +118,26 @@ def check_result(result: Result) -> None:
             raise DataError(f"the failure of {task!r} has no reason")
 
 
+def check_complete(result: Result) -> None:
+    """Check that every task has a score.
+
+    Raises:
+        DataError: no task has one.
+        BestRQ2Error: some tasks have none.
+    """
+    if result.failures:
+        total = len({score.task for score in result.scores} | set(result.failures))
+        kind = BestRQ2Error if result.scores else DataError
+        lacking = f"{len(result.failures)} of {counted(total, 'task')} without a score: {', '.join(result.failures)}"
+        raise kind(f"{lacking}; rerun the same command to score only the missing ones")
+
+
 def write_result(path: str | os.PathLike[str], result: Result, means: Mapping[str, Any] | None = None) -> None:
     """Write a result as JSON; the file appears whole or not at all.
 
     Args:
         path: file to write.
-        result: what to write.
+        result: result to write.
         means: averages of the scores by the rules of the benchmark, as plain JSON types, for other programs to read;
             `read_result` ignores them.
 

@@ -244,7 +244,7 @@ class Score:
     """One value in percent of a score chart.
 
     Attributes:
-        method: what it was measured by, such as "linear probe".
+        method: name of the method, such as "linear probe".
         value: percent.
         text: the value as printed.
         low, high: ends of its interval in percent; None for a value without one.
@@ -278,7 +278,7 @@ class ScoreChart:
         detail: metric or number of entries.
         rows: one per model.
         chance: percent, drawn across the rows; None for none.
-        axis: in percent; bars start at its low end where that is 0, else scores are dots.
+        axis: axis in percent; bars start at its low end where that is 0, else scores are dots.
     """
 
     title: str

@@ -19,7 +19,7 @@ class RunCurves:
     Attributes:
         name: unique short name, such as the name of the run folder.
         label: name in legends; scores whose model is called by the name or the label share the run's colour.
-        facts: what distinguishes the run, for instance {"parameters": "1.2 M"}.
+        facts: settings that distinguish the run, for instance {"parameters": "1.2 M"}.
         curves: column of metrics.csv ("train/loss", "validation/accuracy", "probe/speech") → (steps int [N] rising,
             values float [N]). Losses and entropies in nats, shares and scores in 0..1, code perplexity as an effective
             number of codes.

@@ -31,7 +31,7 @@ class EmbeddedClip:
         vector: float [D], the clip embedding.
         domain, task, label: where the clip comes from and what it holds.
         waveform: int16 [S], or None where the clip cannot be played.
-        sampling_rate: of `waveform`, in Hz.
+        sampling_rate: sampling rate of `waveform` in Hz.
     """
 
     vector: NDArray[np.floating]

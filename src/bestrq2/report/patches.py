@@ -27,16 +27,13 @@ class MaskExample:
     """One clip with hidden patches.
 
     Attributes:
-        title: what the clip is.
+        title: name of the clip.
         log_mel: [mel, frames] in dB; mel band 0 is the lowest.
         patch_shape: (mel bands, frames) of one patch.
         hidden: bool [rows, columns], True where the patch was hidden; row 0 holds the lowest mel bands.
         true_codes: int [rows, columns], the codes of the quantizer.
         predicted_codes: int [rows, columns], the codes of the model; only read where `hidden`.
         seconds: duration of the frames of `log_mel`.
-
-    Raises:
-        ValueError: the shapes of the grids differ, or the grid is larger than the spectrogram.
     """
 
     title: str
@@ -47,26 +44,15 @@ class MaskExample:
     predicted_codes: NDArray[np.integer]
     seconds: float
 
-    def __post_init__(self) -> None:
-        grid = self.hidden.shape
-        if len(grid) != 2 or self.true_codes.shape != grid or self.predicted_codes.shape != grid:
-            raise ValueError(
-                f"hidden {grid}, true_codes {self.true_codes.shape} and predicted_codes {self.predicted_codes.shape} "
-                "must all be [rows, columns]"
-            )
-        covered = (grid[0] * self.patch_shape[0], grid[1] * self.patch_shape[1])
-        if self.log_mel.ndim != 2 or covered[0] > self.log_mel.shape[0] or covered[1] > self.log_mel.shape[1]:
-            raise ValueError(f"{grid} patches of {self.patch_shape} do not fit log_mel {self.log_mel.shape}")
-
 
 @torch.inference_mode()
 def mask_example(model: BestRQ2ForPreTraining, waveform: np.ndarray, title: str, seed: int = 0) -> MaskExample:
     """Hide patches of one clip as in pretraining and predict their codes.
 
     Args:
-        model: in evaluation mode.
+        model: pretraining model in evaluation mode.
         waveform: float32 [samples] at the model's sampling rate; at most the longest clip of pretraining is used.
-        title: what the clip is.
+        title: name of the clip.
         seed: random seed of the mask.
     """
     config = model.config

@@ -24,12 +24,12 @@ import bestrq2
 from bestrq2 import Embedder, cli, soundworld
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.evaluate.adam_probe import adam_probe_predict, fit_adam_probe
-from bestrq2.evaluate.result import Result
+from bestrq2.evaluate.result import Result, check_complete
 from bestrq2.evaluate.task_probe import event_present
 from bestrq2.evaluate.xares import run as module
 from bestrq2.evaluate.xares.encoder import digest
 from bestrq2.evaluate.xares.results import read_xares_result
-from bestrq2.evaluate.xares.run import check_complete, run_xares
+from bestrq2.evaluate.xares.run import run_xares
 from bestrq2.evaluate.xares.workers import WorkerPool
 from bestrq2.soundworld import export
 

@@ -44,7 +44,7 @@ def find_audio_tars(folder: Path, patterns: Mapping[Any, str], downloaded: bool)
     Args:
         folder: folder of the task, such as `env/esc50`.
         patterns: split → the harness's pattern of its tars.
-        downloaded: whether they were downloaded here, and so can be again.
+        downloaded: whether the tars were downloaded here, so that deleting them downloads them again.
 
     Raises:
         DataError: the folder is missing, a split has no tar, or a tar is truncated or damaged.
@@ -64,7 +64,9 @@ def find_audio_tars(folder: Path, patterns: Mapping[Any, str], downloaded: bool)
     paths = sorted(found)
     clips = sum(_labelled_clips(path) for path in paths)
     if clips == 0:
-        raise DataError(f"{folder}: its tars hold no .json with a label; X-ARES wants key.wav and key.json; {remedy}")
+        raise DataError(
+            f"{folder}: its tars hold no .json with a label; X-ARES reads pairs of key.wav and key.json; {remedy}"
+        )
     return AudioTars(tuple(paths), clips, _fingerprint(paths))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bestrq2._version import __version__
 from bestrq2.errors import CheckpointError, ConfigError
-from bestrq2.evaluate.frozen import FrozenEncoder
+from bestrq2.evaluate.frozen import FrozenEncoder, check_phases
 from bestrq2.evaluate.xares.tasks import INSTALL
 from bestrq2.inference.embedder import Embedder, weights_hash
 from bestrq2.inference.readout import Layers, layer_indices
@@ -34,7 +34,7 @@ class XaresEncoder(FrozenEncoder):
     Args:
         model: the encoder.
         phases: number of shifted copies of the patch grid, which divides the hop.
-        frame_level: whether the task uses frames, or their mean.
+        frame_level: whether the task uses single frames; otherwise it uses their mean.
         layers: hidden layer or layers, see `Embedder.embed`.
         on_batch: called with the number of clips of each finished batch.
     """
@@ -108,7 +108,7 @@ class Extraction:
 
     Attributes:
         phases: number of shifted copies of the patch grid for frame-level tasks.
-        clip_phases: the same for clip-level tasks.
+        clip_phases: number of shifted copies of the patch grid for clip-level tasks.
         layers: hidden layer or layers, see `Embedder.embed`; None for the model's output.
     """
 
@@ -119,9 +119,7 @@ class Extraction:
     def check(self, config: BestRQ2Config) -> None:
         """Raise a ConfigError that names the option if the model does not allow it."""
         for name in ("phases", "clip_phases"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= config.patch_size[1]:
-                raise ConfigError(f"{name} must be a whole number from 1 to {config.patch_size[1]}, got {value!r}")
+            check_phases(getattr(self, name), config, name)
         layer_indices(self.layers, config.num_hidden_layers)
 
 

@@ -34,7 +34,6 @@ from bestrq2.evaluate.xares.workers import WorkerPool
 from bestrq2.files import cache_folder, check_writable, disk_errors, write_folder, write_text
 from bestrq2.inference.embedder import Embedder, load, weights_hash
 from bestrq2.progress import Progress
-from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -112,20 +111,6 @@ def list_tasks(data: Path | None = None, cache: Path | None = None) -> str:
     folder = data_folder(None if data is None else Path(data), root)
     with _writable(root), WorkerPool(1, worker_environments("cpu")) as pool:
         return listing(_describe(pool, root, candidate_files(folder, None)), folder)
-
-
-def check_complete(result: Result) -> None:
-    """Check that every task has a score.
-
-    Raises:
-        DataError: no task has one.
-        BestRQ2Error: some tasks have none.
-    """
-    if result.failures:
-        total = len({score.task for score in result.scores} | set(result.failures))
-        kind = BestRQ2Error if result.scores else DataError
-        lacking = f"{len(result.failures)} of {counted(total, 'task')} without a score: {', '.join(result.failures)}"
-        raise kind(f"{lacking}; rerun the same command to score only the missing ones")
 
 
 def result_files(model: str | os.PathLike[str], output: Path | None) -> list[Path]:

@@ -53,7 +53,7 @@ class _Job:
     Attributes:
         name: name of the model.
         folder: folder of this model, these settings and this version of the benchmark.
-        identity: what scores depend on.
+        identity: weights, options and versions that scores depend on.
         model_args: keyword arguments of `BestRQ2Encoder`.
         harness: the installed benchmark.
     """
@@ -129,14 +129,6 @@ def check_encoder(
         environment = package.child_environment(job.folder / "imports", Path(folder))
         package.own_check(job.harness, job.model_args, environment)
     return f"{passed}. Passed the check of xares_llm {job.harness.versions['xares-llm']} too."
-
-
-def check_complete(result: Result) -> None:
-    """Raise a BestRQ2Error unless every dataset has a score."""
-    if result.failures:
-        total = len(result.scores) + len(result.failures)
-        lacking = f"{len(result.failures)} of {total} datasets have no score"
-        raise BestRQ2Error(f"{lacking}; rerun the same command to score only those")
 
 
 def overall_mean(result: Result) -> float | None:

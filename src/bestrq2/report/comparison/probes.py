@@ -193,8 +193,8 @@ def _check_alike(first: str, one: Result, second: str, other: Result) -> None:
     for key in dict.fromkeys([*ours, *theirs]):
         if ours.get(key) != theirs.get(key):
             raise DataError(
-                f"{first} and {second} were not probed alike: {key} is {ours.get(key)!r} in the one and "
-                f"{theirs.get(key)!r} in the other; probe both with `bestrq2 probe RUN {BENCHMARK}`"
+                f"{first} and {second} were probed in different ways: {key} is {ours.get(key)!r} in the first and "
+                f"{theirs.get(key)!r} in the second; probe both with `bestrq2 probe RUN {BENCHMARK}`"
             )
 
 

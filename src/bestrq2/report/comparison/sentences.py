@@ -73,7 +73,7 @@ def spread_sentences(rows: Mapping[str, Sequence[ProbeRow]]) -> list[str]:
         if spread is not None and len(several) >= 3:
             least = 100 * spread.least_difference(min(several), min(several))
             sentences.append(
-                f"{_method(method)}: if all arms spread alike, seeds spread by {100 * spread.deviation:.1f} points "
+                f"{_method(method)}: with one spread for all arms, the standard deviation between seeds is {100 * spread.deviation:.1f} points "
                 f"({spread.degrees} degrees of freedom), and means of {min(several)} seeds each differ clearly from "
                 f"{least:.1f} points on."
             )
