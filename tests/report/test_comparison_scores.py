@@ -152,8 +152,8 @@ def test_differences_by_domain_and_the_pooled_spread(tmp_path: Path) -> None:
     assert spread.least_difference(2, 2) == pytest.approx(3.1824 * math.sqrt(1.5), rel=1e-4)
     assert pooled_spread([(1.0,), (2.0,)]) is None
     assert (
-        "the standard deviation between seeds is 1.2 points (3 degrees of freedom), and means of 2 seeds each differ clearly from 3.9 points on"
-        in (comparison.text)
+        "is 1.2 points (3 degrees of freedom), and means of 2 seeds each differ clearly from 3.9 points on"
+        in comparison.text
     )
 
 

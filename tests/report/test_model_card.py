@@ -215,7 +215,7 @@ def test_a_fine_tuned_run_of_several_classes_that_was_not_tested(tmp_path, tiny_
     assert row(card, "classes").endswith("c18, c19, … (`id2label` in config.json)")
     assert row(card, "epochs") == "8"
     assert "Test scores of this classifier are unknown." in card
-    assert "Its fine-tuning was not finished" in card
+    assert "fine-tuning was not finished" in card
     assert "always sum to 1" not in card
 
 

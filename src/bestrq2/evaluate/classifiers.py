@@ -83,7 +83,7 @@ class LinearProbe:
         fold = validation_folds(labels, groups, seed)
         # BLAS threads cost more than they gain on matrices of this size
         with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
-            # of few clips per class, scikit-learn asks whether this is a regression
+            # scikit-learn suspects a regression where classes have few clips each
             warnings.filterwarnings("ignore", message="The number of unique classes is greater")
             self.regularisation = choose_regularisation(projected, labels, fold, balanced=balanced)
             self._model = _logistic_regression(balanced).set_params(C=self.regularisation).fit(projected, labels)
@@ -104,6 +104,7 @@ def row_space(rows: np.ndarray) -> np.ndarray | None:
     """Orthonormal basis, float64 [D, N], of the space spanned by float [N, D] rows; None if N >= D."""
     if len(rows) >= rows.shape[1]:
         return None
+    # the columns of Q span the space of the rows, so projecting on them keeps all inner products
     return np.asarray(np.linalg.qr(rows.T)[0])
 
 
@@ -126,6 +127,7 @@ def validation_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int, f
     main_class = counts.argmax(axis=1)
     generator, dealt = np.random.default_rng(seed), 0
     fold = np.full(len(names), -1)
+    # dealing goes on where the previous class ended, so that folds are of about the same size
     for label in range(len(classes)):
         members = generator.permutation(np.flatnonzero(main_class == label))
         if len(members) > 1:

@@ -104,6 +104,7 @@ def balanced_accuracy_with_interval(
     np.add.at(correct, (row, column), (truth == predicted).astype(float))
     score = float((correct.sum(0) / total.sum(0)).mean())
 
+    # how often each clip is drawn, [resamples, clips]: the sums below then need no loop over resamples
     draws = np.random.default_rng(seed).multinomial(len(clips), np.full(len(clips), 1 / len(clips)), size=resamples)
     drawn_total, drawn_correct = draws @ total, draws @ correct
     # a draw without any row of one class says nothing about its recall and is left out
@@ -243,6 +244,7 @@ class Ranking:
         negatives = everything - positives
         if positives[-1] == 0 or negatives[-1] == 0:
             return np.nan
+        # negatives ranked above each positive, ties counting half (Mann-Whitney)
         before = negatives - np.diff(negatives, prepend=0) / 2
         return float(1 - np.diff(positives, prepend=0) @ before / (positives[-1] * negatives[-1]))
 

@@ -38,7 +38,7 @@ MAX_TRAIN_FRAMES = 20_000
 
 
 class FeatureExtractor(Protocol):
-    """Anything that turns audio into embeddings: an `Embedder`, or a baseline."""
+    """Interface of what can be probed: an `Embedder` or a baseline."""
 
     @property
     def name(self) -> str:

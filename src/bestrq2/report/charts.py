@@ -74,6 +74,7 @@ class Series:
     def smoothed(self) -> Values:
         """Running mean [N] over a twentieth of the values of a long noisy curve, else the values."""
         half = len(self.y) // 40
+        # differences of cumulative sums give every window mean at once; windows are cut at the ends
         if self.kind != "noisy" or len(self.y) < SMOOTH_FROM or half == 0:
             return self.y
         total = np.concatenate([[0.0], np.cumsum(self.y)])

@@ -67,7 +67,7 @@ QUANTITIES = {
     "skipped_steps": Quantity(
         "Skipped steps",
         "optimiser steps",
-        explanation="Steps whose loss or gradient was not finite; they changed nothing and are in no average.",
+        explanation="Steps whose loss or gradient was not finite; they are skipped and left out of averages.",
     ),
 }
 GROUPS = {

@@ -1,4 +1,4 @@
-"""Embedded clips to look at and listen to: a map in two dimensions, nearest neighbours, and players."""
+"""Figures of embedded clips: a map in two dimensions, nearest neighbours, and audio players."""
 
 from __future__ import annotations
 

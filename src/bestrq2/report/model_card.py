@@ -204,7 +204,7 @@ def _of_run(folder: Path, name: str) -> Origin:
         run = None
     if run is None:
         return Origin(
-            f"It was pretrained in the run `{name}`, whose settings or losses cannot be read any more.",
+            f"It was pretrained in the run `{name}`, whose settings or losses cannot be read.",
             limits=("Data, steps and losses of its training are not recorded here.",),
         )
     step = exported_step(folder) or run.steps
@@ -239,7 +239,7 @@ def _of_finetuning(folder: Path) -> Origin:
     result = read_finetune_result(folder)
     tests, limits = {}, []
     if result is None:
-        limits.append("Its fine-tuning was not finished, or its test scores are lost: it has no known scores.")
+        limits.append("Its scores are unknown: fine-tuning was not finished, or its test scores are missing.")
     else:
         count, corpus = result.provenance["test_clips"], _public_name(data)
         title = f"On {count:,} test recordings of {corpus}, which it was not trained on, in percent:"

@@ -1,4 +1,4 @@
-"""Clips as the model sees them in pretraining: spectrogram, hidden patches, and predicted against true codes."""
+"""Figures of masked prediction: spectrogram, hidden patches, and predicted against true codes."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def read_training(folder: str | Path, unfinished: bool = False, reference: str |
 
 
 def read_curves(folder: Path) -> RunCurves:
-    """Read curves and facts of a run for its report; an unreadable config.yaml costs the facts only.
+    """Read curves and facts of a run for its report; there are no facts where config.yaml cannot be read.
 
     Raises:
         DataError: there is no readable metrics.csv with a column `step`.

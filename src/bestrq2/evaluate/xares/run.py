@@ -124,7 +124,7 @@ def result_files(model: str | os.PathLike[str], output: Path | None) -> list[Pat
 
 
 def worker_environments(device: str | None) -> list[dict[str, str]]:
-    """Environments that show each worker one GPU: the harness takes the first one that it sees.
+    """Environment variables that restrict each worker to one GPU, since the harness uses the first visible one.
 
     Raises:
         ConfigError: there is no such device.

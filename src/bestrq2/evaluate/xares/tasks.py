@@ -143,10 +143,10 @@ def data_folder(data: Path | None, cache: Path) -> DataFolder:
 
 
 def split_names(tasks: str | Sequence[str] | None) -> list[str] | None:
-    """Names given as "a,b" or as a list.
+    """Split task names given as "a,b" or as a list; None for no choice.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no name is given.
     """
     if tasks is None:
         return None

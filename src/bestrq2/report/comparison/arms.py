@@ -215,6 +215,7 @@ def band(arm: Arm, metric: str) -> Band | None:
     if len(grid) == 0:
         return None
     values = np.stack([interpolated(curve, grid) for _, curve in curves])
+    # timing.csv has steps of its own and starts with the first interval: time 0 belongs to step 0
     timings = [run.timing for run, _ in curves if run.timing is not None]
     seconds = None
     if timings:

@@ -43,7 +43,7 @@ class Comparison:
         pairs: differences between every two arms of at least two probed seeds each.
         tables: tables as printed.
         settings: settings that differ between arms, for table.md and the page; None where none does.
-        sentences: who is ahead, what cannot be compared, health of the runs.
+        sentences: differences of scores, limits of the comparison, health of the runs.
         output: folder of table.md, comparison.json, comparison.html and the figures.
     """
 

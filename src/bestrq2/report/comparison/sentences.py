@@ -1,4 +1,4 @@
-"""Sentences of a comparison: who is ahead, what cannot be compared, what is missing, health beside the references."""
+"""Sentences of a comparison: differences of scores, limits, missing values, and health against the references."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def spread_sentences(rows: Mapping[str, Sequence[ProbeRow]]) -> list[str]:
         if spread is not None and len(several) >= 3:
             least = 100 * spread.least_difference(min(several), min(several))
             sentences.append(
-                f"{_method(method)}: with one spread for all arms, the standard deviation between seeds is {100 * spread.deviation:.1f} points "
-                f"({spread.degrees} degrees of freedom), and means of {min(several)} seeds each differ clearly from "
+                f"{_method(method)}: the standard deviation between seeds, pooled over the arms, "
+                f"is {100 * spread.deviation:.1f} points ({spread.degrees} degrees of freedom), "
+                f"and means of {min(several)} seeds each differ clearly from "
                 f"{least:.1f} points on."
             )
     return sentences
@@ -103,16 +104,16 @@ def notes(arms: Sequence[Arm]) -> list[str]:
     """What makes losses of the arms incomparable, and which values are missing."""
     found = [*_targets(arms), *_hidden(arms), *_data(arms)]
     if any("…" in arm.label for arm in arms):
-        found.append("Labels with … name a part of what differs; table.md has all.")
+        found.append("Labels with … name only some of the settings that differ; table.md lists all.")
     for arm in arms:
         for run in arm.runs:
             logged, rates = run.curves.get("train/loss"), run.curves.get("train/learning_rate")
             if logged is not None and rates is not None and without_rest(rates)[0][-1] > logged[0][-1]:
-                found.append(f"{run.folder}: the loss was finite for the last time at step {logged[0][-1]:,}.")
+                found.append(f"{run.folder}: the last finite loss was logged at step {logged[0][-1]:,}.")
     found += _not_logged(arms)
     untimed = [arm.label for arm in arms if any(run.timing is None for run in arm.runs)]
     if untimed and any(run.timing is not None for arm in arms for run in arm.runs):
-        found.append(f"Wall time was not recorded, or not for every seed, of: {'; '.join(untimed)}.")
+        found.append(f"Wall time was not recorded for every seed of: {'; '.join(untimed)}.")
     return found
 
 
@@ -121,7 +122,7 @@ def _targets(arms: Sequence[Arm]) -> list[str]:
     names = [name for name in differing(settings) if name in settings[0]]
     if not names:
         return []
-    return [f"Losses of arms with different targets cannot be compared, their excess losses less so: {_differ(names)}."]
+    return [f"Losses of arms with different targets cannot be compared, excess losses only roughly: {_differ(names)}."]
 
 
 def _target_settings(arm: Arm) -> dict[str, object]:
