@@ -83,7 +83,9 @@ def write_finetune_result(
         for name, true, found in zip(names, targets, probabilities, strict=True)
     ]
     write_text(folder / PREDICTIONS_NAME, Table(header, tuple(rows)).csv())
-    write_text(folder / CLASSES_NAME, _class_rows(result, lambda value: "" if math.isnan(value) else repr(value)).csv())
+    write_text(
+        folder / CLASSES_NAME, per_class_table(result, lambda value: "" if math.isnan(value) else repr(value)).csv()
+    )
     write_result(folder / RESULT_NAME, result)
 
 
@@ -108,11 +110,6 @@ def metric_table(result: Result) -> Table:
     return Table(("test", "score", "95 % interval", "chance"), tuple(rows))
 
 
-def per_class_table(result: Result) -> Table:
-    """Scores of every class in percent; "-" where there are no test recordings."""
-    return _class_rows(result, percent)
-
-
 def format_finetune_result(result: Result, folder: Path | None = None) -> str:
     """Format the scores as text.
 
@@ -135,7 +132,8 @@ def format_finetune_result(result: Result, folder: Path | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _class_rows(result: Result, formatted: Callable[[float], str]) -> Table:
+def per_class_table(result: Result, formatted: Callable[[float], str] = percent) -> Table:
+    """Scores of every class, by default in percent with "-" where there are no test recordings."""
     by_class: dict[str, list[TaskScore]] = {}
     for score in result.scores:
         if score.domain == ONE_CLASS:

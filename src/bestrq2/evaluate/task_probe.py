@@ -152,7 +152,9 @@ def embed_split(
     bar = f"{features.name}: {task.name} {split}" if progress else None
     for place, embedded in enumerate(_embed_batches(features, clips, batch, bar)):
         if isinstance(embedded, AudioError):
-            skipped.append(_describe(split, place, clips.audio[place], embedded))
+            audio = clips.audio[place]
+            file = "" if isinstance(audio, np.ndarray) else f" ({audio})"
+            skipped.append(f"{split} clip {place}{file}: {embedded}")
             continue
         vector, vectors, moments = embedded
         if task.kind == "clip":
@@ -222,11 +224,6 @@ def _embed_batch(
         (embeddings.clip[row], embeddings.frames[row][masks[row]], embeddings.timestamps[row][masks[row]])
         for row in range(len(audio))
     ]
-
-
-def _describe(split: str, place: int, audio: ClipAudio, error: AudioError) -> str:
-    file = "" if isinstance(audio, np.ndarray) else f" ({audio})"
-    return f"{split} clip {place}{file}: {error}"
 
 
 def _scores(

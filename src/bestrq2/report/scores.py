@@ -79,7 +79,7 @@ def probe_section(probes: Sequence[TaskScore], runs: Sequence[RunCurves]) -> Sco
     colours = model_colours([one.features for one in probes], runs, BASELINES if runs else ())
     finite = [one for one in probes if math.isfinite(one.score)]
     charts = {
-        "Mean over tasks": [_probe_chart(domain, scores, colours) for domain, scores in domain_means(finite).items()]
+        "Mean over tasks": [_probe_chart(domain, scores, colours) for domain, scores in mean_scores(finite).items()]
     }
     for domain in _unique(one.domain for one in finite):
         own = [one for one in finite if one.domain == domain]
@@ -100,7 +100,7 @@ def short_task(task: str, domain: str) -> str:
     return task.removeprefix(f"{domain}/")
 
 
-def domain_means(probes: Sequence[TaskScore]) -> dict[str, list[TaskScore]]:
+def mean_scores(probes: Sequence[TaskScore]) -> dict[str, list[TaskScore]]:
     """Domain → mean over its tasks per features and method; with several domains also their mean.
 
     A mean is only given where features and method have every task, so that means stay comparable.

@@ -84,11 +84,12 @@ def probe_rows(arms: Sequence[Arm]) -> dict[str, list[ProbeRow]]:
     found = [result for _, result in probed]
     return {
         method: [
-            *(_arm_row(arm, method) for arm in arms),
-            ProbeRow("chance", "chance", _single(_chance(found[0], method))),
-            _baseline_row(LOG_MEL, LOG_MEL, found, method),
+            *(_row(arm.label, "arm", _means([run.result for run in arm.runs], method), NOT_PROBED) for arm in arms),
+            _row("chance", "chance", [_chance(found[0], method)]),
+            # nothing is random in these two, so one result is as good as all
+            _row(LOG_MEL, LOG_MEL, _means(found, method, LOG_MEL)[:1]),
             *_random_rows(arms, method),
-            _baseline_row(SUPERVISED_ROW, SUPERVISED, [supervised] if supervised else [], method),
+            _row(SUPERVISED_ROW, SUPERVISED, _means([supervised], method, SUPERVISED)),
         ]
         for method in METHODS
     }
@@ -112,7 +113,7 @@ def disagreeing_baselines(arms: Sequence[Arm]) -> list[str]:
     """A sentence where the log-mel statistics, in which nothing is random, score differently in two results."""
     found = [run.result for arm in arms for run in arm.runs if run.result is not None]
     for method in METHODS:
-        scores = [domain_means(one.scores, method, LOG_MEL)["mean"] for one in found if _has(one, LOG_MEL, method)]
+        scores = [means["mean"] for means in _means(found, method, LOG_MEL)]
         if scores and max(scores) - min(scores) > SAME:
             return [
                 f"Log-mel statistics score {100 * min(scores):.1f} to {100 * max(scores):.1f} % in the runs' results "
@@ -121,18 +122,22 @@ def disagreeing_baselines(arms: Sequence[Arm]) -> list[str]:
     return []
 
 
-def _arm_row(arm: Arm, method: str) -> ProbeRow:
-    found = [run.result for run in arm.runs if run.result is not None]
-    if not found:
-        return ProbeRow(arm.label, "arm", missing=NOT_PROBED)
-    return ProbeRow(arm.label, "arm", _over_seeds([domain_means(one.scores, method, one.model) for one in found]))
+def _row(label: str, kind: str, means: Sequence[dict[str, float]], missing: str = "not measured") -> ProbeRow:
+    """Row of the means of every seed; of the reason why they are missing where there are none."""
+    if not means:
+        return ProbeRow(label, kind, missing=missing)
+    if any(list(one) != list(means[0]) for one in means):
+        raise DataError(f"scores of different domains cannot be averaged: {[list(one) for one in means]}")
+    return ProbeRow(label, kind, {domain: estimate([one[domain] for one in means]) for domain in means[0]})
 
 
-def _baseline_row(label: str, features: str, found: Sequence[Result], method: str) -> ProbeRow:
-    scored = [one for one in found if _has(one, features, method)]
-    if not scored:
-        return ProbeRow(label, features, missing="not measured")
-    return ProbeRow(label, features, _single(domain_means(scored[0].scores, method, features)))
+def _means(found: Sequence[Result | None], method: str, features: str | None = None) -> list[dict[str, float]]:
+    """`domain_means` of the results that have scores of the features, by default those of the model itself."""
+    return [
+        domain_means(one.scores, method, features or one.model)
+        for one in found
+        if one is not None and _has(one, features or one.model, method)
+    ]
 
 
 def _random_rows(arms: Sequence[Arm], method: str) -> list[ProbeRow]:
@@ -144,18 +149,13 @@ def _random_rows(arms: Sequence[Arm], method: str) -> list[ProbeRow]:
     for arm in arms:
         labels, draws = by_architecture.setdefault(_architecture(arm), ([], []))
         labels.append(arm.label)
-        for run in arm.runs:
-            if run.result is not None and _has(run.result, RANDOM_ENCODER, method):
-                draws.append(domain_means(run.result.scores, method, RANDOM_ENCODER))
+        draws += _means([run.result for run in arm.runs], method, RANDOM_ENCODER)
     rows = []
     for labels, draws in by_architecture.values():
         others = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
         label = f"{RANDOM_ENCODER} ({labels[0]}{others})" if len(by_architecture) > 1 else RANDOM_ENCODER
-        if draws:
-            mean = {domain: sum(draw[domain] for draw in draws) / len(draws) for domain in draws[0]}
-            rows.append(ProbeRow(label, RANDOM_ENCODER, _single(mean)))
-        else:
-            rows.append(ProbeRow(label, RANDOM_ENCODER, missing="not measured"))
+        mean = {domain: sum(draw[domain] for draw in draws) / len(draws) for domain in (draws[0] if draws else ())}
+        rows.append(_row(label, RANDOM_ENCODER, [mean] if draws else []))
     return rows
 
 
@@ -175,16 +175,6 @@ def _has(result: Result, features: str, method: str) -> bool:
 def _chance(result: Result, method: str) -> dict[str, float]:
     """Chance level of each domain, and "mean" of them, as shares."""
     return mean_of_means((score.domain, score.chance) for score in result.of_model() if score.method == method)
-
-
-def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Estimate]:
-    if any(list(one) != list(scores[0]) for one in scores):
-        raise DataError(f"scores of different domains cannot be averaged: {[list(one) for one in scores]}")
-    return {domain: estimate([one[domain] for one in scores]) for domain in scores[0]}
-
-
-def _single(scores: dict[str, float]) -> dict[str, Estimate]:
-    return _over_seeds([scores])
 
 
 def _check_alike(first: str, one: Result, second: str, other: Result) -> None:
