@@ -155,6 +155,7 @@ def read_span(decoder: Decoder, start: int, count: int | None, sampling_rate: in
     samples = decoder.read(phase * down, frames)
     if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         raise AudioError("holds NaN or infinite samples.")
+    # Drop the margin, which only served the filter.
     skipped = start - phase * up
     return resampled(samples, decoder.rate, sampling_rate)[skipped : None if count is None else skipped + count]
 

@@ -214,6 +214,7 @@ class PartActor:
         """Turn rows (recording, span, stop) of stretches into rows of parts."""
         try:
             stretches = [Stretch((row["recording"], row["span"]), row["stop"]) for row in batch.to_pylist()]
+            # Once per actor: opening a source or loading a model takes far longer than a stretch.
             job = self._job = self._job or self._checked()
             with SpanStream(job.read, stretches, 0) as stream:
                 for part in job.parts(stream):
@@ -287,7 +288,7 @@ def ray_parts(
         made = work.map_batches(
             PartActor,
             fn_constructor_args=[make_job, identity],
-            batch_size=1,
+            batch_size=1,  # a stretch is some minutes to hours of audio: work enough for one call
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=1,

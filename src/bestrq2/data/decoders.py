@@ -286,6 +286,7 @@ def _states_frames(audio: AudioPlace) -> bool:
     frame = _head(audio, start, 64)
     if len(frame) < 64 or not _is_mpeg_audio(frame):
         return False
+    # The side information between frame header and Xing tag has another length for each version and mode.
     mpeg1, mono = frame[1] & 0x18 == 0x18, frame[3] & 0xC0 == 0xC0
     xing = 4 + {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[mpeg1, mono]
     if frame[xing : xing + 4] in (b"Xing", b"Info"):
@@ -440,6 +441,7 @@ class FFmpegDecoder:
             return None
         if stream.duration:
             return round(stream.duration * stream.time_base * self.rate)
+        # Matroska and WebM keep the duration of a stream as text in its tags.
         own = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
         if own:
             return round((int(own[1]) * 3600 + int(own[2]) * 60 + Fraction(own[3])) * self.rate)
@@ -531,6 +533,7 @@ class FFmpegDecoder:
                     if damage is not None and packet.size:
                         raise damage
                     if position is None:
+                        # Without a time stamp the position is unknown: count as overshot, to decode from the beginning.
                         position = round((frame.pts - origin) * frame.time_base * self.rate) if frame.pts else start + 1
                     samples = self._mono(frame)
                     yield position, samples
@@ -551,6 +554,7 @@ class FFmpegDecoder:
         if frame.sample_rate != self.rate:
             raise AudioError(f"{self.audio}: changes its sampling rate from {self.rate} to {frame.sample_rate} Hz.")
         samples = frame.to_ndarray()
+        # Interleaved formats come as one row [1, samples * channels].
         if not frame.format.is_planar:
             samples = samples.reshape(-1, frame.layout.nb_channels).T
         return mixed_down(samples)

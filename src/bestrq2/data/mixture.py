@@ -75,6 +75,7 @@ class MixtureOrder:
         if block != self._number:
             self._open_block(block)
         component = int(self._components[place])
+        # Number of this clip in the order of its component.
         turn = block * int(self.shares[component]) + int(self._earlier[place])
         epoch, recording = self.orders[component](turn)
         return epoch, int(self.starts[component]) + recording

@@ -172,7 +172,7 @@ class PartsFolder:
         found: dict[Position, Position] = {}
         for match in filter(None, map(_PART_NAME.fullmatch, names)):
             first, span, last, end = map(int, match.groups())
-            found[first, span] = (last, end)
+            found[first, span] = (last, end)  # sorted by name, so the longest of one start is the last
         return found
 
     def missing(self, blocks: Iterable[range]) -> list[Stretch]:
@@ -191,6 +191,7 @@ class PartsFolder:
         Raises:
             ConfigError: they were made with something else, which is named.
         """
+        # All parts were checked when they were written, so one is enough.
         for start, stop in list(self.finished().items())[:1]:
             found = read_identity(self._file(start, stop)) or {}
             if different := [name for name, value in identity.items() if found.get(name) != value]:

@@ -108,6 +108,7 @@ class RejectionLog:
 
     def _write(self) -> None:
         """Append the pending lines, wholly or not at all."""
+        # The header comes with the first entry, so that a run without rejections leaves no file.
         size = self.path.stat().st_size if self.path.exists() else 0
         content = self._pending if size else HEADER + self._pending
         try:

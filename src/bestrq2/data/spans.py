@@ -232,6 +232,7 @@ class SpanStream:
         self._stopped = self._ended = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
+        # Daemon: a job that fails must not wait for a slow read.
         self._thread = threading.Thread(target=self._fill, daemon=True, name="span-stream")
         self._stack = ExitStack()
 
@@ -394,7 +395,7 @@ class WorkerPool:
         self._assign(number + 1)
         succeeded, outcome = pickle.loads(content)
         if not succeeded:
-            raise outcome
+            raise outcome  # of the source as a whole: problems of a recording are in its span
         return outcome
 
     def _assign(self, wanted: int) -> None:
@@ -446,7 +447,7 @@ def _interruption_later() -> Iterator[None]:
 def _serve(connection: Connection, read: Callable[[Task], Span], parent: int) -> None:
     """Loop of a worker process: one task after the other until the main process ends."""
     become_worker(parent)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the processes share the CPUs already
     while True:
         try:
             task = connection.recv()

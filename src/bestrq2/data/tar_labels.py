@@ -158,7 +158,7 @@ def tar_groups(source: ShardSource, clips: np.ndarray) -> tuple[list[str], list[
     if not all(folds):
         return [split_in(name) for name in names], [""] * len(names)
     numbers = [int(fold[1]) for fold in folds if fold]
-    if len(set(numbers)) == 1:
+    if len(set(numbers)) == 1:  # a single fold: there is none to train on
         return [""] * len(names), [""] * len(names)
     lowest = min(numbers)
     return ["test" if number == lowest else "train" for number in numbers], [str(number) for number in numbers]

@@ -13,15 +13,13 @@ import numpy as np
 import torch
 
 from bestrq2.convert.weights import load_model_folder
+from bestrq2.data.labels import SEPARATOR
 from bestrq2.data.sources import Source
 from bestrq2.data.spans import SpanStream, Stretch, sample_reader, span_samples
 from bestrq2.errors import AudioError, CheckpointError
 from bestrq2.inference.embedder import checked_device
 from bestrq2.inference.windows import padded
 from bestrq2.model.modeling_bestrq2 import MULTI, BestRQ2ForAudioClassification
-
-SEPARATOR = ";"
-"""Separator of several labels of one recording."""
 
 
 @dataclass
@@ -35,6 +33,7 @@ class _Mean:
     problem: AudioError | None = None
 
     def add(self, probabilities: np.ndarray, samples: int) -> None:
+        # Weighted by length, so that a short last window counts for what it is.
         self.total = self.total + samples * probabilities
         self.samples += samples
         self.pending -= 1
@@ -110,7 +109,7 @@ class AudioClassifier:
                         self._run(batch)
                         batch = []
             except AudioError as error:
-                mean.problem = error
+                mean.problem = error  # windows already batched are computed, and their mean is not used
             mean.is_read = True
             yield from self._complete(waiting)
         self._run(batch)
@@ -130,6 +129,7 @@ class AudioClassifier:
         if not batch:
             return
         waveforms, mask = padded([window for _, window in batch])
+        # float64, so that means over many windows keep their precision.
         logits = self.model(waveforms.to(self.device), mask).logits.double()
         probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(dim=1)).cpu().numpy()
         for (mean, window), values in zip(batch, probabilities, strict=True):

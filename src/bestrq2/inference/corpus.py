@@ -191,7 +191,7 @@ class ModelJob(CorpusJob):
         """Part of one recording of several spans, which are read while the model runs."""
         recording = _Recording(first, following, self.sampling_rate)
         (result,) = self.results([recording])
-        for _ in recording.rest():  # after an error
+        for _ in recording.rest():  # after an error: `long_part` must take all spans of its recording
             pass
         rejected = [(first.path, result)] if isinstance(result, str) else []
         rows = self._table([result])

@@ -44,7 +44,7 @@ def cost(config: BestRQ2Config) -> Cost:
 @lru_cache(maxsize=64)
 def _counted(settings: str) -> Cost:
     config = BestRQ2Config(**json.loads(settings))
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes without memory
         model = BestRQ2ForPreTraining(config)
     columns = config.columns(config.max_samples)
     patches = config.patch_rows * columns

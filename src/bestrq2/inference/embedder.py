@@ -235,6 +235,7 @@ class Embedder:
         clip = np.empty((len(joined), pooled_width(config.hidden_size, pooling)), dtype=np.float32)
         for index, (tracks, count) in enumerate(zip(joined, counts, strict=True)):
             own = frames[index, :count]
+            # Frames of shifted grids alternate in time.
             for phase, track in enumerate(tracks):
                 # Later grids start later, so only their last columns can be missing.
                 track.move_to(own[phase :: len(tracks)])
@@ -278,6 +279,7 @@ def weights_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
+        # As bytes: numpy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

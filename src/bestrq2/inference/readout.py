@@ -92,7 +92,7 @@ def pool(frames: np.ndarray, pooling: str) -> np.ndarray:
         centre = mean.astype(np.float32)
         norms = _norms(frames) * np.linalg.norm(centre)
         scores = np.sqrt(frames.shape[1]) * (frames @ centre) / np.maximum(norms, 1e-12)
-        weights = np.exp(scores - scores.max())
+        weights = np.exp(scores - scores.max())  # the maximum cancels and prevents overflow
         return (weights / weights.sum()).astype(np.float32) @ frames
     return mean.astype(np.float32)
 

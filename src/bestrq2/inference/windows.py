@@ -47,7 +47,7 @@ class WindowGrid:
         self.config = config
         self.columns = config.columns(config.max_samples)
         self.overlap = int(overlap * self.columns)
-        self.stride = self.columns - self.overlap
+        self.stride = self.columns - self.overlap  # whole columns, so that windows share one grid of patches
         self.offsets = [round(phase * config.frame_hop_samples / phases) for phase in range(phases)]
         """First sample of each grid."""
 
@@ -153,7 +153,7 @@ class JoinedFrames:
             self._settle(window.first - self.count)
             shared = len(self._sum)
             weighted[:shared] += self._sum
-            weights = weights.copy()
+            weights = weights.copy()  # the caller keeps its array
             weights[:shared] += self._weights
         self._sum, self._weights = weighted, weights
         if window.is_last:

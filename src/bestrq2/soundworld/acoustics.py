@@ -97,6 +97,7 @@ def room_response(rng: np.random.Generator, decay: float, distance: float, size:
     """
     length = int(SAMPLE_RATE * min(max(decay, 0.05), 1.0)) + 1
     time = np.arange(length) / SAMPLE_RATE
+    # exp(-6.9) is -60 dB, which defines the reverberation time.
     tail = rng.standard_normal(length) * np.exp(-6.9 * time / decay)
     dull = np.convolve(rng.standard_normal(length), np.ones(6) / np.sqrt(6.0), mode="same")
     # High frequencies die about twice as fast as low ones
@@ -105,6 +106,7 @@ def room_response(rng: np.random.Generator, decay: float, distance: float, size:
     tail[:onset] *= 0.1
     response = tail * (0.045 / np.sqrt(max(decay, 0.05)) / np.sqrt(2.0))
     count = int(rng.integers(4, 9))
+    # Early reflections: few, discrete, within about two passes between the walls.
     early = np.minimum(rng.uniform(0.1, 2.0, count) * size / SPEED_OF_SOUND * SAMPLE_RATE, length - 1).astype(int)
     response[early] += rng.uniform(-0.35, 0.35, count)
     response[0] = 1.0 / max(distance, 0.1)

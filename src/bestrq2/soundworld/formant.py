@@ -73,6 +73,7 @@ def _tracks(sounds: list[str], rate: float, language: str) -> np.ndarray:
     if not rows:
         return np.zeros((0, 6))
     controls = np.concatenate(rows)
+    # Tracks glide over about 35 ms, as lips and tongue do.
     kernel = np.hanning(9)[1:-1] / np.hanning(9).sum()
     padded = np.pad(controls, ((3, 3), (0, 0)), mode="edge")
     return np.stack([np.convolve(padded[:, column], kernel, mode="valid") for column in range(6)], axis=1)
@@ -125,10 +126,12 @@ def speak(
     if samples == 0:
         return np.zeros(0)
     steps = max(samples // 3200, 2)
+    # Pitch wanders and falls over the utterance by a quarter of an octave.
     accents = 2 ** (rng.normal(0.0, 0.12, steps + 1) + np.linspace(0.12, -0.12, steps + 1))
     contour = fundamental * np.interp(np.linspace(0, steps, samples), np.arange(steps + 1), accents)
     phase = 2 * np.pi * np.cumsum(contour) / SAMPLE_RATE
     pulses = np.zeros(samples)
+    # One pulse each time the phase completes a turn.
     turns = np.floor(phase / (2 * np.pi))
     pulses[1:] = np.diff(turns) * np.sqrt(SAMPLE_RATE / fundamental)
     glottis = lfilter([0.3], [1.0, -0.7], pulses)

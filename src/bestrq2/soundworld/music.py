@@ -57,6 +57,7 @@ def play(rng: np.random.Generator, notes: Sequence[Note], instrument: str, secon
     synthesis = INSTRUMENTS[instrument][0]
     total = np.zeros(round(seconds * SAMPLE_RATE))
     for note in notes:
+        # MIDI note 69 is A4, 440 Hz.
         frequency = 440.0 * 2.0 ** ((note.pitch - 69.0) / 12.0)
         duration = min(note.duration, seconds - note.start)
         if duration > 0.01:

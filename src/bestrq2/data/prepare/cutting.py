@@ -238,12 +238,14 @@ class _Cutter:
     def _piece(self, segment: int, waveform: np.ndarray) -> Piece:
         options, length = self.options, len(waveform)
         if length < options.min_samples:
+            # Only a recording that is too short as a whole is worth a line in the list of rejections.
             if segment:
                 return self._dropped(segment, length, REMAINDER)
             seconds = length / options.sampling_rate
             reason = f"is too short: {seconds:.2f} s, at least {options.min_seconds:g} s are needed."
             return self._dropped(segment, length, "too short", reason)
         samples, clipped = to_int16(waveform)
+        # What a reader of the clip will hear: quiet sound may be silence after rounding to 16 bit.
         kept = samples / np.float32(32768)
         try:
             check_usable(kept)

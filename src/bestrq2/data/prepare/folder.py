@@ -106,7 +106,7 @@ class Ledger:
         self.samples_in += piece.samples
         self.samples_kept += piece.samples
         self.clipped += piece.clipped
-        self.size += _MEMBER.itemsize * 4 // 3
+        self.size += _MEMBER.itemsize * 4 // 3  # as base64
 
     def drop(self, piece: Piece) -> None:
         """Count a dropped piece."""

@@ -169,6 +169,7 @@ class Packing:
     def take(self, rows: pa.Table) -> None:
         """Pack the pieces that come next, skipping those packed before."""
         for piece in read_pieces(rows):
+            # A span is read again from its start when a killed run continues within it.
             if (piece.recording, piece.segment) < self.position:
                 continue
             self.position = (piece.recording + 1, 0) if piece.is_last else (piece.recording, piece.segment + 1)
@@ -182,6 +183,7 @@ class Packing:
     def _duplicate(self, clip: Piece) -> Piece | None:
         """The clip as a dropped piece, if another one has the same content."""
         place = clip.recording * _SEGMENTS + clip.segment
+        # The first clip with a content is kept, whatever process decoded it: pieces arrive in order.
         first = self._seen.setdefault(clip.digest, place)
         if first == place:
             return None
