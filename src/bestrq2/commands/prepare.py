@@ -28,7 +28,7 @@ def prepare(
     decodes its share into OUTPUT/.parts, and the last one to finish packs the tars.
 
     Args:
-        source: folder, audio file, list (.txt, .csv, .jsonl; a column "label" is kept), local tars, HDF5 file,
+        source: folder, audio file, list (.txt, .csv, .jsonl; a column "label" is kept), tars or their URLs, HDF5 file,
             "hub:NAME" or "soundworld".
         output: folder to write: shard-000000.tar and so on, each with an index beside it, rejected.csv (dropped
             recordings and reasons), summary.json.
