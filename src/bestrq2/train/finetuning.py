@@ -96,7 +96,9 @@ def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
                 folder.remove_leftovers()
                 folder.write_config(config.to_dict())
                 folder.write_environment(_facts(config, data))
-            return _finetune(config, folder, task, checkpoint, stop)
+            result = _finetune(config, folder, task, checkpoint, stop)
+            disconnect()
+            return result
 
 
 def _finetune(
@@ -138,7 +140,6 @@ def _finetune(
     )  # fmt: skip
     if fabric.is_global_zero:
         write_finetune_result(folder.root, result, names, targets, probabilities)
-    disconnect()
     return result
 
 

@@ -85,6 +85,7 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
                 counts = {"recordings": len(source), "held_out": len(held_out) if held_out else 0}
                 folder.write_environment(counts)
             _pretrain(config, folder, training, held_out, (start, checkpoint), stop, probing)
+            disconnect()
     return folder.root
 
 
@@ -133,7 +134,6 @@ def _pretrain(
             end_workers(loader)
     if fabric.is_global_zero and config.trainer.report and run.step == config.trainer.max_steps:
         write_run_report(folder.root, shown)
-    disconnect()
 
 
 def _crops(config: PretrainConfig) -> dict[str, Any]:

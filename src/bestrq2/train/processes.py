@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -163,9 +164,14 @@ def connected() -> bool:
 
 
 def disconnect() -> None:
-    """Leave the group of processes; each must do so, after the last exchange."""
+    """Leave the group of processes; each must do so, after the last exchange and when its model is out of scope.
+
+    DDP's reducer, if it outlived the group, would drop the last reference to it while holding Python's lock, and wait
+    forever for a thread of Gloo that needs that lock.
+    """
     if connected():
         dist.barrier()
+        gc.collect()
         dist.destroy_process_group()
 
 
