@@ -139,3 +139,9 @@ def run_cli(start_cli: Callable[..., Child]) -> Callable[..., Finished]:
 def run_python(start_python: Callable[..., Child]) -> Callable[..., Finished]:
     """Runs `python ARGUMENTS...` to its end; otherwise like `run_cli`."""
     return lambda arguments, timeout=120.0, **options: start_python(arguments, **options).finish(timeout)
+
+
+@pytest.fixture
+def empty_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test in an empty folder, where no file or folder can be taken for a recipe of the same name."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("empty"))

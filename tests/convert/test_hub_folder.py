@@ -144,6 +144,7 @@ def test_an_export_with_predictor_loads_as_the_whole_model(model, tmp_path):
         assert torch.equal(encoder.state_dict()[name], value), name
 
 
+@pytest.mark.usefixtures("empty_folder")
 def test_the_model_of_a_recipe_is_the_same_with_and_without_its_predictor():
     encoder, whole = load_encoder("demo"), load_pretraining("demo")
     for name, value in encoder.state_dict().items():

@@ -196,6 +196,7 @@ def test_weights_that_are_not_finite_are_refused(tiny_encoder: Callable, tmp_pat
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.usefixtures("empty_folder")
 def test_unwritable_outputs_are_refused_before_the_export(tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")

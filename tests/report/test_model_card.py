@@ -134,6 +134,7 @@ def test_data_is_named_without_its_place(tmp_path, monkeypatch, data, shown, dat
     assert not re.search(r"someone/private|word@|token=", card)
 
 
+@pytest.mark.usefixtures("empty_folder")
 @pytest.mark.parametrize("kind", ["recipe", "checkpoint", "folder", "hub", "empty run"])
 def test_cards_of_other_sources_state_what_is_unknown(tmp_path, kind):
     (tmp_path / "model").mkdir()

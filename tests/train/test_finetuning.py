@@ -266,6 +266,7 @@ def test_settings_that_make_no_sense_are_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("empty_folder")
 def test_models_that_name_no_classes_cannot_predict(encoder: Path, tones: Path, tmp_path: Path):
     for model, reason in ((encoder, "name a run of `bestrq2 finetune`"), ("demo", "there is no such folder")):
         with pytest.raises(BestRQ2Error, match=reason):
