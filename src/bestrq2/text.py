@@ -5,7 +5,14 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import re
 from collections.abc import Iterable
+
+# Text that spreadsheets take for a formula, or that has got apostrophes for that reason.
+_FORMULA = re.compile(r"'*[=+\-@].")
+# Escapes of control characters and line separators, and of a backslash that would be read as the beginning of one.
+_ESCAPE = re.compile(r"\\(?:x[01][0-9a-f]|x7f|x5c|u00[89][0-9a-f]|u202[89])")
+_CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029]|(?={_ESCAPE.pattern})\\")
 
 
 def counted(number: int, noun: str) -> str:
@@ -31,7 +38,36 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
 
 
 def csv_line(cells: Iterable[object]) -> str:
-    """One line of a CSV file, with its line feed."""
+    """One line of a CSV file, with its line feed; text is written as by `csv_cell`."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
+    csv.writer(line, lineterminator="\n").writerow(csv_cell(cell) if isinstance(cell, str) else cell for cell in cells)
     return line.getvalue()
+
+
+def csv_cell(text: str) -> str:
+    r"""Text of a CSV cell that no spreadsheet takes for a formula and no terminal for a command; see `cell_text`.
+
+    Text that begins with = + - or @ gets a leading apostrophe, unless it is a number or a single character. Control
+    characters are written as escapes such as \x0a.
+    """
+    safe = _CONTROL.sub(_escaped, text)
+    return f"'{safe}" if _FORMULA.match(safe) and not _is_number(safe) else safe
+
+
+def cell_text(cell: str) -> str:
+    """The text that `csv_cell` made a cell of."""
+    plain = _ESCAPE.sub(lambda found: chr(int(found[0][2:], 16)), cell)
+    return plain[1:] if cell.startswith("'") and _FORMULA.match(cell) else plain
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

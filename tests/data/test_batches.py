@@ -284,20 +284,21 @@ def test_rejections_are_listed_once_and_survive(tmp_path):
     log = RejectionLog(path)
     assert not path.exists()
     assert log.add([("a,1.wav", 'has "quotes"'), ("b.wav", "two\nlines"), ("a,1.wav", "again")]) == 2
-    assert log.add([("b.wav", "again")]) == 0
+    assert log.add([("b.wav", "again"), ("-d\n.wav", "=1+1")]) == 1
     path.write_bytes(path.read_bytes() + b'half.wav,"is sil')  # killed while writing
     resumed = RejectionLog(path)
-    assert len(resumed) == 2
-    assert resumed.add([("b.wav", "again"), ("c\udcff.wav", "odd name")]) == 1
+    assert len(resumed) == 3
+    assert resumed.add([("b.wav", "again"), ("-d\n.wav", "again"), ("c\udcff.wav", "odd name")]) == 1
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.reader(file))
     assert rows == [
         ["path", "reason"],
         ["a,1.wav", 'has "quotes"'],
         ["b.wav", "two lines"],
+        ["'-d\\x0a.wav", "'=1+1"],
         ["c\udcff.wav", "odd name"],
     ]
-    assert len(RejectionLog(path)) == 3
+    assert len(RejectionLog(path)) == 4
 
 
 def test_a_file_called_path_is_an_entry_like_others(tmp_path):

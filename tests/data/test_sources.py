@@ -15,6 +15,7 @@ from bestrq2.data import sources
 from bestrq2.data.audio import AUDIO_SUFFIXES, array_decoder, read_span
 from bestrq2.data.decoders import UnreadableAudioError
 from bestrq2.data.open_source import open_source
+from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import ArraySource, FileSource, PathList, split_source
 from bestrq2.errors import AudioError, DataError
 
@@ -103,6 +104,12 @@ def test_lists_name_files_relative_to_themselves(folder, name, content):
     source = open_source(folder / name)
     assert relative(source, folder) == ["b.wav", "deep/er/c.ogg", "A.FLAC"]
     assert len(crop(source, 1)) == 16_000
+
+
+def test_a_list_of_rejected_recordings_names_their_files(tmp_path):
+    names = ["=1+1.wav", "-x.wav", "@eaDir/a.wav", "two\nlines.wav", "'=q.wav", "c\udcff.wav", "line\u2028.wav"]
+    RejectionLog(tmp_path / "rejected.csv").add([(name, "is silent.") for name in names])
+    assert relative(open_source(tmp_path / "rejected.csv"), tmp_path) == names
 
 
 @pytest.mark.parametrize(

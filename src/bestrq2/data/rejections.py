@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bestrq2.files import is_full
-from bestrq2.text import csv_line
+from bestrq2.text import cell_text, csv_line
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ HEADER = b"path,reason\n"
 
 def rejection_line(path: str, reason: str) -> bytes:
     """One line of the list, with its line feed."""
-    return csv_line([path.replace("\n", " "), " ".join(reason.split())]).encode("utf-8", "surrogateescape")
+    return csv_line([path, " ".join(reason.split())]).encode("utf-8", "surrogateescape")
 
 
 class ListedKeys:
@@ -75,7 +75,7 @@ class RejectionLog:
         rows = csv.reader(io.StringIO(whole.decode("utf-8", "surrogateescape")))
         next(rows, None)
         for row in filter(None, rows):
-            self._listed.add(self._key(row[0], row[-1]))
+            self._listed.add(self._key(cell_text(row[0]), cell_text(row[-1])))
 
     def add(self, rejected: Sequence[tuple[str, str]]) -> int:
         """Write the entries that are not listed yet.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote
 
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.text import nearest
+from bestrq2.text import cell_text, nearest
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
 LIST_SUFFIXES = TABLE_SUFFIXES | {".txt"}
@@ -103,14 +104,15 @@ def _parse(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     """Line numbers and rows."""
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return [(i, {"path": line.strip()}) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        return [(i, {"path": line.strip()}) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if suffix == ".jsonl":
-        return [(i, _parse_json(path, i, line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    reader = csv.DictReader(text.splitlines(), delimiter="\t" if suffix == ".tsv" else ",")
+        return [(i, _parse_json(path, i, line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",")
     rows = []
     try:
         for row in reader:
-            rows.append((reader.line_num, {str(k).strip(): v.strip() for k, v in row.items() if isinstance(v, str)}))
+            cells = {str(name).strip(): cell_text(v.strip()) for name, v in row.items() if isinstance(v, str)}
+            rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: not a table ({error}).") from error
     if not rows and reader.fieldnames:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from bestrq2.text import csv_line
 
 WIDTH = 120
 """Default line width of text tables, in characters."""
@@ -64,10 +64,8 @@ class Table:
 
     def csv(self) -> str:
         """Format as CSV, header first; spanning cells are followed by empty ones."""
-        text = io.StringIO()
-        rows = [[cell.strip() for cell in self._padded(row)] for row in (self.header, *self.rows)]
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        return text.getvalue()
+        rows = (self.header, *self.rows)
+        return "".join(csv_line(cell.strip() for cell in self._padded(row)) for row in rows)
 
     def html(self, classes: str = "") -> str:
         """Format as an HTML table element; all text is escaped.

@@ -6,7 +6,6 @@ Both are the same pass (`bestrq2.data.corpus_pass`) with another head on the enc
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -37,7 +36,7 @@ from bestrq2.inference.classifier import label_of, load_classifier
 from bestrq2.inference.embedder import Embeddings, load, weights_hash
 from bestrq2.inference.inputs import SampleStream
 from bestrq2.inference.readout import Layers, pooled_width
-from bestrq2.text import counted
+from bestrq2.text import counted, csv_line
 
 logger = logging.getLogger(__name__)
 
@@ -434,15 +433,14 @@ def _rows_per_group(schema: pa.Schema) -> int:
 def _write_csv(path: Path, job: ModelJob, tables: Iterable[pa.Table]) -> None:
     """One column per value of a vector, "embedding_0" and so on."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
         names: list[str] = []
         for column in job.schema:
             width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else None
             names += [column.name] if width is None else [f"{column.name}_{place}" for place in range(width)]
-        writer.writerow(names)
+        file.write(csv_line(names))
         for table in tables:
             for values in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                writer.writerow([cell for value in values for cell in _cells(value, job.digits)])
+                file.write(csv_line(cell for value in values for cell in _cells(value, job.digits)))
 
 
 def _cells(value: Any, digits: int) -> list[str]:

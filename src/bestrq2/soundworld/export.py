@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import shutil
@@ -19,6 +18,7 @@ from bestrq2.soundworld import speech
 from bestrq2.soundworld.acoustics import SAMPLE_RATE
 from bestrq2.soundworld.clips import TASKS, TaskSpec, label_of, presence_events
 from bestrq2.soundworld.corpus import VERSION, Series, run_parallel, to_int16
+from bestrq2.text import csv_line
 
 MARKER = "soundworld.json"
 FORMATS = ("folder", "xares")
@@ -148,9 +148,8 @@ def _write_events(output: Path, clips: int, seed: int) -> None:
             timed = [(path, series.split, f"{on:.4f}", f"{off:.4f}") for on, off in events]
             rows.setdefault(spec.name, []).extend(timed or [(path, series.split, "", "")])
     for name, lines in rows.items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("path", "split", "onset", "offset"), *lines])
-        write_bytes(output / "tasks" / name / "events.csv", text.getvalue().encode())
+        text = "".join(map(csv_line, [("path", "split", "onset", "offset"), *lines]))
+        write_bytes(output / "tasks" / name / "events.csv", text.encode())
 
 
 # Tars and task files of X-ARES
