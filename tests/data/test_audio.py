@@ -110,7 +110,7 @@ def test_usable_means_something_to_hear():
 @given(
     samples=st.integers(2, 3000),
     channels=st.integers(1, 2),
-    from_rate=st.sampled_from([1, 7, 8_000, 11_025, 16_000, 44_100, 48_000, 192_000]),
+    from_rate=st.sampled_from([100, 1_001, 8_000, 11_025, 16_000, 44_100, 48_000, 192_000]),
     to_rate=st.sampled_from([8_000, 16_000, 24_000]),
     dtype=st.sampled_from([np.uint8, np.int16, np.int32, np.float32, np.float64]),
     data=st.data(),
@@ -134,7 +134,8 @@ def test_any_array_becomes_mono_at_the_wanted_rate(samples, channels, from_rate,
 def test_arrays_that_are_not_audio_are_refused():
     good = noise(1, 16_000)
     for waveform, rate, reason in [
-        (good, 0, "sampling rate of 0 Hz is impossible"),
+        (good, 0, "sampling rate of 0 Hz is impossible, expected 100 to 10000000 Hz"),
+        (good, 99, "sampling rate of 99 Hz"),
         (good, -5, "sampling rate of -5 Hz"),
         (good, float("nan"), "sampling rate of nan Hz"),
         (good[:0], 16_000, r"empty \(shape \[0\]\)"),

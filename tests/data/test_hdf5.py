@@ -206,7 +206,9 @@ def test_options_are_checked(path, tmp_path):
         ({"waveform": np.zeros((5, 9), np.int16)}, r"'audio_name' has the shape \[6\]; expected 1 axis, .* length 5"),
         ({"target": np.zeros((7, 3))}, r"'target' has the shape \[7, 3\]; expected 2 axes, the first of length 6"),
         ({"sample_rate": None}, "has no attribute 'sample_rate'"),
-        ({"sample_rate": 0}, "its attribute sample_rate is .*0.*; expected a number of Hz"),
+        ({"sample_rate": 0}, "its attribute sample_rate is .*0.*; expected a number of Hz from 100"),
+        ({"sample_rate": 99}, "its attribute sample_rate is .*99.*; expected a number of Hz from 100"),
+        ({"sample_rate": np.inf}, "its attribute sample_rate is .*inf.*; expected a number of Hz"),
         ({"sample_rate": "16k"}, "its attribute sample_rate is '16k'; expected a number of Hz"),
     ],
 )
@@ -214,6 +216,64 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, changes, reason):
     with pytest.raises(DataError, match=reason) as error:
         open_source(write(tmp_path / "bad.h5", **changes))
     assert "\n" not in str(error.value)
+
+
+def _external_link(file, other):
+    file["waveform"] = h5py.ExternalLink(str(other), "/waveform")
+
+
+def _dangling_link(file, other):
+    file["waveform"] = h5py.ExternalLink("/no/such/file", "/waveform")
+
+
+def _soft_link_to_an_external_one(file, other):
+    file["group"] = h5py.ExternalLink(str(other), "/")
+    file["waveform"] = h5py.SoftLink("/group/waveform")
+
+
+def _external_storage(file, other):
+    file.create_dataset("waveform", (6, 99), np.int16, external=[(str(other), 0, h5py.h5f.UNLIMITED)])
+
+
+def _virtual_dataset(file, other):
+    layout = h5py.VirtualLayout((6, RATE), np.int16)
+    layout[:] = h5py.VirtualSource(str(other), "waveform", (6, RATE))
+    file.create_virtual_dataset("waveform", layout)
+
+
+def _circle(file, other):
+    file["waveform"] = h5py.SoftLink("/a")
+    file["a"] = h5py.SoftLink("waveform")
+
+
+@pytest.mark.parametrize(
+    ("replace", "reason"),
+    [
+        (_external_link, "'waveform' is a link to another file; copy the data into this file"),
+        (_dangling_link, "'waveform' is a link to another file"),
+        (_soft_link_to_an_external_one, "'waveform' is a link to another file"),
+        (_external_storage, "the content of 'waveform' is in other files; copy it into this file"),
+        (_virtual_dataset, "the content of 'waveform' is in other files"),
+        (_circle, "'waveform' is a link to itself"),
+    ],
+)
+def test_other_files_are_not_opened(tmp_path, path, replace, reason):
+    """A file from elsewhere could otherwise make any file of this machine part of an exported model."""
+    bad = write(tmp_path / "bad.h5", waveform=None)
+    with h5py.File(bad, "a") as file:
+        replace(file, path)
+    with pytest.raises(DataError, match=f"bad.h5: {reason}"):
+        open_source(bad)
+
+
+def test_links_within_a_file_are_followed_and_unused_ones_left_alone(tmp_path, path):
+    linked = write(tmp_path / "linked.h5", waveform=None)
+    with h5py.File(linked, "a") as file:
+        file["deep/er/samples"] = waveforms()
+        file["deep/shortcut"] = h5py.SoftLink("er")
+        file["waveform"] = h5py.SoftLink("deep/shortcut/samples")
+        file["notes"] = h5py.ExternalLink("/no/such/file", "/")
+    np.testing.assert_array_equal(crop(open_source(linked), 0), waveforms()[0])
 
 
 def test_the_rate_may_belong_to_the_waveforms(tmp_path):

@@ -16,6 +16,8 @@ import soxr
 
 from bestrq2.data.decoders import (
     FULL_SCALE,
+    HIGHEST_RATE,
+    LOWEST_RATE,
     ArrayDecoder,
     AudioBytes,
     Decoder,
@@ -84,11 +86,12 @@ def open_audio(audio: str | Path | AudioBytes) -> Iterator[Decoder]:
         audio: path of the file, or its bytes in memory.
 
     Raises:
-        UnreadableAudioError: missing, empty, or not audio.
+        UnreadableAudioError: missing, empty, not audio, or with an impossible sampling rate.
     """
     with errors_named(str(audio)):
         decoder = open_decoder(audio if isinstance(audio, AudioBytes) else Path(audio))
         try:
+            check_rate(decoder.rate)
             yield decoder
         finally:
             decoder.close()
@@ -114,7 +117,7 @@ def read_audio(
     Raises:
         AudioError: missing, empty, damaged, or not audio; NaN or infinite samples; nothing at that position.
     """
-    _check_rate(sampling_rate)
+    check_rate(sampling_rate)
     if not start_seconds >= 0 or (seconds is not None and not seconds > 0):
         raise AudioError(f"{path}: cannot read {seconds} s from {start_seconds} s on; start at 0 or later, read some.")
     with open_audio(path) as decoder:
@@ -245,17 +248,24 @@ def array_decoder(waveform: np.ndarray, rate: int) -> ArrayDecoder:
         rate: sampling rate in Hz.
 
     Raises:
-        UnreadableAudioError: another shape, no samples, or a rate that is not positive.
+        UnreadableAudioError: another shape, no samples, or an impossible rate.
     """
-    _check_rate(rate)
+    check_rate(rate)
     waveform = np.asarray(waveform)
     _check_shape(waveform)
     return ArrayDecoder(waveform, rate)
 
 
-def _check_rate(rate: float) -> None:
-    if not (rate > 0 and math.isfinite(rate)):
-        raise UnreadableAudioError(f"A sampling rate of {rate} Hz is impossible; give a positive number of Hz.")
+def check_rate(rate: float) -> None:
+    """Check that a sampling rate in Hz is one of audio.
+
+    Raises:
+        UnreadableAudioError: below `LOWEST_RATE` or above `HIGHEST_RATE`.
+    """
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise UnreadableAudioError(
+            f"A sampling rate of {rate} Hz is impossible, expected {LOWEST_RATE} to {HIGHEST_RATE} Hz."
+        )
 
 
 def _check_shape(waveform: np.ndarray) -> None:

@@ -29,6 +29,9 @@ from bestrq2.errors import AudioError
 
 FULL_SCALE = {"int8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
 
+LOWEST_RATE, HIGHEST_RATE = 100, 10_000_000
+"""Accepted sampling rates in Hz; others come from rates in kHz or damaged headers, and 1 Hz would make GB of KB."""
+
 _BLOCK_FRAMES = 1 << 18
 # Decoded and dropped before the wanted position, so that codecs with memory (MP3, AAC, Opus) have settled.
 _PREROLL_SECONDS = 0.5

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from bestrq2.data.audio import errors_named, random_crop
-from bestrq2.data.decoders import Decoder, to_float32
+from bestrq2.data.decoders import HIGHEST_RATE, LOWEST_RATE, Decoder, to_float32
 from bestrq2.data.sources import Source
 from bestrq2.data.specs import read_rows
 from bestrq2.errors import AudioError, DataError
 
 HDF5_SUFFIXES = frozenset({".h5", ".hdf5"})
 WAVEFORM_TYPES = ("int8", "uint8", "int16", "int32", "float16", "float32", "float64")
+_DATASETS = ("waveform", "audio_name", "target")
+# Soft links on the way to a dataset.
+_MOST_LINKS = 16
 # Samples read at once, from a row's end backwards, to find its last sample that is not padding.
 _TAIL = 1 << 14
 # Names read at once: one by one, millions of them take minutes.
@@ -30,7 +33,7 @@ class HDF5Source(Source):
     The file holds the datasets `waveform` [clips, samples] (int16 with full scale 32768, or another type of
     `WAVEFORM_TYPES`), `audio_name` [clips] and, if there are labels, `target` [clips, classes], and the attribute
     `sample_rate` (Hz) on itself or on `waveform`. Rows of short clips end in padding of zeros: a clip ends with its
-    last sample that is not zero.
+    last sample that is not zero. Soft links are followed; content in other files is refused.
 
     Each process opens the file for itself when it reads its first clip.
 
@@ -49,9 +52,9 @@ class HDF5Source(Source):
         self._file: Any = None
         self._process = 0
         file = self._opened_file()
-        clips = self._check(file)
+        datasets = self._check(file)
+        clips, self.has_targets = len(datasets["waveform"]), "target" in datasets
         self.rate = self._find_rate(file)
-        self.has_targets = "target" in file
         self.rows = np.arange(clips)
         if exclude is not None:
             self.rows = np.delete(self.rows, _excluded(Path(exclude), clips, self.path))
@@ -76,11 +79,9 @@ class HDF5Source(Source):
         """State without the open file."""
         return {**self.__dict__, "_file": None}
 
-    def _check(self, file: Any) -> int:
-        """Check the datasets; returns the number of clips."""
-        import h5py
-
-        datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+    def _check(self, file: Any) -> dict[str, Any]:
+        """The datasets by name, checked."""
+        datasets = {name: item for name in _DATASETS if (item := self._dataset(file, name)) is not None}
         missing = [name for name in ("waveform", "audio_name") if name not in datasets]
         if missing:
             raise DataError(
@@ -99,15 +100,47 @@ class HDF5Source(Source):
                     f"{self.path}: {name!r} has the shape {list(datasets[name].shape)}; expected {axes} "
                     f"{'axis' if axes == 1 else 'axes'}, the first of length {len(waveform)} as in 'waveform'."
                 )
-        return len(waveform)
+        return datasets
+
+    def _dataset(self, file: Any, name: str) -> Any:
+        """The dataset of that name; None where there is none. Soft links are followed, other files are not opened.
+
+        Raises:
+            DataError: its content is in other files, which may be any on this machine.
+        """
+        import h5py
+
+        item, parts, links = file, [name.encode()], 0
+        # Not by `in` or `[...]`, which open what a link leads to.
+        while parts and isinstance(item, h5py.Group) and item.id.links.exists(parts[-1]):
+            part = parts.pop()
+            kind = item.id.links.get_info(part).type
+            if kind == h5py.h5l.TYPE_HARD:
+                item = item[part]
+                continue
+            links += 1
+            if kind != h5py.h5l.TYPE_SOFT or links > _MOST_LINKS:
+                where = "another file" if kind != h5py.h5l.TYPE_SOFT else "itself"
+                raise DataError(f"{self.path}: {name!r} is a link to {where}; copy the data into this file.")
+            target = item.id.links.get_val(part)
+            item = file if target.startswith(b"/") else item
+            parts += [step for step in reversed(target.split(b"/")) if step not in (b"", b".")]
+        if parts or not isinstance(item, h5py.Dataset):
+            return None
+        if item.external or item.is_virtual:
+            raise DataError(f"{self.path}: the content of {name!r} is in other files; copy it into this file.")
+        return item
 
     def _find_rate(self, file: Any) -> int:
         for holder in (file, file["waveform"]):
             if "sample_rate" in holder.attrs:
                 value = holder.attrs["sample_rate"]
                 rate = float(value) if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf" else 0.0
-                if not (rate > 0 and rate == int(rate)):
-                    raise DataError(f"{self.path}: its attribute sample_rate is {value!r}; expected a number of Hz.")
+                if not (LOWEST_RATE <= rate <= HIGHEST_RATE and rate == int(rate)):
+                    raise DataError(
+                        f"{self.path}: its attribute sample_rate is {value!r}; expected a number of Hz from "
+                        f"{LOWEST_RATE} to {HIGHEST_RATE}."
+                    )
                 return int(rate)
         raise DataError(f"{self.path} has no attribute 'sample_rate' (Hz), neither on the file nor on 'waveform'.")
 
@@ -122,7 +155,7 @@ class HDF5Source(Source):
         row = int(self.rows[index])
         try:
             name = self._opened_file()["audio_name"][row]
-        except OSError:  # damaged there
+        except Exception:  # damaged there; h5py raises many kinds of errors
             return f"row {row}"
         return _text(name)
 
@@ -133,7 +166,7 @@ class HDF5Source(Source):
             first, last = np.searchsorted(self.rows, (start, start + _BLOCK))
             try:
                 block = column[start : start + _BLOCK]
-            except OSError:  # damaged somewhere there
+            except Exception:  # damaged somewhere there
                 yield from map(self.describe, range(first, last))
                 continue
             for row in self.rows[first:last]:

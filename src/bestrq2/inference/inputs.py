@@ -18,16 +18,13 @@ import torch
 from torch import Tensor
 
 from bestrq2.data.audio import QUALITY, array_decoder, errors_named, open_audio
-from bestrq2.data.decoders import AudioBytes, Decoder
+from bestrq2.data.decoders import HIGHEST_RATE, LOWEST_RATE, AudioBytes, Decoder
 from bestrq2.errors import AudioError, ConfigError
 
 Audio: TypeAlias = (
     "np.ndarray | Tensor | str | os.PathLike[str] | AudioBytes | BinaryIO | bytes | Iterable[float] | SampleStream"
 )
 """A waveform, the path of an audio file, an open audio file, or its bytes, with or without a name."""
-
-LOWEST_RATE, HIGHEST_RATE = 100, 10_000_000
-"""Accepted sampling rates in Hz; others come from rates in kHz or damaged headers."""
 
 LOUDEST = 64.0
 """Largest accepted amplitude. Recordings may exceed full scale (1) a little; 36 dB above it they are integers."""
@@ -134,8 +131,6 @@ def mono_blocks(name: str, audio: Any, sampling_rate: float, model_rate: int) ->
             yield from map(_checked, audio.blocks)
             return
         with _opened(name, audio, sampling_rate) as (decoder, rate):
-            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-                raise AudioError(f"declares a sampling rate of {rate} Hz, expected {LOWEST_RATE} to {HIGHEST_RATE}.")
             samples = _own_blocks(decoder, rate)
             yield from samples if rate == model_rate else _resampled(samples, rate, model_rate)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bestrq2.data.audio import errors_named, open_audio, random_crop
+from bestrq2.data.audio import check_rate, errors_named, open_audio, random_crop
 from bestrq2.data.decoders import AudioBytes, Decoder, UnreadableAudioError, to_float32
 from bestrq2.data.order import Parts
 from bestrq2.data.shards import remote
@@ -169,6 +169,7 @@ class ShardSource(Source):
         """A decoder of that kind for a clip of plain PCM."""
         self._check(index)
         frames, rate = int(self.index.frames[index]), int(self.index.sampling_rate[index])
+        check_rate(rate)
         return decoder(self.files, self._tar(index), int(self.index.pcm_offset[index]), frames, rate)
 
     def member(self, index: int) -> TarMember:
