@@ -209,7 +209,11 @@ def test_files_that_are_no_audio_are_refused_by_name(embedder, tmp_path):
     refused("notes.au", b"not audio at all\n" * 100, "is not audio")  # raw samples, if one went by the name
     refused("empty.wav", b"", "empty")
     refused("none.wav", sound[:44], "is not audio")
-    refused("slow.wav", sound[:24] + (5).to_bytes(4, "little") + sound[28:], "sampling rate of 5 Hz is impossible, expected 100 to")
+    refused(
+        "slow.wav",
+        sound[:24] + (5).to_bytes(4, "little") + sound[28:],
+        "sampling rate of 5 Hz is impossible, expected 100 to",
+    )
     refused("fast.wav", sound[:24] + (2**31 - 1).to_bytes(4, "little") + sound[28:], "sampling rate of 2147483647 Hz")
     refused("nan.wav", wav_bytes(np.full(1_000, np.nan)), "NaN or infinite")
     refused("loud.wav", wav_bytes(np.full(1_000, 1e30, np.float32)), r"its samples reach 1e\+30")
