@@ -55,6 +55,18 @@ def test_class_folders_are_split_class_by_class(tmp_path):
     assert {*probed.train.audio} == {*tuned.train.audio, *tuned.valid.audio}
 
 
+def test_folders_without_audio_and_links_to_folders_around_them_are_no_classes(tmp_path, caplog):
+    root = touch(tmp_path / "corpus", *numbered("a", 10), *numbered("b", 10), "notes/1.txt", "a/list.txt")
+    (root / "loop").symlink_to(root)
+    (root / "a" / "loop").symlink_to(root)
+    (root / "b" / "loop").symlink_to(root / "b")
+    with caplog.at_level("INFO"):
+        task = load_task(str(root))
+    assert task.classes == ("a", "b")
+    assert "notes is not used as a class" in caplog.text
+    assert f"{root}: 1 file skipped by suffix: .txt 1" in caplog.text
+
+
 def test_the_split_is_a_function_of_the_seed(tmp_path):
     root = touch(tmp_path, *numbered("a", 20), *numbered("b", 20))
     assert load_labelled(root, seed=1)[0].test.audio == load_labelled(str(root), seed=1)[0].test.audio
@@ -230,7 +242,8 @@ def test_what_is_wrong_with_a_place_is_named(tmp_path):
         tmp_path / "nowhere": "nowhere does not exist; give a folder with a subfolder per class, a table",
         touch(tmp_path / "flat", "a.wav"): "holds no subfolders; expected one with audio for every class",
         touch(tmp_path / "one", *numbered("a", 5)): r"one class only \('a'\)",
-        touch(tmp_path / "hollow", "x/1.wav", "y/readme.md"): r"y is empty|none with an audio suffix",
+        touch(tmp_path / "hollow", "x/1.wav", "y/readme.md"): r"one class only \('x'\)",
+        touch(tmp_path / "mute", "x/1.txt", "y/readme.md"): r"holds no audio in its subfolders",
         touch(tmp_path / "more", "notes.pdf") / "notes.pdf": r"notes\.pdf is neither audio, nor",
         touch(tmp_path / "more", "one.wav") / "one.wav": r"has no labels; give a folder",
         tmp_path / "fold-*.tar": r"fold-\*\.tar does not exist, or nothing fits it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -148,14 +149,63 @@ def test_missing_and_empty_sources_are_named(tmp_path):
         open_source(tmp_path)
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may list every folder")
-def test_a_folder_that_cannot_be_listed_is_named(folder):
-    (folder / "deep").chmod(0)
-    try:
-        with pytest.raises(DataError, match="deep cannot be listed"):
-            open_source(folder)
-    finally:
-        (folder / "deep").chmod(0o755)
+def test_a_folder_that_cannot_be_listed_is_rejected_like_a_bad_file(folder, monkeypatch, caplog):
+    listed = os.scandir
+    closed = str(folder / "deep")
+
+    def scandir(path):
+        if str(path) == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    source = open_source(folder)
+    assert relative(source, folder) == ["A.FLAC", "b.wav", "deep"]
+    assert f"{closed} cannot be listed (Permission denied)" in caplog.text
+    with pytest.raises(UnreadableAudioError, match="is a folder"):
+        crop(source, 2)
+    with pytest.raises(DataError, match="deep cannot be listed"):
+        open_source(folder / "deep")
+
+
+def test_what_is_no_regular_file_is_rejected_and_nothing_waits(folder):
+    """Opening a pipe for reading waits for a writer; a device may never end."""
+    (folder / "itself.wav").symlink_to(folder / "itself.wav")
+    (folder / "itself").symlink_to(folder / "itself")
+    (folder / "gone.wav").symlink_to(folder / "nowhere.wav")
+    (folder / "device.wav").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.wav")
+    os.mkfifo(folder / "pipe.tar")
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(os.path.relpath(folder / "socket.wav"))  # absolute paths of tests are too long for sockets
+        source = open_source(folder)
+        names = relative(source, folder)
+        odd = {"itself.wav", "gone.wav", "device.wav", "pipe.wav", "socket.wav"}
+        assert set(names) == odd | {"A.FLAC", "b.wav", "deep/d.Wav", "deep/er/c.ogg"}
+        for name in odd:
+            with pytest.raises(UnreadableAudioError, match=r"is not a regular file|cannot be opened|does not exist"):
+                crop(source, names.index(name))
+    with pytest.raises(DataError, match="is not a tar but"):
+        open_source(folder / "pipe.tar")
+
+
+def test_files_skipped_by_suffix_are_counted_in_one_line(folder, caplog):
+    for name in ("a.xyz", "deep/b.XYZ", "deep/README", "shard.tar.index.parquet", "rejected.csv", "x.\x1b[31m"):
+        (folder / name).touch()
+    with caplog.at_level("INFO"):
+        open_source(folder)
+    assert caplog.messages == [f"{folder}: 5 files skipped by suffix: .txt 1, .xyz 2, none 1, other 1"]
+
+
+@pytest.mark.parametrize("suffix", "weba wmv ts m2ts mpga 3ga eac3 amb bwf dts vob gsm g722 al ul g723".split())
+def test_everything_that_ffmpeg_or_libsndfile_name_as_audio_is_found(folder, suffix):
+    (folder / f"x.{suffix}").touch()
+    assert f"x.{suffix}" in relative(open_source(folder), folder)
+
+
+def test_playlists_pictures_text_and_data_are_no_audio():
+    others = "m3u m3u8 pls ffconcat cue xspf txt srt vtt bin raw dat csv json jpg png gif py mat"
+    assert not AUDIO_SUFFIXES & {f".{suffix}" for suffix in others.split()}
 
 
 def test_suffixes_are_lower_case_with_a_dot():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -18,7 +19,7 @@ import numpy as np
 
 from bestrq2.data.decoders import AudioBytes
 from bestrq2.data.hub import HubSource
-from bestrq2.data.open_source import audio_files, open_source, soundworld_count
+from bestrq2.data.open_source import audio_files, log_skipped, open_source, soundworld_count
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.data.sources import FileSource, PathList, Source, SubsetSource
 from bestrq2.data.specs import TABLE_SUFFIXES, read_rows, resolved
@@ -298,34 +299,42 @@ def _places(source: str | os.PathLike[str]) -> list[str]:
     return [str(path) if path.exists() else name]
 
 
-def _task_folders(folder: Path) -> Iterator[Path]:
-    """Folders at or below this one that hold a task: events, splits or tars."""
+def _task_folders(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
+    """Folders at or below this one that hold a task: events, splits or tars; each real folder once."""
     try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
-    except OSError as error:
-        raise _unlistable(folder, error) from error
-    if EVENTS_FILE in names or MARKER in names or any(name.endswith(".tar") for name in names):
-        yield folder
+        names = [entry.name for entry in _entries(folder)]
+    except DataError:
+        if seen is None:
+            raise
+        return  # logged where the classes around it are read
+    seen, real = set() if seen is None else seen, folder.resolve()
+    if real in seen:
         return
+    seen.add(real)
     below = _subfolders(folder)
-    if _are_splits(below):
+    if EVENTS_FILE in names or MARKER in names or any(name.endswith(".tar") for name in names) or _are_splits(below):
         yield folder
         return
     for one in below:
-        yield from _task_folders(one)
+        yield from _task_folders(one, seen)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Files and folders in a folder, sorted."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from error
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Folders in a folder, sorted; hidden ones are left out."""
-    try:
-        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise _unlistable(folder, error) from error
-
-
-def _unlistable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.")
+    """Folders in a folder, sorted; hidden ones and links to folders around it are left out."""
+    around = folder.resolve()
+    return [
+        entry
+        for entry in _entries(folder)
+        if not entry.name.startswith(".") and os.path.isdir(entry) and not around.is_relative_to(entry.resolve())
+    ]
 
 
 def _are_splits(folders: Sequence[Path]) -> bool:
@@ -374,15 +383,24 @@ def _read_class_folders(folder: Path) -> _Annotations:
     files: list[str] = []
     labels: list[ClipLabel] = []
     splits: list[str] = []
+    skipped: Counter[str] = Counter()
     for part, split in parts:
         classes = _subfolders(part)
         if not classes:
             raise DataError(f"{part} holds no subfolders; expected one with audio for every class.")
         for one in classes:
-            inside = audio_files(one)
+            try:
+                inside, others = audio_files(one)
+            except DataError as error:
+                logger.warning("%s is not used as a class: %s", one.name, error)
+                continue
+            skipped += others
             files += map(str, inside)
             labels += [(one.name,)] * len(inside)
             splits += [split] * len(inside)
+    log_skipped(folder, skipped)
+    if not files:
+        raise DataError(f"{folder} holds no audio in its subfolders; expected one with audio for every class.")
     source = FileSource(str(folder), PathList(files))
     return _Annotations(str(folder), source, labels, splits, [""] * len(files))
 

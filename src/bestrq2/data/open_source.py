@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 from urllib.request import url2pathname
 
 from bestrq2.data.audio import AUDIO_SUFFIXES, open_audio
@@ -20,12 +23,18 @@ from bestrq2.data.specs import LIST_SUFFIXES, check_keys, read_rows, resolved, s
 from bestrq2.errors import AudioError, DataError
 from bestrq2.text import counted
 
+logger = logging.getLogger(__name__)
+
 SOUNDWORLD_CLIPS = 3000
 _FORMS = (
     "a folder of audio or of tars, an audio file, a tar, a list, a mixture (.yaml), an HDF5 file (.h5), hub:NAME, "
     "a URL of tars"
 )
 _LOCAL_URL = "file://"
+# What this package writes beside audio and tars.
+_OWN = re.compile(r".*\.tar\.index\.parquet|rejected\.csv|shorter\.csv|summary\.json")
+# Suffixes that the line about skipped files names.
+_SUFFIXES_SHOWN = 12
 
 
 def open_source(spec: str | Path) -> Source:
@@ -175,13 +184,15 @@ def _of_one_kind(paths: list[str], name: str) -> Source:
 
 
 def _folder_source(folder: Path, name: str) -> Source:
-    files, tars, others = _listed(folder)
+    files, tars, skipped = _listed(folder)
     if files and tars:
         raise DataError(
             f"{folder} holds {counted(len(files), 'audio file')} and {counted(len(tars), 'tar')}; put them into "
             "folders of their own and name the one you mean."
         )
-    return _of_one_kind(tars, name) if tars else FileSource(name, _needed(folder, files, others))
+    source = _of_one_kind(tars, name) if tars else FileSource(name, _needed(folder, files, skipped))
+    log_skipped(folder, skipped)
+    return source
 
 
 def _expanded(pattern: Path) -> list[str]:
@@ -226,61 +237,109 @@ def _soundworld(spec: str) -> Source:
     return ArraySource(unlabelled(count, seed=0), SAMPLE_RATE, name="soundworld")
 
 
-def audio_files(folder: Path) -> PathList:
+def audio_files(folder: Path) -> tuple[PathList, Counter[str]]:
     """All files below a folder with an audio suffix, sorted; hidden ones (leading dot) are left out.
 
     Folders that are links are entered, each real folder once.
 
+    Returns:
+        The files, and the number of skipped ones by suffix (see `log_skipped`).
+
     Raises:
-        DataError: there are none, or a folder cannot be listed.
+        DataError: there are none, or the folder cannot be listed.
     """
-    files, tars, others = _listed(folder)
+    files, tars, skipped = _listed(folder)
     if tars:
-        others[".tar"] = len(tars)
-    return _needed(folder, files, others)
+        skipped[".tar"] += len(tars)
+    return _needed(folder, files, skipped), skipped
 
 
-def _listed(folder: Path) -> tuple[list[str], list[str], dict[str, int]]:
-    """Audio files and tars below a folder, each sorted, and how many others there are of each suffix."""
+def log_skipped(folder: Path, skipped: Counter[str]) -> None:
+    """Log how many files below a folder were skipped by suffix, in one line, if there are any.
+
+    Args:
+        folder: the folder.
+        skipped: number of files by suffix, "none" for files without one.
+    """
+    if not skipped or os.environ.get("RANK", "0") != "0":  # one of several processes started by torchrun is enough
+        return
+    kinds = [f"{suffix} {count:,}" for suffix, count in sorted(skipped.most_common(_SUFFIXES_SHOWN))]
+    if len(skipped) > len(kinds):
+        kinds.append(f"and {counted(len(skipped) - len(kinds), 'other suffix')}")
+    logger.info("%s: %s skipped by suffix: %s", folder, counted(skipped.total(), "file"), ", ".join(kinds))
+
+
+class _Listing(NamedTuple):
+    """Audio files and tars below a folder, each sorted, and the number of other files by suffix."""
+
+    files: list[str]
+    tars: list[str]
+    skipped: Counter[str]
+
+
+def _listed(folder: Path) -> _Listing:
+    """Search a folder by suffix; what is no regular file, or a folder that cannot be listed, is rejected when read."""
     found: list[str] = []
     tars: list[str] = []
-    others: dict[str, int] = {}
-    seen: set[tuple[int, int]] = set()
+    skipped: Counter[str] = Counter()
+    # Links to folders around this one are loops.
+    seen = {_identity(parent) for parent in folder.resolve().parents}
     pending = [str(folder)]
     while pending:
         current = pending.pop()
         try:
-            status = os.stat(current)
-            if (status.st_dev, status.st_ino) in seen:
+            if (identity := _identity(current)) in seen:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(identity)
             entries = sorted(os.scandir(current), key=lambda entry: entry.name)
         except OSError as error:
-            raise DataError(f"{current} cannot be listed ({error.strerror}); check its permissions.") from error
+            if current == str(folder):
+                raise DataError(f"{current} cannot be listed ({error.strerror}); check its permissions.") from error
+            logger.warning("%s cannot be listed (%s): what it holds is left out", current, error.strerror)
+            found.append(current)
+            continue
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or _OWN.fullmatch(entry.name):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 pending.append(entry.path)
                 continue
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix in AUDIO_SUFFIXES:
                 found.append(entry.path)
-            elif suffix == ".tar":
+            elif suffix == ".tar" and os.path.isfile(entry.path):  # reading a pipe would wait for ever
                 tars.append(entry.path)
             else:
-                others[suffix or "none"] = others.get(suffix or "none", 0) + 1
-    return sorted(found), sorted(tars), others
+                skipped[_shown(suffix)] += 1
+    return _Listing(sorted(found), sorted(tars), skipped)
 
 
-def _needed(folder: Path, files: list[str], others: dict[str, int]) -> PathList:
+def _shown(suffix: str) -> str:
+    """A suffix as it is counted and shown: itself if it looks like one, else "none" or "other"."""
+    return suffix if re.fullmatch(r"\.[\w~+-]{1,16}", suffix) else "other" if suffix else "none"
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """Device and inode: the same for all names of a folder."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _needed(folder: Path, files: list[str], skipped: Counter[str]) -> PathList:
     """The audio files below a folder; an error if there are none."""
     if files:
         return PathList(files)
-    if others:
-        kinds = ", ".join(sorted(others, key=lambda suffix: (-others[suffix], suffix))[:5])
+    if skipped:
+        kinds = ", ".join(suffix for suffix, _ in sorted(skipped.items(), key=lambda one: (-one[1], one[0]))[:5])
         raise DataError(
-            f"{folder} holds {counted(sum(others.values()), 'file')} and none with an audio suffix (found: {kinds}; "
+            f"{folder} holds {counted(skipped.total(), 'file')} and none with an audio suffix (found: {kinds}; "
             "expected .wav, .flac, .mp3, .ogg, .m4a and the like)."
         )
     raise DataError(f"{folder} is empty: no files in it or below; put audio files there.")

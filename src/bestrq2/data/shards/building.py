@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -40,15 +41,18 @@ def opened_tar(tar: Path) -> Iterator[int]:
     """Descriptor of a tar, closed at the end of the block.
 
     Raises:
+        BadShardError: it is no regular file.
         DataError: the tar is missing or cannot be opened.
     """
     try:
-        handle = os.open(tar, os.O_RDONLY)
+        handle = os.open(tar, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
     except FileNotFoundError:
         raise DataError(f"{tar}: the shard does not exist; check the list or pattern that names it.") from None
     except OSError as error:
         raise DataError(f"{tar}: the shard cannot be opened ({error.strerror}).") from error
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise BadShardError(f"{tar}: is not a tar but a folder, pipe or device.")
         yield handle
     finally:
         os.close(handle)
