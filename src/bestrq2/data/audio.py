@@ -28,20 +28,21 @@ from bestrq2.errors import AudioError, BestRQ2Error
 
 AUDIO_SUFFIXES: frozenset[str] = frozenset(
     f".{suffix}"
-    for suffix in (
+    for suffixes in (
         # Samples, lossless codecs, and files of programs and instruments
-        "wav wave bwf rf64 bw64 w64 amb flac fla aif aiff aifc afc au snd caf sph nist voc 8svx svx avr htk paf fap pvf "
-        "sd2 sds sdx ircam sf sox wve xi xa ape apl wv tta tak shn mlp thd truehd bonk osq rka wsd dsf dff "
+        "wav wave bwf rf64 bw64 w64 amb flac fla aif aiff aifc afc au snd caf sph nist voc 8svx svx avr htk paf fap",
+        "pvf sd2 sds sdx ircam sf sox wve xi xa ape apl wv tta tak shn mlp thd truehd bonk osq rka wsd dsf dff",
         # Lossy codecs, of which some have no header
-        "mp1 mp2 mp3 mpa m1a m2a mpga mpc mpp m4a m4b m4r aac adts latm loas ac3 ac4 eac3 ec3 dts dtshd ogg oga opus "
-        "spx wma amr awb 3ga ra aa aax aa3 oma omg at3 vqf vqe vql qoa lc3 sbc msbc aptx aptxhd ilbc lbc dss gsm "
-        "g722 722 g723 g723_1 g726 g728 g729 al ul alaw ulaw sln "
+        "mp1 mp2 mp3 mpa m1a m2a mpga mpc mpp m4a m4b m4r aac adts latm loas ac3 ac4 eac3 ec3 dts dtshd ogg oga opus",
+        "spx wma amr awb 3ga ra aa aax aa3 oma omg at3 vqf vqe vql qoa lc3 sbc msbc aptx aptxhd ilbc lbc dss gsm",
+        "g722 722 g723 g723_1 g726 g728 g729 al ul alaw ulaw sln",
         # Games
-        "adx aea aix bcstm bfstm brstm binka fsb fwse genh hca laf mmf mtaf musx ss2 svag vag xvag "
+        "adx aea aix bcstm bfstm brstm binka fsb fwse genh hca laf mmf mtaf musx ss2 svag vag xvag",
         # Videos
-        "webm weba mka mkv mk3d mp4 m4v f4v f4a f4b mov qt isma ismv psp 3gp 3g2 3gpp avi divx flv wmv asf mpg mpeg "
-        "mpe m2p vob ts m2t m2ts mts ogv ogx ogm mxf gxf nut rm rmvb dv wtv nsv"
-    ).split()
+        "webm weba mka mkv mk3d mp4 m4v f4v f4a f4b mov qt isma ismv psp 3gp 3g2 3gpp avi divx flv wmv asf mpg mpeg",
+        "mpe m2p vob ts m2t m2ts mts ogv ogx ogm mxf gxf nut rm rmvb dv wtv nsv",
+    )
+    for suffix in suffixes.split()
 )
 """Suffixes, in lower case, by which audio is found in folders; the format of a file is decided by its content.
 
