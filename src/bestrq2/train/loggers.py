@@ -190,6 +190,8 @@ class TensorBoard(Logger):
         Raises:
             OSError: if the disk is full.
         """
+        if self._writer is None:  # nothing was added so far
+            return
         try:
             self._writer.flush()
         except Exception:
