@@ -6,6 +6,7 @@ import csv
 import errno
 import importlib.util
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.errors import ConfigError
+from bestrq2.errors import ConfigError, StoppedBySignal
 from bestrq2.train import loggers
 from bestrq2.train.loggers import Logger, Loggers, MetricsFile
 
@@ -244,11 +245,26 @@ def timing(run: Path):
 def test_seconds_rise_over_a_run_and_go_on_after_a_resume(tmp_path: Path, recordings: Path):
     run = small_pretrain(recordings, tmp_path / "run", trainer={"max_steps": 4, "log_every_n_steps": 2})
     first = timing(run)
-    assert [step for step, _ in first] == [2, 4]
+    assert [step for step, _ in first] == [2, 3, 4]  # logged every second step, and saved every third
     small_pretrain(recordings, run, trainer={"max_steps": 8, "log_every_n_steps": 2}, resume=True)
     both = timing(run)
-    assert both[:2] == first
-    assert [step for step, _ in both] == [2, 4, 6, 8]
+    assert both[:3] == first
+    assert [step for step, _ in both] == [2, 3, 4, 6, 8]
+    assert (np.diff([seconds for _, seconds in both]) > 0).all()
+
+
+def test_seconds_of_a_run_that_was_stopped_before_it_logged_go_on(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    trainer = {"max_steps": 4, "log_every_n_steps": 50, "checkpoint_every_n_steps": 50}
+    with monkeypatch.context() as patch, pytest.raises(StoppedBySignal):
+        at_step(patch, 1, lambda: signal.raise_signal(signal.SIGTERM))
+        small_pretrain(recordings, tmp_path / "run", trainer=trainer)
+    assert "TensorBoard" not in caplog.text
+    stopped = timing(tmp_path / "run")
+    both = timing(small_pretrain(recordings, tmp_path / "run", trainer=trainer, resume=True))
+    assert both[:1] == stopped
+    assert [step for step, _ in both] == [2, 3, 4]
     assert (np.diff([seconds for _, seconds in both]) > 0).all()
 
 

@@ -5,7 +5,6 @@ One iteration is one optimiser step: draw, forward and backward, guard, clip, st
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +15,6 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
@@ -347,6 +345,7 @@ class Run:
         state = self.state(step)
         if not self.fabric.is_global_zero:
             return
+        self.clock.record(step)  # before the state, so that a run resumed from it knows its time
         try:
             if export and (better or not self.task.exports_best):
                 self._export(step, state["state_dict"])
@@ -366,11 +365,8 @@ class Run:
         weights = {name.removeprefix("model."): value for name, value in state.items()} if sharded else None
 
         def fill(folder: Path) -> None:
-            try:
-                self.task.export(self.model_in_use(step), folder, weights)
-                write_exported_step(folder, step)
-            except SafetensorError as error:  # hides the number of the system's error
-                raise OSError(errno.ENOSPC, str(error), str(self.folder.model)) from error
+            self.task.export(self.model_in_use(step), folder, weights)
+            write_exported_step(folder, step)
 
         write_folder(self.folder.model, fill)
 

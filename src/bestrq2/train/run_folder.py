@@ -31,7 +31,7 @@ class RunFolder:
         model: model in hub format: the newest, or of a fine-tuning run the best.
         checkpoints: folder of training states.
         metrics: logged values, one row per step.
-        timing: seconds of training up to every logged step.
+        timing: seconds of training up to every logged or saved step.
         rejected: recordings that could not be used.
         warnings: warnings given in the course of training.
         environment: versions, commit and hardware.
@@ -58,7 +58,8 @@ class RunFolder:
         """Make the folder, or check that an existing one may be written to.
 
         Raises:
-            ConfigError: if it holds a run and `resume` is off, or cannot be written to.
+            ConfigError: if it holds a run and `resume` is off, or something else.
+            OSError: if it cannot be written to.
         """
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"{self.root}: this is a file; give --output a folder")
@@ -70,12 +71,9 @@ class RunFolder:
         foreign = [path for path in self.root.glob("[!.]*") if path != self.checkpoints]
         if self.root.is_dir() and not self.config.exists() and foreign:
             raise ConfigError(f"{self.root}: is not empty and holds no run; name a new folder with --output")
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
-        except OSError as error:
-            raise ConfigError(f"{self.root}: cannot be written to ({error.strerror}); name another --output") from error
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.root):
+            pass
 
     def read_config(self) -> dict[str, Any]:
         """Settings of the run.
