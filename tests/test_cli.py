@@ -119,6 +119,42 @@ def test_every_command_refuses_nonsense_in_one_sentence(
     assert not list(tmp_path.glob("x*"))
 
 
+WRITERS = {
+    "embed": (["embed", "demo", "nowhere", "--output"], ".parquet"),
+    "predict": (["predict", "demo", "nowhere", "--output"], ".csv"),
+    "prepare": (["prepare", "nowhere"], ""),
+    "pretrain": (["pretrain", "--recipe", "demo", "--data", "nowhere", "--output"], ""),
+    "finetune": (["finetune", "demo", "nowhere", "--output"], ""),
+    "probe": (["probe", "demo", "soundworld", "--output"], ".json"),
+    "export": (["export", "demo"], ""),
+    "export onnx": (["export", "--format", "onnx", "demo"], ""),
+    "export reference": (["export", "--format", "reference", "demo"], ".safetensors"),
+    "compare": (["compare", "nowhere", "--output"], ""),
+    "soundworld": (["soundworld"], ""),
+    "demo": (["demo", "--output"], ""),
+}
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_an_output_that_cannot_be_written_is_refused_in_one_sentence(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words, suffix = WRITERS[command]
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    outputs = {
+        f"file/x{suffix}": "Not a directory", f"{'x' * 300}{suffix}": "File name too long",
+        f"loop/x{suffix}": "Too many levels of symbolic links", f"pipe{suffix}": "is a device, a pipe or a socket",
+    }  # fmt: skip
+    for name, reason in outputs.items():
+        assert cli.run([*words, str(tmp_path / name)]) == 2
+        captured = capsys.readouterr()
+        assert reason in captured.err.splitlines()[-1]
+        assert "Traceback" not in captured.err + captured.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", "loop", f"pipe{suffix}"])
+
+
 @pytest.mark.parametrize("seconds", [0.15, 0.6])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_while_modules_are_imported_ends_a_command(number: int, code: int, seconds: float):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.files import disk_errors, whole_file, write_bytes, write_folder, write_text
@@ -98,6 +102,32 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path, error):
     assert (path / "two").read_text() == "old"
 
 
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_files_have_the_mode_of_the_umask(tmp_path, umask):
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        save_file({"one": torch.ones(2)}, folder / "model.safetensors")  # made private by safetensors
+        (folder / "config.json").write_text("{}")
+
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "model", fill)
+        with whole_file(tmp_path / "model" / "reference.safetensors") as temporary:
+            save_file({"one": torch.ones(2)}, temporary)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(["model.safetensors", "config.json", "reference.safetensors"], 0o666 & ~umask)
+
+
+def test_a_full_disk_is_recognised_behind_an_error_of_safetensors(tmp_path):
+    def full(folder: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(BestRQ2Error, match="the disk is full"), disk_errors(tmp_path / "out"):
+        write_folder(tmp_path / "out", full)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_an_error_of_one_sentence(tmp_path, number):
     message = r"out: the disk is full; .*free space and run the command again"
@@ -106,7 +136,9 @@ def test_a_full_disk_is_an_error_of_one_sentence(tmp_path, number):
     assert not isinstance(error.value, ConfigError)
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR])
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP]
+)
 def test_an_unwritable_path_is_an_error_of_one_sentence(tmp_path, number):
     message = r"^/some/file: cannot be written \(.+\); name another output$"
     with pytest.raises(ConfigError, match=message), disk_errors(tmp_path / "out"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,13 @@ except ImportError:  # Windows
 
 _locked: set[Path] = set()
 
+# Errors of an output that cannot be written, and of a machine that fails.
+_REFUSALS = (
+    *(errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST),
+)
+_FAILURES = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.EMFILE, errno.ENFILE)
+
 
 def cache_folder(cache: Path | None = None) -> Path:
     """The cache folder: the given one, else $BESTRQ2_CACHE, else ~/.cache/bestrq2."""
@@ -33,12 +42,28 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, which replaces it, synchronised to disk, when the block ends without error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        with _system_errors():
+            yield temporary
+        temporary.chmod(mode)  # safetensors makes its files readable by their owner only
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raise the error of the system, such as a full disk, that libraries in Rust (safetensors) hide in their own."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -64,9 +89,12 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
     fresh = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        fill(fresh)
+        with _system_errors():
+            fill(fresh)
         files = sorted(file for file in fresh.iterdir())
+        mode = fresh.stat().st_mode & 0o666  # what the umask leaves; safetensors makes its files private
         for file in files:
+            file.chmod(mode)
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         if not path.exists():
@@ -91,11 +119,11 @@ def check_writable(path: Path) -> None:
     Raises:
         ConfigError: if the folder of `path` is missing or not writable, or `path` is a folder.
     """
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: the folder {path.parent} does not exist; create it or name another output")
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name a file")
     with disk_errors(path):
+        if not path.parent.is_dir():
+            raise ConfigError(f"{path}: the folder {path.parent} does not exist; create it or name another output")
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name a file")
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         os.unlink(name)
@@ -106,24 +134,47 @@ def disk_errors(place: Path) -> Iterator[None]:
     """Turn errors of the disk in this block into one sentence.
 
     Args:
-        place: file or folder that is written, for messages.
+        place: file or folder that is written.
 
     Raises:
-        BestRQ2Error: if the disk is full.
-        ConfigError: if `place` is not writable.
+        BestRQ2Error: if the disk is full or fails.
+        ConfigError: if `place` cannot be written, or is a device, a pipe or a socket, which a file would replace.
     """
     try:
+        _check_place(place)
         yield
     except OSError as error:
         if is_full(error):
             raise BestRQ2Error(
                 f"{place}: the disk is full; finished files are whole: free space and run the command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in _FAILURES:
+            raise BestRQ2Error(
+                f"{error.filename or place}: the disk fails ({error.strerror}); run the command again when it works"
+            ) from error
+        # A missing file may also be one that is read.
+        missing = error.errno == errno.ENOENT and place.name in str(error.filename)
+        if error.errno in _REFUSALS or missing:
             raise ConfigError(
                 f"{error.filename or place}: cannot be written ({error.strerror}); name another output"
             ) from error
         raise
+
+
+def _check_place(place: Path) -> None:
+    name = str(place)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        valid = False  # a name in another encoding, which the writers of Parquet and safetensors cannot take
+    else:
+        valid = "\0" not in name
+    if not valid:
+        raise ConfigError(f"{name!r}: is not valid in UTF-8; name another output")
+    with contextlib.suppress(FileNotFoundError):
+        mode = place.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ConfigError(f"{place}: is a device, a pipe or a socket; name a file or a folder")
 
 
 @contextlib.contextmanager

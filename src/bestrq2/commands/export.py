@@ -45,7 +45,7 @@ def export(
 
     source, output = os.fspath(model), Path(output)
     check_format(format, license=license is not None)
-    describe = describe_model(source, output.resolve().name, license)
+    describe = describe_model(source, os.path.basename(os.path.abspath(output)), license)
     return export_model(source, output, format=format, with_predictor=with_predictor, int8=int8, describe=describe)
 
 

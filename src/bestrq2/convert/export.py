@@ -91,9 +91,9 @@ def check_format(format: str, **options: bool) -> None:
 
 
 def _write_hub_folder(source: str, output: Path, with_predictor: bool, describe: Describe | None) -> None:
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output}: is a file; name a folder to write the model to")
     with disk_errors(output):
+        if output.exists() and not output.is_dir():
+            raise ConfigError(f"{output}: is a file; name a folder to write the model to")
         if output.is_dir() and any(output.iterdir()):
             raise ConfigError(f"{output}: is not empty; name a new folder, or delete this one first")
         output.parent.mkdir(parents=True, exist_ok=True)

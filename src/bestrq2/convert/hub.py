@@ -45,8 +45,6 @@ def write_model(folder: Path, model: BestRQ2Model | BestRQ2ForPreTraining | Best
     with quiet_hub():
         model.save_pretrained(folder)
         BestRQ2FeatureExtractor(sampling_rate=model.config.sampling_rate).save_pretrained(folder)
-    for weights in folder.glob("*.safetensors"):
-        weights.chmod((folder / "config.json").stat().st_mode)  # safetensors makes them readable by the owner only
     _amend(
         folder / "config.json",
         auto_map=auto_map,

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 from bestrq2.errors import DataError
-from bestrq2.files import write_bytes
+from bestrq2.files import disk_errors, write_bytes
 from bestrq2.soundworld import speech
 from bestrq2.soundworld.acoustics import SAMPLE_RATE
 from bestrq2.soundworld.clips import TASKS, TaskSpec, label_of, presence_events
@@ -50,14 +50,16 @@ def write_corpus(output: Path, clips: int, format: str = "folder", seed: int = 0
         progress: show progress.
 
     Raises:
-        DataError: `output` holds something else or cannot be written, or an argument is out of range.
+        DataError: `output` holds something else, or an argument is out of range.
+        ConfigError: `output` cannot be written.
+        BestRQ2Error: the disk is full.
     """
     if format not in FORMATS:
         raise DataError(f"unknown format {format!r}; SoundWorld writes {' or '.join(FORMATS)}")
     if clips < 2:
         raise DataError(f"clips is {clips}; at least 2 are needed, for training and for test")
     output = Path(output)
-    try:
+    with disk_errors(output):
         arguments = {
             "generator": "bestrq2 soundworld", "version": VERSION, "speech": speech.synthesiser(),
             "format": format, "clips": clips, "seed": seed,
@@ -69,8 +71,6 @@ def write_corpus(output: Path, clips: int, format: str = "folder", seed: int = 0
             jobs = _folder_jobs(output, clips, seed)
             run_parallel(_write_clips, jobs, sum(len(files) for _, files in jobs), None, progress)
             _write_events(output, clips, seed)
-    except OSError as error:
-        raise DataError(f"SoundWorld cannot be written to {output} ({error.strerror or error})") from error
 
 
 def _claim(output: Path, arguments: dict[str, object]) -> None:

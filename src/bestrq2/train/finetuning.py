@@ -73,7 +73,7 @@ def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
     """
     follow_launcher()
     folder, first, stop = RunFolder(config.output), first_process(), StopRequest()
-    with stop.listening(), quiet_fabric():
+    with stop.listening(), quiet_fabric(), disk_errors(folder.root):
         data = load_task(config.labelled, config.seed)
         if resume and folder.config.exists():
             _check_resumable(folder, config, data)
@@ -83,11 +83,7 @@ def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
         task = ClassificationTask(model, config, data, RejectionLog(folder.rejected))
         if first:
             folder.create(resume)
-        with (
-            disk_errors(folder.root),
-            folder_lock(folder.root) if first else nullcontext(),
-            lost_processes_named(folder.root),
-        ):
+        with folder_lock(folder.root) if first else nullcontext(), lost_processes_named(folder.root):
             step, checkpoint = folder.store(_trainer(config, task)).newest()
             if step == task.max_steps and (known := read_finetune_result(folder.root)) is not None:
                 logger.info("%s: all %d epochs are done already", folder.root, config.epochs)

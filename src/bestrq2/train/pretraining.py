@@ -64,15 +64,11 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
     """
     follow_launcher()
     folder, first, stop = RunFolder(config.output), first_process(), StopRequest()
-    with stop.listening(), quiet_fabric():
+    with stop.listening(), quiet_fabric(), disk_errors(folder.root):
         source = open_source(config.data) if source is None else source
         if first:
             folder.create(resume)
-        with (
-            disk_errors(folder.root),
-            folder_lock(folder.root) if first else nullcontext(),
-            lost_processes_named(folder.root),
-        ):
+        with folder_lock(folder.root) if first else nullcontext(), lost_processes_named(folder.root):
             start, checkpoint = _resume_point(folder, config, len(source)) if resume else (0, None)
             if start == config.trainer.max_steps and (folder.report.exists() or not config.trainer.report):
                 logger.info("%s: all %d steps are done already", folder.root, start)

@@ -66,7 +66,8 @@ def run_prepare(
     output = Path(output)
     options = Options(sampling_rate, format, segment_seconds, min_seconds, shard_size)
     workers = choose_workers(num_workers, ray, ray_actors)
-    _check_apart(source, output)
+    with disk_errors(output):
+        _check_apart(source, output)
     make_job = partial(PrepareJob, absolute_spec(source), options)
     job = make_job()
     with disk_errors(output):

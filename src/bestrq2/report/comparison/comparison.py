@@ -122,8 +122,9 @@ def compare_runs(
         DataError: a run cannot be compared; the message names it and says what to do.
     """
     output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output}: is a file; name a folder with --output")
+    with disk_errors(output):
+        if output.exists() and not output.is_dir():
+            raise ConfigError(f"{output}: is a file; name a folder with --output")
     folders = [Path(run) for run in runs if not _is_earlier_output(Path(run), output)]
     if not folders:
         raise DataError("there is no run to compare; name one or more run folders")
