@@ -13,6 +13,7 @@ from recordings import noise
 from shard_crops import RATE, batches, crop, described
 from tars import clip, encoded, pack, shard
 
+from bestrq2.data.audio import open_audio
 from bestrq2.data.batch import collate
 from bestrq2.data.decoders import UnreadableAudioError, to_float32
 from bestrq2.data.loader import CropDataset, fixed_crops
@@ -154,11 +155,16 @@ def test_a_tar_that_was_only_touched_while_in_use_is_read_on(tmp_path, monkeypat
     assert len(scans) == 2
 
 
-def test_a_tar_with_another_content_of_the_same_size_is_found_out_with_one_look(tmp_path, monkeypatch):
-    tar = shard(tmp_path / "x.tar", range(4))
+@pytest.mark.parametrize("kind", ["WAV", "AU"])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_tar_with_another_content_of_the_same_size_is_found_out_with_one_look(tmp_path, monkeypatch, kind, is_open):
+    """Samples of another recording would pass for those of this one without notice."""
+    tar = shard(tmp_path / "x.tar", range(4), kind=kind)
     source = open_source(tar)
     size = tar.stat().st_size
-    shard(tar, range(5, 9))
+    if is_open:
+        assert len(crop(source, 0)) == RATE
+    shard(tar, range(5, 9), kind=kind)
     os.utime(tar, (0, 1_000))
     assert tar.stat().st_size == size
     scans = []
@@ -190,21 +196,23 @@ def test_a_tar_that_vanishes_between_an_item_and_its_batch_ends_no_process(tmp_p
     assert process.exitcode == 0
 
 
-def cut_and_read(tar):
-    with open_source(tar).opened(1) as decoder:
+def cut_and_read(tar, is_labelled):
+    source = open_source(tar)
+    with open_audio(source.member(1)) if is_labelled else source.opened(1) as decoder:
         os.truncate(tar, 4096)
         decoder.read(100_000, RATE)
 
 
-def read_of_a_vanishing_tar(tar):
+def read_of_a_vanishing_tar(tar, is_labelled):
     with pytest.raises(AudioError, match=r"x\.tar/0001\.\w+: its tar changed since"):
-        cut_and_read(tar)
+        cut_and_read(tar, is_labelled)
 
 
-@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
-def test_a_tar_that_vanishes_while_a_decoder_is_open_ends_no_process(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "is_labelled"), [("WAV", False), ("FLAC", False), ("FLAC", True)])
+def test_a_tar_that_vanishes_while_a_decoder_is_open_ends_no_process(tmp_path, kind, is_labelled):
+    """Labelled clips are read as files in memory, not through the source."""
     process = multiprocessing.get_context("fork").Process(
-        target=read_of_a_vanishing_tar, args=(shard(tmp_path / "x.tar", range(3), seconds=10, kind=kind),)
+        target=read_of_a_vanishing_tar, args=(shard(tmp_path / "x.tar", range(3), seconds=10, kind=kind), is_labelled)
     )
     process.start()
     process.join()

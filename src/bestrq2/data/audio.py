@@ -86,7 +86,8 @@ def errors_named(name: str) -> Iterator[None]:
     except OSError as error:
         raise AudioError(f"{name}: cannot be read ({error.strerror or error}).") from error
     except Exception as error:
-        detail = f": {error}" if str(error) else ""
+        text = " ".join(str(error).split()).rstrip(".")
+        detail = f": {text}" if text else ""
         raise AudioError(f"{name}: cannot be used ({type(error).__name__}{detail}).") from error
 
 
@@ -99,14 +100,29 @@ def open_audio(audio: str | Path | AudioBytes) -> Iterator[Decoder]:
 
     Raises:
         UnreadableAudioError: missing, empty, not audio, or with an impossible sampling rate.
+        BestRQ2Error: the tar that holds it cannot be read any more.
     """
-    with errors_named(str(audio)):
+    with errors_named(str(audio)), _failures_raised(audio):
         decoder = open_decoder(audio if isinstance(audio, AudioBytes) else Path(audio))
         try:
             check_rate(decoder.rate)
             yield decoder
         finally:
             decoder.close()
+
+
+@contextmanager
+def _failures_raised(audio: str | Path | AudioBytes) -> Iterator[None]:
+    """Raise the first error met while reading a file in memory in place of what a codec makes of it."""
+    failures = audio.failures if isinstance(audio, AudioBytes) else []
+    try:
+        yield
+    except AudioError as error:
+        if failures:
+            raise failures[0] from error
+        raise
+    if failures:
+        raise failures[0]
 
 
 def read_audio(

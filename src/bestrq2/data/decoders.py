@@ -16,7 +16,7 @@ import io
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, cast
@@ -25,7 +25,7 @@ import av
 import numpy as np
 import soundfile
 
-from bestrq2.errors import AudioError
+from bestrq2.errors import AudioError, BestRQ2Error
 
 FULL_SCALE = {"int8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
 
@@ -129,10 +129,12 @@ class AudioBytes:
     Attributes:
         name: name of the file in messages; its suffix may decide how it is read.
         content: the file's bytes; they must not change while a decoder is open.
+        failures: errors met while reading, which codecs take for the end of the file.
     """
 
     name: str
     content: bytes | memoryview
+    failures: list[BestRQ2Error] = field(default_factory=list, kw_only=True, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.name

@@ -191,9 +191,9 @@ class HDF5Source(Source):
 
     def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
         """A random crop of one clip; see `Source.read`. int16 samples at the wanted rate are not converted."""
-        row = self._row(index)
-        # int16 rows go into int16 batches as they are, which saves two conversions per crop.
         with errors_named(self.describe(index)):
+            row = self._row(index)
+            # int16 rows go into int16 batches as they are, which saves two conversions per crop.
             row.unconverted = sampling_rate == self.rate and row.waveform.dtype == np.int16
             return random_crop(row, rng, sampling_rate, max_seconds)
 

@@ -106,10 +106,10 @@ class HubSource(Source):
         if self._labels is None:
             return {}
         row = {name: value for name, value in self._labels[index].items() if value is not None}
-        return {
-            name: self._classes[name].int2str(value) if name in self._classes and value >= 0 else value
-            for name, value in row.items()
-        }
+        for name, feature in self._classes.items():
+            if 0 <= row.get(name, -1) < feature.num_classes:
+                row[name] = feature.int2str(row[name])
+        return row
 
 
 def _load(bare: str, split: str, config: str | None, revision: str | None) -> Any:

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bestrq2.child_processes import end_with_parent
+from bestrq2.data.audio import errors_named
 from bestrq2.data.batch import AudioBatch, Crop, DrawMask, collate, fixed_batches, sample_type
 from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows
 from bestrq2.data.decoders import UnreadableAudioError, put_samples, to_float32
@@ -273,9 +274,10 @@ def fixed_crops(
         if len(crops) == count:
             break
         try:
-            crop = source.read(index, sampling_rate, generator(FIXED, seed, index), max_seconds)
-            check_length(crop, min_samples, sampling_rate)
-            crops.append(to_float32(crop))
+            with errors_named(source.describe(index)):
+                crop = source.read(index, sampling_rate, generator(FIXED, seed, index), max_seconds)
+                check_length(crop, min_samples, sampling_rate)
+                crops.append(to_float32(crop))
         except AudioError as error:
             if rejected is not None:
                 rejected.append((source.describe(index), rejection(source, index, error)))

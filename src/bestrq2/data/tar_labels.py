@@ -183,7 +183,7 @@ def _event_list(content: Any) -> Any:
 def _events(events: Any) -> np.ndarray | None:
     try:
         times = sorted((float(event["onset"]), float(event["offset"])) for event in events)
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         return None
     return np.array(times, np.float64).reshape(-1, 2)
 

@@ -152,9 +152,7 @@ def embed_split(
     bar = f"{features.name}: {task.name} {split}" if progress else None
     for place, embedded in enumerate(_embed_batches(features, clips, batch, bar)):
         if isinstance(embedded, AudioError):
-            audio = clips.audio[place]
-            file = "" if isinstance(audio, np.ndarray) else f" ({audio})"
-            skipped.append(f"{split} clip {place}{file}: {embedded}")
+            skipped.append(f"{split} clip {place}: {embedded}")
             continue
         vector, vectors, moments = embedded
         if task.kind == "clip":
@@ -204,25 +202,24 @@ def _embed_batches(
 
     with tqdm(total=len(clips), desc=bar, unit="clip", leave=False, disable=None if bar else True) as shown:
         for first in range(0, len(clips), batch):
-            audio = list(clips.audio[first : first + batch])
-            yield from _embed_batch(features, audio, clips.sampling_rate)
-            shown.update(len(audio))
+            places = range(first, min(first + batch, len(clips)))
+            yield from _embed_batch(features, clips, places)
+            shown.update(len(places))
 
 
-def _embed_batch(
-    features: FeatureExtractor, audio: list[ClipAudio], sampling_rate: int | None
-) -> list[_Embedded | AudioError]:
+def _embed_batch(features: FeatureExtractor, clips: LabelledClips, places: range) -> list[_Embedded | AudioError]:
     try:
-        embeddings = features.embed(audio, sampling_rate)
+        # The lookup of a clip in a tar or dataset may fail, too.
+        embeddings = features.embed([clips.audio[place] for place in places], clips.sampling_rate)
     except AudioError as error:
-        if len(audio) == 1:
+        if len(places) == 1:
             return [error]
         # one bad clip must not cost the others
-        return [result for one in audio for result in _embed_batch(features, [one], sampling_rate)]
+        return [result for one in places for result in _embed_batch(features, clips, range(one, one + 1))]
     masks = embeddings.frame_mask
     return [
         (embeddings.clip[row], embeddings.frames[row][masks[row]], embeddings.timestamps[row][masks[row]])
-        for row in range(len(audio))
+        for row in range(len(places))
     ]
 
 

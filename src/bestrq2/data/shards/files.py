@@ -109,16 +109,24 @@ class TarFiles:
 
     def read_into(self, buffer: Any, tar: int, start: int) -> None:
         """Fill a writable buffer of bytes with a part of a tar; see `read`."""
+        file = self.open(tar)
         try:
-            found = os.preadv(self.open(tar).fileno(), [buffer], start)
+            found = os.preadv(file.fileno(), [buffer], start)
         except OSError as error:
             raise cannot_open("its tar", error) from error
         # A single call reads 2 GB at most.
         while 0 < found < len(buffer) and (more := self._more(buffer, found, tar, start)):
             found += more
         if found < len(buffer):
-            self._files(tar).files.pop((self.tars[tar], self.stamps[tar]), None)
+            self._forget(tar)
             raise UnreadableAudioError(CHANGED)
+        # After reading, so that bytes of another content are never used.
+        if (stamp := stamp_of(file.fileno())) != self.stamps[tar]:
+            self._forget(tar)
+            self._check_touched(tar, stamp)
+
+    def _forget(self, tar: int) -> None:
+        self._files(tar).files.pop((self.tars[tar], self.stamps[tar]), None)
 
     def _more(self, buffer: Any, found: int, tar: int, start: int) -> int:
         return os.preadv(self.open(tar).fileno(), [memoryview(buffer)[found:]], start + found)

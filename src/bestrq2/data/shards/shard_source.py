@@ -21,7 +21,7 @@ from bestrq2.data.shards.files import TarFiles
 from bestrq2.data.shards.index import IndexRows, ShardIndex, joined
 from bestrq2.data.shards.members import BadShardError
 from bestrq2.data.sources import RemoteShard, Source
-from bestrq2.errors import AudioError, BestRQ2Error, DataError
+from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.progress import Progress
 from bestrq2.text import counted
 
@@ -86,14 +86,12 @@ class TarMember(AudioBytes):
         tar: number of the tar.
         start: offset of the file, in bytes from the tar's beginning.
         length: its length in bytes.
-        failures: errors met while reading, which codecs take for the end of the file.
     """
 
     files: TarFiles
     tar: int
     start: int
     length: int
-    failures: list[BestRQ2Error] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -178,7 +176,8 @@ class ShardSource(Source):
         Raises:
             AudioError: it cannot be used.
         """
-        self._check(index)
+        with errors_named(self.describe(index)):
+            self._check(index)
         start, length = int(self.index.audio_offset[index]), int(self.index.audio_length[index])
         return TarMember(self.describe(index), b"", self.files, self._tar(index), start, length)
 
@@ -198,16 +197,8 @@ class ShardSource(Source):
             if self.index.sampling_rate[index]:
                 yield self._pcm(index, PcmDecoder)
                 return
-            member = self.member(index)
-            try:
-                with open_audio(member) as decoder:
-                    yield decoder
-            except AudioError as error:
-                if member.failures:
-                    raise member.failures[0] from error
-                raise
-            if member.failures:  # a codec took it for the end of the file
-                raise member.failures[0]
+            with open_audio(self.member(index)) as decoder:
+                yield decoder
 
     def metadata(self, index: int) -> dict[str, Any]:
         """The clip's JSON member; empty where there is none, or where it is not a JSON object; see `json`."""

@@ -1,0 +1,184 @@
+"""One rule for every reader of recordings: whatever is wrong with one of them is its own rejection, by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soxr
+from recordings import noise
+from shard_crops import RATE, crop
+from tars import encoded, pack
+
+from bestrq2.data import audio
+from bestrq2.data.decoders import AudioBytes, SoundFileDecoder
+from bestrq2.data.hdf5 import _Row
+from bestrq2.data.labels import load_labelled
+from bestrq2.data.loader import AllRejectedError, CropDataset, fixed_crops
+from bestrq2.data.open_source import open_source
+from bestrq2.data.order import CropKey
+from bestrq2.data.prepare.cutting import Options, cut, read_pieces
+from bestrq2.data.shards.files import TarFiles
+from bestrq2.data.sources import ArraySource, SubsetSource
+from bestrq2.data.spans import SpanReader, Task, reason_of, sample_reader
+from bestrq2.errors import AudioError
+from bestrq2.evaluate.task_probe import embed_split
+from bestrq2.inference.embedder import Embeddings
+from bestrq2.inference.inputs import mono_blocks
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+FILE_READERS = ["folder", "list", "tar", "subset", "mixture", "hub"]
+
+
+def open_files(reader, root, contents):
+    """A source of these files, in the order of their names."""
+    root.mkdir()
+    names = sorted(contents)
+    for name in names:
+        (root / name).write_bytes(contents[name])
+    if reader == "list":
+        (root / "list.csv").write_text("path\n" + "\n".join(names))
+        return open_source(root / "list.csv")
+    if reader == "tar":
+        return open_source(pack(root / "x.tar", [(name, contents[name]) for name in names]))
+    if reader == "mixture":
+        (root / "mix.yaml").write_text(f"sources: [{', '.join(f'{{data: {name}}}' for name in names)}]")
+        return open_source(root / "mix.yaml")
+    if reader == "hub":
+        pytest.importorskip("datasets")
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        rows = pa.array([{"bytes": contents[name], "path": name} for name in names], kind)
+        pq.write_table(pa.table({"audio": rows}), root / "x.parquet")
+        return open_source(f"hub:{root / 'x.parquet'}?column=audio")
+    source = open_source(root)
+    return SubsetSource(source, np.arange(len(source)), "part") if reader == "subset" else source
+
+
+def open_waveforms(reader, root, waveforms):
+    """A source of float32 waveforms [samples] of one length."""
+    if reader == "array":
+        return ArraySource(waveforms, RATE, "mine")
+    if reader == "hdf5":
+        h5py = pytest.importorskip("h5py")
+        root.mkdir()
+        with h5py.File(root / "x.h5", "w") as file:
+            file["waveform"], file.attrs["sample_rate"] = np.stack(waveforms), RATE
+            file["audio_name"] = np.array([f"{number}" for number in range(len(waveforms))], "S9")
+        return open_source(root / "x.h5")
+    if reader == "pcm tar":
+        contents = {f"{number}.wav": encoded(one, RATE) for number, one in enumerate(waveforms)}
+        return open_files("tar", root, contents)
+    contents = {f"{number}.wav": encoded(one, RATE, subtype="FLOAT") for number, one in enumerate(waveforms)}
+    return open_files(reader, root, contents)
+
+
+def problems(source, rate=RATE):
+    """Reasons why training, validation, `embed` and `predict`, and `prepare` reject each recording; "" for none."""
+    found = []
+    for index in range(len(source)):
+        name, one = source.describe(index), SubsetSource(source, np.array([index]), "one")
+        rejected = []
+        fixed_crops(one, 1, seed=0, sampling_rate=rate, max_seconds=1.0, rejected=rejected)
+        try:
+            item = CropDataset(source, rate, 1.0, seed=0)[CropKey(0, index, 0, 0)]
+            rejected += item.rejected[:1]
+        except AllRejectedError:
+            with pytest.raises(AudioError, match=f"^{re.escape(name)}: ") as error:
+                crop(source, index, rate=rate)
+            rejected.append((name, reason_of(error.value, name)))
+        assert {path for path, _ in rejected} <= {name}
+        options = Options(rate, "wav", 10.0, 0.5, 100.0)
+        embedded = sample_reader(source, rate)(Task(index)).problem
+        prepared = SpanReader(source, rate, options.span_samples, partial(cut, source, options))(Task(index))
+        pieces = [] if prepared.content is None else [piece.reason for piece in read_pieces(prepared.content)]
+        found.append([*(reason for _, reason in rejected), embedded, prepared.problem or pieces[0]])
+    return found
+
+
+class CodecError(Exception):
+    """An error of a library that knows nothing of this package."""
+
+
+ERRORS = [MemoryError(), ZeroDivisionError("by zero"), OverflowError(), RecursionError("too deep"), CodecError("a\nb")]
+PLACES = [(soxr, "resample"), (audio, "check_usable"), (audio, "array_decoder"), (audio, "open_decoder")]
+PLACES += [(SoundFileDecoder, "read"), (SoundFileDecoder, "close"), (_Row, "read"), (TarFiles, "read_into")]
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("reader", [*FILE_READERS, "array", "hdf5", "pcm tar"])
+def test_whatever_is_raised_on_a_recording_is_its_rejection(reader, tmp_path, monkeypatch):
+    source = open_waveforms(reader, tmp_path / "x", [noise(1, RATE, seed) for seed in range(2)])
+    assert problems(source, 8_000) == [["", ""]] * 2
+    for error, (owner, name) in zip(ERRORS * 2, PLACES, strict=False):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing(error))
+            found = problems(source, 8_000)
+        if owner is soxr:
+            sentence = re.escape(" ".join(f"cannot be used ({type(error).__name__}: {error}".split()).removesuffix(":"))
+            assert all(re.fullmatch(rf"{sentence}\)\.", reason) for reasons in found for reason in reasons)
+            assert [len(reasons) for reasons in found] == [4, 4]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_whatever_is_raised_on_an_input_of_embed_names_it(error, tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(content := encoded(noise(1, RATE), RATE))
+    monkeypatch.setattr(soxr, "ResampleStream", failing(error))
+    waveform = noise(1, RATE)
+    forms = [tmp_path / "a.wav", content, AudioBytes("x", content), io.BytesIO(content), waveform, waveform.tolist()]
+    for form in forms:
+        with pytest.raises(AudioError, match=rf"^it: .*cannot be used \({type(error).__name__}") as caught:
+            list(mono_blocks("it", form, RATE, 8_000))
+        assert "\n" not in str(caught.value)
+
+
+class _Samples:
+    """Features that read every clip from beginning to end, as an encoder does."""
+
+    name = "samples"
+
+    def embed(self, audio, sampling_rate=None):
+        clips = [np.concatenate(list(mono_blocks(str(one), one, RATE, RATE))) for one in audio]
+        vectors = np.array([[clip.mean(), clip.std()] for clip in clips], np.float32)
+        shape = (len(clips), 1)
+        return Embeddings(vectors, vectors[:, None], np.ones(shape, bool), np.zeros(shape))
+
+
+@pytest.mark.parametrize("reader", ["folder", "tar", "hub"])
+def test_a_labelled_clip_that_cannot_be_looked_up_or_read_is_left_out_of_a_probe(reader, tmp_path):
+    root, names = tmp_path / "x", [f"{number}.flac" for number in range(8)]
+    contents = {name: encoded(noise(1, RATE, seed), RATE, "FLAC") for seed, name in enumerate(names)}
+    contents["7.flac"] = b"not audio at all"
+    if reader == "folder":
+        for number, name in enumerate(names):
+            (root / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            (root / "ab"[number % 2] / name).write_bytes(contents[name])
+    elif reader == "tar":
+        root.mkdir()
+        labels = {f"{number}.json": json.dumps({"label": "ab"[number % 2]}).encode() for number in range(8)}
+        pack(root / "x.tar", [*contents.items(), *labels.items()])
+    else:
+        pytest.importorskip("datasets")
+        root.mkdir()
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        rows = [{"bytes": None if name == "6.flac" else contents[name], "path": name} for name in names]
+        table = pa.table({"audio": pa.array(rows, kind), "label": ["ab"[number % 2] for number in range(8)]})
+        pq.write_table(table, root / "x.parquet")
+        root = f"hub:{root / 'x.parquet'}?column=audio"
+    (task,) = load_labelled(root)
+    rows = [embed_split(_Samples(), task, split) for split in ("train", "test")]
+    skipped = sorted(reason.split(": ")[1].rpartition("/")[2] for split in rows for reason in split.skipped)
+    assert skipped == ["6.flac", "7.flac"][reader != "hub" :]
+    assert sum(len(split.features) for split in rows) == 8 - len(skipped)
