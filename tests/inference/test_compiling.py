@@ -16,6 +16,12 @@ from example_sounds import padded_batch, scenes
 
 MODERN = {"position_embedding": "rope_2d", "norm": "rmsnorm", "activation": "swiglu", "qk_norm": True}
 
+CONFORMER = {
+    "encoder_type": "conformer", "position_embedding": "relative", "objective": "one_stage", "mask_fill": "noise",
+    "mask_shape": "span", "mask_block_size": [1, 4], "num_mel_bands": 80, "patch_size": [80, 4], "n_fft": 400,
+    "hop_length": 160, "conformer_channels": [8, 4], "input_normalization": "clip",
+}  # fmt: skip
+
 
 def both(config, compile, backend):
     torch._dynamo.reset()
@@ -94,3 +100,20 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(tiny_config, cap
     assert "runs uncompiled" in message
     assert "no C++ compiler found" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "strict"),
+    [({"win_length": 1800}, False), ({"win_length": 1700, **MODERN}, True), ({"win_length": 399, **CONFORMER}, False)],
+    ids=["vit", "modern", "conformer"],
+)
+def test_an_exported_encoder_gives_the_same_and_leaves_the_model_as_it_was(tiny_encoder, changes, strict):
+    model = tiny_encoder(mel_min_hz=35.0, **changes)  # of no other test, so that its constants are made in the export
+    clips, mask = padded_batch([40_000, 30_000])
+    with torch.no_grad():
+        exported = torch.export.export(model, (clips, mask), strict=strict).module()(clips, mask).pooler_output
+    clips.requires_grad_()
+    found = model(clips, mask).pooler_output
+    torch.testing.assert_close(exported, found, atol=1e-5, rtol=0)
+    found.square().sum().backward()
+    assert (clips.grad.abs().amax(dim=1) > 0).all()

@@ -242,8 +242,9 @@ def test_training_works_after_embedding_in_inference_mode(tiny_pretraining):
         clips = scenes(2, 80_000)
         with torch.inference_mode():
             model.base_model(clips)
-        model.train()(clips).loss.backward()
+        model.train()(clips.requires_grad_()).loss.backward()
         assert model.bestrq2.patch_embedding.weight.grad.abs().max() > 0
+        assert clips.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

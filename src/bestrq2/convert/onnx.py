@@ -233,8 +233,6 @@ def _write_graph(source: str, model: BestRQ2Model, path: Path) -> None:
     example = min(2 * width + 1, most)
     inputs = torch.zeros(2, bands, example), torch.tensor([example, width])
     batch, frames = torch.export.Dim("batch", min=1), torch.export.Dim("frames", min=width, max=most)
-    with torch.no_grad():
-        encoder(*inputs)  # fills the caches of positions with tensors, before tracing would with its own kind
     try:
         with _quiet():
             program = torch.onnx.export(

@@ -6,13 +6,12 @@ by a norm per token, so that no clip depends on the others in its batch.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_bestrq2 import BestRQ2Config
+from .kernels import cached
 from .patches import unpatchify
 from .transformer import run_blocks
 
@@ -68,19 +67,17 @@ class ConvolutionalEmbedding(nn.Module):
         return self.dropout(self.proj(self.convolutions(image).permute(0, 2, 3, 1).flatten(2)))
 
 
-@lru_cache(maxsize=64)
+@cached
 def relative_positions(count: int, width: int, device: torch.device) -> Tensor:
     """Sine-cosine embeddings of the offsets count - 1 down to -(count - 1), float32 [2 * count - 1, width].
 
     An offset is the query's place minus the key's place. Sines (even) and cosines (odd) alternate, with
     temperature 10000.
     """
-    # Created in inference mode, the cached tensor could not be used in a later training step.
-    with torch.inference_mode(False):
-        offsets = torch.arange(count - 1, -count, -1, dtype=torch.float64, device="cpu")
-        frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
-        angles = offsets[:, None] * frequencies
-        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device=device, dtype=torch.float32)
+    offsets = torch.arange(count - 1, -count, -1, dtype=torch.float64, device="cpu")
+    frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+    angles = offsets[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device=device, dtype=torch.float32)
 
 
 def relative_shift(scores: Tensor) -> Tensor:

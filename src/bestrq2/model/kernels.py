@@ -1,4 +1,4 @@
-"""Hand-written kernels: fused autograd functions, chunked cross-entropy, copies to a device.
+"""Hand-written kernels: fused autograd functions, chunked cross-entropy, copies to a device, cached constants.
 
 Each autograd function makes fewer passes over memory than the plain formula and keeps less for the backward pass.
 Compilers and exporters get the plain formula instead, which they fuse and differentiate themselves (see `traced`).
@@ -6,12 +6,18 @@ Compilers and exporters get the plain formula instead, which they fuse and diffe
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _disable_current_modes
+
+Arguments = ParamSpec("Arguments")
+Made = TypeVar("Made")
 
 # Logits per chunk and the fewest rows per chunk. A CPU is fastest with chunks that fit its caches, a GPU with large
 # products; every chunk costs one pass over the gradient of the weights.
@@ -31,6 +37,25 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def traced() -> bool:
     """Return whether a compiler or an exporter is tracing the code."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def cached(function: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
+    """Cache the tensors of a function, such as positions of a grid, for use anywhere later.
+
+    They are plain tensors with values, wherever they are first needed: tensors created in inference mode could not take
+    part in a later training step, and those created under `torch.export` would be fake.
+    """
+    kept = lru_cache(maxsize=64)(function)
+
+    @wraps(function)
+    def call(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Made:
+        if torch.compiler.is_dynamo_compiling():  # it puts the computation itself into its graph
+            return function(*arguments, **keywords)
+        with torch.inference_mode(False), _disable_current_modes():
+            return kept(*arguments, **keywords)  # type: ignore[arg-type]
+
+    call.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+    return call
 
 
 class RMSNormalization(torch.autograd.Function):

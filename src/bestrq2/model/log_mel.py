@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from .configuration_bestrq2 import BestRQ2Config
-from .kernels import to_device
+from .kernels import cached, to_device
 
 POWER_FLOOR = 1e-10
 # Typical statistics of recordings in dB, used until `set_statistics` provides measured ones.
 DEFAULT_MEAN, DEFAULT_DEVIATION = -20.0, 20.0
 
 
-@lru_cache(maxsize=16)
+@cached
 def _window(win_length: int, device: torch.device) -> Tensor:
     return torch.hann_window(win_length, dtype=torch.float32, device="cpu").to(device)
 
 
-@lru_cache(maxsize=16)
+@cached
 def mel_filters(n_fft: int, bands: int, low: float, high: float, sampling_rate: int, device: torch.device) -> Tensor:
     """Triangular mel filters on the HTK scale without area normalization, float32 [n_fft/2+1, bands].
 

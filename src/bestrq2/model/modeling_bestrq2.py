@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_bestrq2 import BestRQ2Config
 from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention, init_convolution
-from .kernels import head_cross_entropy, to_device
+from .kernels import head_cross_entropy, to_device, traced
 from .log_mel import InputStatistics, LogMel
 from .masking import Split, draw_hidden_mask, split_by_mask
 from .patches import Patches, patch_columns, patch_validity, patchify
@@ -152,7 +152,8 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             lengths = _lengths(attention_mask, input_values)
         log_mel, frames = self.log_mel(input_values, lengths)
         padded = lengths is not None
-        if padded and frames.device.type == "cpu":  # on other devices this would cost a synchronization
+        # On other devices this would cost a synchronization, and a tracer has no values.
+        if padded and frames.device.type == "cpu" and not traced():
             # Clips with equally many patches need no attention mask, which would slow the attention down.
             width = self.config.patch_size[1]
             padded = bool((patch_columns(frames, width) < log_mel.shape[-1] // width).any())
@@ -233,7 +234,8 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             return BestRQ2ModelOutput(frames, frames.mean(dim=1), states, frame_mask)
         frame_mask = patch_validity(patches.clip_columns, 1, patches.columns).to(states.device)
         frames = frames.masked_fill(~frame_mask[..., None], 0.0)
-        pooled = frames.sum(dim=1) / frame_mask.sum(dim=1, keepdim=True)
+        wide = torch.promote_types(frames.dtype, torch.float32)  # in float16 the sum over a long clip overflows
+        pooled = frames.sum(dim=1, dtype=wide) / frame_mask.sum(dim=1, keepdim=True)
         return BestRQ2ModelOutput(frames, pooled.to(frames.dtype), states, frame_mask)
 
     def embed_patches(self, patches: Patches) -> Tensor:
@@ -260,7 +262,8 @@ def _lengths(attention_mask: Tensor, input_values: Tensor) -> Tensor:
             f"got {tuple(attention_mask.shape)}"
         )
     lengths = attention_mask.sum(dim=1, dtype=torch.int64)
-    if attention_mask.device.type == "cpu":  # on other devices the check would cost a synchronization
+    # On other devices the check would cost a synchronization, and a tracer has no values.
+    if attention_mask.device.type == "cpu" and not traced():
         if bool((lengths == 0).any()):
             raise ValueError("attention_mask leaves a clip without any sample")
         if bool((attention_mask[:, 1:].to(torch.int8) > attention_mask[:, :-1].to(torch.int8)).any()):

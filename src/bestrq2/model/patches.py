@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .kernels import Rotation, traced
+from .kernels import Rotation, cached, traced
 
 
 @dataclass
@@ -76,7 +75,7 @@ def patch_validity(columns: Tensor, rows: int, total_columns: int) -> Tensor:
     return inside.repeat(1, rows)
 
 
-@lru_cache(maxsize=64)
+@cached
 def sine_cosine_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
     """2-D sine-cosine position embeddings, float32 [rows * columns, width] (paper section 3).
 
@@ -96,7 +95,7 @@ def sine_cosine_positions(rows: int, columns: int, width: int, device: torch.dev
     return positions.to(device=device, dtype=torch.float32)
 
 
-@lru_cache(maxsize=64)
+@cached
 def rotary_angles(rows: int, columns: int, head_width: int, two_dimensional: bool, device: torch.device) -> Tensor:
     """Rotary angles of queries and keys, float32 [rows * columns, head_width], base 10000, for `rotate`.
 
@@ -118,15 +117,13 @@ def rotary_angles(rows: int, columns: int, head_width: int, two_dimensional: boo
     return both.reshape(rows * columns, head_width).to(device=device, dtype=torch.float32)
 
 
-@lru_cache(maxsize=64)
+@cached
 def rotary_tables(
     rows: int, columns: int, head_width: int, two_dimensional: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of `rotary_angles`, float32 [rows * columns, head_width] each."""
-    # Created in inference mode, the cached tensors could not be used in a later training step.
-    with torch.inference_mode(False):
-        angles = rotary_angles(rows, columns, head_width, two_dimensional, torch.device("cpu"))
-        return angles.cos().to(device), angles.sin().to(device)
+    angles = rotary_angles(rows, columns, head_width, two_dimensional, torch.device("cpu"))
+    return angles.cos().to(device), angles.sin().to(device)
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor], parts: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_bestrq2 import BestRQ2Config
-from .kernels import RMSNormalization, SwiGLU, traced
+from .kernels import RMSNormalization, SwiGLU, cached, traced
 from .patches import rotary_tables, rotate, sine_cosine_positions
 
 
@@ -72,11 +71,10 @@ def make_norm(config: BestRQ2Config, width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.use_bias)
 
 
-@lru_cache(maxsize=64)
+@cached
 def _kept_shares(rates: tuple[float, ...], device: torch.device) -> Tensor:
     """Return 1 - rate of every block, float32 [blocks, 1, 1, 1, 1]."""
-    with torch.inference_mode(False):
-        return (1.0 - torch.tensor(rates, device="cpu")).view(-1, 1, 1, 1, 1).to(device)
+    return (1.0 - torch.tensor(rates, device="cpu")).view(-1, 1, 1, 1, 1).to(device)
 
 
 def branch_scales(rates: tuple[float, ...], clips: int, device: torch.device) -> Tensor:
