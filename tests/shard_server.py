@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,18 +58,23 @@ class Server:
         files: content of each path.
         breaks: bytes after which the connection breaks, one entry an answer, of each path.
         answers: status codes to give instead, one entry an answer, of each path.
+        odd: functions that answer in place of the server, of each path.
         asked: the paths, in the order of the requests.
     """
 
     files: dict[str, bytes]
     breaks: dict[str, list[int]] = field(default_factory=dict)
     answers: dict[str, list[int]] = field(default_factory=dict)
+    odd: dict[str, Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     url: str = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.lstrip("/")
         self.asked.append(path)
+        if path in self.odd:
+            self.odd[path](request)
+            return
         codes = self.answers.get(path, [])
         code = codes.pop(0) if codes else 200 if path in self.files else 404
         if code != 200:

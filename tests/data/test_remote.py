@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -282,6 +284,74 @@ def test_a_host_that_does_not_answer_is_named_at_once(monkeypatch):
     monkeypatch.setattr(remote, "WAITS", (1000.0,))
     with pytest.raises(UnreachableError, match="Connection refused; check the address, and that its server runs"):
         open_source("http://127.0.0.1:9/0.tar")
+
+
+def answer_for_ever(block, pause=0.0, start=b"HTTP/1.0 200 OK\r\n\r\n"):
+    """An answer that begins with `start` and goes on with the same block until the client leaves."""
+
+    def answer(request):
+        request.wfile.write(start)
+        while True:
+            request.wfile.write(block)
+            time.sleep(pause)
+
+    return answer
+
+
+def redirect_to(place):
+    def answer(request):
+        request.send_response(302)
+        request.send_header("Location", place)
+        request.end_headers()
+
+    return answer
+
+
+ODD_ANSWERS = {
+    "zeros": (answer_for_ever(bytes(1 << 16)), "zeros.tar: the tar holds no members"),
+    "text": (answer_for_ever(b"hello" * 9999), "text.tar: is not a tar"),
+    "endless": (answer_for_ever(tar_of({"0.wav": clip(0)})), r"has more than 0.001 GB; raise BESTRQ2_SHARD_CACHE_GB"),
+    "bomb": (redirect_to("packed.tar"), r"bomb.tar cannot be fetched: it has more than 0.001 GB"),
+    "silent": (answer_for_ever(b"", 0.05, b""), "silent.tar cannot be fetched: no answer in time"),
+    "slow-body": (answer_for_ever(b"x", 0.05), "slow-body.tar cannot be fetched: no answer in time"),
+    "slow-header": (answer_for_ever(b"x", 0.05, b"HTTP/1.0 200 OK\r\nA: "), "header.tar cannot be fetched: no answer"),
+    "file": (redirect_to("file:///etc/passwd"), r"its server redirects to 'file:///etc/passwd', which is not http\.$"),
+    "ftp": (redirect_to("ftp://host/0.tar"), "its server redirects to 'ftp://host/0.tar', which is not http"),
+    "circle": (redirect_to("circle.tar"), "circle.tar cannot be fetched: "),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_ANSWERS)
+def test_a_server_that_does_not_serve_is_given_up_with_one_sentence(monkeypatch, kind):
+    monkeypatch.setattr(remote, "READ_SECONDS", 0.4)
+    monkeypatch.setattr(remote, "DEFAULT_GB", 0.001)
+    monkeypatch.setenv("BESTRQ2_SHARD_CACHE_GB", "0.001")
+    answer, reason = ODD_ANSWERS[kind]
+    with serving({"packed.tar": gzip.compress(tar_of({"0.wav": bytes(2_000_000)}))}) as server:
+        server.odd = {f"{kind}.tar": answer, f"{kind}.tar.index.parquet": answer}
+        start = time.monotonic()
+        with pytest.raises(DataError, match=reason) as error:
+            open_source(f"{server.url}/{kind}.tar")
+        assert time.monotonic() - start < 5
+    assert str(error.value).startswith(server.url)
+    assert "\n" not in str(error.value)
+    assert not list(remote.cache_folder().glob("remote/.*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "is_followed"),
+    [
+        ("https://host/0.tar", "http://host/0.tar", False),
+        ("https://host/0.tar", "s3://bucket/0.tar", False),
+        ("https://host/0.tar", "https://other/0.tar", True),
+        ("https://host/0.tar", "//other/0.tar", True),
+        ("http://host/0.tar", "HTTPS://host/0.tar", True),
+        ("http://host/0.tar", "/1.tar", True),
+    ],
+)
+def test_redirects_stay_with_their_kind_of_url_or_go_to_https(url, location, is_followed):
+    with nullcontext() if is_followed else pytest.raises(ValueError, match=f"redirects to '{location}', which is not"):
+        remote.check_redirect(url, location)
 
 
 def test_urls_may_hold_any_letter():

@@ -150,6 +150,15 @@ def _next(tar: Path, headers: _Headers, size: int, count: int) -> tarfile.TarInf
         raise _damaged(tar, start) from error
 
 
+def begins_tar(head: bytes) -> bool:
+    """Whether the first block of a file is that of a tar, plain or compressed."""
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return any(map(head.startswith, COMPRESSED))
+    return True
+
+
 def _check_plain(tar: Path, handle: int) -> None:
     first = os.pread(handle, 8, 0)
     for magic, name in COMPRESSED.items():

@@ -11,18 +11,20 @@ Environment variables:
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import importlib
 import logging
 import os
-import shutil
+import tarfile
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,7 +33,7 @@ from urllib.parse import urlsplit
 from bestrq2.data.order import WINDOW_BYTES, Order
 from bestrq2.data.shards.building import INDEX_SUFFIX, load_index, stored_index
 from bestrq2.data.shards.index import ShardIndex
-from bestrq2.data.shards.members import BadShardError
+from bestrq2.data.shards.members import BadShardError, begins_tar
 from bestrq2.data.sources import LoaderError, RemoteShard
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.files import cache_folder, is_full, whole_file
@@ -44,6 +46,10 @@ DEFAULT_GB = 20.0
 WAITS = (1.0, 2.0, 4.0, 8.0)
 # Seconds without a connection, or without a byte, after which an attempt has failed (http).
 CONNECT_SECONDS, READ_SECONDS = 30.0, 60.0
+# An attempt has failed, too, if fewer bytes than these arrive in READ_SECONDS.
+LEAST_BYTES = 60_000
+# Seconds between two looks at a transfer.
+_WATCH_SECONDS = 0.2
 # Shards fetched at once while a corpus is indexed, or ahead of training.
 INDEXED_AT_ONCE, AHEAD_AT_ONCE = 8, 4
 # Places in the order that are looked through for remote shards, where few recordings are remote.
@@ -236,35 +242,78 @@ def _unused(path: str) -> bool:
 def _download(url: str, path: Path, waits: Sequence[float]) -> None:
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
         stale.unlink(missing_ok=True)
-    for wait in (*waits, None):
+    for pause in (*waits, None):
         try:
             with whole_file(path) as temporary:
-                _transfer(url, temporary)
+                _transfer(url, temporary, begins_tar)
             return
         except Exception as error:
             if isinstance(error, ConfigError) or (isinstance(error, OSError) and is_full(error)):
                 raise
             reason, final = _failure(error)
-            if final or wait is None:
+            if final or pause is None:
                 raise UnreachableError(f"{url} cannot be fetched: {reason}.") from error
-            logger.warning("%s: %s; trying again in %g s", url, reason, wait)
-        time.sleep(wait)
+            logger.warning("%s: %s; trying again in %g s", url, reason, pause)
+        time.sleep(pause)
 
 
-def _transfer(url: str, target: Path) -> None:
+def _transfer(url: str, target: Path, is_wanted: Callable[[bytes], bool]) -> None:
+    """Copy a remote file to a path, unpacked; only its beginning where `is_wanted(first bytes)` is False."""
     system, path = _file_system(url)
-    system.get_file(path, str(target))
-    with target.open("rb") as file:
-        start = file.read(6)
+    limit = max(cache_limit(), int(DEFAULT_GB * 1e9))
+    if getattr(system, "async_impl", False):
+        transfer = asyncio.run_coroutine_threadsafe(system._get_file(path, str(target)), system.loop)
+        _watch(transfer, target, is_wanted, limit)
+    else:
+        system.get_file(path, str(target))
+    start = _head(target)
     for magic, module in COMPRESSED.items():
         if start.startswith(magic):
             packed = target.with_name(f"{target.name}.packed.tmp")
             target.replace(packed)
             try:
                 with importlib.import_module(module).open(packed) as source, target.open("wb") as plain:
-                    shutil.copyfileobj(source, plain, 1 << 20)
+                    while block := source.read(1 << 20):
+                        plain.write(block)
+                        _check_size(plain.tell(), limit)
             finally:
                 packed.unlink(missing_ok=True)
+
+
+def _watch(transfer: Future[None], target: Path, is_wanted: Callable[[bytes], bool], limit: int) -> None:
+    """Wait for a transfer, and cancel it where it need not or will not come to its end.
+
+    Raises:
+        TimeoutError: fewer than `LEAST_BYTES` arrived in `READ_SECONDS`.
+        ValueError: more than `limit` bytes arrived.
+    """
+    before, deadline, is_known = 0, time.monotonic() + READ_SECONDS, False
+    try:
+        while not wait([transfer], _WATCH_SECONDS).done:
+            size = target.stat().st_size if target.exists() else 0
+            if size >= tarfile.BLOCKSIZE and not is_known:
+                if not is_wanted(_head(target)):
+                    return
+                is_known = True
+            _check_size(size, limit)
+            if time.monotonic() > deadline:
+                if size - before < LEAST_BYTES:
+                    raise TimeoutError
+                before, deadline = size, time.monotonic() + READ_SECONDS
+        transfer.result()
+    finally:
+        transfer.cancel()
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(f"it has more than {limit / 1e9:g} GB; raise BESTRQ2_SHARD_CACHE_GB if that is right")
+
+
+def _head(path: Path) -> bytes:
+    """First block of a file."""
+    with path.open("rb") as file:
+        return file.read(tarfile.BLOCKSIZE)
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -282,7 +331,8 @@ def _file_system(url: str) -> tuple[Any, str]:
 
         # The default is 5 minutes for a whole file.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-        options = {"client_kwargs": {"timeout": timeout, "headers": {"User-Agent": "bestrq2"}}}
+        headers = {"User-Agent": "bestrq2"}
+        options = {"client_kwargs": {"timeout": timeout, "headers": headers, "trace_configs": [_redirects()]}}
     try:
         system, path = url_to_fs(url, **options)
         return system, path
@@ -293,6 +343,30 @@ def _file_system(url: str) -> tuple[Any, str]:
     except ValueError as error:
         known = ", ".join(sorted({"http", "https", "s3", "gs", "hf", "file"}))
         raise ConfigError(f"{url}: there is no way to fetch from {protocol}://; known are {known}") from error
+
+
+@cache
+def _redirects() -> Any:
+    """Configuration of aiohttp that checks redirects."""
+    import aiohttp
+
+    async def check(session: Any, context: Any, request: Any) -> None:
+        check_redirect(str(request.url), request.response.headers.get("Location", ""))
+
+    checking = aiohttp.TraceConfig()
+    checking.on_request_redirect.append(check)
+    return checking
+
+
+def check_redirect(url: str, location: str) -> None:
+    """Check that a redirect leads neither from https to a connection in the clear, nor to another kind of URL.
+
+    Raises:
+        ValueError: it does.
+    """
+    before, after = urlsplit(url).scheme, urlsplit(location).scheme or urlsplit(url).scheme
+    if after not in ("https", before):
+        raise ValueError(f"its server redirects to {location[:200]!r}, which is not {before}")
 
 
 def _failure(error: Exception) -> tuple[str, bool]:
@@ -335,7 +409,7 @@ def shard_index(url: str, waits: Sequence[float] | None = None) -> ShardIndex:
         with suppress(Exception):
             place.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(place) as temporary:
-                _transfer(url + INDEX_SUFFIX, temporary)
+                _transfer(url + INDEX_SUFFIX, temporary, lambda head: head.startswith(b"PAR1"))
             if (stored := stored_index(place)) is not None:
                 return stored
     while True:
