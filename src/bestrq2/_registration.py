@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -45,17 +47,36 @@ _CALLBACKS: dict[str, Callable[[ModuleType], None]] = {
 
 _BEFORE: dict[str, Callable[[], None]] = {"transformers.audio_utils": hide_broken_torchaudio}
 
+# `modeling_layers` imports the Auto classes, and these modules import it: registering in between would find them half
+# imported.
+_ON_THE_WAY = {
+    "transformers.modeling_layers",
+    *("bestrq2.model." + name for name in ("conformer", "transformer", "modeling_bestrq2")),
+}
+
+
+class _Unfinished(threading.local):
+    """Number of watched modules that this thread is importing, and what is called when all are imported."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.calls: list[Callable[[], None]] = []
+
+
+_unfinished = _Unfinished()
+
 
 class _AroundImport(MetaPathFinder):
-    """Import hook that calls functions right before or after some modules of transformers are imported."""
+    """Import hook that calls functions right before some modules are imported, or once they are imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         # Removed first: the search below calls this method again.
         before, after = _BEFORE.pop(fullname, None), _CALLBACKS.pop(fullname, None)
-        if before is None and after is None:
+        if before is None and after is None and fullname not in _ON_THE_WAY:
             return None
+        _ON_THE_WAY.discard(fullname)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
             spec.loader = _Calling(spec.loader, before, after)
@@ -63,7 +84,7 @@ class _AroundImport(MetaPathFinder):
 
 
 class _Calling(Loader):
-    """Loader that calls functions before and after a module is executed."""
+    """Loader that calls functions before a module is executed, and after the outermost watched one is."""
 
     def __init__(
         self, loader: Loader, before: Callable[[], None] | None, after: Callable[[ModuleType], None] | None
@@ -76,9 +97,15 @@ class _Calling(Loader):
     def exec_module(self, module: ModuleType) -> None:
         if self._before is not None:
             self._before()
-        self._loader.exec_module(module)
+        _unfinished.count += 1
+        try:
+            self._loader.exec_module(module)
+        finally:
+            _unfinished.count -= 1
         if self._after is not None:
-            self._after(module)
+            _unfinished.calls.append(partial(self._after, module))
+        while _unfinished.calls and _unfinished.count == 0:
+            _unfinished.calls.pop(0)()
 
 
 def register() -> None:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
-from bestrq2.model.transformer import RMSNorm, branch_scales, eager_attention
+from bestrq2.model.attention import eager_attention_forward
+from bestrq2.model.transformer import Block, RMSNorm, branch_scales
+from bestrq2.train.objective import checkpoint_activations
 from example_sounds import padded_batch, scenes
 
 VARIANTS = [
@@ -53,13 +55,14 @@ def test_attention_is_a_weighted_mean_by_its_definition():
     queries, keys, values = (torch.randn(2, 3, 5, 4, dtype=torch.float64) for _ in range(3))
     mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
     mask[1, ..., 3:] = False
-    found = eager_attention(queries, keys, values, mask)
+    found, weights = eager_attention_forward(torch.nn.Module(), queries, keys, values, mask, scaling=0.5)
+    torch.testing.assert_close((weights @ values).transpose(1, 2), found)
     for clip, count in ((0, 5), (1, 3)):
         for head in range(3):
             for token in range(5):
                 scores = [math.exp(float(queries[clip, head, token] @ keys[clip, head, k]) / 2) for k in range(count)]
                 expected = sum(s * values[clip, head, k] for k, s in enumerate(scores)) / sum(scores)
-                torch.testing.assert_close(found[clip, head, token], expected, atol=1e-6, rtol=1e-6)
+                torch.testing.assert_close(found[clip, token, head], expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -97,7 +100,7 @@ def test_a_block_follows_its_definition(tiny_encoder, changes):
     else:
         inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
     expected = expected + linear(block.mlp.fc2, inner)
-    torch.testing.assert_close(block(tokens, None, None), expected)
+    torch.testing.assert_close(block(tokens, None, None)[0], expected)
 
 
 def test_the_order_of_tokens_does_not_matter_given_their_places(tiny_encoder):
@@ -129,9 +132,9 @@ def test_a_dropped_branch_leaves_the_tokens_of_its_clip_as_they_are(tiny_encoder
     tokens = torch.randn(3, 6, 32)
     scales = torch.tensor([[0.0, 0.0, 2.0], [0.0, 1.0, 1.0]])[..., None, None]
     with torch.no_grad():
-        found, plain = block(tokens, None, None, scales), block(tokens, None, None)
+        (found, _), (plain, _) = block(tokens, None, None, scales), block(tokens, None, None)
         second = tokens[1] + block.mlp(block.norm2(tokens[1:2]))[0]
-        branch = block.attn(block.norm1(tokens[2:]), None, None)[0]
+        branch = block.attn(block.norm1(tokens[2:]), None, None)[0][0]
     assert torch.equal(found[0], tokens[0])
     torch.testing.assert_close(found[1], second)
     assert not torch.allclose(found[2], plain[2])
@@ -149,7 +152,6 @@ def test_stochastic_depth_rises_linearly_in_the_encoder_and_is_zero_in_the_predi
     assert torch.equal(model.eval().base_model(clips)[1], model.base_model(clips)[1])
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 @pytest.mark.parametrize("changes", [{}, {"objective": "one_stage", "position_embedding": "rope_2d"}], ids=str)
 def test_gradient_checkpointing_gives_equal_gradients(tiny_pretraining, changes):
     model = tiny_pretraining(num_hidden_layers=3, drop_path_rate=0.3, **changes).train()
@@ -157,8 +159,8 @@ def test_gradient_checkpointing_gives_equal_gradients(tiny_pretraining, changes)
     gradients = []
     for enabled in (False, True):
         if enabled:
-            model.gradient_checkpointing_enable()
-            assert model.bestrq2.encoder.gradient_checkpointing
+            checkpoint_activations(model)
+            assert all(module.gradient_checkpointing for module in model.modules() if isinstance(module, Block))
         model.zero_grad()
         torch.manual_seed(5)
         model(clips, hidden_mask=hidden).loss.backward()

@@ -117,6 +117,8 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
         raise CheckpointError(f"{folder}: holds an encoder without the rest of a {model_class.__name__}; {remedy}")
     problems["misshaped"] = sorted(str(key[0]) for key in report.get("mismatched_keys") or [])
     raise_for_keys(str(folder), problems)
+    # Callers here request what they read, whatever the stored configuration requests for others.
+    model.config.return_dict, model.config.output_hidden_states, model.config.output_attentions = True, False, False
     return model.eval()
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention import Record, attend, make_attention_mask, run_blocks
 from .configuration_bestrq2 import BestRQ2Config
 from .kernels import cached
 from .patches import unpatchify
-from .transformer import run_blocks
 
 
 @torch.no_grad()
@@ -93,7 +94,9 @@ def relative_shift(scores: Tensor) -> Tensor:
 
 
 class RelativeAttention(nn.Module):
-    """Multi-head self-attention with relative positions (Transformer-XL)."""
+    """Multi-head self-attention with relative positions (Transformer-XL), a bias of the scores."""
+
+    is_causal = False  # read by the kernels of transformers
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__()
@@ -114,29 +117,20 @@ class RelativeAttention(nn.Module):
         nn.init.zeros_(self.content_bias)
         nn.init.zeros_(self.position_bias)
 
-    def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
-        """Attend: [B, N, D] to [B, N, D]; `positions` [2N - 1, D] from `relative_positions`, `valid` bool [B, N]."""
+    def forward(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Attend: [B, N, D] to [B, N, D] and the weights of `attend`.
+
+        `positions` [2N - 1, D] are those of `relative_positions`, the mask is that of `make_attention_mask`.
+        """
         queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         offsets = self.position(positions.to(tokens.dtype)).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
         to_keys = queries + self.content_bias[:, None].to(queries.dtype)
         to_offsets = queries + self.position_bias[:, None].to(queries.dtype)
         bias = relative_shift(to_offsets @ offsets) * queries.shape[-1] ** -0.5
-        if valid is not None:
-            bias = bias.masked_fill(~valid[:, None, None, :], float("-inf"))
-        dropout = self.config.conformer_dropout if self.training else 0.0
-        eager = self.config._attn_implementation == "eager"
-        attend = eager_biased_attention if eager else F.scaled_dot_product_attention
-        mixed = attend(to_keys, keys, values, attn_mask=bias, dropout_p=dropout)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
-def eager_biased_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor, dropout_p: float
-) -> Tensor:
-    """Attention by its definition, [B, heads, N, d] each; `attn_mask` [B, heads, N, N] is added to the scores."""
-    scores = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5 + attn_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
-    return F.dropout(weights, dropout_p) @ values
+        if attention_mask is not None:
+            bias = bias.masked_fill(~attention_mask, float("-inf"))
+        mixed, weights = attend(self, to_keys, keys, values, bias, self.config.conformer_dropout)
+        return self.proj(mixed), weights
 
 
 class HalfFeedForward(nn.Module):
@@ -178,7 +172,7 @@ class ConvolutionModule(nn.Module):
         return self.dropout(self.pointwise2(F.silu(self.depthwise_norm(mixed))))
 
 
-class ConformerBlock(nn.Module):
+class ConformerBlock(GradientCheckpointingLayer):
     """Conformer block: attention and convolution between two half feed-forward branches, and a final norm."""
 
     def __init__(self, config: BestRQ2Config) -> None:
@@ -190,13 +184,19 @@ class ConformerBlock(nn.Module):
         self.mlp2 = HalfFeedForward(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
-    def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
-        """Map [B, N, D] to [B, N, D]; `positions` [2N - 1, D] from `relative_positions`, `valid` bool [B, N]."""
+    def forward(
+        self, tokens: Tensor, positions: Tensor, valid: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map [B, N, D] to [B, N, D] and the attention weights, if the implementation gives them.
+
+        `positions` [2N - 1, D] are those of `relative_positions`, `valid` is bool [B, N], and the mask is made of it.
+        """
         tokens = tokens + self.mlp1(tokens)
-        tokens = tokens + self.attn(self.attn_norm(tokens), positions, valid)
+        branch, weights = self.attn(self.attn_norm(tokens), positions, attention_mask)
+        tokens = tokens + branch
         tokens = tokens + self.conv(tokens, valid)
         tokens = tokens + self.mlp2(tokens)
-        return self.norm(tokens)
+        return self.norm(tokens), weights
 
 
 class Conformer(nn.Module):
@@ -204,7 +204,7 @@ class Conformer(nn.Module):
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__()
-        self.gradient_checkpointing = False  # set by `gradient_checkpointing_enable` of transformers
+        self.config = config
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
 
     def added_positions(self, columns: int, device: torch.device) -> None:
@@ -217,7 +217,7 @@ class Conformer(nn.Module):
         columns: int,
         places: Tensor | None,
         valid: Tensor | None,
-        hidden_states: list[Tensor] | None = None,
+        record: Record | None = None,
     ) -> Tensor:
         """Run the blocks.
 
@@ -226,11 +226,11 @@ class Conformer(nn.Module):
             columns: number of columns of the grid, N.
             places: ignored; the convolutions need every token next to its neighbours, so tokens are the whole grid.
             valid: bool [B, N], True for tokens inside their clip; None for all.
-            hidden_states: list to which every block's output [B, N, D] is appended; None to keep none.
+            record: where the outputs of the blocks are kept; None to keep none.
 
         Returns:
             [B, N, D]. Values at invalid tokens are undefined.
         """
         positions = relative_positions(tokens.shape[1], tokens.shape[2], tokens.device)
-        recompute = self.gradient_checkpointing and self.training
-        return run_blocks(self.blocks, recompute, hidden_states, tokens, positions, valid)
+        attention_mask = make_attention_mask(self.config, tokens, valid)
+        return run_blocks(self.blocks, record, tokens, positions, valid, attention_mask)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
+from .attention import Record
 from .configuration_bestrq2 import BestRQ2Config
 from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention, init_convolution
 from .kernels import head_cross_entropy, to_device, traced
@@ -38,6 +40,7 @@ class BestRQ2ModelOutput(ModelOutput):
         frame_attention_mask: bool [B, T'], True for frames inside the clip.
         hidden_states: None unless requested; else the input of the first block, positions included, and the output of
             every block, [B, N, D] each, frequency-major, before the final norm. Values at padding are undefined.
+        attentions: None unless requested; else the attention weights of every block, [B, heads, N, N] each.
     """
 
     last_hidden_state: Tensor = None  # type: ignore[assignment]
@@ -45,6 +48,7 @@ class BestRQ2ModelOutput(ModelOutput):
     patch_hidden_states: Tensor = None  # type: ignore[assignment]
     frame_attention_mask: Tensor = None  # type: ignore[assignment]
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -67,6 +71,9 @@ class BestRQ2ForPreTrainingOutput(ModelOutput):
         code_perplexity: effective number of codes among the targets.
         code_coverage: share of the codebook among the targets.
         top_code_share: share of the most frequent target.
+        hidden_states: None unless requested; else those of the encoder as in `BestRQ2ModelOutput`. In two steps it
+            reads the visible patches only, [B, N - H, D] each in grid order.
+        attentions: None unless requested; else the attention weights of the encoder for the same patches.
     """
 
     loss: Tensor = None  # type: ignore[assignment]
@@ -82,6 +89,8 @@ class BestRQ2ForPreTrainingOutput(ModelOutput):
     code_perplexity: Tensor = None  # type: ignore[assignment]
     code_coverage: Tensor = None  # type: ignore[assignment]
     top_code_share: Tensor = None  # type: ignore[assignment]
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class BestRQ2PreTrainedModel(PreTrainedModel):
@@ -93,9 +102,30 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _no_split_modules = ("Block", "ConformerBlock")
     # In 16 bits they would change the codes and shift the input.
     _keep_in_fp32_modules_strict = ("quantizer", "statistics")
+
+    def __init__(self, config: BestRQ2Config) -> None:
+        if config.encoder_type == "conformer":
+            # Its relative positions are a bias for every head, which only "eager" and "sdpa" add to the scores.
+            self._supports_flash_attn = self._supports_flex_attn = False
+        super().__init__(config)
+
+    def _record(self, output_hidden_states: bool | None, output_attentions: bool | None) -> Record:
+        """Return an empty record of what is requested; None stands for the setting of the configuration."""
+        config = self.config
+        states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        weights = config.output_attentions if output_attentions is None else output_attentions
+        if weights and config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions: the attention implementation '{config._attn_implementation}' gives no weights; "
+                "call model.set_attn_implementation('eager') first"
+            )
+        return Record([] if states else None, [] if weights else None)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -195,11 +225,13 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             return (log_mel - mean) / variance.sqrt().clamp_min(1e-3)
         return log_mel
 
+    @can_return_tuple
     def forward(
         self,
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **unused: Any,
     ) -> BestRQ2ModelOutput:
         """Embed a batch of clips, independently of their padding.
@@ -209,21 +241,23 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
             output_hidden_states: return the input of the first block and the output of every block; None for the
                 configuration's setting.
+            output_attentions: return the attention weights of every block; None for the configuration's setting.
             unused: ignored; transformers passes further keyword arguments.
 
         Returns:
             Frames [B, T', D], clips [B, D], patches [B, N, D], the mask of frames [B, T'] and, if requested, the hidden
-            states: one more than there are blocks, [B, N, D] each.
+            states: one more than there are blocks, [B, N, D] each, and the attention weights [B, heads, N, N] of each
+            block. A tuple of these with `return_dict=False`.
+
+        Raises:
+            ValueError: for inputs of the wrong shape, or attention weights of another implementation than "eager".
         """
+        record = self._record(output_hidden_states, output_attentions)
         patches = self.patches(input_values, attention_mask)
         tokens = self.embed_patches(patches)
         valid = None if patches.valid is None else patches.valid.to(tokens.device)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        hidden_states = [tokens] if wanted else None
-        output = self.pooled(self.encoder(tokens, patches.columns, None, valid, hidden_states), patches)
-        if hidden_states is not None:
-            output.hidden_states = tuple(hidden_states)
-        return output
+        states = self.encoder(tokens, patches.columns, None, valid, record)
+        return BestRQ2ModelOutput(**self.pooled(states, patches), **record.fields())
 
     def pooled(self, states: Tensor, patches: Patches) -> BestRQ2ModelOutput:
         """Pool the encoder output of all patches [B, N, D] into frames and clips."""
@@ -288,6 +322,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         self.head = nn.Linear(head_input, config.num_codebooks * config.codebook_size, bias=config.use_bias)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_values: Tensor,
@@ -296,6 +331,8 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         generator: torch.Generator | None = None,
         lengths: Tensor | None = None,
         output_logits: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **unused: Any,
     ) -> BestRQ2ForPreTrainingOutput:
         """Hide patches and predict their codes.
@@ -309,15 +346,19 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             lengths: int64 [B], samples of each clip, a cheaper alternative to `attention_mask`.
             output_logits: whether to return logits. Training does not: the loss is then computed in chunks, and the
                 statistics that follow from `code_counts` (`target_entropy` to `top_code_share`) are left out too.
+            output_hidden_states: return the hidden states of the encoder; None for the configuration's setting.
+            output_attentions: return the attention weights of the encoder; None for the configuration's setting.
             unused: ignored; transformers passes further keyword arguments.
 
         Returns:
             Loss, logits and targets of the hidden patches, and diagnostics. With M masks per clip the batch dimension
-            is B * M, clip by clip.
+            is B * M, clip by clip. A tuple of these with `return_dict=False`.
 
         Raises:
-            ValueError: for a mask of the wrong shape, or one that hides none or all of a clip's patches.
+            ValueError: for a mask of the wrong shape, or one that hides none or all of a clip's patches, or attention
+                weights of another implementation than "eager".
         """
+        record = self._record(output_hidden_states, output_attentions)
         patches = self.bestrq2.patches(input_values, attention_mask, lengths)
         if hidden_mask is None:
             seed = int(torch.randint(2**31, (), generator=generator))
@@ -335,15 +376,17 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         valid = None if patches.valid is None else patches.valid.to(hidden_mask.device)
         split = split_by_mask(hidden_mask, valid, input_values.device)
         if self.config.objective == "two_step":
-            context, predicted = self._two_step(patches, split)
+            context, predicted = self._two_step(patches, split, record)
         else:
-            context, predicted = self._one_stage(patches, split, hidden_mask)
+            context, predicted = self._one_stage(patches, split, hidden_mask, record)
         if codes is None:
             targets = self.quantizer(_take(patches.quantizer_input, split.hidden))
         else:
             targets = codes.gather(1, split.hidden) if codes.ndim == 2 else _take(codes, split.hidden)
         scores = self._scored(predicted, targets, split.hidden_valid, output_logits)
-        return BestRQ2ForPreTrainingOutput(hidden_mask=hidden_mask, context_hidden_state=context, **scores)
+        return BestRQ2ForPreTrainingOutput(
+            hidden_mask=hidden_mask, context_hidden_state=context, **(scores | record.fields())
+        )
 
     def _checked_mask(self, hidden_mask: Tensor, patches: Patches) -> Tensor:
         batch, count, _ = patches.encoder_input.shape
@@ -362,7 +405,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
                 raise ValueError("hidden_mask must hide at least one patch of every clip and leave one visible")
         return hidden_mask
 
-    def _two_step(self, patches: Patches, split: Split) -> tuple[Tensor, Tensor]:
+    def _two_step(self, patches: Patches, split: Split, record: Record) -> tuple[Tensor, Tensor]:
         """Contextualize, then predict (paper section 2.2): the encoder sees visible patches only.
 
         Attention does not depend on the order of tokens, so the predictor gets [context, mask tokens] concatenated,
@@ -371,7 +414,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         columns, device, visible = patches.columns, split.places.device, split.visible
         tokens = self.bestrq2.embed_values(_take(patches.encoder_input, visible))
         tokens = _add(tokens, self.bestrq2.encoder.added_positions(columns, device), visible)
-        context = self.bestrq2.encoder(tokens, columns, visible, split.visible_valid)
+        context = self.bestrq2.encoder(tokens, columns, visible, split.visible_valid, record)
 
         positions = self.predictor.added_positions(columns, device)
         known = self.predictor_input(context).to(self.mask_token.dtype)
@@ -381,7 +424,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         states = self.predictor(torch.cat([known, asked], 1), columns, split.places, split.valid)
         return context, states[:, split.visible_count :]
 
-    def _one_stage(self, patches: Patches, split: Split, hidden_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _one_stage(self, patches: Patches, split: Split, hidden_mask: Tensor, record: Record) -> tuple[Tensor, Tensor]:
         """Replace hidden patches by mask tokens or noise and encode the whole grid (paper section 2.1)."""
         is_hidden = to_device(hidden_mask, split.places.device)
         if self.config.mask_fill == "noise":
@@ -393,7 +436,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         if positions is not None:
             tokens = tokens + positions.to(tokens.dtype)
         valid = None if patches.valid is None else to_device(patches.valid, tokens.device)
-        states = self.bestrq2.encoder(tokens, patches.columns, None, valid)
+        states = self.bestrq2.encoder(tokens, patches.columns, None, valid, record)
         return _take(states, split.visible), _take(states, split.hidden)
 
     def _with_noise(self, values: Tensor, is_hidden: Tensor) -> Tensor:
@@ -451,8 +494,15 @@ class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @can_return_tuple
     def forward(
-        self, input_values: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **unused: Any
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **unused: Any,
     ) -> SequenceClassifierOutput:
         """Classify a batch of clips.
 
@@ -464,16 +514,28 @@ class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
             attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
             labels: int64 [B], class indices ("single_label_classification"); float [B, classes] of 0 and 1
                 ("multi_label_classification"); float [B] or [B, classes] ("regression"); None for no loss.
+            output_hidden_states: return the hidden states of the encoder; None for the configuration's setting.
+            output_attentions: return the attention weights of the encoder; None for the configuration's setting.
             unused: ignored keyword arguments that transformers passes around.
 
         Returns:
-            `logits` [B, classes] and, with labels, `loss`: mean cross-entropy, binary cross-entropy or squared error.
+            `logits` [B, classes] and, with labels, `loss`: mean cross-entropy, binary cross-entropy or squared error;
+            `hidden_states` and `attentions` as in `BestRQ2ModelOutput`. A tuple of these with `return_dict=False`.
 
         Raises:
-            ValueError: for an unknown `config.problem_type`.
+            ValueError: for an unknown `config.problem_type`, or attention weights of another implementation than
+                "eager".
         """
-        logits = self.classifier(self.bestrq2(input_values, attention_mask).pooler_output)
-        return SequenceClassifierOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
+        encoded = self.bestrq2(
+            input_values,
+            attention_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self.classifier(encoded.pooler_output)
+        loss = None if labels is None else self._loss(logits, labels)
+        return SequenceClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         config, logits = self.config, logits.float()

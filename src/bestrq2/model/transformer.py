@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention import Record, attend, make_attention_mask, run_blocks
 from .configuration_bestrq2 import BestRQ2Config
 from .kernels import RMSNormalization, SwiGLU, cached, traced
 from .patches import rotary_tables, rotate, sine_cosine_positions
@@ -93,7 +93,9 @@ def branch_scales(rates: tuple[float, ...], clips: int, device: torch.device) ->
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention by `scaled_dot_product_attention`, or by its definition for "eager"."""
+    """Multi-head self-attention by the configured implementation."""
+
+    is_causal = False  # read by the kernels of transformers
 
     def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
         super().__init__()
@@ -106,9 +108,10 @@ class Attention(nn.Module):
         self.q_norm = make_norm(config, head_width) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, head_width) if config.qk_norm else nn.Identity()
 
-    def forward(self, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
-        """Attend: [B, N, D] to [B, N, D]; `attention_mask` is bool [B, 1, 1, N], True for keys to attend to."""
-        batch, count, width = tokens.shape
+    def forward(
+        self, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend: [B, N, D] to [B, N, D] and the weights of `attend`; the mask is that of `make_attention_mask`."""
         # Split along the width: the backward pass then concatenates the three gradients in a single copy.
         queries, keys, values = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1)
@@ -117,17 +120,8 @@ class Attention(nn.Module):
         if rotary is not None:
             queries = rotate(queries, rotary, self.rotary_parts)
             keys = rotate(keys, rotary, self.rotary_parts)
-        attend = eager_attention if self.config._attn_implementation == "eager" else F.scaled_dot_product_attention
-        mixed = attend(queries, keys, values, attn_mask=attention_mask)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
-
-
-def eager_attention(queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """Attention by its definition, [B, heads, N, d] each: the reference for the fused kernels."""
-    scores = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, float("-inf"))
-    return scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype) @ values
+        mixed, weights = attend(self, queries, keys, values, attention_mask)
+        return self.proj(mixed), weights
 
 
 class FeedForward(nn.Module):
@@ -151,7 +145,7 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(inner))
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Pre-norm block: attention and feed-forward, each a residual branch with stochastic depth."""
 
     def __init__(self, config: BestRQ2Config, shape: TransformerShape) -> None:
@@ -165,40 +159,17 @@ class Block(nn.Module):
         self,
         tokens: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
-        attention_mask: Tensor | None,
+        attention_mask: Any,
         scales: Tensor | None = None,
-    ) -> Tensor:
-        """Map [B, N, D] to [B, N, D]; `scales` [2, B, 1, 1] of the branches from `branch_scales`, None for ones."""
-        branch = self.attn(self.norm1(tokens), rotary, attention_mask)
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map [B, N, D] to [B, N, D] and the attention weights, if the implementation gives them.
+
+        `scales` [2, B, 1, 1] of the branches are those of `branch_scales`, None for ones.
+        """
+        branch, weights = self.attn(self.norm1(tokens), rotary, attention_mask)
         tokens = tokens + branch if scales is None else torch.addcmul(tokens, branch, scales[0])
         branch = self.mlp(self.norm2(tokens))
-        return tokens + branch if scales is None else torch.addcmul(tokens, branch, scales[1])
-
-
-def run_blocks(
-    blocks: nn.ModuleList,
-    recompute: bool,
-    hidden_states: list[Tensor] | None,
-    tokens: Tensor,
-    *others: Any,
-    own: Sequence[Any] | None = None,
-) -> Tensor:
-    """Run tokens [B, N, D] through a sequence of blocks.
-
-    Args:
-        blocks: modules called with the tokens and `others`.
-        recompute: recompute activations in the backward pass instead of keeping them.
-        hidden_states: list to which every block's output is appended; None to keep none.
-        tokens: input of the first block.
-        others: further arguments of every block.
-        own: last argument of each block, one per block; None for none.
-    """
-    for index, block in enumerate(blocks):
-        arguments = (tokens, *others) if own is None else (tokens, *others, own[index])
-        tokens = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
-        if hidden_states is not None:
-            hidden_states.append(tokens)
-    return tokens
+        return tokens + branch if scales is None else torch.addcmul(tokens, branch, scales[1]), weights
 
 
 class Transformer(nn.Module):
@@ -212,7 +183,6 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
-        self.gradient_checkpointing = False  # set by `gradient_checkpointing_enable` of transformers
         last = max(1, shape.layers - 1)
         self.drop_path_rates = tuple(shape.drop_path_rate * index / last for index in range(shape.layers))
         self.blocks = nn.ModuleList(Block(config, shape) for _ in range(shape.layers))
@@ -243,7 +213,7 @@ class Transformer(nn.Module):
         columns: int,
         places: Tensor | None,
         valid: Tensor | None,
-        hidden_states: list[Tensor] | None = None,
+        record: Record | None = None,
     ) -> Tensor:
         """Run the blocks and the final norm.
 
@@ -252,19 +222,17 @@ class Transformer(nn.Module):
             columns: number of columns of the grid.
             places: int64 [B, N], index of each token in the grid; None for the whole grid in order.
             valid: bool [B, N], True for tokens to attend to; None for all.
-            hidden_states: list to which every block's output [B, N, D] is appended, before the final norm; None to
-                keep none.
+            record: where the outputs of the blocks are kept, before the final norm; None to keep none.
 
         Returns:
             [B, N, D]. Values at invalid tokens are undefined.
         """
         rotary = self._rotary(columns, places, tokens.device)
-        attention_mask = None if valid is None else valid[:, None, None, :]
-        recompute = self.gradient_checkpointing and self.training
+        attention_mask = make_attention_mask(self.config, tokens, valid)
         scales = None
         if self.training and any(self.drop_path_rates):
             scales = branch_scales(self.drop_path_rates, tokens.shape[0], tokens.device).to(tokens.dtype).unbind(0)
-        return self.norm(run_blocks(self.blocks, recompute, hidden_states, tokens, rotary, attention_mask, own=scales))
+        return self.norm(run_blocks(self.blocks, record, tokens, rotary, attention_mask, own=scales))
 
     def _rotary(self, columns: int, places: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
         if not self.config.position_embedding.startswith("rope"):

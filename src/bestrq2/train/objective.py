@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batch import AudioBatch, fixed_batches
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.model.conformer import Conformer
 from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.model.quantizer import code_usage
-from bestrq2.model.transformer import Transformer
 from bestrq2.train.settings import PretrainConfig
 from bestrq2.train.task import Inputs, Sums, Task, added, unequal_lengths
 
@@ -152,8 +150,8 @@ def build_model(config: PretrainConfig) -> BestRQ2ForPreTraining:
     return model
 
 
-def checkpoint_activations(model: nn.Module) -> None:
+def checkpoint_activations(model: BestRQ2ForPreTraining) -> None:
     """Let encoder and predictor recompute their activations in the backward pass, to save memory."""
-    for part in model.modules():
-        if isinstance(part, Transformer | Conformer):
-            part.gradient_checkpointing = True
+    # Its old name warns in the releases of transformers that have the new one.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
