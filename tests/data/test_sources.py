@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import socket
@@ -15,7 +16,8 @@ from recordings import lag, noise, write
 from bestrq2.data import sources
 from bestrq2.data.audio import AUDIO_SUFFIXES, array_decoder, read_span
 from bestrq2.data.decoders import UnreadableAudioError
-from bestrq2.data.open_source import open_source
+from bestrq2.data.labels import load_labelled
+from bestrq2.data.open_source import absolute_spec, local_folder, open_source
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import ArraySource, FileSource, PathList, split_source
 from bestrq2.errors import AudioError, DataError
@@ -220,6 +222,26 @@ def test_suffixes_are_lower_case_with_a_dot():
 def test_soundworld_needs_a_count(spec):
     with pytest.raises(DataError, match="expected 'soundworld:N' with a positive whole number"):
         open_source(spec)
+
+
+@pytest.mark.parametrize("name", ["y" * 300, "hub:" + "y" * 300, "a\0b.wav", "soundworld:3/" + "y" * 300])
+def test_impossible_names_are_refused_with_one_sentence(name):
+    for opening in (lambda name: open_source(absolute_spec(name)), open_source, load_labelled):
+        with pytest.raises(DataError):
+            opening(name)
+    assert local_folder(name) is None
+
+
+@pytest.mark.parametrize("name", ["y" * 300 + ".wav", "a\0b.wav", "half of a pair \ud800.wav"])
+def test_an_impossible_name_in_a_list_costs_its_own_recording_only(folder, name):
+    (folder / "list.jsonl").write_text(f'{json.dumps({"path": name})}\n{{"path": "b.wav"}}\n')
+    source = open_source(folder / "list.jsonl")
+    with pytest.raises(UnreadableAudioError, match=r"\.wav: .*(File name too long|null byte|does not exist)"):
+        crop(source, 0)
+    assert len(crop(source, 1)) == 16_000
+    (folder / "table.jsonl").write_text(json.dumps({"path": name, "label": "a"}))
+    with pytest.raises(DataError, match="lists 1 file of 1 that cannot be found"):
+        load_labelled(folder / "table.jsonl")
 
 
 def test_soundworld_is_an_array_source(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,16 +121,16 @@ def _load(bare: str, split: str, config: str | None, revision: str | None) -> An
         raise DataError(f"{bare}: Hub datasets need a package; pip install 'bestrq2[hub]'.") from error
     name = bare.removeprefix(PREFIX)
     local = Path(name).expanduser()
-    if not name or (not local.exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1)):
+    if not name or (not os.path.exists(local) and (name.startswith(("/", ".", "~")) or name.count("/") > 1)):
         raise DataError(f"{bare} does not exist; write hub:USER/DATASET, or hub: and a local folder or Parquet file.")
     try:
         with _audio_left_encoded(), _client_quiet():
-            if (local / "state.json").exists() or (local / "dataset_dict.json").exists():
+            if any(os.path.exists(local / kind) for kind in ("state.json", "dataset_dict.json")):
                 saved = datasets.load_from_disk(str(local))
                 return _of_saved(bare, saved, split)
-            if local.is_file():
+            if os.path.isfile(local):
                 return datasets.load_dataset("parquet", data_files={split: str(local)}, split=split)
-            source = str(local.absolute()) if local.exists() else name
+            source = str(local.absolute()) if os.path.exists(local) else name
             return datasets.load_dataset(source, config, split=split, revision=revision)
     except (ConfigError, KeyboardInterrupt):
         raise

@@ -291,12 +291,13 @@ def _places(source: str | os.PathLike[str]) -> list[str]:
     """Files, folders or patterns of the tasks in a corpus."""
     name = os.fspath(source)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         folder = path.absolute()
         return [str(one) for one in _task_folders(folder)] or [str(folder)]
-    if not path.exists() and not set(":{*?[") & set(name):  # neither a pattern nor a named source
+    exists = os.path.exists(path)
+    if not exists and not set(":{*?[") & set(name):  # neither a pattern nor a named source
         raise DataError(f"{path} does not exist; give {_FORMS}, or soundworld.")
-    return [str(path) if path.exists() else name]
+    return [str(path) if exists else name]
 
 
 def _task_folders(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
@@ -358,7 +359,7 @@ def _task_name(place: str) -> tuple[str, str]:
 def _read(place: str) -> _Annotations:
     """Labels of one task."""
     path = Path(place)
-    if path.is_dir():
+    if os.path.isdir(path):
         if (path / EVENTS_FILE).is_file():
             return _read_events(path / EVENTS_FILE)
         if (path / MARKER).exists() or any(path.glob("*.tar")):
@@ -470,7 +471,7 @@ def _of_files(
         if path in seen:
             raise DataError(f"{origin} lists {path} twice; one label and split for each recording is expected.")
         seen.add(path)
-    missing = [path for path in files if not path.is_file()]
+    missing = [path for path in files if not os.path.isfile(path)]  # False for impossible names, too
     if missing:
         raise DataError(
             f"{origin} lists {counted(len(missing), 'file')} of {len(files)} that cannot be found; first: {missing[0]}."

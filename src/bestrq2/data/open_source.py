@@ -87,7 +87,7 @@ def absolute_spec(spec: str) -> str:
     """Make the paths in a --data argument absolute; links are not resolved."""
     if spec.startswith(HUB_PREFIX):
         bare, mark, query = spec.removeprefix(HUB_PREFIX).partition("?")
-        local = bool(bare) and Path(bare).expanduser().exists()
+        local = bool(bare) and os.path.exists(os.path.expanduser(bare))
         return f"{HUB_PREFIX}{_absolute(bare)}{mark}{query}" if local else spec
     if spec.partition(":")[0] == "soundworld" or is_remote(spec):
         return spec
@@ -98,9 +98,9 @@ def absolute_spec(spec: str) -> str:
 def _absolute(path: str) -> str:
     """Absolute path; ".." is resolved if that leads to the same place."""
     expanded = Path(path).expanduser()
-    if expanded.is_absolute() or expanded.exists() or not set("{*?[") & set(path):
+    if expanded.is_absolute() or os.path.exists(expanded) or not set("{*?[") & set(path):
         plain = Path(os.path.normpath(expanded.absolute()))
-        same = plain.exists() and expanded.exists() and plain.samefile(expanded)
+        same = os.path.exists(plain) and os.path.exists(expanded) and plain.samefile(expanded)
         return str(plain if same else expanded.absolute())
     # The working folder is not part of the pattern.
     folder = re.sub(r"([\\{}])", r"\\\1", glob.escape(os.getcwd()))
@@ -114,7 +114,7 @@ def local_folder(spec: str) -> Path | None:
     elif spec.partition(":")[0] == "soundworld" or is_remote(spec):
         return None
     folder = Path(spec).expanduser()
-    return folder if spec and folder.is_dir() else None
+    return folder if spec and os.path.isdir(folder) else None
 
 
 def _options(spec: str) -> tuple[str, dict[str, str]]:

@@ -127,7 +127,7 @@ class PathList(Sequence[Path]):
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        names = [os.fsencode(path) for path in paths]
+        names = [_encoded(path) for path in paths]
         self._letters = b"".join(names)
         self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
 
@@ -143,6 +143,13 @@ class PathList(Sequence[Path]):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = range(len(self))[index]
         return Path(os.fsdecode(self._letters[self._ends[place] : self._ends[place + 1]]))
+
+
+def _encoded(path: str) -> bytes:
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:  # half of a UTF-16 pair, possible in JSON: names no file
+        return path.encode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True)
