@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import av
 import numpy as np
 import soundfile
 from scipy.signal import butter, sosfiltfilt
+
+CASES = Path(os.environ.get("BESTRQ2_CASES", Path(__file__).parents[3] / "shared" / "cases"))
+"""Folder of odd files, with what the FFmpeg program decodes of them in audio/expected.json; need not exist."""
 
 
 def tone(seconds: float, rate: int, hz: float = 440.0, peak: float = 0.5) -> np.ndarray:
@@ -21,12 +25,14 @@ def noise(seconds: float, rate: int, seed: int = 0, highest_hz: float = 3000.0) 
     return (0.1 * sosfiltfilt(butter(8, highest_hz, fs=rate, output="sos"), white)).astype(np.float32)
 
 
-def write_with_ffmpeg(path: Path, waveform: np.ndarray, rate: int, codec: str, options: dict | None = None) -> Path:
-    """Encode [samples] or [channels, samples] by PyAV; the suffix decides the container."""
+def write_with_ffmpeg(
+    path: Path, waveform: np.ndarray, rate: int, codec: str, options: dict | None = None, format: str | None = None
+) -> Path:
+    """Encode [samples] or [channels, samples] by PyAV; the suffix decides the container if `format` does not."""
     waveform = np.atleast_2d(waveform)
     layout = {1: "mono", 2: "stereo"}[len(waveform)]
     names = {".opus": "ogg", ".aac": "adts"}
-    with av.open(str(path), "w", format=names.get(path.suffix), options=options or {}) as container:
+    with av.open(str(path), "w", format=format or names.get(path.suffix), options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.layout = layout
         for start in range(0, waveform.shape[1], 1024):

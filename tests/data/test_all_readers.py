@@ -17,12 +17,13 @@ from shard_crops import RATE, crop
 from tars import encoded, pack
 
 from bestrq2.data import audio
-from bestrq2.data.decoders import AudioBytes, SoundFileDecoder
 from bestrq2.data.hdf5 import _Row
 from bestrq2.data.labels import load_labelled
+from bestrq2.data.libsndfile import SoundFileDecoder
 from bestrq2.data.loader import AllRejectedError, CropDataset, fixed_crops
 from bestrq2.data.open_source import open_source
 from bestrq2.data.order import CropKey
+from bestrq2.data.places import AudioBytes
 from bestrq2.data.prepare.cutting import Options, cut, read_pieces
 from bestrq2.data.shards.files import TarFiles
 from bestrq2.data.sources import ArraySource, SubsetSource

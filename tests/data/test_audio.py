@@ -14,7 +14,7 @@ from recordings import lag, noise, write
 
 from bestrq2.data import audio
 from bestrq2.data.audio import array_decoder, check_usable, open_audio, random_crop, read_audio, read_span
-from bestrq2.data.decoders import UnreadableAudioError
+from bestrq2.data.places import UnreadableAudioError
 from bestrq2.errors import AudioError
 
 

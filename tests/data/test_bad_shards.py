@@ -15,13 +15,14 @@ from tars import clip, encoded, pack, shard
 
 from bestrq2.data.audio import open_audio
 from bestrq2.data.batch import collate
-from bestrq2.data.decoders import UnreadableAudioError, to_float32
 from bestrq2.data.loader import CropDataset, fixed_crops
 from bestrq2.data.open_source import open_source
 from bestrq2.data.order import CropKey
+from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.shards import files
 from bestrq2.data.shards.building import load_index
 from bestrq2.data.shards.shard_source import open_shards
+from bestrq2.data.waveforms import to_float32
 from bestrq2.errors import AudioError, DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")

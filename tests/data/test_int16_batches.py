@@ -15,8 +15,8 @@ from shard_crops import RATE
 
 from bestrq2.data.audio import check_usable
 from bestrq2.data.batch import Crop, collate
-from bestrq2.data.decoders import put_samples, to_float32
 from bestrq2.data.order import CropKey
+from bestrq2.data.waveforms import put_samples, to_float32
 from bestrq2.errors import AudioError
 
 SAMPLES = st.lists(st.one_of(st.integers(-8, 8), st.integers(-32768, 32767)), min_size=1, max_size=50)

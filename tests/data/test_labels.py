@@ -12,8 +12,8 @@ from tars import clip
 
 from bestrq2 import soundworld
 from bestrq2.data.audio import read_audio
-from bestrq2.data.decoders import AudioBytes
 from bestrq2.data.labels import LabelledTask, load_labelled, load_task
+from bestrq2.data.places import AudioBytes
 from bestrq2.errors import DataError
 from bestrq2.soundworld import Split
 

@@ -15,13 +15,13 @@ from shard_crops import RATE, batches, crop, described
 from tars import clip, encoded, pack, shard
 
 from bestrq2.data.audio import read_span
-from bestrq2.data.decoders import to_float32
 from bestrq2.data.loader import AllRejectedError, CropDataset
 from bestrq2.data.open_source import open_source
 from bestrq2.data.order import CropKey
 from bestrq2.data.shards import files
 from bestrq2.data.shards.files import TarFiles
 from bestrq2.data.shards.shard_source import open_shards
+from bestrq2.data.waveforms import to_float32
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

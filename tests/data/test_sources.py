@@ -15,9 +15,9 @@ from recordings import lag, noise, write
 
 from bestrq2.data import sources
 from bestrq2.data.audio import AUDIO_SUFFIXES, array_decoder, read_span
-from bestrq2.data.decoders import UnreadableAudioError
 from bestrq2.data.labels import load_labelled
 from bestrq2.data.open_source import absolute_spec, local_folder, open_source
+from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import ArraySource, FileSource, PathList, split_source
 from bestrq2.errors import AudioError, DataError

@@ -14,16 +14,9 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from bestrq2.data.decoders import (
-    FULL_SCALE,
-    HIGHEST_RATE,
-    LOWEST_RATE,
-    ArrayDecoder,
-    AudioBytes,
-    Decoder,
-    UnreadableAudioError,
-    open_decoder,
-)
+from bestrq2.data.decoders import ArrayDecoder, Decoder, open_decoder
+from bestrq2.data.places import AudioBytes, UnreadableAudioError
+from bestrq2.data.waveforms import FULL_SCALE, check_rate
 from bestrq2.errors import AudioError, BestRQ2Error
 
 AUDIO_SUFFIXES: frozenset[str] = frozenset(
@@ -51,6 +44,9 @@ All that FFmpeg or libsndfile name as audio, except playlists, and suffixes that
 
 SILENCE_PEAK = 1e-4
 """-80 dB of full scale: above the rounding noise of 16-bit silence (3e-5), below any recording with something in it."""
+
+LARGEST_SAMPLE = 16.0
+"""24 dB over full scale: above any float recording, below nearly all that hold integers as floats."""
 
 QUALITY = "HQ"
 """Quality of soxr's resampling."""
@@ -105,7 +101,6 @@ def open_audio(audio: str | Path | AudioBytes) -> Iterator[Decoder]:
     with errors_named(str(audio)), _failures_raised(audio):
         decoder = open_decoder(audio if isinstance(audio, AudioBytes) else Path(audio))
         try:
-            check_rate(decoder.rate)
             yield decoder
         finally:
             decoder.close()
@@ -184,8 +179,7 @@ def read_span(decoder: Decoder, start: int, count: int | None, sampling_rate: in
     if count is not None:
         frames = -(-(start + count) * down // up) + margin * down - phase * down
     samples = decoder.read(phase * down, frames)
-    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
-        raise AudioError("holds NaN or infinite samples.")
+    check_range(samples)
     # Drop the margin, which only served the filter.
     skipped = start - phase * up
     return resampled(samples, decoder.rate, sampling_rate)[skipped : None if count is None else skipped + count]
@@ -229,6 +223,27 @@ def random_crop(decoder: Decoder, rng: np.random.Generator, sampling_rate: int, 
     raise problem or AudioError("its length keeps changing while it is read.")
 
 
+def check_range(waveform: np.ndarray) -> None:
+    """Check that float samples are audio: finite, and within `LARGEST_SAMPLE`, so that resampling cannot overflow.
+
+    Args:
+        waveform: [samples] or [channels, samples]; integers always pass.
+
+    Raises:
+        AudioError: NaN or infinite samples, or samples that are far from [-1, 1].
+    """
+    if waveform.dtype.kind != "f" or not waveform.size:
+        return
+    largest = max(-float(waveform.min()), float(waveform.max()))  # NaN if one is
+    if largest <= LARGEST_SAMPLE:
+        return
+    if not math.isfinite(largest):
+        raise AudioError("holds NaN or infinite samples.")
+    raise AudioError(
+        f"holds samples of {largest:.4g}, far outside [-1, 1]; divide them by their full scale, 32768 for 16 bits."
+    )
+
+
 def check_usable(waveform: np.ndarray) -> None:
     """Check that a waveform is finite and not silent.
 
@@ -247,9 +262,8 @@ def check_usable(waveform: np.ndarray) -> None:
     beginning = waveform[:_QUICK_SAMPLES]
     if scale > 1 and (float(beginning.max()) - float(beginning.min())) / scale / 2 >= SILENCE_PEAK:
         return
+    check_range(waveform)
     low, high = float(waveform.min()) / scale, float(waveform.max()) / scale
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise AudioError("holds NaN or infinite samples.")
     if (high - low) / 2 >= SILENCE_PEAK:
         return  # wherever the mean is, one of the two is at least that far from it
     mean = float(waveform.mean(dtype=np.float64)) / scale
@@ -282,18 +296,6 @@ def array_decoder(waveform: np.ndarray, rate: int) -> ArrayDecoder:
     waveform = np.asarray(waveform)
     _check_shape(waveform)
     return ArrayDecoder(waveform, rate)
-
-
-def check_rate(rate: float) -> None:
-    """Check that a sampling rate in Hz is one of audio.
-
-    Raises:
-        UnreadableAudioError: below `LOWEST_RATE` or above `HIGHEST_RATE`.
-    """
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise UnreadableAudioError(
-            f"A sampling rate of {rate} Hz is impossible, expected {LOWEST_RATE} to {HIGHEST_RATE} Hz."
-        )
 
 
 def _check_shape(waveform: np.ndarray) -> None:

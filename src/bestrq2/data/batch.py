@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bestrq2.data.batch_memory import new_rows, packed, unpacked
-from bestrq2.data.decoders import FULL_SCALE, put_samples
 from bestrq2.data.order import CropKey
+from bestrq2.data.waveforms import FULL_SCALE, put_samples
 
 DrawMask = Callable[[Tensor, int, Tensor], Tensor]
 """From lengths int64 [B] in samples, step, and places int64 [B] in the global batch to hidden_mask bool [B, N]."""

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from bestrq2.data.audio import errors_named, random_crop
-from bestrq2.data.decoders import HIGHEST_RATE, LOWEST_RATE, Decoder, to_float32
+from bestrq2.data.decoders import Decoder
 from bestrq2.data.sources import Source
 from bestrq2.data.specs import read_rows
+from bestrq2.data.waveforms import HIGHEST_RATE, LOWEST_RATE, to_float32
 from bestrq2.errors import AudioError, DataError
 
 HDF5_SUFFIXES = frozenset({".h5", ".hdf5"})

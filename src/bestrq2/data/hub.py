@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from bestrq2.data.audio import errors_named, open_audio
-from bestrq2.data.decoders import AudioBytes, Decoder, UnreadableAudioError
+from bestrq2.data.decoders import Decoder
+from bestrq2.data.places import AudioBytes, UnreadableAudioError
 from bestrq2.data.sources import Source
 from bestrq2.data.specs import check_keys, split_options
 from bestrq2.errors import ConfigError, DataError

@@ -17,9 +17,9 @@ from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
-from bestrq2.data.decoders import AudioBytes
 from bestrq2.data.hub import HubSource
 from bestrq2.data.open_source import audio_files, log_skipped, open_source, soundworld_count
+from bestrq2.data.places import AudioBytes
 from bestrq2.data.shards.shard_source import ShardSource, open_shards
 from bestrq2.data.sources import FileSource, PathList, Source, SubsetSource
 from bestrq2.data.specs import TABLE_SUFFIXES, read_rows, resolved

@@ -24,10 +24,11 @@ from bestrq2.child_processes import end_with_parent
 from bestrq2.data.audio import errors_named
 from bestrq2.data.batch import AudioBatch, Crop, DrawMask, collate, fixed_batches, sample_type
 from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows
-from bestrq2.data.decoders import UnreadableAudioError, put_samples, to_float32
 from bestrq2.data.order import BatchSchedule, CropKey, sample_order
+from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.shards.remote import FetchAhead
 from bestrq2.data.sources import LoaderError, Source, split_source
+from bestrq2.data.waveforms import put_samples, to_float32
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.seeding import generator
 

@@ -25,8 +25,9 @@ import torch
 
 from bestrq2.child_processes import become_worker
 from bestrq2.data.audio import read_span
-from bestrq2.data.decoders import Decoder, to_float32
+from bestrq2.data.decoders import Decoder
 from bestrq2.data.sources import Source
+from bestrq2.data.waveforms import to_float32
 from bestrq2.errors import AudioError, BestRQ2Error
 from bestrq2.progress import Progress
 

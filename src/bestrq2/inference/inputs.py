@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from bestrq2.data.audio import QUALITY, array_decoder, errors_named, open_audio
-from bestrq2.data.decoders import HIGHEST_RATE, LOWEST_RATE, AudioBytes, Decoder
+from bestrq2.data.decoders import Decoder
+from bestrq2.data.places import AudioBytes
+from bestrq2.data.waveforms import HIGHEST_RATE, LOWEST_RATE
 from bestrq2.errors import AudioError, ConfigError
 
 Audio: TypeAlias = (

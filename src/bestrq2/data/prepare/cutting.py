@@ -19,10 +19,12 @@ import soundfile
 import torch
 
 from bestrq2.data.audio import check_usable, read_span
-from bestrq2.data.decoders import Decoder, UnreadableAudioError, to_float32
+from bestrq2.data.decoders import Decoder
+from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.prepare.summary import BandSums
 from bestrq2.data.sources import Source
 from bestrq2.data.spans import SPAN_SECONDS, Task, printable, reason_of
+from bestrq2.data.waveforms import to_float32
 from bestrq2.errors import AudioError, ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.log_mel import LogMel

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bestrq2.data.decoders import UnreadableAudioError, cannot_open, is_passing
+from bestrq2.data.places import UnreadableAudioError, cannot_open, is_passing
 from bestrq2.data.shards import remote
 from bestrq2.data.shards.building import load_index, stamp_of
 from bestrq2.data.shards.index import Stamp

@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from bestrq2.data.audio import check_rate, errors_named, open_audio, random_crop
-from bestrq2.data.decoders import AudioBytes, Decoder, UnreadableAudioError, to_float32
+from bestrq2.data.audio import errors_named, open_audio, random_crop
+from bestrq2.data.decoders import Decoder
 from bestrq2.data.order import Parts
+from bestrq2.data.places import AudioBytes, UnreadableAudioError
 from bestrq2.data.shards import remote
 from bestrq2.data.shards.building import load_index, problem_of
 from bestrq2.data.shards.files import TarFiles
 from bestrq2.data.shards.index import IndexRows, ShardIndex, joined
 from bestrq2.data.shards.members import BadShardError
 from bestrq2.data.sources import RemoteShard, Source
+from bestrq2.data.waveforms import check_rate, to_float32
 from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.progress import Progress
 from bestrq2.text import counted
