@@ -42,7 +42,7 @@ def main() -> None:
     try:
         waveform, rate = soundfile.read(arguments.audio, dtype="float32")
         session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-        clip, frames, seconds = load_front_end(arguments.exported).embed(session, waveform, rate)
+        clip, frames, seconds = load_front_end(arguments.exported).embed(session, waveform.T, rate)
     except (ValueError, soundfile.LibsndfileError) as error:
         parser.error(f"{arguments.audio}: {error}")
     np.savez(arguments.output, clip=clip, frames=frames, seconds=seconds)

@@ -13,7 +13,7 @@ import soxr
 import torch
 
 from bestrq2.convert import numpy_front_end
-from bestrq2.convert.numpy_front_end import FrontEnd, hann_window, mel_filters, resample
+from bestrq2.convert.numpy_front_end import FrontEnd, embed, hann_window, mel_filters, resample
 from bestrq2.convert.onnx import front_end_settings
 from bestrq2.inference.windows import WindowGrid
 from bestrq2.model.log_mel import LogMel
@@ -123,7 +123,24 @@ def test_impossible_rates_are_refused(rate: float):
         resample(np.ones(10), rate, 16_000)
 
 
-@pytest.mark.parametrize("waveform", [np.zeros(0), np.zeros((2, 5)), np.array([0.1, np.nan])])
-def test_invalid_clips_are_refused(tiny_config: Callable, waveform: np.ndarray):
-    with pytest.raises(ValueError, match="expected finite samples of one channel"):
-        FrontEnd(**front_end_settings(tiny_config())).log_mel(waveform)
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        (scene(0), "expected float samples"),
+        (scene(1_000).reshape(500, 2), "at most 64 channels; got .*: transpose it"),
+        (scene(20_000).reshape(100, 200), "at most 64 channels; got .*: transpose it"),
+        (scene(1_000).reshape(1, 2, 500), r"\[channels, samples\]; got float32 of shape \(1, 2, 500\)"),
+        ((32768 * scene(1_000)).astype(np.int16), r"expected float samples in \[-1, 1\] as .*; got int16"),
+        (32768 * scene(1_000), r"expected float samples in \[-1, 1\]; got \d+"),
+        (np.array([0.1, np.nan]), "got nan"),
+    ],
+)
+def test_invalid_waveforms_are_refused(tiny_config: Callable, waveform: np.ndarray, message: str):
+    front_end = FrontEnd(**front_end_settings(tiny_config()))
+    with pytest.raises(ValueError, match=message):
+        embed(None, waveform, 16_000, front_end)
+    mono = r"as \[samples\]; got" if waveform.ndim > 1 else "expected float samples"
+    windows, doubled = lambda given: list(front_end.windows(given)), lambda given: resample(given, 8_000, 16_000)
+    for function in (front_end.log_mel, windows, doubled):
+        with pytest.raises(ValueError, match=mono):
+            function(waveform)

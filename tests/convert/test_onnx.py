@@ -136,8 +136,8 @@ def test_long_audio_is_embedded_in_the_windows_of_the_embedder(exported: Path, t
     embedder = bestrq2.load(exported / "model", "cpu")
     # Less than a window more than one, and more than a batch of windows.
     for samples, overlap in ((115_000, 0.5), (12 * 40_000 + 7_000, 0.5), (220_000, 0.0)):
-        sound = np.stack([scene(samples), scene(samples, 1)], axis=1)
-        soundfile.write(tmp_path / "long.wav", sound, 16_000, subtype="FLOAT")
+        sound = np.stack([scene(samples), scene(samples, 1)])
+        soundfile.write(tmp_path / "long.wav", sound.T, 16_000, subtype="FLOAT")
         clip, frames, seconds = numpy_front_end.embed(session, sound, 16_000, overlap=overlap)
         expected = embedder.embed(tmp_path / "long.wav", overlap=overlap)
         assert relative_error(frames, expected.frames[0]) <= 1e-4

@@ -19,6 +19,8 @@ SETTINGS_KEY = "front_end"
 """Key in the metadata of the ONNX file for the settings of its front end, as JSON."""
 
 POWER_FLOOR = 1e-10
+# As in training: float samples beyond it are integers, and more rows are samples or a batch.
+LARGEST_SAMPLE, MOST_CHANNELS = 16.0, 64
 # Resampling filter: passes 91 % of the band that both rates share, with aliases below -125 dB.
 PASSBAND, ATTENUATION_DB = 0.913, 125.0
 # Windows per call of the encoder.
@@ -83,11 +85,9 @@ class FrontEnd:
         """Spectrogram of one clip: float [samples >= 1] in [-1, 1] to float32 [bands, frames] in dB.
 
         Raises:
-            ValueError: for another shape, no samples, or samples that are not finite.
+            ValueError: for another shape or type, no samples, NaN, or samples far outside [-1, 1].
         """
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
-            raise ValueError(f"expected finite samples of one channel, [samples >= 1]; got shape {waveform.shape}")
+        waveform = checked(waveform, channels=False).astype(np.float32)
         reach, total = self.n_fft // 2, max(len(waveform), self.min_samples)
         padded = waveform[reflected(np.arange(-reach, total + reach), len(waveform))]
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)[:: self.hop_length]
@@ -104,8 +104,10 @@ class FrontEnd:
             windows, float32 [frames]: frames fade out over the overlap, where they have less context.
 
         Raises:
-            ValueError: if `overlap`, the share of a window that the next one repeats, is not from 0 to 0.5.
+            ValueError: if `overlap`, the share of a window that the next one repeats, is not from 0 to 0.5, or as for
+                `log_mel`.
         """
+        waveform = checked(waveform, channels=False)
         if not 0 <= overlap <= 0.5:
             raise ValueError(f"overlap must be from 0 to 0.5, got {overlap}")
         hop = self.patch_frames * self.hop_length
@@ -134,7 +136,7 @@ def embed(
 
     Args:
         session: onnxruntime session of the exported encoder.
-        waveform: float [samples] or [samples, channels] as soundfile reads it, in [-1, 1]; channels are averaged.
+        waveform: float [samples] or [channels, samples] in [-1, 1]; channels are averaged.
         sampling_rate: sampling rate of the waveform (Hz); resampled where it differs from the encoder's.
         front_end: front end of the session; created if None.
         overlap: share of a window that the next one repeats, 0 to 0.5; 0 takes half the time.
@@ -143,16 +145,12 @@ def embed(
         clip float32 [D], the mean over all frames; frames float32 [T, D]; centres of the frames, float64 [T] seconds.
 
     Raises:
-        ValueError: for audio of another shape, without samples or with NaN, or an impossible rate or overlap.
+        ValueError: for audio of another shape or type, without samples, with NaN or samples far outside [-1, 1], or an
+            impossible rate or overlap.
     """
     front_end = FrontEnd.of(session) if front_end is None else front_end
-    waveform = np.asarray(waveform)
-    if waveform.ndim not in (1, 2) or not waveform.size or waveform.dtype.kind != "f":
-        raise ValueError(
-            f"expected float samples in [-1, 1], [samples] or [samples, channels]; "
-            f"got {waveform.dtype} of shape {waveform.shape}"
-        )
-    mono = waveform if waveform.ndim == 1 else waveform.mean(axis=1)
+    waveform = checked(waveform)
+    mono = waveform if waveform.ndim == 1 else waveform.mean(axis=0)
     windows = list(front_end.windows(resample(mono, sampling_rate, front_end.sampling_rate), overlap))
     states: list[np.ndarray] = []
     for first in range(0, len(windows), BATCH):
@@ -165,6 +163,25 @@ def embed(
     frames /= sums
     seconds = (np.arange(total) + 0.5) * front_end.hop_seconds
     return frames.mean(axis=0, dtype=np.float64).astype(np.float32), frames, seconds
+
+
+def checked(waveform: np.ndarray, channels: bool = True) -> np.ndarray:
+    """A waveform as an array, if it is float [samples], or with `channels` also [channels, samples], in [-1, 1].
+
+    Raises:
+        ValueError: for another shape or type, no samples, NaN, or samples far outside [-1, 1].
+    """
+    waveform = np.asarray(waveform)
+    found = f"{waveform.dtype} of shape {waveform.shape}"
+    shapes = "[samples] or [channels, samples]" if channels else "[samples]"
+    if waveform.dtype.kind != "f" or waveform.ndim not in ((1, 2) if channels else (1,)) or not waveform.size:
+        raise ValueError(f"expected float samples in [-1, 1] as {shapes}; got {found}")
+    if waveform.ndim == 2 and len(waveform) > min(waveform.shape[1], MOST_CHANNELS):
+        raise ValueError(f"expected {shapes}, at most {MOST_CHANNELS} channels; got {found}: transpose it")
+    largest = float(np.abs(waveform).max())
+    if not largest <= LARGEST_SAMPLE:  # also NaN
+        raise ValueError(f"expected float samples in [-1, 1]; got {largest:g}")
+    return waveform
 
 
 def encode(session: Any, spectrograms: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -220,8 +237,9 @@ def resample(waveform: np.ndarray, from_rate: float, to_rate: int) -> np.ndarray
         float32 [samples * to_rate / from_rate, rounded, at least one].
 
     Raises:
-        ValueError: for a rate that is not a positive whole number.
+        ValueError: for a rate that is not a positive whole number, or a waveform as for `FrontEnd.log_mel`.
     """
+    waveform = checked(waveform, channels=False)
     if not (math.isfinite(from_rate) and from_rate >= 1 and from_rate == int(from_rate)):
         raise ValueError(f"a sampling rate must be a positive whole number of Hz, got {from_rate}")
     if from_rate == to_rate:
