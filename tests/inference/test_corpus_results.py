@@ -182,7 +182,7 @@ def test_a_recording_that_the_model_refuses_does_not_spoil_the_others(
     output = embed(str(recordings), tmp_path / "e.parquet")
     reasons = rejected(output)
     assert reasons.pop(str(recordings / "deeper" / "clip1.wav")) == "is refused."
-    assert reasons.pop(str(recordings / "loud.wav")).startswith("its samples reach ")
+    assert reasons.pop(str(recordings / "loud.wav")).startswith("holds samples of ")
     assert not reasons
     assert len(pq.read_table(output)) == 4
 

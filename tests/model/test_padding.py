@@ -123,8 +123,9 @@ def test_invalid_attention_masks_are_refused(tiny_encoder, mask, message):
 
 
 def test_waveforms_must_be_a_batch(tiny_encoder):
-    with pytest.raises(ValueError, match=r"\[batch, samples\], got shape \(100,\)"):
-        tiny_encoder()(torch.ones(100))
+    for given in (torch.ones(100), torch.ones(2, 100, dtype=torch.int16)):
+        with pytest.raises(ValueError, match=r"floats in \[-1, 1\], \[batch, samples\], got torch\..* of shape"):
+            tiny_encoder()(given)
 
 
 @torch.no_grad()

@@ -106,9 +106,59 @@ def test_the_feature_extractor_accepts_one_clip_as_list_or_array():
     assert cut["attention_mask"].sum(axis=1).tolist() == [500, 300]
 
 
-def test_the_feature_extractor_refuses_other_rates_and_stereo():
+CLIP = np.round(scene(1_000) * 100) / 128
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        (CLIP * 2**15).astype(np.int16),
+        (CLIP * 2**15).astype(">i2"),
+        (CLIP * 2**31).astype(np.int32),
+        (CLIP * 128).astype(np.int8)[::-1][::-1],
+        (CLIP * 128 + 128).astype(np.uint8),
+        list((CLIP * 2**15).astype(np.int16)),
+        memoryview((CLIP * 2**15).astype(np.int16)),
+        CLIP.astype(np.float64),
+        torch.from_numpy(CLIP).bfloat16().requires_grad_(),
+        torch.from_numpy(CLIP).half(),
+        (torch.from_numpy(CLIP) * 2**15).short(),
+    ],
+    ids=lambda samples: f"{type(samples).__name__} {getattr(samples, 'dtype', '')}",
+)
+def test_the_feature_extractor_scales_samples_as_the_embedder_does(samples):
     extractor = BestRQ2FeatureExtractor()
+    for several in (samples, [samples, samples]):
+        found = extractor(several, return_attention_mask=False, return_tensors="pt")
+        assert list(found) == ["input_values"]
+        assert found["input_values"].dtype == torch.float32
+        np.testing.assert_allclose(found["input_values"][-1], CLIP, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (
+            [scene(1_000).reshape(2, 500)],
+            r"raw_speech\[0\]: every clip must be mono.*got shape \(2, 500\)",
+        ),
+        (scene(1_000).reshape(500, 2), r"shape \(500, 2\) has more clips than samples"),
+        ([scene(100), scene(0)], r"raw_speech\[1\]: holds no samples"),
+        ([], "the list is empty"),
+        (np.array([0.1, np.nan]), "holds NaN or infinite samples"),
+        (torch.tensor([0.1, torch.inf]), "holds NaN or infinite samples"),
+        (100 * scene(1_000), r"holds samples of \d+.*, far outside \[-1, 1\]; divide them by"),
+        ([0, 120, -7], "int64 have no defined full scale"),
+        ({"array": scene(100), "sampling_rate": 16_000}, "a dict is not audio"),
+        ("clip.wav", "a str is not audio"),
+        (scene(100) > 0, "values of type bool"),
+    ],
+)
+def test_the_feature_extractor_refuses_what_is_no_clip(audio, message):
+    with pytest.raises(ValueError, match=message):
+        BestRQ2FeatureExtractor()(audio)
+
+
+def test_the_feature_extractor_refuses_other_rates():
     with pytest.raises(ValueError, match=r"expects 16000 Hz, got 44100 Hz: resample.*bestrq2\.load"):
-        extractor(scene(1000), sampling_rate=44_100)
-    with pytest.raises(ValueError, match=r"must be mono, \[samples\]; got shape \(2, 500\)"):
-        extractor([scene(1000).reshape(2, 500)])
+        BestRQ2FeatureExtractor()(scene(1000), sampling_rate=44_100)

@@ -16,8 +16,9 @@ import soxr
 
 from bestrq2.data.decoders import ArrayDecoder, Decoder, open_decoder
 from bestrq2.data.places import AudioBytes, UnreadableAudioError
-from bestrq2.data.waveforms import FULL_SCALE, check_rate
+from bestrq2.data.waveforms import check_rate
 from bestrq2.errors import AudioError, BestRQ2Error
+from bestrq2.model.waveforms import FULL_SCALE, range_problem
 
 AUDIO_SUFFIXES: frozenset[str] = frozenset(
     f".{suffix}"
@@ -44,9 +45,6 @@ All that FFmpeg or libsndfile name as audio, except playlists, and suffixes that
 
 SILENCE_PEAK = 1e-4
 """-80 dB of full scale: above the rounding noise of 16-bit silence (3e-5), below any recording with something in it."""
-
-LARGEST_SAMPLE = 16.0
-"""24 dB over full scale: above any float recording, below nearly all that hold integers as floats."""
 
 QUALITY = "HQ"
 """Quality of soxr's resampling."""
@@ -224,7 +222,7 @@ def random_crop(decoder: Decoder, rng: np.random.Generator, sampling_rate: int, 
 
 
 def check_range(waveform: np.ndarray) -> None:
-    """Check that float samples are audio: finite, and within `LARGEST_SAMPLE`, so that resampling cannot overflow.
+    """Check that float samples are audio: finite and within ±16, so that resampling cannot overflow.
 
     Args:
         waveform: [samples] or [channels, samples]; integers always pass.
@@ -232,16 +230,9 @@ def check_range(waveform: np.ndarray) -> None:
     Raises:
         AudioError: NaN or infinite samples, or samples that are far from [-1, 1].
     """
-    if waveform.dtype.kind != "f" or not waveform.size:
-        return
-    largest = max(-float(waveform.min()), float(waveform.max()))  # NaN if one is
-    if largest <= LARGEST_SAMPLE:
-        return
-    if not math.isfinite(largest):
-        raise AudioError("holds NaN or infinite samples.")
-    raise AudioError(
-        f"holds samples of {largest:.4g}, far outside [-1, 1]; divide them by their full scale, 32768 for 16 bits."
-    )
+    problem = range_problem(waveform)
+    if problem:
+        raise AudioError(problem)
 
 
 def check_usable(waveform: np.ndarray) -> None:

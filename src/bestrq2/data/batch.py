@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bestrq2.data.batch_memory import new_rows, packed, unpacked
 from bestrq2.data.order import CropKey
-from bestrq2.data.waveforms import FULL_SCALE, put_samples
+from bestrq2.data.waveforms import put_samples
+from bestrq2.model.waveforms import FULL_SCALE
 
 DrawMask = Callable[[Tensor, int, Tensor], Tensor]
 """From lengths int64 [B] in samples, step, and places int64 [B] in the global batch to hidden_mask bool [B, N]."""

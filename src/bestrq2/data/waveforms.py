@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bestrq2.data.places import UnreadableAudioError
-
-FULL_SCALE = {"int8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
+from bestrq2.model import waveforms
 
 LOWEST_RATE, HIGHEST_RATE = 100, 10_000_000
 """Lowest and highest sampling rate in Hz; a header that states another one is wrong."""
@@ -30,16 +29,10 @@ def to_float32(samples: np.ndarray) -> np.ndarray:
     Raises:
         UnreadableAudioError: a dtype without a defined full scale.
     """
-    name = samples.dtype.name
-    if name == "uint8":
-        return (samples.astype(np.float32) - 128.0) / 128.0
-    if name in FULL_SCALE:
-        return (samples * (1.0 / FULL_SCALE[name])).astype(np.float32)
-    if samples.dtype.kind == "f":
-        return samples.astype(np.float32, copy=False)
-    raise UnreadableAudioError(
-        f"samples of type {name} have no defined full scale; give floats in [-1, 1], or int8, int16, int32 or uint8."
-    )
+    try:
+        return waveforms.to_float32(samples)
+    except ValueError as error:
+        raise UnreadableAudioError(str(error)) from error
 
 
 def put_samples(samples: np.ndarray, row: np.ndarray) -> None:
@@ -49,7 +42,7 @@ def put_samples(samples: np.ndarray, row: np.ndarray) -> None:
     elif samples.dtype == np.int16:
         # Two plain loops are faster than one multiplication that converts as it goes.
         row[:] = samples
-        row *= np.float32(1 / FULL_SCALE["int16"])
+        row *= np.float32(1 / waveforms.FULL_SCALE["int16"])
     else:
         row[:] = to_float32(samples)
 

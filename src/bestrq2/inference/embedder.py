@@ -135,10 +135,11 @@ class Embedder:
 
         Args:
             audio: a waveform, the path of an audio file, a file opened in binary mode (read from its start), the bytes
-                of a file, or a list of these. A waveform is a numpy array or torch tensor [samples] or
-                [channels, samples], of float type in [-1, 1], or int8, int16, int32 or uint8, or a list of numbers.
+                of a file, a dictionary of `datasets` ("array" and "sampling_rate", or "bytes" or "path"), or a list of
+                these. A waveform is a numpy array or torch tensor [samples] or [channels, samples], of float type in
+                [-1, 1], or int8, int16, int32 or uint8, or a list of floats.
                 Pass a batch [clips, samples] as a list, because 2-D means channels.
-            sampling_rate: rate of waveforms in Hz; None for the model's. Files carry their own.
+            sampling_rate: rate of waveforms in Hz; None for the model's. Files and dictionaries carry their own.
             phases: number of shifted copies of the patch grid, each by 1/phases of the hop, for finer frames.
             layers: hidden layer (0 is the input of the first block, n the output of block n, -1 the output of the last
                 block before the final norm), several for their mean, "mean" for the mean of all blocks; None for the

@@ -14,22 +14,20 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import soxr
-import torch
 from torch import Tensor
 
-from bestrq2.data.audio import QUALITY, array_decoder, errors_named, open_audio
+from bestrq2.data.audio import QUALITY, array_decoder, check_range, errors_named, open_audio
 from bestrq2.data.decoders import Decoder
 from bestrq2.data.places import AudioBytes
 from bestrq2.data.waveforms import HIGHEST_RATE, LOWEST_RATE
 from bestrq2.errors import AudioError, ConfigError
+from bestrq2.model.waveforms import as_array, is_array
 
 Audio: TypeAlias = (
     "np.ndarray | Tensor | str | os.PathLike[str] | AudioBytes | BinaryIO | bytes | Iterable[float] | SampleStream"
+    " | Mapping[str, Any]"
 )
-"""A waveform, the path of an audio file, an open audio file, or its bytes, with or without a name."""
-
-LOUDEST = 64.0
-"""Largest accepted amplitude. Recordings may exceed full scale (1) a little; 36 dB above it they are integers."""
+"""A waveform, the path of an audio file, an open audio file, its bytes, or a dictionary of `datasets`."""
 
 MOST_CHANNELS = 64
 """Largest number of rows of a waveform; an array with more is a batch of clips."""
@@ -44,7 +42,7 @@ class SampleStream:
 
     Attributes:
         name: name of the audio in messages.
-        blocks: float32 [samples] each, mono, at the model's rate.
+        blocks: float32 [samples] each, mono, at the model's rate, checked.
     """
 
     name: str
@@ -82,7 +80,7 @@ def named_items(audio: Any) -> list[tuple[str, Any]]:
     """
     if _is_single(audio):
         return [(_name(audio, "audio"), audio)]
-    if isinstance(audio, Mapping) or not isinstance(audio, Iterable):
+    if not isinstance(audio, Iterable):
         raise _not_audio(audio)
     items = list(audio)
     if not items:
@@ -93,8 +91,8 @@ def named_items(audio: Any) -> list[tuple[str, Any]]:
 
 
 def _is_single(audio: Any) -> bool:
-    kinds = str | os.PathLike | AudioBytes | SampleStream | np.ndarray | Tensor | bytes | bytearray | memoryview
-    return isinstance(audio, kinds) or _is_file(audio)
+    kinds = str | os.PathLike | AudioBytes | SampleStream | Mapping | bytes | bytearray | memoryview
+    return isinstance(audio, kinds) or is_array(audio) or _is_file(audio) or hasattr(audio, "get_all_samples")
 
 
 def _is_file(audio: Any) -> bool:
@@ -126,11 +124,11 @@ def mono_blocks(name: str, audio: Any, sampling_rate: float, model_rate: int) ->
         float32 [samples] at `model_rate`, mean over channels; joined they equal the audio resampled at once.
 
     Raises:
-        AudioError: unreadable, empty, or with samples that are not finite or far above full scale.
+        AudioError: unreadable, empty, or with samples that are not finite or far outside [-1, 1].
     """
     with errors_named(name):
         if isinstance(audio, SampleStream):
-            yield from map(_checked, audio.blocks)
+            yield from audio.blocks
             return
         with _opened(name, audio, sampling_rate) as (decoder, rate):
             samples = _own_blocks(decoder, rate)
@@ -147,25 +145,11 @@ def _own_blocks(decoder: Decoder, rate: float) -> Iterator[np.ndarray]:
             block = decoder.read(position, size)
         if not len(block):
             break
-        yield _checked(block)
+        check_range(block)
+        yield block
         position += len(block)
     if not position:
         raise AudioError("holds no samples.")
-
-
-def _checked(block: np.ndarray) -> np.ndarray:
-    """A block of float32 samples, if they are audio."""
-    if not len(block):
-        return block
-    low, high = float(block.min()), float(block.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise AudioError("holds NaN or infinite samples.")
-    if max(-low, high) > LOUDEST:
-        raise AudioError(
-            f"its samples reach {max(-low, high):g}, expected floats in [-1, 1]; divide by the full scale, "
-            "for instance by 32768."
-        )
-    return block
 
 
 def _resampled(blocks: Iterator[np.ndarray], rate: float, model_rate: int) -> Iterator[np.ndarray]:
@@ -184,11 +168,15 @@ def _resampled(blocks: Iterator[np.ndarray], rate: float, model_rate: int) -> It
 @contextmanager
 def _opened(name: str, audio: Any, sampling_rate: float) -> Iterator[tuple[Decoder, float]]:
     """A decoder and the rate of its samples in Hz."""
+    try:
+        audio, sampling_rate = _held(audio, sampling_rate)
+    except ConfigError as error:  # here the rate is part of the recording
+        raise AudioError(f"{error}.") from error
     if isinstance(audio, str | os.PathLike):
         place: Path | AudioBytes = Path(audio)
     elif isinstance(audio, AudioBytes):
         place = audio
-    elif isinstance(audio, bytes | bytearray | memoryview):
+    elif isinstance(audio, bytes | bytearray | memoryview) and not is_array(audio):
         place = AudioBytes(name, bytes(audio))
     elif _is_file(audio):
         place = _file_content(name, audio)
@@ -229,22 +217,33 @@ def _file_content(name: str, file: Any) -> Path | AudioBytes:
 def _array(audio: Any) -> np.ndarray:
     """A waveform as numpy array, without a copy if it is in this machine's memory."""
     try:
-        if isinstance(audio, Tensor):
-            tensor = audio.detach().cpu()
-            array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        elif isinstance(audio, np.ndarray):
-            array = audio
-        elif isinstance(audio, Iterable):
-            array = np.asarray(list(audio), dtype=np.float32)
-        else:
-            raise _not_audio(audio)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise AudioError(f"is not a waveform ({error}).") from error
-    if array.dtype.kind not in "fiu":
-        raise AudioError(f"holds values of type {array.dtype}, expected floats in [-1, 1] or integer samples.")
+        array = as_array(audio)
+    except ValueError as error:
+        raise AudioError(str(error)) from error
     if array.ndim == 2 and MOST_CHANNELS < len(array) <= array.shape[1]:
         raise AudioError(
             f"has the shape {list(array.shape)}, read as [channels, samples], of more than {MOST_CHANNELS} channels; "
             "pass a batch as list(batch)."
         )
     return array
+
+
+def _held(audio: Any, sampling_rate: float) -> tuple[Any, float]:
+    """The audio that an object of `datasets` holds, a dictionary or a decoder, and its sampling rate in Hz."""
+    if hasattr(audio, "get_all_samples"):  # torchcodec's AudioDecoder
+        samples = audio.get_all_samples()
+        return samples.data, checked_rate(samples.sample_rate, 0)
+    if not isinstance(audio, Mapping):
+        return audio, sampling_rate
+    array = audio.get("array", audio.get("raw"))
+    if array is not None and audio.get("sampling_rate") is not None:
+        return array, checked_rate(audio["sampling_rate"], 0)
+    content = audio.get("bytes")
+    if content is None:
+        content = audio.get("path")
+    if content is None:
+        keys = ", ".join(map(repr, audio)) or "none"
+        raise AudioError(
+            f"is a dictionary with the keys {keys}; expected 'array' and 'sampling_rate', or 'bytes' or 'path'."
+        )
+    return content, sampling_rate

@@ -176,8 +176,9 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         self, input_values: Tensor, attention_mask: Tensor | None = None, lengths: Tensor | None = None
     ) -> Patches:
         """Cut a batch of waveforms into patches; arguments as in `forward`, or lengths [B] in place of the mask."""
-        if input_values.ndim != 2:
-            raise ValueError(f"input_values must be [batch, samples], got shape {tuple(input_values.shape)}")
+        if input_values.ndim != 2 or not input_values.is_floating_point():
+            given = f"{input_values.dtype} of shape {tuple(input_values.shape)}"
+            raise ValueError(f"input_values must be floats in [-1, 1], [batch, samples], got {given}")
         if attention_mask is not None:
             lengths = _lengths(attention_mask, input_values)
         log_mel, frames = self.log_mel(input_values, lengths)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AudioClassificationPipeline, Pipeline
 
 from .modeling_bestrq2 import BestRQ2ModelOutput
+from .waveforms import as_array, is_array, to_float32
 
 
 class BestRQ2FeatureExtractionPipeline(Pipeline):
@@ -30,6 +31,11 @@ class BestRQ2FeatureExtractionPipeline(Pipeline):
 
     def preprocess(self, inputs: Any) -> Any:
         """Turn a clip into the model's input."""
+        # Resampling needs floats.
+        if isinstance(inputs, dict):
+            inputs = {key: to_float32(as_array(item)) if is_array(item) else item for key, item in inputs.items()}
+        elif is_array(inputs):
+            inputs = to_float32(as_array(inputs))
         return AudioClassificationPipeline.preprocess(self, inputs)
 
     def _forward(self, model_inputs: Any) -> BestRQ2ModelOutput:

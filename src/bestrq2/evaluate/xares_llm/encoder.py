@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.frozen import FrozenEncoder
-from bestrq2.inference.inputs import LOUDEST
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
+from bestrq2.model.waveforms import LARGEST_SAMPLE
 
 SAMPLING_RATE = 16_000
 
@@ -60,10 +60,10 @@ class BestRQ2Encoder(FrozenEncoder):
         Raises:
             ValueError: a shape is wrong.
         """
-        if audio.ndim != 2 or audio.shape[1] == 0:
-            raise ValueError(f"audio must be [clips, samples], got shape {tuple(audio.shape)}")
+        if audio.ndim != 2 or audio.shape[1] == 0 or not audio.is_floating_point():
+            raise ValueError(f"audio must be floats [clips, samples], got {audio.dtype} of shape {tuple(audio.shape)}")
         lengths = _lengths(audio, mask)
-        clean = torch.nan_to_num(audio.detach().float(), 0.0, 0.0, 0.0).clamp(-LOUDEST, LOUDEST).cpu()
+        clean = torch.nan_to_num(audio.detach().float(), 0.0, 0.0, 0.0).clamp(-LARGEST_SAMPLE, LARGEST_SAMPLE).cpu()
         found = self.embed([clip[:length] for clip, length in zip(clean, lengths, strict=True)], SAMPLING_RATE)
         features = torch.from_numpy(found.frames).to(audio.device)
         return features, torch.from_numpy(found.frame_mask).to(audio.device, torch.int64)
