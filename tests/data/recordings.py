@@ -86,6 +86,15 @@ def cut(path: Path, share: float = 0.6) -> Path:
     return target
 
 
+def announce(path: Path, samples: int) -> Path:
+    """Make the header of a mono 16-bit WAV promise another number of samples."""
+    content = bytearray(path.read_bytes())
+    content[4:8] = (36 + 2 * samples).to_bytes(4, "little")
+    content[40:44] = (2 * samples).to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
 def lag(found: np.ndarray, whole: np.ndarray, expected_at: int, reach: int = 3000) -> int:
     """By how many samples a crop begins later in `whole` than expected."""
     first = max(0, expected_at - reach)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recordings import noise, write
+from recordings import announce, noise, write
 
 from bestrq2.data import order
 from bestrq2.data.audio import read_audio
@@ -53,6 +53,25 @@ BROKEN = {
     "silent.wav": "is silent: no sample exceeds 0.0001 of full scale.",
     "nan.float.wav": "holds NaN or infinite samples.",
 }
+
+
+def test_recordings_that_end_early_are_in_batches_and_fixed_crops_and_listed_once(tmp_path):
+    announce(write(tmp_path / "early.wav", noise(0.5, RATE), RATE), RATE)
+    write(tmp_path / "whole.wav", noise(0.5, RATE, 1), RATE)
+    source = open_source(tmp_path)
+    expected = (str(tmp_path / "early.wav"), 1.0, 0.5)
+    batches = training_batches(source, sampling_rate=RATE, max_seconds=1.0, seed=0, batch_size=2, max_steps=3)
+    log = RejectionLog(tmp_path / "rejected.csv")
+    for batch in batches:
+        assert batch.shorter == [expected]
+        log.shorter.add(batch.shorter)
+    found = []
+    fixed_crops(source, 2, seed=0, sampling_rate=RATE, max_seconds=1.0, shorter=found)
+    assert found == [expected]
+    again = RejectionLog(tmp_path / "rejected.csv")
+    assert again.shorter.add(found) == 0
+    assert (tmp_path / "shorter.csv").read_text() == f"path,announced,found\n{expected[0]},1.000,0.500\n"
+    assert not (tmp_path / "rejected.csv").exists()
 
 
 def dataset(root, seed=5):

@@ -61,6 +61,24 @@ def test_the_table_holds_what_the_embedder_gives(embed, model, recordings, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "recordings"]
 
 
+def test_recordings_that_end_early_are_used_and_listed(embed, predict, recordings, tmp_path, monkeypatch):
+    """One of them is read in several spans, of which the last tells."""
+    monkeypatch.setattr("bestrq2.data.spans.SPAN_SECONDS", 2.5)
+    for name in ("clip0.wav", "clip2.wav"):
+        path = recordings / name
+        path.write_bytes(path.read_bytes()[: -4 * RATE])
+    for run in (embed, predict):
+        output = run(str(recordings), tmp_path / "out.csv")
+        assert len(csv_rows(output)) == 5
+        listed = csv_rows(tmp_path / "out.csv.shorter.csv")
+        assert [(Path(row["path"]).name, row["announced"], row["found"]) for row in listed] == [
+            ("clip0.wav", "2.500", "1.500"),
+            ("clip2.wav", "6.250", "5.250"),
+        ]
+        assert not (tmp_path / "out.csv.rejected.csv").exists()
+        output.unlink()
+
+
 def test_frames_are_rows_with_their_time_and_row_groups_are_full(embed, model, recordings, tmp_path, monkeypatch):
     output = embed(str(recordings), tmp_path / "f.parquet", frames=True, phases=2)
     table = pq.read_table(output)

@@ -35,8 +35,8 @@ def embed(
         source: any source of `bestrq2 pretrain`: folder, file, list (.txt, .csv, .jsonl), tars, HDF5, "hub:NAME",
             mixture (.yaml, each recording once), URLs of tars, "soundworld".
         output: Parquet or CSV file to write, by its suffix, with columns path, seconds and embedding: one row per
-            recording, in the order of the source. Rejected recordings are listed in OUTPUT.rejected.csv; until the end,
-            finished parts are in OUTPUT.parts.
+            recording, in the order of the source. Rejected recordings are listed in OUTPUT.rejected.csv, those
+            shorter than their header says in OUTPUT.shorter.csv; until the end, finished parts are in OUTPUT.parts.
         frames: write one row per frame instead, with columns path, time (centre of the frame, s) and embedding.
         phases: shifted copies of the patch grid, for frames every 1/phases of the hop.
         layers: hidden layer to use instead of the last output (0 is the input of the first block, -1 the output of the

@@ -31,7 +31,8 @@ def predict(
         source: any source of `bestrq2 pretrain`: folder, audio file, list (.txt, .csv, .jsonl), tars and so on.
         output: CSV or Parquet file to write, by its suffix, with columns path, label (for several classes per
             recording: those at or above the threshold, separated by ";") and "p(CLASS)", the probability of each class.
-            Rejected recordings are listed in OUTPUT.rejected.csv; until the end, finished parts are in OUTPUT.parts.
+            Rejected recordings are listed in OUTPUT.rejected.csv, those shorter than their header says in
+            OUTPUT.shorter.csv; until the end, finished parts are in OUTPUT.parts.
         threshold: least probability of a label, for models with several classes per recording.
         batch_size: windows per forward pass.
         num_workers: processes that decode audio, 0 for a thread; one per CPU by default, at most 16.

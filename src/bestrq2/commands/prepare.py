@@ -31,7 +31,7 @@ def prepare(
         source: folder, audio file, list (.txt, .csv, .jsonl; a column "label" is kept), tars or their URLs, HDF5 file,
             "hub:NAME" or "soundworld".
         output: folder to write: shard-000000.tar and so on, each with an index beside it, rejected.csv (dropped
-            recordings and reasons), summary.json.
+            recordings and reasons), shorter.csv (recordings shorter than their header says), summary.json.
         sampling_rate: sampling rate of the clips (Hz).
         format: encoding of the clips, 16-bit PCM: "wav" (read in place, fastest) or "flac" (about half the size).
         segment_seconds: length of the clips that longer recordings are cut into (s); null keeps them whole.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import soxr
 
 from bestrq2.data.decoders import ArrayDecoder, Decoder, open_decoder
 from bestrq2.data.places import AudioBytes, UnreadableAudioError
+from bestrq2.data.rejections import Shorter
 from bestrq2.data.waveforms import check_rate
 from bestrq2.errors import AudioError, BestRQ2Error
 from bestrq2.model.waveforms import FULL_SCALE, range_problem
@@ -54,6 +56,8 @@ _QUICK_SAMPLES = 4096
 # Decoded on both sides of a span, so that the resampling filter sees what it would in the whole file.
 _MARGIN_SECONDS = 0.1
 _CROP_TRIES = 5
+# Where `shorter_files` collects, if it does.
+_SHORTER: ContextVar[list[Shorter] | None] = ContextVar("shorter", default=None)
 
 
 # Files
@@ -100,6 +104,8 @@ def open_audio(audio: str | Path | AudioBytes) -> Iterator[Decoder]:
         decoder = open_decoder(audio if isinstance(audio, AudioBytes) else Path(audio))
         try:
             yield decoder
+            if (shorter := _SHORTER.get()) is not None and (lengths := decoder.shortfall()) is not None:
+                shorter.append(Shorter(str(audio), *lengths))
         finally:
             decoder.close()
 
@@ -116,6 +122,20 @@ def _failures_raised(audio: str | Path | AudioBytes) -> Iterator[None]:
         raise
     if failures:
         raise failures[0]
+
+
+@contextmanager
+def shorter_files() -> Iterator[list[Shorter]]:
+    """Collect the files, among those read in a block, that end before their header promised.
+
+    A file is in the list once for each time that it was opened and its end was found.
+    """
+    found: list[Shorter] = []
+    token = _SHORTER.set(found)
+    try:
+        yield found
+    finally:
+        _SHORTER.reset(token)
 
 
 def read_audio(

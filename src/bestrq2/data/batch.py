@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bestrq2.data.batch_memory import new_rows, packed, unpacked
 from bestrq2.data.order import CropKey
+from bestrq2.data.rejections import Shorter
 from bestrq2.data.waveforms import put_samples
 from bestrq2.model.waveforms import FULL_SCALE
 
@@ -28,12 +29,14 @@ class Crop:
         waveform: float32 [samples], or int16 (full scale 32768).
         rejected: recordings tried before it, each with the reason why it was not used.
         recording: name of its recording, as the source describes it.
+        shorter: its recording, if that ends before its header promised.
     """
 
     key: CropKey
     waveform: np.ndarray
     rejected: tuple[tuple[str, str], ...] = ()
     recording: str = ""
+    shorter: tuple[Shorter, ...] = ()
 
 
 _TENSORS = ("input_values", "lengths", "places", "hidden_mask")
@@ -52,6 +55,7 @@ class AudioBatch:
         rejected: recordings passed over, each with the reason.
         hidden_mask: bool [B, N], patches to hide, where the loader draws them; stays on the CPU.
         recordings: B names, the recording of each clip as its source describes it.
+        shorter: recordings that end before their header promised.
     """
 
     input_values: Tensor
@@ -61,6 +65,7 @@ class AudioBatch:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     hidden_mask: Tensor | None = None
     recordings: list[str] = field(default_factory=list)
+    shorter: list[Shorter] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -113,7 +118,8 @@ def collate(items: Sequence[Crop], draw_mask: DrawMask | None = None) -> AudioBa
     mask = None if draw_mask is None else draw_mask(lengths, step, places)
     rejected = [entry for item in items for entry in item.rejected]
     recordings = [item.recording for item in items]
-    return AudioBatch(torch.from_numpy(input_values), lengths, step, places, rejected, mask, recordings)
+    shorter = [entry for item in items for entry in item.shorter]
+    return AudioBatch(torch.from_numpy(input_values), lengths, step, places, rejected, mask, recordings, shorter)
 
 
 def _shared_rows(waveforms: Sequence[np.ndarray]) -> np.ndarray | None:

@@ -21,11 +21,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bestrq2.child_processes import end_with_parent
-from bestrq2.data.audio import errors_named
+from bestrq2.data.audio import errors_named, shorter_files
 from bestrq2.data.batch import AudioBatch, Crop, DrawMask, collate, fixed_batches, sample_type
 from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows
 from bestrq2.data.order import BatchSchedule, CropKey, sample_order
 from bestrq2.data.places import UnreadableAudioError
+from bestrq2.data.rejections import Shorter
 from bestrq2.data.shards.remote import FetchAhead
 from bestrq2.data.sources import LoaderError, Source, split_source
 from bestrq2.data.waveforms import put_samples, to_float32
@@ -170,9 +171,10 @@ class CropDataset(Dataset[Crop]):
         tries = min(len(self.source), MAX_TRIES)
         rejected: list[tuple[str, str]] = []
         for attempt, index in zip(range(tries), self._candidates(key), strict=False):
-            result = self._read(key.epoch, index, attempt)
+            with shorter_files() as shorter:
+                result = self._read(key.epoch, index, attempt)
             if isinstance(result, np.ndarray):
-                return Crop(key, result, tuple(rejected), self.source.describe(index))
+                return Crop(key, result, tuple(rejected), self.source.describe(index), tuple(shorter))
             rejected.append((self.source.describe(index), result))
         tries = len(rejected)
         some = f"{tries:,} recordings in a row" if tries == MAX_TRIES else f"all {tries} recordings"
@@ -255,6 +257,7 @@ def fixed_crops(
     max_seconds: float,
     min_samples: int = 1,
     rejected: list[tuple[str, str]] | None = None,
+    shorter: list[Shorter] | None = None,
 ) -> list[np.ndarray]:
     """Crops for a validation loss, always the same ones.
 
@@ -266,6 +269,7 @@ def fixed_crops(
         max_seconds: longest crop in seconds.
         min_samples: shorter recordings are rejected.
         rejected: recordings that cannot be used are added to it, each with the reason.
+        shorter: recordings that end before their header promised are added to it.
 
     Returns:
         Waveforms float32 [samples]; fewer than `count`, even none, where the source holds fewer usable recordings.
@@ -275,10 +279,12 @@ def fixed_crops(
         if len(crops) == count:
             break
         try:
-            with errors_named(source.describe(index)):
+            with errors_named(source.describe(index)), shorter_files() as found:
                 crop = source.read(index, sampling_rate, generator(FIXED, seed, index), max_seconds)
                 check_length(crop, min_samples, sampling_rate)
                 crops.append(to_float32(crop))
+            if shorter is not None:
+                shorter += found
         except AudioError as error:
             if rejected is not None:
                 rejected.append((source.describe(index), rejection(source, index, error)))

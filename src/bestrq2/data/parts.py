@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bestrq2.data.rejections import Shorter
 from bestrq2.data.spans import Position, Span, Stretch, Task
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import folder_lock, whole_file
@@ -61,6 +62,7 @@ class Part:
         rejected: (path, reason) of recordings without results.
         seconds: duration of the audio.
         recordings: number of recordings, in which a span counts as its share.
+        shorter: recordings that end before their header promised.
     """
 
     start: Position
@@ -69,12 +71,14 @@ class Part:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     recordings: float = 0.0
+    shorter: list[Shorter] = field(default_factory=list)
 
 
 def part_of(spans: list[Span], rows: pa.Table, rejected: list[tuple[str, str]]) -> Part:
     """Part of complete spans with their results."""
     seconds, recordings = sum(span.seconds for span in spans), sum(1 / span.spans for span in spans)
-    return Part(spans[0].start, spans[-1].stop, rows, rejected, seconds, recordings)
+    shorter = [span.shorter for span in spans if span.shorter]
+    return Part(spans[0].start, spans[-1].stop, rows, rejected, seconds, recordings, shorter)
 
 
 class CorpusJob(ABC):
@@ -201,8 +205,9 @@ class PartsFolder:
                 )
 
     def write(self, part: Part, identity: Mapping[str, str]) -> None:
-        """Add a part; identity and rejected recordings are kept in its metadata."""
-        schema = part.rows.schema.with_metadata({**identity, "rejected": json.dumps(part.rejected)})
+        """Add a part; identity and lists of recordings are kept in its metadata."""
+        lists = {"rejected": json.dumps(part.rejected), "shorter": json.dumps(part.shorter)}
+        schema = part.rows.schema.with_metadata({**identity, **lists})
         # A reader holds one row group at a time.
         group = max(1, _ROW_GROUP_BYTES * max(1, len(part.rows)) // max(1, part.rows.nbytes))
         with whole_file(self._file(part.start, part.stop)) as temporary:
@@ -218,9 +223,10 @@ class PartsFolder:
         try:
             table = pq.read_table(path)
             rejected = [(name, reason) for name, reason in json.loads(table.schema.metadata[b"rejected"])]
-        except (pa.ArrowException, KeyError, ValueError) as error:
+            shorter = [Shorter(*one) for one in json.loads(table.schema.metadata.get(b"shorter", b"[]"))]
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: is damaged; delete it and run the same command again") from error
-        return Part(start, stop, table.replace_schema_metadata(None), rejected)
+        return Part(start, stop, table.replace_schema_metadata(None), rejected, shorter=shorter)
 
     def read_all(self, blocks: Iterable[range]) -> Iterator[Part]:
         """All parts in the order of the source, one in memory at a time; `missing` must be empty."""

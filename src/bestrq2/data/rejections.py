@@ -1,4 +1,4 @@
-"""List of recordings that a run could not use, with the reasons: `rejected.csv`."""
+"""Lists of recordings that a run could not use, and of those that end early: `rejected.csv` and `shorter.csv`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,36 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from bestrq2.files import is_full
 from bestrq2.text import cell_text, csv_line
 
 logger = logging.getLogger(__name__)
 
-HEADER = b"path,reason\n"
-"""First line of the list."""
+REJECTED_HEADER = b"path,reason\n"
+SHORTER_HEADER = b"path,announced,found\n"
+"""First lines of the lists; durations are in seconds."""
 
 
-def rejection_line(path: str, reason: str) -> bytes:
-    """One line of the list, with its line feed."""
-    return csv_line([path, " ".join(reason.split())]).encode("utf-8", "surrogateescape")
+class Shorter(NamedTuple):
+    """A recording that ends before its header promised; it is used as far as it goes.
+
+    Attributes:
+        path: its path, or its name in the source.
+        announced: duration that its header promised (s).
+        found: duration that there is (s).
+    """
+
+    path: str
+    announced: float
+    found: float
+
+
+def list_line(path: str, *facts: str | float) -> bytes:
+    """One line of a list, with its line feed."""
+    cells = [" ".join(fact.split()) if isinstance(fact, str) else f"{fact:.3f}" for fact in facts]
+    return csv_line([path, *cells]).encode("utf-8", "surrogateescape")
 
 
 class ListedKeys:
@@ -42,20 +59,22 @@ class ListedKeys:
         return len(self._digests) > before
 
 
-class RejectionLog:
-    """`rejected.csv` of a run: columns path and reason.
+class RecordingList:
+    """Recordings of a run with facts about them, as a CSV file.
 
     Lines are written whole, so that a run killed at any instant leaves a readable file; a resumed run continues it.
     A full disk is warned of once, and the lines are written with later ones.
 
     Args:
         path: the file; created with the first entry.
-        key: key of an entry from its path and reason; entries with equal keys are listed once. None for the path.
+        header: its first line.
+        key: key of an entry from its cells; entries with equal keys are listed once. None for the path.
     """
 
-    def __init__(self, path: str | Path, key: Callable[[str, str], str] | None = None) -> None:
+    def __init__(self, path: str | Path, header: bytes, key: Callable[..., str] | None = None) -> None:
         self.path = Path(path)
-        self._key = key or (lambda path, reason: path)
+        self._header = header
+        self._key = key or (lambda path, *facts: path)
         self._listed = ListedKeys()
         self._pending = b""
         self._warned = False
@@ -63,7 +82,7 @@ class RejectionLog:
             self._load()
 
     def __len__(self) -> int:
-        """Number of recordings rejected so far."""
+        """Number of entries so far."""
         return len(self._listed)
 
     def _load(self) -> None:
@@ -75,19 +94,19 @@ class RejectionLog:
         rows = csv.reader(io.StringIO(whole.decode("utf-8", "surrogateescape")))
         next(rows, None)
         for row in filter(None, rows):
-            self._listed.add(self._key(cell_text(row[0]), cell_text(row[-1])))
+            self._listed.add(self._key(*map(cell_text, row)))
 
-    def add(self, rejected: Sequence[tuple[str, str]]) -> int:
+    def add(self, entries: Sequence[tuple[str, str] | Shorter]) -> int:
         """Write the entries that are not listed yet.
 
         Args:
-            rejected: paths and reasons.
+            entries: paths and reasons, or recordings that end early.
 
         Returns:
             Number of new entries.
         """
-        new = [entry for entry in rejected if self._listed.add(self._key(*entry))]
-        self._pending += b"".join(rejection_line(*entry) for entry in new)
+        new = [entry for entry in entries if self._listed.add(self._key(*entry))]
+        self._pending += b"".join(list_line(*entry) for entry in new)
         if self._pending:
             self._write()
         return len(new)
@@ -108,9 +127,9 @@ class RejectionLog:
 
     def _write(self) -> None:
         """Append the pending lines, wholly or not at all."""
-        # The header comes with the first entry, so that a run without rejections leaves no file.
+        # The header comes with the first entry, so that a run without entries leaves no file.
         size = self.path.stat().st_size if self.path.exists() else 0
-        content = self._pending if size else HEADER + self._pending
+        content = self._pending if size else self._header + self._pending
         try:
             with self.path.open("ab", buffering=0) as file:
                 if file.write(content) == len(content):
@@ -122,4 +141,29 @@ class RejectionLog:
                 raise
         if self._pending and not self._warned:
             self._warned = True
-            logger.warning("%s: the disk is full; rejected recordings are listed there once it has room", self.path)
+            logger.warning("%s: the disk is full; entries are added there once it has room", self.path)
+
+
+class RejectionLog(RecordingList):
+    """`rejected.csv` of a run, and `shorter.csv` beside it.
+
+    Args:
+        path: path of `rejected.csv`.
+        key: key of a rejection from its path and reason; None for the path.
+
+    Attributes:
+        shorter: recordings that end before their header promised.
+    """
+
+    def __init__(self, path: str | Path, key: Callable[[str, str], str] | None = None) -> None:
+        super().__init__(path, REJECTED_HEADER, key)
+        self.shorter = RecordingList(self.path.with_name("shorter.csv"), SHORTER_HEADER)
+
+    def finish(self) -> None:
+        """Write all waiting entries of both lists to disk.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        super().finish()
+        self.shorter.finish()

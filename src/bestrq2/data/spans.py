@@ -14,7 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from bestrq2.child_processes import become_worker
-from bestrq2.data.audio import read_span
+from bestrq2.data.audio import read_span, shorter_files
 from bestrq2.data.decoders import Decoder
+from bestrq2.data.rejections import Shorter
 from bestrq2.data.sources import Source
 from bestrq2.data.waveforms import to_float32
 from bestrq2.errors import AudioError, BestRQ2Error
@@ -85,6 +86,7 @@ class Span:
         spans: spans of the recording.
         frames: samples per channel of the recording at its own rate, if known.
         problem: why the span, or all of the recording, cannot be used.
+        shorter: lengths of the recording, at its last span, if it ends before its header promised.
     """
 
     recording: int
@@ -95,6 +97,7 @@ class Span:
     spans: int = 1
     frames: int | None = None
     problem: str = ""
+    shorter: Shorter | None = None
 
     @property
     def is_last(self) -> bool:
@@ -150,14 +153,16 @@ class SpanReader:
         name = self.source.describe(task.recording)
         frames, spans = task.frames, task.spans
         try:
-            with self.source.opened(task.recording) as decoder:
+            with shorter_files() as shorter, self.source.opened(task.recording) as decoder:
                 if frames is None or spans is None:
                     frames = decoder.measure()
                     spans = self._count(frames, decoder.rate)
                 decoder.frames = frames  # saves measuring the file again
                 content, samples = self.read(decoder, Task(task.recording, task.number, spans, frames))
-                seconds = samples / self.sampling_rate
-                return Span(task.recording, task.number, printable(name), content, seconds, spans, frames)
+            seconds = samples / self.sampling_rate
+            span = Span(task.recording, task.number, printable(name), content, seconds, spans, frames)
+            found = shorter[-1]._replace(path=span.path) if shorter and span.is_last else None
+            return replace(span, shorter=found)
         except AudioError as error:  # `opened` turns every exception of its block into one
             start = task.number * (self.span_samples or 0) / self.sampling_rate
             problem = (f"from {start:g} s on: " if task.number else "") + reason_of(error, name)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bestrq2.convert.loading import random_encoder
+from bestrq2.data.audio import shorter_files
 from bestrq2.data.labels import ClipAudio, LabelledTask, load_labelled
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.benchmark import benchmark_result, check_world, find_benchmark, run_benchmark
@@ -24,6 +25,7 @@ from bestrq2.inference.inputs import mono_blocks
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.log_mel import LogMel
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
+from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +68,14 @@ def run_probe(
     if benchmark is not None:
         result = benchmark_result(benchmark, embedder.name, run_benchmark(features, benchmark), provenance)
     else:
-        scores = probe_all(features, load_labelled(labelled, seed=seed), seed)
+        with shorter_files() as shorter:
+            scores = probe_all(features, load_labelled(labelled, seed=seed), seed)
         provenance["protocol"] = {"labelled": labelled, "seed": seed}
+        if shorter:
+            every = sorted(set(shorter))
+            provenance["shorter_than_announced"] = [one._asdict() for one in every]
+            first = f"{every[0].path} ({every[0].announced:.2f} s announced, {every[0].found:.2f} s found)"
+            logger.warning("%s shorter than announced, the first: %s", counted(len(every), "recording"), first)
         result = Result(PROBE, embedder.name, tuple(scores), {}, provenance)
     for file in files:
         with disk_errors(file):

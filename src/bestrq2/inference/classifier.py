@@ -14,8 +14,9 @@ import torch
 
 from bestrq2.convert.weights import load_model_folder
 from bestrq2.data.labels import SEPARATOR
+from bestrq2.data.rejections import Shorter
 from bestrq2.data.sources import Source
-from bestrq2.data.spans import SpanStream, Stretch, sample_reader, span_samples
+from bestrq2.data.spans import Span, SpanStream, Stretch, sample_reader, span_samples
 from bestrq2.errors import AudioError, CheckpointError
 from bestrq2.inference.embedder import checked_device
 from bestrq2.inference.windows import padded
@@ -67,13 +68,16 @@ class AudioClassifier:
         """Whether a recording may have any number of classes."""
         return bool(self.model.config.problem_type == MULTI)
 
-    def predict(self, source: Source, batch_size: int = 16, num_workers: int = 0) -> Iterator[np.ndarray | AudioError]:
+    def predict(
+        self, source: Source, batch_size: int = 16, num_workers: int = 0, shorter: list[Shorter] | None = None
+    ) -> Iterator[np.ndarray | AudioError]:
         """Classify every recording of a source, in its order.
 
         Args:
             source: recordings.
             batch_size: windows that go through the model at once; the results differ by rounding only.
             num_workers: processes that decode; 0 decodes in a thread.
+            shorter: recordings that end before their header promised are added to it.
 
         Yields:
             float32 [classes] of each recording, summing to 1 unless a recording may have several classes; or the error
@@ -82,7 +86,8 @@ class AudioClassifier:
         reader = sample_reader(source, self.model.config.sampling_rate)
         everything = [Stretch((0, 0), len(source))]
         with SpanStream(reader, everything, num_workers, source.describe) as stream:
-            recordings = (span_samples(spans) for _, spans in groupby(stream, key=lambda span: span.recording))
+            spans = _noting_shorter(stream, shorter if shorter is not None else [])
+            recordings = (span_samples(group) for _, group in groupby(spans, key=lambda span: span.recording))
             yield from self.classify(recordings, batch_size)
 
     def classify(
@@ -134,6 +139,13 @@ class AudioClassifier:
         probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(dim=1)).cpu().numpy()
         for (mean, window), values in zip(batch, probabilities, strict=True):
             mean.add(values, len(window))
+
+
+def _noting_shorter(spans: Iterable[Span], shorter: list[Shorter]) -> Iterator[Span]:
+    for span in spans:
+        if span.shorter:
+            shorter.append(span.shorter)
+        yield span
 
 
 def _windows(blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:

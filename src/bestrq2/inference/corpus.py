@@ -11,6 +11,7 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -27,7 +28,7 @@ from bestrq2._version import __version__
 from bestrq2.data.corpus_pass import Workers, choose_workers, share_parts
 from bestrq2.data.open_source import absolute_spec, open_source
 from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, Process, part_of, read_identity
-from bestrq2.data.rejections import HEADER, rejection_line
+from bestrq2.data.rejections import REJECTED_HEADER, SHORTER_HEADER, Shorter, list_line
 from bestrq2.data.sources import Source
 from bestrq2.data.spans import Span, names_digest, printable, sample_reader, span_samples
 from bestrq2.errors import AudioError, ConfigError, DataError
@@ -136,6 +137,11 @@ class _Recording:
             self.seconds += len(block) / self._rate
             yield block
 
+    @property
+    def shorter(self) -> Shorter | None:
+        """Lengths of the recording, once it was read, if it ends before its header promised."""
+        return self._span.shorter
+
     def rest(self) -> Iterator[Span]:
         """Spans that were not read yet."""
         while not self._span.is_last:
@@ -193,8 +199,8 @@ class ModelJob(CorpusJob):
         for _ in recording.rest():  # after an error: `long_part` must take all spans of its recording
             pass
         rejected = [(first.path, result)] if isinstance(result, str) else []
-        rows = self._table([result])
-        return Part(first.start, (first.recording + 1, 0), rows, rejected, recording.seconds, 1.0)
+        rows, shorter = self._table([result]), [recording.shorter] if recording.shorter else []
+        return Part(first.start, (first.recording + 1, 0), rows, rejected, recording.seconds, 1.0, shorter)
 
     def _table(self, results: Iterable[pa.Table | str]) -> pa.Table:
         return pa.concat_tables([self.schema.empty_table(), *(one for one in results if isinstance(one, pa.Table))])
@@ -301,10 +307,11 @@ def _similar(recordings: list[_Recording]) -> Iterator[list[_Recording]]:
 
 
 class _Counts(NamedTuple):
-    """Recordings processed and rejected, and rows of the result."""
+    """Recordings processed, rejected, and shorter than announced, and rows of the result."""
 
     processed: int
     rejected: int
+    shorter: int
     rows: int
 
 
@@ -330,15 +337,16 @@ def _process(
         )  # fmt: skip
     if counts is None:
         return output
-    listing = _listing(output)
+    listing, shorter = _listings(output)
     if not counts.rows:
         total = counted(counts.rejected, "recording")
         raise DataError(f"{job.source.name}: not one of {total} could be {verb}; see {listing}")
     rows = "" if counts.rows == counts.processed else f" in {counted(counts.rows, 'frame')}"
     logger.info(
-        "%s: %s %s%s, %d rejected%s",
+        "%s: %s %s%s, %d rejected%s%s",
         output, counted(counts.processed, "recording"), verb, rows, counts.rejected,
         f"; see {listing}" if counts.rejected else "",
+        f"; shorter than announced: {counts.shorter}, listed in {shorter}" if counts.shorter else "",
     )  # fmt: skip
     return output
 
@@ -350,8 +358,9 @@ def _device(device: str | None, process: Process) -> str | None:
     return device
 
 
-def _listing(output: Path) -> Path:
-    return output.with_name(f"{output.name}.rejected.csv")
+def _listings(output: Path) -> tuple[Path, Path]:
+    """Lists of rejected recordings and of those shorter than announced."""
+    return output.with_name(f"{output.name}.rejected.csv"), output.with_name(f"{output.name}.shorter.csv")
 
 
 def _provenance(output: Path) -> Path:
@@ -378,9 +387,9 @@ def _check_same(output: Path, identity: dict[str, str]) -> None:
 
 
 def _join(parts: PartsFolder, job: ModelJob, output: Path) -> _Counts:
-    """Write the list of rejected recordings and the result, in the order of the source, and delete the parts."""
+    """Write the lists of recordings and the result, in the order of the source, and delete the parts."""
     everything = list(job.blocks(ALONE))
-    counts = _join_rejected(parts, everything, output)
+    counts = _join_lists(parts, everything, output)
     if counts.rows:
         facts = {**job.identity, "embedded": str(counts.processed), "rejected_count": str(counts.rejected)}
         joined = parts.path / f"joined{output.suffix}"
@@ -396,20 +405,24 @@ def _join(parts: PartsFolder, job: ModelJob, output: Path) -> _Counts:
     return counts
 
 
-def _join_rejected(parts: PartsFolder, blocks: list[range], output: Path) -> _Counts:
-    recordings = rejected = rows = 0
-    fresh, listing = parts.path / "rejected.csv", _listing(output)
-    with whole_file(fresh) as temporary, temporary.open("wb") as file:
-        file.write(HEADER)
+def _join_lists(parts: PartsFolder, blocks: list[range], output: Path) -> _Counts:
+    recordings = rejected = shorter = rows = 0
+    fresh = parts.path / "rejected.csv", parts.path / "shorter.csv"
+    with ExitStack() as stack:
+        rejections, shorts = (stack.enter_context(stack.enter_context(whole_file(one)).open("wb")) for one in fresh)
+        rejections.write(REJECTED_HEADER)
+        shorts.write(SHORTER_HEADER)
         for part in parts.read_all(blocks):
-            file.writelines(rejection_line(*one) for one in part.rejected)
+            rejections.writelines(list_line(*one) for one in part.rejected)
+            shorts.writelines(list_line(*one) for one in part.shorter)
             recordings, rows = recordings + part.stop[0] - part.start[0], rows + len(part.rows)
-            rejected += len(part.rejected)
-    if rejected:
-        fresh.replace(listing)
-    else:
-        listing.unlink(missing_ok=True)  # of an earlier output that was deleted
-    return _Counts(recordings - rejected, rejected, rows)
+            rejected, shorter = rejected + len(part.rejected), shorter + len(part.shorter)
+    for count, new, listing in zip((rejected, shorter), fresh, _listings(output), strict=True):
+        if count:
+            new.replace(listing)
+        else:
+            listing.unlink(missing_ok=True)  # of an earlier output that was deleted
+    return _Counts(recordings - rejected, rejected, shorter, rows)
 
 
 def _write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:

@@ -20,7 +20,7 @@ from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batch import AudioBatch
 from bestrq2.data.labels import LabelledTask, load_task
 from bestrq2.data.loader import end_workers, training_batches
-from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.rejections import RejectionLog, Shorter
 from bestrq2.data.sources import SubsetSource
 from bestrq2.data.splits import SPLITS, balanced
 from bestrq2.errors import AudioError, ConfigError, DataError
@@ -230,13 +230,16 @@ class ClassificationTask(Task):
         source = self.data.source(split)
         own = np.arange(fabric.global_rank, len(source), fabric.world_size)
         part = SubsetSource(source, own, source.name)
-        results = classifier.predict(part, self.config.batch_size, self.config.num_workers)
+        shorter: list[Shorter] = []
+        results = classifier.predict(part, self.config.batch_size, self.config.num_workers, shorter)
         found = [
             (place, str(one), np.zeros(0)) if isinstance(one, AudioError) else (place, "", one)
             for place, one in zip(own.tolist(), results, strict=True)
         ]
         every = sorted((entry for entries in gathered(found) for entry in entries), key=lambda entry: entry[0])
+        shorter = [entry for entries in gathered(shorter) for entry in entries]
         if fabric.is_global_zero:
+            self.rejections.shorter.add(shorter)
             self.rejections.add([(source.describe(place), reason) for place, reason, _ in every if reason])
         places = [place for place, reason, _ in every if not reason]
         if not places:

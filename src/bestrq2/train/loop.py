@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from bestrq2._version import __version__
 from bestrq2.convert.weights import write_exported_step
 from bestrq2.data.batch import AudioBatch
-from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.rejections import RejectionLog, Shorter
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.files import write_folder
 from bestrq2.progress import Progress
@@ -165,6 +165,7 @@ class Run:
         self.parameters = [parameter for parameter in self.task.parameters() if parameter.requires_grad]
         self._window: Sums = {}
         self._rejected: list[tuple[str, str]] = []
+        self._shorter: list[Shorter] = []
         self._clips = 0
         self._validated = False
         self.progress = Progress(
@@ -296,17 +297,22 @@ class Run:
         self.progress.show(step, details=", ".join(parts), now=step == self.settings.max_steps)
 
     def list_rejected(self, parts: list[AudioBatch]) -> None:
-        """Collect recordings that could not be used; a single process lists them at once, several when they save."""
+        """Collect recordings that could not be used or end early; one process lists them at once, several on saving."""
         self._rejected += [entry for part in parts for entry in part.rejected]
+        self._shorter += [entry for part in parts for entry in part.shorter]
         if self.fabric.world_size == 1:
             self._write_rejected()
 
     def _write_rejected(self) -> None:
-        rejected = [entry for entries in gathered(self._rejected) for entry in entries]
-        self._rejected = []
-        if self.fabric.is_global_zero and rejected and self.rejections.add(rejected):
-            count = counted(len(self.rejections), "recording")
-            logger.info("%s rejected so far, listed in %s", count, self.rejections.path)
+        every = gathered((self._rejected, self._shorter))
+        self._rejected, self._shorter = [], []
+        if not self.fabric.is_global_zero:
+            return
+        for place, (listing, what) in enumerate(
+            ((self.rejections, "rejected"), (self.rejections.shorter, "shorter than announced"))
+        ):
+            if listing.add([entry for lists in every for entry in lists[place]]):
+                logger.info("%s %s so far, listed in %s", counted(len(listing), "recording"), what, listing.path)
 
     def state(self, step: int) -> dict[str, Any]:
         """Everything that a checkpoint holds, whole in the first process; every process must ask."""

@@ -14,7 +14,7 @@ import torch
 from bestrq2.data.loader import end_workers, fixed_crops, split_source, training_batches
 from bestrq2.data.open_source import open_source
 from bestrq2.data.prepare.summary import BandSums, prepared_statistics
-from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.rejections import RejectionLog, Shorter
 from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError
 from bestrq2.files import disk_errors, folder_lock
@@ -167,9 +167,12 @@ def _loader(config: PretrainConfig, training: Source, run: Run) -> Any:
 def _fixed_crops(config: PretrainConfig, source: Source, rejections: RejectionLog) -> list[np.ndarray]:
     """Crops for the validation loss and the report: always the same ones."""
     rejected: list[tuple[str, str]] = []
-    crops = fixed_crops(source, config.loader.validation_clips or _SHOWN, **_crops(config), rejected=rejected)
+    shorter: list[Shorter] = []
+    count = config.loader.validation_clips or _SHOWN
+    crops = fixed_crops(source, count, **_crops(config), rejected=rejected, shorter=shorter)
     if first_process():
         rejections.add(rejected)
+        rejections.shorter.add(shorter)
     if not crops:
         logger.warning("no recording that is held out can be used: no validation")
     return crops
@@ -188,12 +191,15 @@ def _statistics(
     batches = training_batches(training, **_crops(config), batch_size=batch_size, num_workers=workers, max_steps=steps)
     sums = BandSums(encoder.config.num_mel_bands)
     rejected: list[tuple[str, str]] = []
+    shorter: list[Shorter] = []
     with torch.no_grad():
         for batch in batches:
             rejected += batch.rejected
+            shorter += batch.shorter
             sums.add(*encoder.log_mel(batch.to("cpu").input_values, unequal_lengths(batch)))
     if first_process():
         rejections.add(rejected)
+        rejections.shorter.add(shorter)
     return sums.statistics()
 
 

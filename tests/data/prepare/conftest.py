@@ -17,7 +17,7 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from recordings import cut, noise, write
+from recordings import announce, cut, noise, write
 
 from bestrq2.data.prepare import run_prepare
 from example_sounds import RATE, scene
@@ -41,7 +41,8 @@ def write_mixed(folder: Path) -> Path:
     write(folder / "h-silent.wav", 2e-5 * noise(2.0, RATE, 8), RATE)
     soundfile.write(folder / "i-short.wav", scene(4000, 9), RATE)
     cut(folder / "d-phone.m4a").rename(folder / "j-cut.m4a")
-    write(folder / "k-whole.wav", scene(2 * RATE, 10), RATE)
+    write(folder / "k-early.wav", scene(2 * RATE, 10), RATE)
+    announce(folder / "k-early.wav", 3 * RATE)
     loud = 2.5 * scene(2 * RATE, 11)
     soundfile.write(folder / "l-loud.wav", loud / np.abs(loud).max() * 1.5, RATE, subtype="FLOAT")
     pause = np.concatenate([scene(RATE, 12), np.zeros(2 * RATE, np.float32), scene(RATE + 3000, 13)])

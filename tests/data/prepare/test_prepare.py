@@ -19,7 +19,7 @@ import webdataset
 import bestrq2
 from bestrq2.data.audio import read_audio
 from bestrq2.data.prepare import check_prepared, run, run_prepare
-from bestrq2.data.prepare.summary import prepared_statistics
+from bestrq2.data.prepare.summary import describe_summary, prepared_statistics
 from bestrq2.data.sources import ArraySource
 from bestrq2.errors import DataError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
@@ -43,7 +43,7 @@ def of(prepared, name: str) -> dict[float, np.ndarray]:
 def test_clips_hold_the_audio_of_their_recording_at_their_place(prepared_mixed, mixed):
     names = {Path(entry["path"]).name for entry in prepared_mixed.json.values()}
     assert names == {f"{name}" for name in (
-        "a-plain.wav", "b-stereo.flac", "c-music.lame.mp3", "d-phone.m4a", "e-narrow.wav", "k-whole.wav", "l-loud.wav",
+        "a-plain.wav", "b-stereo.flac", "c-music.lame.mp3", "d-phone.m4a", "e-narrow.wav", "k-early.wav", "l-loud.wav",
         "m-pause.wav",
     )}  # fmt: skip
     for entry, audio in zip(prepared_mixed.json.values(), prepared_mixed.audio.values(), strict=True):
@@ -100,6 +100,14 @@ def test_the_summary_counts_what_lies_in_the_folder(prepared_mixed, mixed):
     assert (summary["bestrq2"], summary["format"], summary["sampling_rate"]) == (bestrq2.__version__, "wav", RATE)
     assert summary["made_from"]["segment_seconds"] == 1.0
     assert all(tar.stat().st_size < 0.15e6 + 2 * 2 * RATE for tar in prepared_mixed.tars)
+
+
+def test_recordings_that_end_early_are_used_and_listed(prepared_mixed, mixed):
+    assert prepared_mixed.summary["shorter_than_announced"] == 1
+    listed = (prepared_mixed.folder / "shorter.csv").read_text()
+    assert listed == f"path,announced,found\n{mixed / 'k-early.wav'},3.000,2.000\n"
+    assert sum(len(clip) for clip in of(prepared_mixed, "k-early.wav").values()) == 2 * RATE
+    assert describe_summary(prepared_mixed.summary).endswith("; shorter than announced: 1, listed in shorter.csv")
 
 
 def test_statistics_are_those_of_the_written_clips(prepared_mixed):

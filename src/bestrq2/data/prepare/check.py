@@ -33,7 +33,7 @@ from bestrq2.data.prepare.folder import (
     shard_path,
 )
 from bestrq2.data.prepare.summary import SUMMARY, describe_summary, read_summary
-from bestrq2.data.rejections import ListedKeys, rejection_line
+from bestrq2.data.rejections import ListedKeys, list_line
 from bestrq2.data.shards.building import build_index, index_path
 from bestrq2.data.shards.index import ShardIndex, read_index
 from bestrq2.data.spans import Span, Task
@@ -169,16 +169,14 @@ def _misplaced(output: Path, summary: dict[str, Any]) -> list[str]:
 def _differences(output: Path, summary: dict[str, Any]) -> list[str]:
     """Differences of the ledgers, whose clips are undamaged, from the summary and the list of rejections."""
     total: Ledger | None = None
-    listing, listed, unlisted = output / REJECTED, ListedKeys(), ""
+    listing, listed, unlisted, shorter = output / REJECTED, ListedKeys(), "", ListedKeys()
     lines = _lines(listing)
     for ledger in ledgers(output, summary["shards"]):
         for path, reason in ledger.rejected:
-            if (
-                listed.add(rejected_key(path, reason))
-                and not unlisted
-                and next(lines, b"") != rejection_line(path, reason)
-            ):
+            if listed.add(rejected_key(path, reason)) and not unlisted and next(lines, b"") != list_line(path, reason):
                 unlisted = f"{listing}: {path} ({reason.rstrip('.')}) is not in its place in the list"
+        for one in ledger.shorter:
+            shorter.add(one.path)
         if total is None:
             total = ledger
         else:
@@ -188,6 +186,11 @@ def _differences(output: Path, summary: dict[str, Any]) -> list[str]:
     # What is dropped after the last clip of the source is in no ledger.
     is_whole = total.position == (summary["recordings"], 0)
     problems = [*_different_counts(output, summary, total, is_whole), *_different_statistics(summary, total)]
+    noted = summary.get("shorter_than_announced", 0)
+    if noted < len(shorter) or (is_whole and noted > len(shorter)):
+        problems.append(
+            f"the summary says {noted:,} recordings shorter than announced, the shards list {len(shorter):,}"
+        )
     if unlisted:
         return [*problems, unlisted]
     later = 0 if is_whole else sum(summary["dropped"].values()) - sum(total.dropped.values())

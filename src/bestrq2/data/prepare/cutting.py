@@ -38,6 +38,9 @@ KINDS = ("broken", "silent", "too short", "duplicate")
 CLIP, REMAINDER = "clip", "remainder"
 """Kinds of pieces that are not counted as dropped: clips to keep, and ends of recordings shorter than a clip."""
 
+SHORTER = "shorter"
+"""Kind of a piece without audio, before those of the last span of a recording that is shorter than announced."""
+
 DIGEST_BYTES = 16
 """Bytes of a content hash: 10^12 clips have no collision by chance."""
 
@@ -120,10 +123,10 @@ class Piece(NamedTuple):
         segment: number of the clip in the recording; of a dropped rest of a recording, its first one.
         path: printable description of the recording.
         samples: length at the new rate, as far as it was decoded.
-        kind: `CLIP`, `REMAINDER` or one of `KINDS`.
+        kind: `CLIP`, `REMAINDER`, `SHORTER` or one of `KINDS`.
         reason: why it was dropped.
         audio: encoded clip.
-        metadata: JSON to write beside the clip.
+        metadata: JSON to write beside the clip; of `SHORTER`, the announced and the found length in seconds.
         digest: hash of the samples.
         clipped: whether samples beyond full scale were limited.
         band_sums: `BandSums.to_bytes` of the log-mel spectrogram.

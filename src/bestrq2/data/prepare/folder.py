@@ -16,7 +16,7 @@ import numpy as np
 
 from bestrq2.data.prepare.cutting import DIGEST_BYTES, KINDS, Piece
 from bestrq2.data.prepare.summary import SUMMARY, BandSums, read_summary
-from bestrq2.data.rejections import HEADER
+from bestrq2.data.rejections import REJECTED_HEADER, SHORTER_HEADER, Shorter
 from bestrq2.data.shards.building import index_path
 from bestrq2.data.shards.index import read_index
 from bestrq2.errors import ConfigError, DataError
@@ -24,9 +24,9 @@ from bestrq2.errors import ConfigError, DataError
 LEDGER = "bestrq2_prepare"
 """Key of the ledger in the metadata of a shard's index."""
 
-REJECTED = "rejected.csv"
+REJECTED, SHORTER_LIST = "rejected.csv", "shorter.csv"
 
-_OURS = re.compile(r"shard-\d{6,}\.tar(\.index\.parquet)?|rejected\.csv|summary\.json|\..*")
+_OURS = re.compile(r"shard-\d{6,}\.tar(\.index\.parquet)?|rejected\.csv|shorter\.csv|summary\.json|\..*")
 _TEMPORARY = re.compile(r"\.(shard-\d{6,}\.tar(\.index\.parquet)?|summary\.json)\.\d+\.tmp")
 _SHARD = re.compile(r"shard-(\d{6,})\.tar")
 _JSON_DIGEST_BYTES = 8
@@ -79,6 +79,7 @@ class Ledger:
         clips: number of clips.
         dropped: number of dropped pieces by kind.
         rejected: paths and reasons of dropped pieces.
+        shorter: recordings that end before their header promised.
         members: clips, in order.
         samples_in: decoded samples at the new rate.
         samples_kept: samples of clips.
@@ -92,6 +93,7 @@ class Ledger:
     clips: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    shorter: list[Shorter] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
     samples_in: int = 0
     samples_kept: int = 0
@@ -116,6 +118,11 @@ class Ledger:
             self.rejected.append((piece.path, piece.reason))
             self.size += len(json.dumps([piece.path, piece.reason]))
 
+    def note_shorter(self, piece: Piece) -> None:
+        """List a recording that ends before its header promised."""
+        self.shorter.append(Shorter(piece.path, *json.loads(piece.metadata)))
+        self.size += len(json.dumps(self.shorter[-1]))
+
     def merge(self, later: Ledger) -> None:
         """Add counts and sums of the stretch that follows, without its lists."""
         self.position = later.position
@@ -136,6 +143,7 @@ class Ledger:
             "clips": self.clips,
             "dropped": self.dropped,
             "rejected": self.rejected,
+            "shorter": self.shorter,
             "samples_in": self.samples_in,
             "samples_kept": self.samples_kept,
             "clipped": self.clipped,
@@ -157,6 +165,7 @@ class Ledger:
             sums=BandSums.from_bytes(base64.b64decode(values.pop("band_sums"))),
             position=tuple(values.pop("position")),
             rejected=[(name, reason) for name, reason in values.pop("rejected")],
+            shorter=[Shorter(*one) for one in values.pop("shorter", [])],
             members=[Member(int(r), int(s), c.tobytes(), m.tobytes()) for r, s, c, m in members],
             **values,
         )
@@ -245,7 +254,7 @@ def count_finished(folder: Path, wanted: dict[str, Any]) -> int:
         ConfigError: the folder holds other files or another corpus, or a shard is missing.
     """
     names = sorted(entry.name for entry in folder.iterdir())
-    foreign = [name for name in names if not _OURS.fullmatch(name) or (name == REJECTED and not _is_listing(folder))]
+    foreign = [name for name in names if not _OURS.fullmatch(name) or not _is_listing(folder, name)]
     if foreign:
         raise ConfigError(f"{folder}: holds other files ({_few(foreign)}); name a new or empty folder")
     numbers = sorted(int(match[1]) for name in names if (match := _SHARD.fullmatch(name)))
@@ -274,10 +283,13 @@ def remove_temporaries(folder: Path) -> None:
             entry.unlink()
 
 
-def _is_listing(folder: Path) -> bool:
-    """Whether rejected.csv is a list of rejected recordings."""
-    with (folder / REJECTED).open("rb") as file:
-        return file.read(len(HEADER)) in (HEADER, b"")
+def _is_listing(folder: Path, name: str) -> bool:
+    """Whether a file named like a list of recordings is one; True for other names."""
+    header = {REJECTED: REJECTED_HEADER, SHORTER_LIST: SHORTER_HEADER}.get(name)
+    if header is None:
+        return True
+    with (folder / name).open("rb") as file:
+        return file.read(len(header)) in (header, b"")
 
 
 def _has_ledger(shard: Path) -> bool:

@@ -17,9 +17,10 @@ from bestrq2._version import __version__
 from bestrq2.data.corpus_pass import Workers, choose_workers, make_parts, share_parts
 from bestrq2.data.open_source import absolute_spec, local_folder, open_source
 from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, part_of
-from bestrq2.data.prepare.cutting import CLIP, Options, Piece, cut, pieces_table, read_pieces
+from bestrq2.data.prepare.cutting import CLIP, SHORTER, Options, Piece, cut, pieces_table, read_pieces
 from bestrq2.data.prepare.folder import (
     REJECTED,
+    SHORTER_LIST,
     Ledger,
     count_finished,
     finished_summary,
@@ -122,7 +123,13 @@ class PrepareJob(CorpusJob):
 
     def part(self, spans: list[Span]) -> Part:
         """Pieces of some spans."""
-        tables = [self._broken(span) if span.problem else span.content for span in spans]
+        tables = []
+        for span in spans:
+            if span.shorter:
+                first = span.number * self.options.segments_per_span
+                lengths = json.dumps(span.shorter[1:])
+                tables.append(pieces_table([Piece(span.recording, first, span.path, 0, SHORTER, metadata=lengths)]))
+            tables.append(self._broken(span) if span.problem else span.content)
         return part_of(spans, pa.concat_tables(tables), [])
 
     def _broken(self, span: Span) -> pa.Table:
@@ -151,12 +158,14 @@ class Packing:
         self._writer: ShardWriter | None = None
         # First clip with each content; recording and segment in one integer: tuples take three times the memory.
         self._seen: dict[bytes, int] = {}
-        (folder / REJECTED).unlink(missing_ok=True)  # its entries are in the ledgers, or come again
+        for listing in (REJECTED, SHORTER_LIST):
+            (folder / listing).unlink(missing_ok=True)  # its entries are in the ledgers, or come again
         self._rejections = RejectionLog(folder / REJECTED, rejected_key)
         for ledger in ledgers(folder, finished):
             for member in ledger.members:
                 self._seen[member.content] = member.recording * _SEGMENTS + member.segment
             self._rejections.add(ledger.rejected)
+            self._rejections.shorter.add(ledger.shorter)
             self.totals.merge(ledger)
         self.position = self.totals.position
 
@@ -172,6 +181,10 @@ class Packing:
         for piece in read_pieces(rows):
             # A span is read again from its start when a killed run continues within it.
             if (piece.recording, piece.segment) < self.position:
+                continue
+            if piece.kind == SHORTER:
+                self._ledger.note_shorter(piece)
+                self._rejections.shorter.add(self._ledger.shorter[-1:])
                 continue
             self.position = (piece.recording + 1, 0) if piece.is_last else (piece.recording, piece.segment + 1)
             if piece.kind == CLIP:
@@ -223,8 +236,13 @@ class Packing:
         self.totals.merge(self._ledger)
         self._ledger = Ledger(self._ledger.identity, BandSums(self.options.num_mel_bands))
 
+    @property
+    def shorter(self) -> int:
+        """Number of recordings that are shorter than announced."""
+        return len(self._rejections.shorter)
+
     def finish(self) -> None:
-        """Finish the last shard and the list of dropped pieces.
+        """Finish the last shard and the lists of recordings.
 
         Raises:
             OSError: the disk is full.
@@ -305,6 +323,7 @@ def _finish(packing: Packing) -> dict[str, Any]:
         "clips": totals.clips,
         "dropped": totals.dropped,
         "clipped": totals.clipped,
+        "shorter_than_announced": packing.shorter,
         "hours_in": totals.samples_in / hour,
         "hours_kept": totals.samples_kept / hour,
         "shards": packing.shards,

@@ -163,9 +163,11 @@ def describe_summary(summary: dict[str, Any]) -> str:
     """Summary of a prepared corpus in one sentence."""
     dropped = ", ".join(f"{count} {kind}" for kind, count in summary["dropped"].items() if count)
     clipped = f", {summary['clipped']} with samples beyond full scale" if summary["clipped"] else ""
+    shorter = summary.get("shorter_than_announced", 0)
     return (
         f"{counted(summary['clips'], 'clip')}{clipped}, {summary['hours_kept']:.2f} of {summary['hours_in']:.2f} hours "
         f"from {counted(summary['recordings'], 'recording')}, in {counted(summary['shards'], 'shard')} of "
         f"{summary['bytes'] / 1e6:,.0f} MB; "
         f"dropped: {dropped or 'nothing'}"
+        + (f"; shorter than announced: {shorter}, listed in shorter.csv" if shorter else "")
     )
