@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 from functools import partial
 
 import numpy as np
@@ -76,7 +77,7 @@ def open_waveforms(reader, root, waveforms):
     if reader == "pcm tar":
         contents = {f"{number}.wav": encoded(one, RATE) for number, one in enumerate(waveforms)}
         return open_files("tar", root, contents)
-    contents = {f"{number}.wav": encoded(one, RATE, subtype="FLOAT") for number, one in enumerate(waveforms)}
+    contents = {f"{number}.wav": encoded(one, RATE, subtype="DOUBLE") for number, one in enumerate(waveforms)}
     return open_files(reader, root, contents)
 
 
@@ -145,6 +146,64 @@ def test_whatever_is_raised_on_an_input_of_embed_names_it(error, tmp_path, monke
         assert "\n" not in str(caught.value)
 
 
+def _spoilt(*values):
+    waveform = noise(1, RATE).astype(np.float64)
+    waveform[5_000 : 5_000 + len(values)] = values
+    return waveform
+
+
+BAD_FLOATS = {
+    "NaN": (_spoilt(np.nan), "holds NaN or infinite samples"),
+    "infinite": (_spoilt(-np.inf), "holds NaN or infinite samples"),
+    "infinite as float32": (1e300 * _spoilt(), "holds NaN or infinite samples"),
+    "overflowing in the resampler": (_spoilt(*[3e38, -3e38] * 99), "holds (samples of 3e.38, far|NaN or infinite)"),
+    "integers as floats": (_spoilt(12_000.0, -11_966.0), r"holds samples of 1.2e.04, far outside \[-1, 1\]; divide"),
+    "16 times full scale": (_spoilt(-16.1), "holds samples of 16.1, far outside"),
+}
+
+
+@pytest.mark.parametrize("rate", [RATE, 22_050])
+@pytest.mark.parametrize("reader", [*FILE_READERS, "array", "hdf5", "embed"])
+def test_samples_that_are_no_audio_are_rejected_by_every_reader(reader, rate, tmp_path):
+    waveforms = [waveform for waveform, _ in BAD_FLOATS.values()]
+    if reader == "embed":
+        for waveform, (_, reason) in zip(waveforms, BAD_FLOATS.values(), strict=True):
+            for form in (waveform, np.stack([waveform, waveform]), encoded(waveform, RATE, subtype="DOUBLE")):
+                with pytest.raises(AudioError, match=f"^it: {reason}"):
+                    list(mono_blocks("it", form, RATE, rate))
+        return
+    *found, good = problems(open_waveforms(reader, tmp_path / "x", [*waveforms, _spoilt(4.0, -4.0)]), rate)
+    assert good == ["", ""]
+    for reasons, (_, wanted) in zip(found, BAD_FLOATS.values(), strict=True):
+        assert all(re.search(wanted, reason) for reason in reasons), reasons
+
+
+@pytest.mark.parametrize("reader", [*FILE_READERS, "array", "hdf5", "pcm tar"])
+def test_nothing_that_a_resampler_makes_of_good_samples_is_used_unchecked(reader, tmp_path, monkeypatch):
+    source = open_waveforms(reader, tmp_path / "x", [noise(1, RATE, seed) for seed in range(2)])
+    monkeypatch.setattr(soxr, "resample", lambda *_, **__: np.full(8_000, np.nan, np.float32))
+    for reasons in problems(source, 8_000):
+        assert all("holds NaN or infinite samples" in reason for reason in reasons), reasons
+
+
+IMPOSSIBLE_RATES = (0, 1, 99, 10_000_001)
+
+
+@pytest.mark.parametrize("reader", FILE_READERS)
+@pytest.mark.parametrize("kind", ["WAV", "AU"])
+def test_impossible_rates_are_rejected_by_every_reader(reader, kind, tmp_path):
+    """1 Hz would make 513 MB of a file of 32 KB."""
+    files = {}
+    for number, rate in enumerate(IMPOSSIBLE_RATES):
+        content = bytearray(encoded(noise(1, RATE), RATE, kind))
+        struct.pack_into("<I" if kind == "WAV" else ">I", content, 24 if kind == "WAV" else 16, rate)
+        files[f"{number}.{kind.lower()}"] = bytes(content)
+    *found, good = problems(open_files(reader, tmp_path / "x", {**files, "good.wav": encoded(noise(1, RATE), RATE)}))
+    assert good == ["", ""]
+    for reasons, rate in zip(found, IMPOSSIBLE_RATES, strict=True):
+        assert all(f"sampling rate of {rate} Hz" in reason or not rate for reason in reasons), reasons
+
+
 class _Samples:
     """Features that read every clip from beginning to end, as an encoder does."""
 
@@ -183,3 +242,35 @@ def test_a_labelled_clip_that_cannot_be_looked_up_or_read_is_left_out_of_a_probe
     skipped = sorted(reason.split(": ")[1].rpartition("/")[2] for split in rows for reason in split.skipped)
     assert skipped == ["6.flac", "7.flac"][reader != "hub" :]
     assert sum(len(split.features) for split in rows) == 8 - len(skipped)
+
+
+PLAYLISTS = {
+    "ffconcat": "ffconcat version 1.0\nfile real.wav\n",
+    "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1.0,\nreal.wav\n#EXT-X-ENDLIST\n",
+    "m3u": "#EXTM3U\n#EXTINF:1,title\nreal.wav\n",
+    "pls": "[playlist]\nFile1=real.wav\nNumberOfEntries=1\nVersion=2\n",
+    "cue": 'FILE "real.wav" WAVE\n  TRACK 01 AUDIO\n    INDEX 01 00:00:00\n',
+    "xspf": '<?xml version="1.0"?><playlist version="1" xmlns="http://xspf.org/ns/0/"><trackList><track>'
+    "<location>real.wav</location></track></trackList></playlist>",
+    "mpd": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet '
+    'mimeType="audio/mp4"><Representation id="0"><BaseURL>real.wav</BaseURL></Representation></AdaptationSet></Period>'
+    "</MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    "asx": '<asx version="3.0"><entry><ref href="real.wav"/></entry></asx>',
+    "ram": "rtsp://127.0.0.1/real.wav\n",
+}
+
+
+@pytest.mark.parametrize("reader", FILE_READERS)
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "own"])
+def test_playlists_are_refused_whatever_they_are_called(reader, suffix, tmp_path):
+    """They name other files, which could be any of this machine."""
+    files = {
+        f"{number}-{kind}.{'ogg' if suffix == 'own' else suffix}": text.encode()
+        for number, (kind, text) in enumerate(PLAYLISTS.items())
+    }
+    source = open_files(reader, tmp_path / "x", {**files, "real.wav": encoded(noise(1, RATE), RATE)})
+    *refused, real = problems(source)
+    assert real == ["", ""]
+    for name, reasons in zip(files, refused, strict=True):
+        assert all(re.search("is not audio|no audio track|no readable codec", reason) for reason in reasons), (name, reasons)

@@ -227,6 +227,18 @@ def test_unusable_audio_is_refused_and_named(embedder, item, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_samples_at_the_ends_of_what_is_accepted_give_finite_embeddings(tiny_encoder, dtype):
+    embedder = Embedder(tiny_encoder(max_seconds=2.5), "cpu", dtype=dtype)
+    sound = scene(20_000)
+    square = np.where(np.arange(20_000) // 40 % 2, 16.0, -16.0)
+    clips = [square, 1e-30 * sound, 1e-45 * sound, np.zeros(20_000), np.full(20_000, 16.0), 16 * np.eye(1, 20_000)[0]]
+    for rate in (RATE, 44_100):
+        found = embedder.embed(clips, rate)
+        assert np.isfinite(found.clip).all()
+        assert np.isfinite(found.frames[found.frame_mask]).all()
+
+
 def test_what_is_no_list_is_refused(embedder):
     for nothing in ([], (), iter(())):
         with pytest.raises(AudioError, match="there is no audio to embed: the list is empty"):

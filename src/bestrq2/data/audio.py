@@ -241,6 +241,16 @@ def random_crop(decoder: Decoder, rng: np.random.Generator, sampling_rate: int, 
     raise problem or AudioError("its length keeps changing while it is read.")
 
 
+def check_finite(waveform: np.ndarray) -> None:
+    """Check that samples are finite; for what a resampling filter, which exceeds their range a little, made of them.
+
+    Raises:
+        AudioError: NaN or infinite samples.
+    """
+    if waveform.size and not (math.isfinite(waveform.min()) and math.isfinite(waveform.max())):
+        raise AudioError("holds NaN or infinite samples.")
+
+
 def check_range(waveform: np.ndarray) -> None:
     """Check that float samples are audio: finite and within ±16, so that resampling cannot overflow.
 
@@ -273,7 +283,7 @@ def check_usable(waveform: np.ndarray) -> None:
     beginning = waveform[:_QUICK_SAMPLES]
     if scale > 1 and (float(beginning.max()) - float(beginning.min())) / scale / 2 >= SILENCE_PEAK:
         return
-    check_range(waveform)
+    check_finite(waveform)
     low, high = float(waveform.min()) / scale, float(waveform.max()) / scale
     if (high - low) / 2 >= SILENCE_PEAK:
         return  # wherever the mean is, one of the two is at least that far from it
@@ -286,10 +296,16 @@ def check_usable(waveform: np.ndarray) -> None:
 
 
 def resampled(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
-    """Resample float32 [samples] from one rate in Hz to another (soxr, HQ); unchanged where they are equal."""
+    """Resample float32 [samples] from one rate in Hz to another (soxr, HQ); unchanged where they are equal.
+
+    Raises:
+        AudioError: the result is not finite.
+    """
     if from_rate == to_rate or not len(waveform):
         return waveform
-    return np.ascontiguousarray(soxr.resample(waveform, from_rate, to_rate, quality=QUALITY), np.float32)
+    found = np.ascontiguousarray(soxr.resample(waveform, from_rate, to_rate, quality=QUALITY), np.float32)
+    check_finite(found)
+    return found
 
 
 def array_decoder(waveform: np.ndarray, rate: int) -> ArrayDecoder:

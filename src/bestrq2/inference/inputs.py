@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 from torch import Tensor
 
-from bestrq2.data.audio import QUALITY, array_decoder, check_range, errors_named, open_audio
+from bestrq2.data.audio import QUALITY, array_decoder, check_finite, check_range, errors_named, open_audio
 from bestrq2.data.decoders import Decoder
 from bestrq2.data.places import AudioBytes
 from bestrq2.data.waveforms import HIGHEST_RATE, LOWEST_RATE
@@ -158,9 +158,11 @@ def _resampled(blocks: Iterator[np.ndarray], rate: float, model_rate: int) -> It
     for block in blocks:
         first = block[:1] if first is None else first
         out = stream.resample_chunk(np.ascontiguousarray(block))
+        check_finite(out)
         has_output = has_output or len(out) > 0
         yield out
     out = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    check_finite(out)
     # One or two samples at a higher rate make less than one at the model's: keep the first.
     yield out if has_output or len(out) or first is None else first
 
