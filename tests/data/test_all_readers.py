@@ -273,4 +273,7 @@ def test_playlists_are_refused_whatever_they_are_called(reader, suffix, tmp_path
     *refused, real = problems(source)
     assert real == ["", ""]
     for name, reasons in zip(files, refused, strict=True):
-        assert all(re.search("is not audio|no audio track|no readable codec", reason) for reason in reasons), (name, reasons)
+        assert all(re.search("is not audio|no audio track|no readable codec", reason) for reason in reasons), (
+            name,
+            reasons,
+        )

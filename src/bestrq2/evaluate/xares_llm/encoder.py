@@ -48,7 +48,8 @@ class BestRQ2Encoder(FrozenEncoder):
     def forward(self, audio: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embed a batch; masked samples do not change the features.
 
-        Samples that are not finite count as silence and far too large ones are limited, so that one broken clip does not end days of training.
+        Samples that are not finite count as silence and far too large ones are limited, so that one broken clip does
+        not end days of training.
 
         Args:
             audio: waveforms at 16 kHz, float [B, S].
