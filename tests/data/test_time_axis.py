@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from recordings import CASES, lag, noise, tone, write, write_with_ffmpeg
 
-from bestrq2.data.audio import open_audio, read_audio
+from bestrq2.data.audio import AudioBytes, open_audio, read_audio
 from bestrq2.errors import AudioError
 
 CASE_FILES = json.loads((CASES / "audio" / "expected.json").read_text()) if CASES.is_dir() else []
@@ -50,12 +50,14 @@ def test_odd_files_give_the_samples_that_the_ffmpeg_program_gives(case):
     assert_parts_equal_the_whole(path, whole, parts=10, longest=50_000)
 
 
-@pytest.mark.parametrize("name", ["a.m4a", "a.webm", "a.opus", "a.ogg", "a.lame.mp3", "a.aac", "flac.mkv", "mp3.mkv"])
+@pytest.mark.parametrize(
+    "name", ["a.m4a", "a.webm", "a.opus", "a.ogg", "a.lame.mp3", "a.aac", "flac.mkv", "mp3.mkv", "ac3.mp4"]
+)
 def test_parts_of_a_file_of_several_blocks_equal_the_whole(tmp_path, name):
-    rate = 48_000 if name.endswith(("webm", "opus")) else 22_050
+    rate = 48_000 if name.endswith(("webm", "opus", "ac3.mp4")) else 22_050
     # Loud noise, so that the AAC encoder replaces bands by a seed for noise of the decoder's own.
     content = 5 * noise(43, rate, highest_hz=9000.0)
-    codec = {"flac.mkv": "flac", "mp3.mkv": "libmp3lame"}.get(name)
+    codec = {"flac.mkv": "flac", "mp3.mkv": "libmp3lame", "ac3.mp4": "ac3"}.get(name)
     path = write_with_ffmpeg(tmp_path / name, content, rate, codec) if codec else write(tmp_path / name, content, rate)
     with open_audio(path) as decoder:
         length = decoder.measure()
@@ -155,8 +157,10 @@ def test_gsm_and_mp3_in_wav_and_a_tag_in_front_of_riff_are_read(tmp_path):
     assert abs(lag(whole[-8_000:], content, 29 * 8_000)) < 400
     assert_parts_equal_the_whole(tmp_path / "gsm.wav", whole, parts=4, longest=20_000)
     wav = write(tmp_path / "a.wav", content, 8_000).read_bytes()
-    (tmp_path / "tag.wav").write_bytes(b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + wav)
-    np.testing.assert_array_equal(read_audio(tmp_path / "tag.wav", 8_000), read_audio(tmp_path / "a.wav", 8_000))
+    tagged = b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + wav
+    (tmp_path / "tag.wav").write_bytes(tagged)
+    for place in (tmp_path / "tag.wav", AudioBytes("tag.wav", tagged)):
+        np.testing.assert_array_equal(read_audio(place, 8_000), read_audio(tmp_path / "a.wav", 8_000))
 
 
 @pytest.mark.parametrize("scale", [12_000.0, 1e30, float("inf"), float("nan")])

@@ -53,8 +53,9 @@ def open_decoder(audio: AudioPlace) -> SoundFileDecoder | FFmpegDecoder:
     size = place_size(audio)
     if size == 0:
         raise UnreadableAudioError(f"{audio}: the file is empty (0 bytes).")
-    if not is_mpeg_audio(bytes_at(audio, id3_size(audio), 2)):
-        file = open_soundfile(audio, size)
+    tag = id3_size(audio)
+    if not is_mpeg_audio(bytes_at(audio, tag, 2)):
+        file = open_soundfile(audio, size, tag)
         if file is not None:
             return SoundFileDecoder(audio, file)
     return FFmpegDecoder(audio)

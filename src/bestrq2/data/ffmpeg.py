@@ -182,18 +182,19 @@ class _PacketCounts:
             self._end = (packet.pts or 0) + count
         self._counts.append(count)
 
-    def starts(self, rate: int, first: tuple[int, int], trimmed_at_end: int) -> np.ndarray | None:
+    def starts(self, rate: int, first: tuple[int, int], usual: int, trimmed_at_end: int) -> np.ndarray | None:
         """Position of the first sample of each packet and the length of the file; None if packets do not tell.
 
         Args:
             rate: sampling rate in Hz.
             first: number of packets up to the first that gave samples, and its samples; those before are trimmed.
+            usual: samples of a packet of which nothing is trimmed.
             trimmed_at_end: samples cut from the last packets.
         """
         packets, samples = first
         counts = np.array(self._counts, np.int64)
         if self._codec in _EQUAL_PACKETS:
-            counts *= self._stream.codec_context.frame_size or samples
+            counts *= self._stream.codec_context.frame_size or usual
         elif self._codec != "opus":
             ticks = Fraction(self._stream.time_base) * rate
             self._known &= not (counts * ticks.numerator % ticks.denominator).any()
@@ -321,7 +322,7 @@ def _surveyed(audio: AudioPlace) -> _Survey:
     with closing(_opened(audio)) as container:
         stream = _audio_track(container, audio)
         counts = _PacketCounts(stream)
-        first: Any = None
+        frames: list[Any] = []  # the first two
         packets_to_first = 0
         last: deque[Any] = deque(maxlen=_TRIMMED_PACKETS)
         bytes_left = 4 * place_size(audio) + (1 << 20)
@@ -332,14 +333,17 @@ def _surveyed(audio: AudioPlace) -> _Survey:
             if packet.size:
                 counts.add(packet)
                 last.append(packet)
-            if first is None:
-                first = next(iter(_decode(stream.codec_context, packet) or ()), None)
-                packets_to_first = len(counts)
-        if first is None:
+            if len(frames) < 2:
+                packets_to_first = packets_to_first if frames else len(counts)
+                frames += (_decode(stream.codec_context, packet) or ())[:1]
+        if not frames:
             raise UnreadableAudioError(f"{audio}: holds no sound that can be decoded.")
+        first = frames[0]
         rate = int(first.sample_rate)
         check_rate(rate)
-        starts = counts.starts(rate, (packets_to_first, first.samples), sum(map(_trimmed_at_end, last)))
+        trimmed = sum(map(_trimmed_at_end, last))
+        usual = max(frame.samples for frame in frames)
+        starts = counts.starts(rate, (packets_to_first, first.samples), usual, trimmed)
         joined = container.format.name == "ogg" and len(_ogg_links(audio)) > 1
         seconds = None if joined else _announced_seconds(container, stream, audio)
         announced = None if seconds is None else round(seconds * rate)

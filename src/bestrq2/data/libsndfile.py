@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from bestrq2.data.places import AudioBytes, AudioPlace, UnreadableAudioError, bytes_at
+from bestrq2.data.places import AudioBytes, AudioPlace, MemoryFile, UnreadableAudioError, bytes_at
 from bestrq2.data.waveforms import check_rate
 from bestrq2.errors import AudioError
 
@@ -21,11 +21,18 @@ _LENGTHS = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
 _UNKNOWN_LENGTHS = range(0x7FFF0000, 1 << 64)
 
 
-def open_soundfile(audio: AudioPlace, size: int) -> Any | None:
-    """A file of `size` bytes, opened by soundfile, if libsndfile reads all of it and seeks exactly; else None."""
+def open_soundfile(audio: AudioPlace, size: int, tag: int) -> Any | None:
+    """A file, opened by soundfile, if libsndfile reads all of it and seeks exactly; else None.
+
+    Args:
+        audio: the file.
+        size: its bytes.
+        tag: bytes of ID3 tags in front of it.
+    """
     # Its MPEG decoder guesses lengths and writes to the terminal. Ogg it seeks with errors of some samples.
     try:
-        file = soundfile.SoundFile(audio.open() if isinstance(audio, AudioBytes) else str(audio))
+        # Behind a tag, it drops as many bytes at the end of a file in memory.
+        file = soundfile.SoundFile(MemoryFile(audio, tag) if isinstance(audio, AudioBytes) else str(audio))
     except (soundfile.SoundFileError, TypeError, ValueError):
         return None
     exact = (
@@ -33,7 +40,7 @@ def open_soundfile(audio: AudioPlace, size: int) -> Any | None:
         and not file.subtype.startswith("MPEG")
         and file.seekable()
         and (size <= 1024 or 0 < file.frames < 1 << 62)  # a stream written into a pipe has no length for it
-        and (file.format != "FLAC" or _is_whole_flac(file, audio, size))
+        and (file.format != "FLAC" or _is_whole_flac(file, audio, size, tag))
     )
     if not exact:
         file.close()
@@ -41,7 +48,7 @@ def open_soundfile(audio: AudioPlace, size: int) -> Any | None:
     return file
 
 
-def _is_whole_flac(file: Any, audio: AudioPlace, size: int) -> bool:
+def _is_whole_flac(file: Any, audio: AudioPlace, size: int, tag: int) -> bool:
     """Whether a FLAC file ends where its header says; libsndfile reads nothing behind, nor a block that breaks off."""
     if not file.frames:
         return True
@@ -52,7 +59,7 @@ def _is_whole_flac(file: Any, audio: AudioPlace, size: int) -> bool:
         file.seek(0)
     except soundfile.SoundFileError:
         return False
-    return _flac_end(bytes_at(audio, max(0, size - _FLAC_TAIL), _FLAC_TAIL), bytes_at(audio, 0, 26)) <= file.frames
+    return _flac_end(bytes_at(audio, max(0, size - _FLAC_TAIL), _FLAC_TAIL), bytes_at(audio, tag, 26)) <= file.frames
 
 
 def _flac_end(tail: bytes, head: bytes) -> int:

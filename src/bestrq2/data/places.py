@@ -62,13 +62,15 @@ class MemoryFile(io.RawIOBase):
 
     Args:
         audio: the bytes and their name.
+        skipped: bytes at the beginning that are left out.
     """
 
-    def __init__(self, audio: AudioBytes) -> None:
+    def __init__(self, audio: AudioBytes, skipped: int = 0) -> None:
         super().__init__()
         # FFmpeg guesses formats by suffix too, and takes other names for addresses.
         self.name = f"audio{PurePosixPath(audio.name).suffix}"
         self._audio = audio
+        self._skipped = skipped
         self._position = 0
 
     def readable(self) -> bool:
@@ -85,13 +87,13 @@ class MemoryFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to a position in bytes, counted from the start, from here, or from the end; never before the start."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._audio.size}[whence]
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._audio.size - self._skipped}[whence]
         self._position = max(0, origin + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with the bytes that follow; returns their number."""
-        count = self._audio.read_into(buffer, self._position)
+        count = self._audio.read_into(buffer, self._skipped + self._position)
         self._position += count
         return count
 
