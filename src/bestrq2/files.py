@@ -25,7 +25,7 @@ _locked: set[Path] = set()
 # Errors of an output that cannot be written, and of a machine that fails.
 _REFUSALS = (
     *(errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL),
 )
 _FAILURES = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.EMFILE, errno.ENFILE)
 
@@ -108,6 +108,22 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def regular_file(path: Path) -> Path:
+    """The path itself, of a file whose reading comes to an end.
+
+    Raises:
+        OSError: it is a device, a pipe or a socket, or does not exist.
+    """
+    if not _is_file_or_folder(path):
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a socket", str(path))
+    return path
+
+
+def _is_file_or_folder(path: Path) -> bool:
+    mode = path.stat().st_mode
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
 def is_full(error: OSError) -> bool:
     """Whether an error reports a full disk or an exhausted quota."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -172,8 +188,7 @@ def _check_place(place: Path) -> None:
     if not valid:
         raise ConfigError(f"{name!r}: is not valid in UTF-8; name another output")
     with contextlib.suppress(FileNotFoundError):
-        mode = place.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        if not _is_file_or_folder(place):
             raise ConfigError(f"{place}: is a device, a pipe or a socket; name a file or a folder")
 
 

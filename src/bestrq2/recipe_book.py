@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from bestrq2.errors import ConfigError
+from bestrq2.files import regular_file
 from bestrq2.text import nearest
 
 _FOLDER = resources.files("bestrq2") / "recipes"
@@ -88,7 +89,7 @@ def _load(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
     where = " -> ".join(chain)
     if is_recipe_file(name):
         try:
-            text = Path(name).expanduser().read_text(encoding="utf-8")
+            text = regular_file(Path(name).expanduser()).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{where}: this recipe cannot be read ({getattr(error, 'strerror', error)})") from error
     elif name in _shipped():

@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from bestrq2.errors import DataError
+from bestrq2.files import regular_file
 
 # the safe loader in C where PyYAML has it: ten times as fast
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -44,7 +45,7 @@ def read_yaml(path: Path) -> Any:
         DataError: the file cannot be read as YAML.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        return yaml.load(regular_file(path).read_text(encoding="utf-8"), Loader=_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
 
@@ -73,7 +74,7 @@ def read_columns(path: Path) -> list[str]:
         DataError: the file cannot be read.
     """
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        with regular_file(path).open(newline="", encoding="utf-8", errors="replace") as file:
             return next(csv.reader(file), [])
     except (OSError, csv.Error) as error:
         raise _unreadable(path, error) from error
@@ -133,7 +134,7 @@ def newest_step(path: Path) -> int | None:
 def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Rows of a table with their steps, in the order of the file."""
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        with regular_file(path).open(newline="", encoding="utf-8", errors="replace") as file:
             rows = csv.DictReader(file)
             if "step" not in (rows.fieldnames or ()):
                 raise DataError(f"{path} has no column 'step'; it found {rows.fieldnames or 'an empty file'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import bestrq2
+from bestrq2.convert.hub import write_model
 from bestrq2.convert.weights import load_model_folder, read_state_dict
 from bestrq2.errors import CheckpointError, ConfigError
 from reference_layout import reference_config, reference_state
@@ -100,15 +102,15 @@ def test_a_transposed_tensor_loads(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_hidden_layers": 10**9},
-        {"hidden_size": 2**40},
-        {"intermediate_size": 10**12},
-        {"num_mel_bands": 2**40, "patch_size": [2**40, 1]},
-        {"position_embedding": "learned", "max_columns": 10**12},
-        {"predictor_num_layers": 10**9},
-        {"predictor_intermediate_size": 10**12},
-        {"codebook_size": 10**12},
-        {"num_codebooks": 10**9},
+        {"num_hidden_layers": 1000},
+        {"hidden_size": 2**24},
+        {"intermediate_size": 10**7},
+        {"num_mel_bands": 2**20, "patch_size": [2**20, 4], "n_fft": 128, "win_length": 128},
+        {"position_embedding": "learned", "max_columns": 10**7},
+        {"predictor_num_layers": 1000},
+        {"predictor_intermediate_size": 10**7},
+        {"codebook_size": 10**7},
+        {"num_codebooks": 1000, "codebook_size": 10**5},
     ],
     ids=str,
 )
@@ -123,10 +125,10 @@ def test_sizes_beyond_the_weights_are_refused_before_memory_is_allocated(tiny_pr
 @pytest.mark.parametrize(
     ("part", "changes"),
     [
-        ("encoder", {"depth": 10**9}),
-        ("encoder", {"embed_dim": 10**12}),
-        ("predictor", {"depth": 10**9}),
-        ("encoder", {"mlp_ratio": 1e9}),
+        ("encoder", {"depth": 1000}),
+        ("encoder", {"embed_dim": 2**20}),
+        ("predictor", {"depth": 1000}),
+        ("encoder", {"mlp_ratio": 1e5}),
     ],
 )
 def test_a_reference_configuration_beyond_its_checkpoint_is_refused(tiny_pretraining, part, changes):
@@ -139,10 +141,12 @@ def test_a_reference_configuration_beyond_its_checkpoint_is_refused(tiny_pretrai
 
 def test_a_huge_front_end_is_refused_before_it_is_computed(tiny_pretraining):
     model = tiny_pretraining()
-    for changes, name in (({"n_fft": 10**14}, "mel_scale.fb"), ({"win_length": 10**14}, "spectrogram.window")):
+    for changes, name in (({"n_fft": 2**24}, "mel_scale.fb"), ({"win_length": 2**24}, "spectrogram.window")):
         config = reference_config(model)
-        config["net"]["spectrogram"] |= {"n_fft": 10**14} | changes
-        with pytest.raises(CheckpointError, match=rf"({name}|window).* is not what the configuration gives"):
+        config["net"]["spectrogram"] |= {"n_fft": 2**24} | changes
+        with pytest.raises(
+            (CheckpointError, ConfigError), match=rf"({name}|window).* is not what|weights of mel filters"
+        ):
             bestrq2.load_reference(reference_state(model), config)
 
 
@@ -184,3 +188,48 @@ def test_an_error_in_a_file_of_a_model_folder_names_the_folder(tiny_pretraining,
         bestrq2.load(tmp_path / "run" / "model" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"last.ckpt: is part of the model in .*run; name that folder"):
         bestrq2.load(tmp_path / "run" / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weight: weight.index_fill(0, torch.tensor([1]), float("nan")),
+            "holds weights that are NaN or infinite",
+        ),
+        (lambda weight: weight.index_fill(0, torch.tensor([1]), float("-inf")), "holds weights that are NaN or infin"),
+        (lambda weight: (100 * weight).to(torch.int8), "is of type I8, expected floating point"),
+        (lambda weight: weight > 0, "is of type BOOL, expected floating point"),
+    ],
+    ids=["nan", "inf", "int8", "bool"],
+)
+def test_weights_that_are_not_finite_or_not_floating_are_refused(tiny_pretraining, tmp_path, change, message):
+    model = tiny_pretraining()
+    model.save_pretrained(tmp_path)
+    name = "bestrq2.encoder.blocks.1.mlp.fc1.weight"
+    save_file(model.state_dict() | {name: change(model.state_dict()[name])}, tmp_path / "model.safetensors")
+    for model_class in (bestrq2.BestRQ2Model, bestrq2.BestRQ2ForPreTraining):
+        with pytest.raises(
+            CheckpointError, match=f"'[a-z0-9.]*encoder.blocks.1.mlp.fc1.weight' {message}"
+        ):
+            load_model_folder(tmp_path, model_class)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_a_pipe_or_device_in_a_model_folder_is_refused_at_once(tiny_encoder, tmp_path, name):
+    write_model(tmp_path, tiny_encoder())
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: cannot be read \(it is a device, a pipe or a socket\)"):
+        bestrq2.load(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=rf"{name}: cannot be read"):
+        bestrq2.load(tmp_path)
+
+
+def test_a_recipe_beyond_the_memory_of_the_machine_is_refused(tmp_path):
+    settings = {"extends": "best-rq-2", "model": {"hidden_size": 2**20, "num_attention_heads": 2**10}}
+    (tmp_path / "large.yaml").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"needs about .* GB for its weights, and this machine has"):
+        bestrq2.load(tmp_path / "large.yaml")

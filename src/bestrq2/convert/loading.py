@@ -10,7 +10,7 @@ import torch
 
 from bestrq2.convert.reference import is_hub_export, load_reference, load_reference_encoder
 from bestrq2.convert.reference_config import HUB_MODEL_TYPE
-from bestrq2.convert.weights import first_line, load_model_folder, quiet_hub
+from bestrq2.convert.weights import first_line, load_model_folder, quiet_hub, refuse_beyond_memory
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import (
@@ -59,17 +59,15 @@ def load_classification(source: str | os.PathLike[str]) -> BestRQ2ForAudioClassi
 
 def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedModel]) -> BestRQ2PreTrainedModel:
     """The model of that class in `source`, or the whole model where a source always holds one."""
-    if not isinstance(source, str | os.PathLike):
-        raise ConfigError(f"a model is named by a path, a recipe or a hub id, got a {type(source).__name__}")
     path, name = Path(source), str(source)
-    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
+    if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path
         return _load_export(folder, model_class) if is_hub_export(folder) else load_model_folder(folder, model_class)
     if name in recipes() or is_recipe_file(name):
         config = _recipe_config(name)
         logger.info("%s is a recipe: its weights are random, nothing was trained", name)
         return random_encoder(config) if model_class is BestRQ2Model else _random_pretraining(config)
-    if os.path.isfile(path):
+    if path.is_file():
         load_file = load_reference_encoder if model_class is BestRQ2Model else load_reference
         return load_file(path, configuration_beside(path))
     if name.count("/") == 1 and not name.startswith((".", "/")):
@@ -134,7 +132,12 @@ def _recipe_config(name: str) -> BestRQ2Config:
 
 
 def random_encoder(config: BestRQ2Config, seed: int = RANDOM_SEED) -> BestRQ2Model:
-    """An untrained encoder, the baseline of every probe; the global random state is not changed."""
+    """An untrained encoder, the baseline of every probe; the global random state is not changed.
+
+    Raises:
+        ConfigError: its weights do not fit the memory of this machine.
+    """
+    refuse_beyond_memory(config, whole=False)
     with torch.random.fork_rng(devices=[]), quiet_hub():
         torch.manual_seed(seed)
         return BestRQ2Model(config).eval()
@@ -142,6 +145,7 @@ def random_encoder(config: BestRQ2Config, seed: int = RANDOM_SEED) -> BestRQ2Mod
 
 def _random_pretraining(config: BestRQ2Config) -> BestRQ2ForPreTraining:
     """An untrained model around the same encoder."""
+    refuse_beyond_memory(config, whole=True)
     encoder = random_encoder(config)
     with torch.random.fork_rng(devices=[]), quiet_hub():
         torch.manual_seed(RANDOM_SEED)

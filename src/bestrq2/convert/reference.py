@@ -28,7 +28,7 @@ from bestrq2.convert.reference_config import (
     translate,
     write_config,
 )
-from bestrq2.convert.weights import quiet_hub, raise_for_keys, read_state_dict, refuse_oversized
+from bestrq2.convert.weights import quiet_hub, raise_for_keys, read_state_dict, refuse_not_finite, refuse_oversized
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.files import check_writable, disk_errors, whole_file, write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
@@ -469,3 +469,4 @@ def _fill(model: BestRQ2Model | BestRQ2ForPreTraining, whole: bool, state: dict[
         },
     )
     model.load_state_dict({key: state[names[key]].reshape(ours[key].shape) for key in ours}, strict=False)
+    refuse_not_finite(model, source)

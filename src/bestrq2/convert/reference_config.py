@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor
 
 from bestrq2.errors import ConfigError
+from bestrq2.files import regular_file
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.transformer import TransformerShape
 from bestrq2.text import nearest
@@ -148,7 +149,7 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
         return config
     path = Path(config)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular_file(path).read_text(encoding="utf-8")
         loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: does not exist; name the JSON or YAML file of the checkpoint's settings") from error

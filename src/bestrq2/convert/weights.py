@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import reprlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging as hub_logging
 
-from bestrq2.errors import CheckpointError
-from bestrq2.files import write_text
+from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.files import regular_file, write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2PreTrainedModel
 
@@ -97,8 +98,8 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
     """Load a folder in hub format (or a hub id) as the encoder, the whole pretraining model or a classifier.
 
     Raises:
-        CheckpointError: if the folder is not a BEST-RQ-2 model, or its weights are damaged, missing, misshaped or a
-            pickle.
+        CheckpointError: if the folder is not a BEST-RQ-2 model, or its weights are damaged, missing, misshaped, a
+            pickle, not finite or not of floating point.
     """
     _check_folder(folder, issubclass(model_class, BestRQ2ForPreTraining))
     try:
@@ -117,9 +118,37 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
         raise CheckpointError(f"{folder}: holds an encoder without the rest of a {model_class.__name__}; {remedy}")
     problems["misshaped"] = sorted(str(key[0]) for key in report.get("mismatched_keys") or [])
     raise_for_keys(str(folder), problems)
+    _refuse_integers(model, _headers(_downloaded(folder)) or {}, str(folder))
+    refuse_not_finite(model, str(folder))
     # Callers here request what they read, whatever the stored configuration requests for others.
     model.config.return_dict, model.config.output_hidden_states, model.config.output_attentions = True, False, False
     return model.eval()
+
+
+def refuse_not_finite(model: nn.Module, source: str) -> None:
+    """Refuse a model with weights or buffers that are NaN or infinite.
+
+    Raises:
+        CheckpointError: names the first such tensor.
+    """
+    for name, value in model.state_dict().items():
+        # one pass over the memory; NaN is passed on
+        if value.numel() and not all(math.isfinite(extreme) for extreme in value.aminmax()):
+            raise CheckpointError(
+                f"{source}: the tensor '{name}' holds weights that are NaN or infinite; take an earlier checkpoint"
+            )
+
+
+def _refuse_integers(model: BestRQ2PreTrainedModel, headers: Mapping[str, _Header], source: str) -> None:
+    """Refuse stored integers where the model has floating point, to which transformers would convert them."""
+    prefix = f"{model.base_model_prefix}."
+    floating = {name.removeprefix(prefix) for name, value in model.state_dict().items() if value.is_floating_point()}
+    for name, header in sorted(headers.items()):
+        if name.removeprefix(prefix) in floating and "F" not in header.dtype:
+            raise CheckpointError(
+                f"{source}: the tensor '{name}' is of type {header.dtype}, expected floating point; export the model "
+                "again without quantisation"
+            )
 
 
 def raise_for_keys(source: str, problems: dict[str, list[str]]) -> None:
@@ -142,6 +171,32 @@ def refuse_oversized(config: BestRQ2Config, elements: int, source: str, whole: b
     Raises:
         CheckpointError: if the model needs more than eight times as many values, plus a million.
     """
+    needed = _model_values(config, whole)
+    if needed > 8 * elements + 1_000_000:
+        raise CheckpointError(
+            f"{source}: the configuration asks for a model of about {needed:.3g} values, but the weights hold "
+            f"{elements}; check its sizes"
+        )
+
+
+def refuse_beyond_memory(config: BestRQ2Config, whole: bool) -> None:
+    """Refuse an architecture whose random weights would not fit the memory of this machine, before it is allocated.
+
+    Raises:
+        ConfigError: the model needs more.
+    """
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    needed, memory = 4 * _model_values(config, whole), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            f"the architecture needs about {needed / 1e9:.3g} GB for its weights, and this machine has "
+            f"{memory / 1e9:.3g} GB of memory; check its sizes"
+        )
+
+
+def _model_values(config: BestRQ2Config, whole: bool) -> int:
+    """About the number of values in a model, without norms and biases."""
 
     def blocks(count: int, width: int, intermediate: int) -> int:
         return count * (4 * width * width + 2 * width * intermediate)
@@ -163,29 +218,49 @@ def refuse_oversized(config: BestRQ2Config, elements: int, source: str, whole: b
                 needed += config.patch_rows * config.max_columns * last
         codes = config.codebook_size * (config.codebook_dim + last)
         needed += config.num_codebooks * (codes + config.patch_values * config.codebook_dim)
-    if needed > 8 * elements + 1_000_000:
-        raise CheckpointError(
-            f"{source}: the configuration asks for a model of about {needed:.3g} values, but the weights hold "
-            f"{elements}; check its sizes"
-        )
+    return needed
 
 
-def _elements(folder: Path) -> int | None:
-    """Number of values in a folder's weights, by their headers; None where one cannot be read."""
-    total = 0
+class _Header(NamedTuple):
+    """Size and type ("F32", "I8", ...) of a stored tensor."""
+
+    values: int
+    dtype: str
+
+
+def _headers(folder: Path) -> dict[str, _Header] | None:
+    """Headers of the tensors in a folder's weights; None where one cannot be read."""
+    found: dict[str, _Header] = {}
     try:
         for path in folder.glob("*.safetensors"):
             with safe_open(path, framework="pt") as file:
-                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+                for key in file.keys():  # noqa: SIM118
+                    stored = file.get_slice(key)
+                    found[key] = _Header(math.prod(stored.get_shape()), stored.get_dtype())
     except UNREADABLE:
         return None
-    return total
+    return found
+
+
+def _downloaded(folder: str | Path) -> Path:
+    """The folder itself, or that of a hub id in the cache of the hub's client."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(str(folder), "config.json")
+    return Path(config).parent if isinstance(config, str) else Path(folder)
 
 
 def _check_folder(folder: str | Path, whole: bool) -> None:
     path = Path(folder)
     if not path.is_dir():
         return  # a hub id
+    for file in (*path.glob("*.json"), *path.glob("*.safetensors")):
+        try:
+            regular_file(file)
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read ({error.strerror}); export the model again") from error
     config_file = path / "config.json"
     if not config_file.is_file():
         if (path / "model.onnx").is_file():
@@ -211,9 +286,8 @@ def _check_folder(folder: str | Path, whole: bool) -> None:
         pickles = sorted(file.name for file in path.glob("*.bin"))
         extra = f"; {pickles[0]} is a pickle, which is never loaded: convert it where you trust it" if pickles else ""
         raise CheckpointError(f"{folder}: no .safetensors weights in it{extra}")
-    elements = _elements(path)
-    if elements is not None:
-        refuse_oversized(architecture, elements, str(folder), whole)
+    if (headers := _headers(path)) is not None:
+        refuse_oversized(architecture, sum(one.values for one in headers.values()), str(folder), whole)
 
 
 def first_line(error: BaseException) -> str:

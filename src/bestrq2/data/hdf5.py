@@ -16,6 +16,7 @@ from bestrq2.data.sources import Source
 from bestrq2.data.specs import read_rows
 from bestrq2.data.waveforms import HIGHEST_RATE, LOWEST_RATE, to_float32
 from bestrq2.errors import AudioError, DataError
+from bestrq2.files import regular_file
 
 HDF5_SUFFIXES = frozenset({".h5", ".hdf5"})
 WAVEFORM_TYPES = ("int8", "uint8", "int16", "int32", "float16", "float32", "float64")
@@ -70,7 +71,7 @@ class HDF5Source(Source):
             except ImportError as error:
                 raise DataError(f"{self.path}: HDF5 needs h5py; pip install 'bestrq2[hdf5]'.") from error
             try:
-                self._file = h5py.File(self.path, "r")
+                self._file = h5py.File(regular_file(Path(self.path)), "r")
             except OSError as error:
                 raise DataError(f"{self.path} cannot be opened as HDF5 ({_cause(error)}).") from error
             self._process = os.getpid()

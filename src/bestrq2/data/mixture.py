@@ -20,6 +20,7 @@ from bestrq2.data.shards.remote import is_remote
 from bestrq2.data.sources import RemoteShard, Source, split_source
 from bestrq2.data.specs import check_keys, split_options, with_options
 from bestrq2.errors import ConfigError, DataError
+from bestrq2.files import regular_file
 from bestrq2.seeding import generator
 
 MIXTURE_SUFFIXES = frozenset({".yaml", ".yml"})
@@ -216,7 +217,7 @@ def open_mixture(path: Path, open_component: Callable[[str], Source], parents: t
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(regular_file(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

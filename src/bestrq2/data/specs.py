@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote
 
 from bestrq2.errors import ConfigError, DataError
+from bestrq2.files import regular_file
 from bestrq2.text import cell_text, nearest
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
@@ -75,7 +76,7 @@ def read_rows(
         DataError: not readable, no rows, or a required column or value is missing.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = regular_file(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     rows = _parse(path, text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bestrq2.errors import BestRQ2Error, DataError
-from bestrq2.files import write_text
+from bestrq2.files import regular_file, write_text
 from bestrq2.text import counted
 
 FORMAT = 2
@@ -178,7 +178,7 @@ def read_result(
     """
     place, remedy = os.fspath(path), _COMMANDS.get(benchmark or "", f"bestrq2 probe MODEL {benchmark or 'LABELLED'}")
     try:
-        result = _parsed(Path(path).read_text(encoding="utf-8"), benchmark)
+        result = _parsed(regular_file(Path(path)).read_text(encoding="utf-8"), benchmark)
         check(result)
     except OSError as error:
         raise DataError(f"{place}: cannot be read ({error.strerror}); write a new one with `{remedy}`") from error

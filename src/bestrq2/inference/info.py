@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from bestrq2.errors import CheckpointError, ConfigError, DataError
@@ -143,7 +144,7 @@ def _provenance(run: Path) -> dict[str, str]:
                 f"(excess {excesses[-1]:+.3f})"
             )
     if (run / "environment.json").is_file():
-        environment = json.loads((run / "environment.json").read_text())
-        versions = environment.get("packages", {})
-        facts["made with"] = f"bestrq2 {environment.get('bestrq2')}, torch {versions.get('torch')}"
+        with suppress(OSError, ValueError, KeyError, TypeError):  # damaged: a fact less
+            environment = json.loads((run / "environment.json").read_text())
+            facts["made with"] = f"bestrq2 {environment['bestrq2']}, torch {environment['packages']['torch']}"
     return facts

@@ -6,6 +6,7 @@ This module imports nothing but the standard library, so that commands list and 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -183,7 +184,16 @@ class ModelFields:
 FIELD_TYPES: dict[str, Any] = get_type_hints(ModelFields)
 """Type of every field, in order of declaration."""
 
-# Numbers with a narrower range than their type; other integers must be above 0.
+# Numbers with a narrower range than their type; other integers must be above 0. The upper limits keep what follows from
+# a single field (loops over blocks, windows of audio) within reach of a machine.
+_MOST = {
+    "quantizer_seed": 2**63 - 1,
+    "max_seconds": 86_400,
+    **dict.fromkeys(("num_hidden_layers", "predictor_num_layers", "num_codebooks", "masks_per_clip"), 1000),
+}
+_MOST_OF_OTHERS = 2**24
+# Weights of the mel filters, bands x frequencies.
+_MOST_FILTER_WEIGHTS = 2**27
 _POSITIVE = ("max_seconds", "norm_eps", "initializer_range", "mask_noise_std")
 _BELOW_ONE = ("drop_path_rate", "conformer_dropout")
 
@@ -195,7 +205,7 @@ def _require(condition: bool, message: str) -> None:
 
 def _as_pair(value: Any, name: str) -> list[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise ValueError(f"{name} must be a pair of numbers, got {value!r}")
+        raise ValueError(f"{name} must be a pair of numbers, got {reprlib.repr(value)}")
     return list(value)
 
 
@@ -206,18 +216,22 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
             _check_type(f"{name}[{index}]", part, kind)
         return
     whole = isinstance(value, int) and not isinstance(value, bool)
+    got = reprlib.repr(value)
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        _require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        _require(value in choices, f"{name} must be one of {', '.join(choices)}, got {got}")
     elif hint is bool:
-        _require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
+        _require(isinstance(value, bool), f"{name} must be true or false, got {got}")
     elif hint is float:
-        finite = (whole or isinstance(value, float)) and math.isfinite(value)
-        _require(finite, f"{name} must be a number, got {value!r}")
+        finite = whole or (isinstance(value, float) and math.isfinite(value))
+        _require(finite, f"{name} must be a number, got {got}")
     elif name == "quantizer_seed":
-        _require(whole and value >= 0, f"{name} must be a whole number of at least 0, got {value!r}")
+        _require(whole and value >= 0, f"{name} must be a whole number of at least 0, got {got}")
     else:
-        _require(whole and value > 0, f"{name} must be a whole number above 0, got {value!r}")
+        _require(whole and value > 0, f"{name} must be a whole number above 0, got {got}")
+    if get_origin(hint) is not Literal:
+        most = _MOST.get(name, _MOST_OF_OTHERS)
+        _require(abs(value) <= most, f"{name} must be at most {most}, got {got}")
 
 
 def _check_ranges(config: ModelFields) -> None:
@@ -236,6 +250,12 @@ def _check_spectrogram(config: ModelFields) -> None:
     _require(config.n_fft % 2 == 0, f"n_fft must be even, got {config.n_fft}")
     _require(
         config.win_length <= config.n_fft, f"win_length ({config.win_length}) must not exceed n_fft ({config.n_fft})"
+    )
+    filters = config.num_mel_bands * (config.n_fft // 2 + 1)
+    _require(
+        filters <= _MOST_FILTER_WEIGHTS,
+        f"num_mel_bands ({config.num_mel_bands}) and n_fft ({config.n_fft}) give {filters} weights of mel filters; at "
+        f"most {_MOST_FILTER_WEIGHTS} are allowed",
     )
     nyquist = config.sampling_rate / 2
     _require(

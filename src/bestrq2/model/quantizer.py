@@ -34,6 +34,8 @@ class RandomProjectionQuantizer(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw projection and codebook from `quantizer_seed`."""
+        if self.projection.is_meta:  # counting parameters needs no numbers
+            return
         generator = torch.Generator().manual_seed(self.config.quantizer_seed)
         for book in range(self.config.num_codebooks):
             projection = torch.empty(self.projection.shape[1:], device="cpu")

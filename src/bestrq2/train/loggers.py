@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bestrq2.errors import ConfigError
-from bestrq2.files import write_text
+from bestrq2.files import regular_file, write_text
 from bestrq2.text import csv_line
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import LoggingConfig
@@ -134,7 +134,7 @@ class MetricsFile(Logger):
         # Rows as they are in the file, so that saving one more does not format all earlier ones again.
         self._lines: dict[int, str] = {}
         if path.exists() and start_step:
-            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            with regular_file(path).open(newline="", encoding="utf-8", errors="replace") as file:
                 for row in csv.DictReader(file):
                     if (row.get("step") or "").isdecimal() and int(row["step"]) <= start_step:
                         self._rows[int(row.pop("step"))] = row

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from bestrq2.convert.weights import quiet_hub
+from bestrq2.convert.weights import quiet_hub, refuse_beyond_memory
 from bestrq2.data.batch import AudioBatch, fixed_batches
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
@@ -143,8 +143,10 @@ def model_config(fields: ModelFields) -> BestRQ2Config:
 def build_model(config: PretrainConfig) -> BestRQ2ForPreTraining:
     """The untrained model of a run, a function of its seed."""
     torch.manual_seed(config.seed)
+    architecture = model_config(config.model)
+    refuse_beyond_memory(architecture, whole=True)
     with quiet_hub():
-        model = BestRQ2ForPreTraining(model_config(config.model))
+        model = BestRQ2ForPreTraining(architecture)
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(model)
     return model

@@ -17,7 +17,7 @@ import yaml
 
 from bestrq2._version import __version__
 from bestrq2.errors import CheckpointError, ConfigError, DataError
-from bestrq2.files import write_text
+from bestrq2.files import regular_file, write_text
 from bestrq2.run_records import read_settings
 from bestrq2.train.checkpoints import CheckpointStore
 from bestrq2.train.settings import TrainerConfig
@@ -92,7 +92,7 @@ class RunFolder:
     def read_environment(self) -> dict[str, Any]:
         """Environment when the run was last started; empty where it cannot be read."""
         try:
-            loaded = json.loads(self.environment.read_text())
+            loaded = json.loads(regular_file(self.environment).read_text())
         except (OSError, ValueError):
             return {}
         return loaded if isinstance(loaded, dict) else {}

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
 
 from bestrq2.errors import ConfigError
+from bestrq2.files import regular_file
 from bestrq2.flags import (
     add_argument,
     add_arguments,
@@ -505,8 +506,8 @@ def _recipe_of(argv: Sequence[str]) -> str:
     if "--recipe" not in found and "--config" in found:
         path = Path(found["--config"])
         try:
-            loaded = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
+            loaded = yaml.safe_load(regular_file(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
         if isinstance(loaded, dict):
             return _base_of(loaded)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError
-from bestrq2.files import write_text
+from bestrq2.files import regular_file, write_text
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.text import counted
 
@@ -110,7 +110,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     path = folder / SUMMARY
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); {folder} is not a finished output of bestrq2 prepare"
