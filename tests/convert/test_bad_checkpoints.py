@@ -209,9 +209,7 @@ def test_weights_that_are_not_finite_or_not_floating_are_refused(tiny_pretrainin
     name = "bestrq2.encoder.blocks.1.mlp.fc1.weight"
     save_file(model.state_dict() | {name: change(model.state_dict()[name])}, tmp_path / "model.safetensors")
     for model_class in (bestrq2.BestRQ2Model, bestrq2.BestRQ2ForPreTraining):
-        with pytest.raises(
-            CheckpointError, match=f"'[a-z0-9.]*encoder.blocks.1.mlp.fc1.weight' {message}"
-        ):
+        with pytest.raises(CheckpointError, match=f"'[a-z0-9.]*encoder.blocks.1.mlp.fc1.weight' {message}"):
             load_model_folder(tmp_path, model_class)
 
 
