@@ -19,7 +19,7 @@ from bestrq2.data.loader import CropDataset, fixed_crops
 from bestrq2.data.open_source import open_source
 from bestrq2.data.order import CropKey
 from bestrq2.data.places import UnreadableAudioError
-from bestrq2.data.shards import files
+from bestrq2.data.shards import files, shard_source
 from bestrq2.data.shards.building import load_index
 from bestrq2.data.shards.shard_source import open_shards
 from bestrq2.data.waveforms import to_float32
@@ -68,6 +68,13 @@ def test_a_silent_crop_is_no_bad_clip_and_is_named(tmp_path):
     with pytest.raises(AudioError, match=r"x\.tar/a\.wav: is silent") as error:
         crop(source, seed=1)
     assert not isinstance(error.value, UnreadableAudioError)
+
+
+def test_descriptions_too_long_to_be_one_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_source, "_MOST_JSON", 100)
+    members = [("0.wav", clip()), ("0.json", b'{"a": 1}'), ("1.wav", clip()), ("1.json", b"[" * 101)]
+    source = open_source(pack(tmp_path / "x.tar", members))
+    assert [source.metadata(index) for index in range(2)] == [{"a": 1}, {}]
 
 
 def test_equal_keys_in_different_tars_are_different_clips(tmp_path):

@@ -241,6 +241,10 @@ def _virtual_dataset(file, other):
     file.create_virtual_dataset("waveform", layout)
 
 
+def _empty_claim(file, other):
+    file.create_dataset("waveform", (10**12, 10**12), np.int16, chunks=(1, 1 << 14))
+
+
 def _circle(file, other):
     file["waveform"] = h5py.SoftLink("/a")
     file["a"] = h5py.SoftLink("waveform")
@@ -255,9 +259,10 @@ def _circle(file, other):
         (_external_storage, "the content of 'waveform' is in other files; copy it into this file"),
         (_virtual_dataset, "the content of 'waveform' is in other files"),
         (_circle, "'waveform' is a link to itself"),
+        (_empty_claim, "'waveform' claims 1,000,000,000,000 clips of 1,000,000,000,000 samples, which do not fit in"),
     ],
 )
-def test_other_files_are_not_opened(tmp_path, path, replace, reason):
+def test_content_that_is_not_in_the_file_itself_is_refused(tmp_path, path, replace, reason):
     """A file from elsewhere could otherwise make any file of this machine part of an exported model."""
     bad = write(tmp_path / "bad.h5", waveform=None)
     with h5py.File(bad, "a") as file:

@@ -21,6 +21,8 @@ from bestrq2.files import regular_file
 HDF5_SUFFIXES = frozenset({".h5", ".hdf5"})
 WAVEFORM_TYPES = ("int8", "uint8", "int16", "int32", "float16", "float32", "float64")
 _DATASETS = ("waveform", "audio_name", "target")
+# Clips and samples per byte of a file, above which its shape is an empty claim: zeros compress to a thousandth.
+_MOST_CLIPS, _MOST_SAMPLES = 1_000, 1_000_000
 # Soft links on the way to a dataset.
 _MOST_LINKS = 16
 # Samples read at once, from a row's end backwards, to find its last sample that is not padding.
@@ -95,6 +97,12 @@ class HDF5Source(Source):
             raise DataError(
                 f"{self.path}: 'waveform' is {waveform.dtype.name} {list(waveform.shape)}; expected [clips, samples] "
                 f"of int16 or {', '.join(name for name in WAVEFORM_TYPES if name != 'int16')}."
+            )
+        size = self.path.stat().st_size
+        if len(waveform) > _MOST_CLIPS * size or waveform.size > _MOST_SAMPLES * size:
+            raise DataError(
+                f"{self.path}: 'waveform' claims {len(waveform):,} clips of {waveform.shape[1]:,} samples, which "
+                f"do not fit in {size:,} bytes; make the file again."
             )
         for name, axes in (("audio_name", 1), ("target", 2)):
             if name in datasets and (datasets[name].ndim != axes or len(datasets[name]) != len(waveform)):

@@ -62,6 +62,8 @@ OTHER_KINDS = {
 }
 """Tasks of xares 0.1.3 whose labels are neither one class per clip nor one kind of event."""
 
+# Bytes of a member KEY.cls that are read.
+_MOST_CLASS = 1 << 12
 _FOLD = re.compile(r"fold[-_]?(\d+)")
 _FORMS: dict[type, str] = {str: "'label'", tuple: "'labels'", np.ndarray: "'events'"}
 
@@ -217,7 +219,7 @@ class _ClassMembers:
                 for member in members(Path(tar), file.fileno()):
                     key, _, suffix = member.name.rpartition(".")
                     if suffix == "cls" and not member.problem:
-                        content = os.pread(file.fileno(), member.size, member.offset)
+                        content = os.pread(file.fileno(), min(member.size, _MOST_CLASS), member.offset)
                         found[key] = content.decode("utf-8", "replace").strip()
             except BrokenOffError:
                 pass  # the whole clips of a truncated tar are used

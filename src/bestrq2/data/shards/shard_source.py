@@ -29,6 +29,9 @@ from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 
+# Bytes of the longest JSON that is read: the description of a clip takes less than any file called .json may have.
+_MOST_JSON = 1 << 24
+
 
 @dataclass
 class PcmDecoder:
@@ -214,7 +217,7 @@ class ShardSource(Source):
             UnreadableAudioError: the tar differs from the one that was indexed.
         """
         start, length = int(self.index.json_offset[index]), int(self.index.json_length[index])
-        if not length:
+        if not 0 < length <= _MOST_JSON:
             return None
         with errors_named(self.describe(index)):
             content = self.files.read(self._tar(index), start, length)
