@@ -65,6 +65,8 @@ _TIMED_FORMATS = {"mov", "matroska", "ogg", "asf", "avi", "flv", "wav", "aiff", 
 _MPEG_HEADER = b"\xff\xfe\x0c"
 _EQUAL_PACKETS = dict.fromkeys(("mp1", "mp2", "mp3"), _MPEG_HEADER)
 _EQUAL_PACKETS |= {"ac3": b"\xff\xff\0\0\xc0", "eac3": b"\xff\xff", "aac": b""}
+# Formats of broadcasts, where any packet may be damaged: only decoding tells how many samples are left.
+_LOSSY_FORMATS = {"mpegts", "mpeg"}
 _ADTS_HEADER = b"\xff\xf6\x3c"
 # First page of a stream, up to its number of segments.
 _OGG_FIRST_PAGE = re.compile(rb"OggS\0[\x02\x03\x06\x07].{21}", re.DOTALL)
@@ -161,7 +163,8 @@ class _PacketCounts:
         self._head: int | None = None
         self._counts: list[int] = []
         self._end: int | None = None
-        self._known = self._codec in _EQUAL_PACKETS or self._codec in ("opus", "flac", "alac", "vorbis")
+        self._known = self._codec in (*_EQUAL_PACKETS, "opus", "flac", "alac", "vorbis")
+        self._known &= self._format not in _LOSSY_FORMATS
 
     def __len__(self) -> int:
         return len(self._counts)
