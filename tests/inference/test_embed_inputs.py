@@ -110,7 +110,7 @@ def test_audio_of_datasets_carries_its_rate(embedder, tmp_path):
     )
     items = [
         {"path": None, "array": samples, "sampling_rate": 44_100},
-        {"raw": torch.from_numpy(samples), "sampling_rate": 44_100},
+        {"raw": torch.from_numpy(samples), "sampling_rate": torch.tensor(44_100)},
         {"bytes": content, "path": "clip.wav"},
         {"bytes": None, "path": str(tmp_path / "clip.wav")},
         decoder,

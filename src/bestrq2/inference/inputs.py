@@ -57,6 +57,8 @@ def checked_rate(sampling_rate: Any, default: int) -> float:
     """
     if sampling_rate is None:
         return default
+    if getattr(sampling_rate, "ndim", None) == 0:  # of a dataset in the format of numpy or torch
+        sampling_rate = sampling_rate.item()
     if not _is_number(sampling_rate):
         kind = type(sampling_rate).__name__
         raise ConfigError(f"sampling_rate must be a number of Hz, got {sampling_rate!r} ({kind})")
