@@ -179,14 +179,16 @@ def test_an_mp3_without_length_header_is_measured(tmp_path):
         assert decoder.measure() == pytest.approx(320_000, abs=3000)
 
 
-def test_what_is_not_audio_is_named(tmp_path):
+def test_what_is_not_audio_is_named(tmp_path, capfd):
     (tmp_path / "empty.wav").touch()
-    (tmp_path / "text.wav").write_text("not audio\n" * 100)
+    for suffix in ("wav", "mp3"):
+        (tmp_path / f"text.{suffix}").write_text("not audio\n" * 100)
     (tmp_path / "playlist.m4a").write_text("#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/a.ts\n")
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
     for name, reason in {
         "empty.wav": "the file is empty (0 bytes).",
         "text.wav": "is not audio that libsndfile or FFmpeg can read.",
+        "text.mp3": "is not audio that libsndfile or FFmpeg can read.",
         "playlist.m4a": "is not audio that libsndfile or FFmpeg can read.",
         "none.wav": "holds no samples.",
         "missing.wav": "the file does not exist.",
@@ -195,6 +197,7 @@ def test_what_is_not_audio_is_named(tmp_path):
         with pytest.raises(AudioError) as error:
             read_audio(tmp_path / name)
         assert str(error.value) == f"{tmp_path / name}: {reason}"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_video_without_sound_is_rejected(tmp_path):

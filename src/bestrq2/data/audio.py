@@ -26,7 +26,7 @@ AUDIO_SUFFIXES: frozenset[str] = frozenset(
     f".{suffix}"
     for suffixes in (
         # Samples, lossless codecs, and files of programs and instruments
-        "wav wave bwf rf64 bw64 w64 amb flac fla aif aiff aifc afc au snd caf sph nist voc 8svx svx avr htk paf fap",
+        "wav wave bwf rf64 bw64 w64 amb flac fla aif aiff aifc au snd caf sph nist voc 8svx svx avr htk paf fap",
         "pvf sd2 sds sdx ircam sf sox wve xi xa ape apl wv tta tak shn mlp thd truehd bonk osq rka wsd dsf dff",
         # Lossy codecs, of which some have no header
         "mp1 mp2 mp3 mpa m1a m2a mpga mpc mpp m4a m4b m4r aac adts latm loas ac3 ac4 eac3 ec3 dts dtshd ogg oga opus",

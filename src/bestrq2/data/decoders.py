@@ -54,7 +54,8 @@ def open_decoder(audio: AudioPlace) -> SoundFileDecoder | FFmpegDecoder:
     if size == 0:
         raise UnreadableAudioError(f"{audio}: the file is empty (0 bytes).")
     tag = id3_size(audio)
-    if not is_mpeg_audio(bytes_at(audio, tag, 2)):
+    # libsndfile tries its MPEG decoder, which writes to the terminal, on whatever is called .mp3.
+    if not (is_mpeg_audio(bytes_at(audio, tag, 2)) or str(audio).lower().endswith(".mp3")):
         file = open_soundfile(audio, size, tag)
         if file is not None:
             return SoundFileDecoder(audio, file)

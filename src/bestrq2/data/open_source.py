@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import url2pathname
@@ -282,8 +283,10 @@ def _listed(folder: Path) -> _Listing:
     found: list[str] = []
     tars: list[str] = []
     skipped: Counter[str] = Counter()
-    # Links to folders around this one are loops.
-    seen = {_identity(parent) for parent in folder.resolve().parents}
+    seen: set[tuple[int, int]] = set()
+    for parent in folder.resolve().parents:  # links to them are loops
+        with suppress(OSError):
+            seen.add(_identity(parent))
     pending = [str(folder)]
     while pending:
         current = pending.pop()
