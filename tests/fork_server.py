@@ -285,7 +285,6 @@ def _become_a_process(request_file: int, streams: Sequence[int]) -> dict[str, An
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     with os.fdopen(request_file) as file:
         request = json.load(file)
     for target, number in enumerate(streams):
@@ -306,6 +305,8 @@ def _become_a_process(request_file: int, streams: Sequence[int]) -> dict[str, An
     for module, name in (("numpy.random", "seed"), ("torch", "seed")):
         if module in sys.modules:
             getattr(sys.modules[module], name)()
+    # Last: Python drops a KeyboardInterrupt in the finaliser of a file, and files are replaced above.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return request
 
 

@@ -60,7 +60,7 @@ def test_exit_codes_and_final_output_are_those_of_an_interpreter(run_python, cod
 
 
 def test_signals_reach_a_child_right_after_its_start(start_python):
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         child = start_python(["-c", "import time; time.sleep(60)"])
         child.send_signal(number)
         assert child.wait(20) == -number
