@@ -16,7 +16,7 @@ import pytest
 import bestrq2
 from bestrq2 import cli
 
-MAIN = [sys.executable, "-c", "from bestrq2.cli import main; main()"]
+MAIN = [sys.executable, "-m", "bestrq2"]
 
 LIGHT = """
 import contextlib, io, json, sys
@@ -164,6 +164,24 @@ def test_a_signal_while_modules_are_imported_ends_a_command(number: int, code: i
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (code, -number)  # the interpreter itself starts without our handler
     assert "Traceback" not in errors or process.returncode == -number
+
+
+ENTRY = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "bestrq2._registration":  # the first module after the package itself
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["/somewhere/bin/bestrq2", "--version"]
+from bestrq2.cli import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_entry_point_is_imported_leaves_no_trace():
+    done = subprocess.run([sys.executable, "-c", ENTRY], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 SWALLOWED = """

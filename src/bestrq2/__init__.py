@@ -5,6 +5,14 @@ Importing the package is fast; its names are imported when first used.
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
+# Ctrl-C ends the command itself without a stack trace from here on, long before `bestrq2.cli` can handle it.
+if os.path.basename(sys.argv[0]) in ("bestrq2", "-m") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

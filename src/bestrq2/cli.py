@@ -88,7 +88,7 @@ class _Signals:
     def listen(self) -> None:
         """Handle both signals from now on, in this process and in those forked from it."""
         signal.signal(signal.SIGTERM, self.handle)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # not under nohup
             signal.signal(signal.SIGINT, self.handle)
         sys.unraisablehook = self.raise_again
 
