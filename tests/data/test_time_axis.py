@@ -69,6 +69,13 @@ def test_parts_of_a_file_of_several_blocks_equal_the_whole(tmp_path, name):
     assert_parts_equal_the_whole(path, whole, parts=6, longest=120_000)
 
 
+def test_the_packets_of_ogg_vorbis_tell_its_length(tmp_path):
+    bursts = np.arange(20 * 22_050) // 2_000 % 3 == 0  # so that packets are long and short
+    path = write(tmp_path / "a.ogg", noise(20, 22_050) * bursts, 22_050)
+    with open_audio(path) as decoder:
+        assert decoder.frames == len(bursts)
+
+
 def test_joined_mp3_files_are_read_to_the_end(tmp_path):
     first, second = noise(3, 16_000, seed=1), noise(21, 16_000, seed=2)
     parts = [write(tmp_path / f"{n}.mp3", x, 16_000).read_bytes() for n, x in enumerate((first, second))]

@@ -162,7 +162,10 @@ class _PacketCounts:
         self._head_bytes = len(mask)
         self._head: int | None = None
         self._counts: list[int] = []
+        self._trimmed: list[int] = []
         self._end: int | None = None
+        self._lengths: set[int] = set()  # of packets that begin where the one before ended
+        self._late: set[int] = set()  # of others, from there on
         self._known = self._codec in (*_EQUAL_PACKETS, "opus", "flac", "alac", "vorbis")
         self._known &= self._format not in _LOSSY_FORMATS
 
@@ -171,6 +174,9 @@ class _PacketCounts:
 
     def add(self, packet: Any) -> None:
         """Take one packet into account."""
+        if not self._known:
+            self._counts.append(0)
+            return
         if self._codec in _EQUAL_PACKETS:
             count = 1
             if self._head_bytes:
@@ -180,19 +186,22 @@ class _PacketCounts:
         elif self._codec == "opus":
             count = _opus_samples(bytes(memoryview(packet)[:2]))
         else:
-            count = packet.duration or 0
-            self._known &= packet.pts is not None and self._end in (None, packet.pts)
-            self._end = (packet.pts or 0) + count
+            self._known &= packet.pts is not None
+            start, end = packet.pts or 0, (packet.pts or 0) + (packet.duration or 0)
+            # FFmpeg takes the first packet of a page of Ogg Vorbis for shorter, and so for later, than it may be.
+            count = end - (start if self._end is None else self._end)
+            (self._lengths if count == end - start else self._late).add(count)
+            self._end = end
         self._counts.append(count)
+        self._trimmed.append(_trimmed_at_end(packet))
 
-    def starts(self, rate: int, first: tuple[int, int], usual: int, trimmed_at_end: int) -> np.ndarray | None:
+    def starts(self, rate: int, first: tuple[int, int], usual: int) -> np.ndarray | None:
         """Position of the first sample of each packet and the length of the file; None if packets do not tell.
 
         Args:
             rate: sampling rate in Hz.
             first: number of packets up to the first that gave samples, and its samples; those before are trimmed.
             usual: samples of a packet of which nothing is trimmed.
-            trimmed_at_end: samples cut from the last packets.
         """
         packets, samples = first
         counts = np.array(self._counts, np.int64)
@@ -205,12 +214,14 @@ class _PacketCounts:
             # Containers other than Ogg stretch the packet before a gap.
             self._known &= self._format == "ogg" or bool((counts[:-1] == counts[:1]).all())
             self._known &= self._codec != "vorbis" or self._format == "ogg"
-            trimmed_at_end = 0  # these durations are without it
+            # Where packets were lost, one seems longer than any packet is.
+            self._known &= not self._late or (self._codec == "vorbis" and self._late <= self._lengths)
+        if self._codec == "opus" or self._codec in _EQUAL_PACKETS:  # other durations are without it
+            counts = np.maximum(counts - self._trimmed, 0)
         if not self._known or not counts.any():
             return None
         starts = np.concatenate([[0], counts.cumsum()])
-        starts = np.maximum(starts - (starts[min(packets, len(counts))] - samples), 0)
-        return np.minimum(starts, max(0, starts[-1] - trimmed_at_end))
+        return np.maximum(starts - (starts[min(packets, len(counts))] - samples), 0)
 
 
 def _opus_samples(head: bytes) -> int:
@@ -327,7 +338,6 @@ def _surveyed(audio: AudioPlace) -> _Survey:
         counts = _PacketCounts(stream)
         frames: list[Any] = []  # the first two
         packets_to_first = 0
-        last: deque[Any] = deque(maxlen=_TRIMMED_PACKETS)
         bytes_left = 4 * place_size(audio) + (1 << 20)
         for packet in _packets(container):
             bytes_left -= packet.size
@@ -335,7 +345,6 @@ def _surveyed(audio: AudioPlace) -> _Survey:
                 raise UnreadableAudioError(f"{audio}: its index lists more sound than the file holds.")
             if packet.size:
                 counts.add(packet)
-                last.append(packet)
             if len(frames) < 2:
                 packets_to_first = packets_to_first if frames else len(counts)
                 frames += (_decode(stream.codec_context, packet) or ())[:1]
@@ -344,9 +353,8 @@ def _surveyed(audio: AudioPlace) -> _Survey:
         first = frames[0]
         rate = int(first.sample_rate)
         check_rate(rate)
-        trimmed = sum(map(_trimmed_at_end, last))
         usual = max(frame.samples for frame in frames)
-        starts = counts.starts(rate, (packets_to_first, first.samples), usual, trimmed)
+        starts = counts.starts(rate, (packets_to_first, first.samples), usual)
         joined = container.format.name == "ogg" and len(_ogg_links(audio)) > 1
         seconds = None if joined else _announced_seconds(container, stream, audio)
         announced = None if seconds is None else round(seconds * rate)
