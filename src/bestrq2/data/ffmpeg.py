@@ -176,6 +176,7 @@ class _PacketCounts:
         """Take one packet into account."""
         if not self._known:
             self._counts.append(0)
+            self._trimmed.append(0)
             return
         if self._codec in _EQUAL_PACKETS:
             count = 1
