@@ -16,8 +16,8 @@ from typing import Any
 from bestrq2._version import __version__
 from bestrq2.errors import BestRQ2Error, ConfigError, StoppedBySignal
 
-# Wrong input; a failing machine; a program ended by a signal has 128 and its number, as shells and schedulers expect.
-EXIT_WRONG_INPUT, EXIT_FAILURE, EXIT_SIGNAL = 2, 1, 128
+# A program ended by a signal has 128 and its number, as shells and schedulers expect; others are those of the errors.
+EXIT_SIGNAL = 128
 
 COMMANDS = {
     "demo": "pretrain tiny encoders on synthetic audio, probe them, write a report (minutes, no GPU)",
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
         importlib.import_module(f"bestrq2.commands.{name.replace('-', '_')}").main(argv[1:])
     except BestRQ2Error as error:
         print(f"bestrq2 {name}: {error}", file=sys.stderr)
-        return EXIT_FAILURE if type(error) is BestRQ2Error else EXIT_WRONG_INPUT
+        return error.exit_code
     except KeyboardInterrupt as error:
         print(f"\nbestrq2 {name}: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return EXIT_SIGNAL + int(getattr(error, "signal", signal.SIGINT))

@@ -5,23 +5,37 @@ The command line prints them without a stack trace and exits with code 2 for wro
 
 
 class BestRQ2Error(Exception):
-    """Base of all errors of this package; raised itself where a disk, a network or another process fails."""
+    """Base of all errors of this package; raised itself where a disk, a network or another process fails.
+
+    Attributes:
+        exit_code: exit code of a command that the error ends.
+    """
+
+    exit_code = 1
 
 
 class AudioError(BestRQ2Error):
     """Audio that cannot be used: another format, empty, silent, damaged, or with NaN."""
 
+    exit_code = 2
+
 
 class ConfigError(BestRQ2Error):
     """A setting that is unknown, out of range, or contradicts another."""
+
+    exit_code = 2
 
 
 class CheckpointError(BestRQ2Error):
     """Weights that cannot be loaded: damaged file, other architecture, missing or extra tensors."""
 
+    exit_code = 2
+
 
 class DataError(BestRQ2Error):
     """A source of data that is missing, empty or unusable."""
+
+    exit_code = 2
 
 
 class StoppedBySignal(KeyboardInterrupt):

@@ -208,8 +208,10 @@ def test_a_shard_that_stays_unreachable_stops_the_run_with_one_sentence(server, 
     server.answers["3.tar"] = [500] * 99
     loader = training_batches(source, **CROPS, seed=3, batch_size=4, num_workers=workers, max_steps=9)
     found = []
-    with pytest.raises(UnreachableError, match=r"^http://[^ ]*/3\.tar cannot be fetched: 500 Internal Server Error\.$"):
+    message = r"^http://[^ ]*/3\.tar cannot be fetched: 500 Internal Server Error\.$"
+    with pytest.raises(UnreachableError, match=message) as error:
         found.extend(loader)
+    assert error.value.exit_code == 1  # nothing is wrong with the input
     end_workers(loader)
     assert_same(found, whole[: len(found)])
     server.answers.clear()
@@ -276,8 +278,9 @@ def test_a_shard_that_is_lost_in_the_middle_of_a_clip_stops_the_run(kind):
                 evict_all()
                 decoder.read(50 * RATE, RATE)
 
-        with pytest.raises(UnreachableError, match=r"0\.tar cannot be fetched: 404"):
+        with pytest.raises(UnreachableError, match=r"0\.tar cannot be fetched: 404") as error:
             read_while_it_is_lost()
+        assert error.value.exit_code == 2
 
 
 def test_a_host_that_does_not_answer_is_named_at_once(monkeypatch):

@@ -66,6 +66,12 @@ class UnreachableError(LoaderError):
     """A shard cannot be fetched; the run stops, and can be resumed."""
 
 
+class TransferError(UnreachableError):
+    """A shard cannot be fetched at the moment, because a network, a server or a disk fails."""
+
+    exit_code = 1
+
+
 def is_remote(spec: str) -> bool:
     """Whether a text is a URL."""
     return "://" in spec
@@ -186,7 +192,7 @@ def _cache_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "lower BESTRQ2_SHARD_CACHE_GB, or set" if is_full(error) else "set"
-        raise UnreachableError(
+        raise TransferError(
             f"{path.parent}: the cache of remote shards cannot be written ({error.strerror or error}); {remedy} "
             "BESTRQ2_CACHE to another folder, and resume the run."
         ) from error
@@ -252,7 +258,8 @@ def _download(url: str, path: Path, waits: Sequence[float]) -> None:
                 raise
             reason, final = _failure(error)
             if final or pause is None:
-                raise UnreachableError(f"{url} cannot be fetched: {reason}.") from error
+                kind = UnreachableError if final else TransferError
+                raise kind(f"{url} cannot be fetched: {reason}.") from error
             logger.warning("%s: %s; trying again in %g s", url, reason, pause)
         time.sleep(pause)
 
