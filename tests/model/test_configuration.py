@@ -136,6 +136,16 @@ def test_a_stored_configuration_with_an_unknown_key_is_refused(tmp_path):
         BestRQ2Config.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "foreign", [{"tie_word_embeddings": False}, {"batch_norm_eps": 1.0}, {"top_p": 0.7}, {"is_decoder": False}], ids=str
+)
+def test_fields_of_other_releases_of_transformers_are_ignored(foreign):
+    config = BestRQ2Config.from_dict({**BestRQ2Config(hidden_size=48).to_dict(), **foreign})
+    assert [getattr(config, field) for field in field_names()] == [
+        getattr(BestRQ2Config(hidden_size=48), field) for field in field_names()
+    ]
+
+
 def test_fields_can_be_changed_while_loading(tmp_path):
     BestRQ2Config().save_pretrained(tmp_path)
     assert BestRQ2Config.from_pretrained(tmp_path, drop_path_rate=0.0).drop_path_rate == 0.0

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from functools import cache
 from typing import Any
+
+from transformers import GenerationConfig
 
 try:
     from transformers import PreTrainedConfig
@@ -12,38 +16,27 @@ except ImportError:  # its name before transformers 5
 
 from .fields import FIELD_TYPES, ModelFields
 
-# Keys that transformers itself reads from or writes to a config.json.
-_HUB_KEYS = frozenset(
-    [
-        "architectures",
-        "attn_implementation",
-        "auto_map",
-        "custom_pipelines",
-        "dtype",
-        "experts_implementation",
-        "finetuning_task",
-        "id2label",
-        "is_encoder_decoder",
-        "label2id",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "output_hidden_states",
-        "problem_type",
-        "quantization_config",
-        "return_dict",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-        "use_return_dict",
-        "chunk_size_feed_forward",
-        "tie_last_hidden_states",
-        "per_layer_config",
-    ]
+# Names that some release of transformers writes, reads or sets, beyond the parameters of `PreTrainedConfig` itself. Its
+# own tests set the epsilons of every norm in the library.
+_OF_TRANSFORMERS = frozenset(
+    "add_cross_attention architectures attn_implementation auto_map batch_norm_eps chunk_size_feed_forward "
+    "cross_attention_hidden_size custom_pipelines dtype experts_implementation finetuning_task id2label is_decoder "
+    "is_encoder_decoder label2id layer_norm_eps layer_norm_epsilon model_type name_or_path norm_epsilon num_labels "
+    "output_attentions output_hidden_states per_layer_config post_norm_eps prefix problem_type pruned_heads "
+    "quantization_config return_dict rms_norm_eps task_specific_params tf_legacy_loss tie_encoder_decoder "
+    "tie_last_hidden_states tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version "
+    "transformers_weights use_bfloat16 use_cache".split()
 )
 
 _MOST_LABELS = 2**16
+
+
+@cache
+def _names_of_transformers() -> frozenset[str]:
+    """Names that are not fields of the model, but accepted and ignored because transformers knows them."""
+    parameters = inspect.signature(PreTrainedConfig.__init__).parameters
+    # Before release 5 every configuration had the settings of text generation, too.
+    return frozenset([*_OF_TRANSFORMERS, *parameters, *GenerationConfig().to_dict()]) - {"self", "kwargs"}
 
 
 class BestRQ2Config(PreTrainedConfig, ModelFields):
@@ -59,7 +52,7 @@ class BestRQ2Config(PreTrainedConfig, ModelFields):
 
     def __init__(self, **fields: Any) -> None:
         for name in fields:
-            if name not in FIELD_TYPES and name not in _HUB_KEYS and not name.startswith("_"):
+            if name not in FIELD_TYPES and name not in _names_of_transformers() and not name.startswith("_"):
                 found = difflib.get_close_matches(name, FIELD_TYPES, n=1, cutoff=0.5)
                 hint = f"; did you mean '{found[0]}'?" if found else ""
                 raise ValueError(f"BestRQ2Config has no field '{name}'{hint}")
