@@ -86,9 +86,9 @@ def test_gradient_checkpointing_keeps_hidden_states(model):
 @torch.no_grad()
 def test_attention_weights_are_shares_of_the_valid_patches(model):
     waveforms, mask = padded_batch([40_000, 23_000])
-    with pytest.raises(ValueError, match=r"'sdpa' gives no weights; call model.set_attn_implementation\('eager'\)"):
-        model(waveforms, mask, output_attentions=True)
-    expected = model(waveforms, mask).pooler_output
+    fused = model(waveforms, mask, output_attentions=True)  # warns that there are none
+    assert fused.attentions is None
+    expected = fused.pooler_output
     model.set_attn_implementation("eager")
     output = model(waveforms, mask, output_attentions=True)
     torch.testing.assert_close(output.pooler_output, expected, atol=1e-5, rtol=1e-5)

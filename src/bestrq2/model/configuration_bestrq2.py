@@ -18,14 +18,14 @@ from .fields import FIELD_TYPES, ModelFields
 
 # Names that some release of transformers writes, reads or sets, beyond the parameters of `PreTrainedConfig` itself. Its
 # own tests set the epsilons of every norm in the library.
-_OF_TRANSFORMERS = frozenset(
+_OF_TRANSFORMERS = (
     "add_cross_attention architectures attn_implementation auto_map batch_norm_eps chunk_size_feed_forward "
     "cross_attention_hidden_size custom_pipelines dtype experts_implementation finetuning_task id2label is_decoder "
     "is_encoder_decoder label2id layer_norm_eps layer_norm_epsilon model_type name_or_path norm_epsilon num_labels "
     "output_attentions output_hidden_states per_layer_config post_norm_eps prefix problem_type pruned_heads "
     "quantization_config return_dict rms_norm_eps task_specific_params tf_legacy_loss tie_encoder_decoder "
     "tie_last_hidden_states tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version "
-    "transformers_weights use_bfloat16 use_cache".split()
+    "transformers_weights use_bfloat16 use_cache"
 )
 
 _MOST_LABELS = 2**16
@@ -36,7 +36,7 @@ def _names_of_transformers() -> frozenset[str]:
     """Names that are not fields of the model, but accepted and ignored because transformers knows them."""
     parameters = inspect.signature(PreTrainedConfig.__init__).parameters
     # Before release 5 every configuration had the settings of text generation, too.
-    return frozenset([*_OF_TRANSFORMERS, *parameters, *GenerationConfig().to_dict()]) - {"self", "kwargs"}
+    return frozenset([*_OF_TRANSFORMERS.split(), *parameters, *GenerationConfig().to_dict()]) - {"self", "kwargs"}
 
 
 class BestRQ2Config(PreTrainedConfig, ModelFields):

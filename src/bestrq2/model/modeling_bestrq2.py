@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .attention import Record
@@ -22,6 +22,8 @@ from .masking import Split, draw_hidden_mask, split_by_mask
 from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
 from .transformer import Transformer, TransformerShape
+
+logger = logging.get_logger(__name__)
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -106,8 +108,8 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ("Block", "ConformerBlock")
-    # In 16 bits they would change the codes and shift the input.
-    _keep_in_fp32_modules_strict = ("quantizer", "statistics")
+    # In 16 bits they would shift the input.
+    _keep_in_fp32_modules_strict: tuple[str, ...] = ("statistics",)
 
     def __init__(self, config: BestRQ2Config) -> None:
         if config.encoder_type == "conformer":
@@ -121,10 +123,11 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
         states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = config.output_attentions if output_attentions is None else output_attentions
         if weights and config._attn_implementation != "eager":
-            raise ValueError(
+            logger.warning_once(
                 f"output_attentions: the attention implementation '{config._attn_implementation}' gives no weights; "
                 "call model.set_attn_implementation('eager') first"
             )
+            weights = False
         return Record([] if states else None, [] if weights else None)
 
     @torch.no_grad()
@@ -153,6 +156,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
     """Encoder from waveform to embeddings: log-mel, patches, and a transformer or Conformer over all of them."""
 
     _keys_to_ignore_on_load_unexpected = (*PRETRAINING_KEYS, r"^classifier\.")
+    _input_embed_layer = "patch_embedding"
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__(config)
@@ -242,7 +246,8 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
             output_hidden_states: return the input of the first block and the output of every block; None for the
                 configuration's setting.
-            output_attentions: return the attention weights of every block; None for the configuration's setting.
+            output_attentions: return the attention weights of every block, which only the implementation "eager" has;
+                None for the configuration's setting.
             unused: ignored; transformers passes further keyword arguments.
 
         Returns:
@@ -251,7 +256,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             block. A tuple of these with `return_dict=False`.
 
         Raises:
-            ValueError: for inputs of the wrong shape, or attention weights of another implementation than "eager".
+            ValueError: for inputs of the wrong shape.
         """
         record = self._record(output_hidden_states, output_attentions)
         patches = self.patches(input_values, attention_mask)
@@ -309,6 +314,9 @@ def _lengths(attention_mask: Tensor, input_values: Tensor) -> Tensor:
 class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
     """Encoder, predictor, head and quantizer, trained to predict the codes of hidden patches."""
 
+    # In 16 bits it would change the codes.
+    _keep_in_fp32_modules_strict = ("quantizer", "statistics")
+
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__(config)
         self.bestrq2 = BestRQ2Model(config)
@@ -347,8 +355,8 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             lengths: int64 [B], samples of each clip, a cheaper alternative to `attention_mask`.
             output_logits: whether to return logits. Training does not: the loss is then computed in chunks, and the
                 statistics that follow from `code_counts` (`target_entropy` to `top_code_share`) are left out too.
-            output_hidden_states: return the hidden states of the encoder; None for the configuration's setting.
-            output_attentions: return the attention weights of the encoder; None for the configuration's setting.
+            output_hidden_states: return the hidden states of the encoder, as `BestRQ2Model` does.
+            output_attentions: return the attention weights of the encoder, as `BestRQ2Model` does.
             unused: ignored; transformers passes further keyword arguments.
 
         Returns:
@@ -356,8 +364,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             is B * M, clip by clip. A tuple of these with `return_dict=False`.
 
         Raises:
-            ValueError: for a mask of the wrong shape, or one that hides none or all of a clip's patches, or attention
-                weights of another implementation than "eager".
+            ValueError: for a mask of the wrong shape, or one that hides none or all of a clip's patches.
         """
         record = self._record(output_hidden_states, output_attentions)
         patches = self.bestrq2.patches(input_values, attention_mask, lengths)
@@ -515,8 +522,8 @@ class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
             attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
             labels: int64 [B], class indices ("single_label_classification"); float [B, classes] of 0 and 1
                 ("multi_label_classification"); float [B] or [B, classes] ("regression"); None for no loss.
-            output_hidden_states: return the hidden states of the encoder; None for the configuration's setting.
-            output_attentions: return the attention weights of the encoder; None for the configuration's setting.
+            output_hidden_states: return the hidden states of the encoder, as `BestRQ2Model` does.
+            output_attentions: return the attention weights of the encoder, as `BestRQ2Model` does.
             unused: ignored keyword arguments that transformers passes around.
 
         Returns:
@@ -524,8 +531,7 @@ class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
             `hidden_states` and `attentions` as in `BestRQ2ModelOutput`. A tuple of these with `return_dict=False`.
 
         Raises:
-            ValueError: for an unknown `config.problem_type`, or attention weights of another implementation than
-                "eager".
+            ValueError: for an unknown `config.problem_type`.
         """
         encoded = self.bestrq2(
             input_values,
