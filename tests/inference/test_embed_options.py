@@ -125,6 +125,7 @@ def test_normalised_vectors_have_length_1_and_the_same_direction(embedder):
         ({"overlap": 0.6}, "overlap must be from 0 to 0.5, got 0.6"),
         ({"overlap": float("nan")}, "overlap must be from 0 to 0.5"),
         ({"overlap": "half"}, "overlap must be from 0 to 0.5"),
+        ({"layers": np.array([0, 1])}, "layers must be None, 'mean', or whole numbers"),
     ],
 )
 def test_impossible_options_are_refused(embedder, options, message):
@@ -136,14 +137,31 @@ def test_impossible_options_are_refused(embedder, options, message):
     ("options", "message"),
     [
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
-        ({"batch_seconds": 0}, "batch_seconds must be above 0, got 0"),
+        ({"batch_seconds": 0}, "batch_seconds must be a number above 0, got 0"),
+        ({"batch_seconds": "all"}, "batch_seconds must be a number above 0, got 'all'"),
+        ({"batch_seconds": float("inf")}, "batch_seconds must be a number above 0, got inf"),
         ({"device": "gpu"}, "device must be such as 'cpu' or 'cuda:0', got 'gpu'"),
         ({"device": "cuda:99"}, r"device 'cuda:99': this machine has \d+ CUDA devices"),
+        ({"device": "ipu"}, r"device 'ipu': this machine has none, or torch cannot use it"),
+        ({"source": None}, "a model is named by a path, a recipe or a hub id, got a NoneType"),
     ],
 )
 def test_impossible_ways_to_run_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        bestrq2.load("best-rq-2-tiny", **{"device": "cpu", **options})
+        bestrq2.load(**{"source": "best-rq-2-tiny", "device": "cpu", **options})
+
+
+def test_16_bit_weights_run_in_their_own_precision(tiny_encoder, tmp_path):
+    model = tiny_encoder(max_seconds=2.5)
+    exact = Embedder(model, "cpu").embed([scene(95_000), np.zeros(20_000)], pooling="attention")
+    model.save_pretrained(tmp_path)
+    for dtype, error in ((torch.float16, 0.01), (torch.bfloat16, 0.05)):
+        narrow = bestrq2.BestRQ2Model.from_pretrained(tmp_path, dtype=dtype)
+        for given in (None, dtype):
+            rough = Embedder(narrow, "cpu", dtype=given).embed([scene(95_000), np.zeros(20_000)], pooling="attention")
+            assert np.linalg.norm(rough.clip - exact.clip) < error * np.linalg.norm(exact.clip)
+    with pytest.raises(ConfigError, match=r"dtype is float16, but the weights are torch\.bfloat16; leave it out"):
+        Embedder(narrow, "cpu", dtype="float16")
 
 
 @pytest.mark.parametrize("recipe", ["best-rq-2-tiny", "best-rq-2.1-tiny", "best-rq-conformer-tiny"])

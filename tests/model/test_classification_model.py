@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForAudioClassification, AutoModelForPreTraining
+from transformers import AutoModelForAudioClassification, AutoModelForPreTraining, pipeline
 
 import bestrq2
 from example_sounds import padded_batch, scenes
@@ -99,3 +99,19 @@ def test_pretraining_from_a_classifier_initializes_new_heads(classifier, tmp_pat
     model, report = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert {"head.weight", "mask_token", "quantizer.codebook"} <= set(report["missing_keys"])
     assert torch.equal(model.bestrq2.patch_embedding.weight, classifier.bestrq2.patch_embedding.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_pipeline_classifies_16_bit_samples_as_floats(classifier, dtype):
+    classifier.classifier.weight.data.normal_()
+    clip = scenes(1, 40_000)[0]
+    expected = classifier(clip[None]).logits[0].softmax(0).tolist()
+    classify = pipeline(
+        "audio-classification", model=classifier.to(dtype), feature_extractor=bestrq2.BestRQ2FeatureExtractor()
+    )
+    samples = (32768 * clip).round().short()
+    for same in (clip.numpy(), samples.numpy(), samples, {"array": samples.numpy(), "sampling_rate": 16_000}):
+        found = {one["label"]: one["score"] for one in classify(same)}
+        assert [found[name] for name in ("cat", "dog", "owl")] == pytest.approx(expected, abs=0.02)
+    with pytest.raises(ValueError, match="holds NaN or infinite samples"):
+        classify(clip.numpy() * np.nan)

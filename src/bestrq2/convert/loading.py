@@ -59,15 +59,17 @@ def load_classification(source: str | os.PathLike[str]) -> BestRQ2ForAudioClassi
 
 def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedModel]) -> BestRQ2PreTrainedModel:
     """The model of that class in `source`, or the whole model where a source always holds one."""
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(f"a model is named by a path, a recipe or a hub id, got a {type(source).__name__}")
     path, name = Path(source), str(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         folder = path / "model" if (path / "model").is_dir() else path
         return _load_export(folder, model_class) if is_hub_export(folder) else load_model_folder(folder, model_class)
     if name in recipes() or is_recipe_file(name):
         config = _recipe_config(name)
         logger.info("%s is a recipe: its weights are random, nothing was trained", name)
         return random_encoder(config) if model_class is BestRQ2Model else _random_pretraining(config)
-    if path.is_file():
+    if os.path.isfile(path):
         load_file = load_reference_encoder if model_class is BestRQ2Model else load_reference
         return load_file(path, configuration_beside(path))
     if name.count("/") == 1 and not name.startswith((".", "/")):

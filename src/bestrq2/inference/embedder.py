@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from bestrq2.convert.loading import load_encoder
+from bestrq2.convert.weights import first_line
 from bestrq2.errors import ConfigError
 from bestrq2.inference.compiling import BLOCKS, compile_parts
 from bestrq2.inference.inputs import Audio, checked_rate, mono_blocks, named_items
@@ -83,7 +85,7 @@ class Embedder:
         batch_seconds: audio that goes through the model at once, padding included; less needs less memory.
 
     Raises:
-        ConfigError: unknown device or dtype, or `batch_seconds` is not above 0.
+        ConfigError: unknown device, a dtype other than that of 16-bit weights, or `batch_seconds` is not above 0.
     """
 
     def __init__(
@@ -96,9 +98,13 @@ class Embedder:
         compile: bool = False,
         batch_seconds: float = 160.0,
     ) -> None:
-        if not batch_seconds > 0:
-            raise ConfigError(f"batch_seconds must be above 0, got {batch_seconds}")
+        if not isinstance(batch_seconds, int | float) or not 0 < batch_seconds < math.inf:
+            raise ConfigError(f"batch_seconds must be a number above 0, got {batch_seconds!r}")
         self.dtype = _checked_dtype(dtype)
+        if {self.dtype, model.dtype} == {torch.bfloat16, torch.float16}:  # autocast leaves norms in that of the weights
+            raise ConfigError(
+                f"dtype is {dtype}, but the weights are {model.dtype}; leave it out, or load them as float32"
+            )
         self.device = checked_device(device)
         self.model = model.eval().to(self.device)
         self.name = name
@@ -264,6 +270,13 @@ def checked_device(device: str | torch.device | None) -> torch.device:
         raise ConfigError(f"device must be such as 'cpu' or 'cuda:0', got {device!r}") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if found.type not in ("cpu", "cuda", "meta"):
+        try:
+            torch.empty(0, device=found)
+        except Exception as error:  # of any kind, by backend
+            raise ConfigError(
+                f"device {device!r}: this machine has none, or torch cannot use it ({first_line(error)})"
+            ) from error
     return found
 
 

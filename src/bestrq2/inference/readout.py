@@ -27,7 +27,7 @@ def layer_indices(layers: Layers, blocks: int) -> list[int] | None:
     """
     if layers is None:
         return None
-    if layers == "mean":
+    if isinstance(layers, str) and layers == "mean":
         return list(range(1, blocks + 1))
     wanted = [layers] if isinstance(layers, int) else layers
     whole = isinstance(wanted, Sequence) and all(isinstance(n, int) and not isinstance(n, bool) for n in wanted)
