@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ logger = logging.get_logger(__name__)
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
-# Weights that only pretraining needs; ignored when the encoder is loaded alone.
-PRETRAINING_KEYS = (r"^predictor", r"^quantizer\.", r"^head\.", r"^mask_token$")
+# Weights that only pretraining needs; ignored when the encoder is loaded alone. Transformers 5.0 takes lists only.
+PRETRAINING_KEYS = [r"^predictor", r"^quantizer\.", r"^head\.", r"^mask_token$"]
 
 
 @dataclass
@@ -149,13 +149,16 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
         elif isinstance(module, BestRQ2ForPreTraining) and hasattr(module, "mask_token"):
             nn.init.trunc_normal_(module.mask_token, std=std)
         elif isinstance(module, RandomProjectionQuantizer | InputStatistics | RelativeAttention):
-            module.reset_parameters()
+            tensors = module.state_dict(keep_vars=True).values()
+            # Early releases of transformers 5 initialize modules with loaded buffers, too.
+            if any(not getattr(tensor, "_is_hf_initialized", False) for tensor in tensors):
+                module.reset_parameters()
 
 
 class BestRQ2Model(BestRQ2PreTrainedModel):
     """Encoder from waveform to embeddings: log-mel, patches, and a transformer or Conformer over all of them."""
 
-    _keys_to_ignore_on_load_unexpected = (*PRETRAINING_KEYS, r"^classifier\.")
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [*PRETRAINING_KEYS, r"^classifier\."]
     _input_embed_layer = "patch_embedding"
 
     def __init__(self, config: BestRQ2Config) -> None:
@@ -494,7 +497,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
 class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
     """Audio classifier: encoder, mean over the valid frames, linear layer to `config.num_labels` classes."""
 
-    _keys_to_ignore_on_load_unexpected = PRETRAINING_KEYS
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = PRETRAINING_KEYS
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__(config)
