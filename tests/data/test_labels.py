@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,17 @@ def test_folders_without_audio_and_links_to_folders_around_them_are_no_classes(t
     assert task.classes == ("a", "b")
     assert "notes is not used as a class" in caplog.text
     assert f"{root}: 1 file skipped by suffix: .txt 1" in caplog.text
+
+
+def test_pipes_and_broken_links_neither_stop_nor_stall_the_search_for_labels(tmp_path):
+    root = touch(tmp_path / "corpus", *numbered("a", 5), *numbered("b", 5))
+    os.mkfifo(root / "a" / "pipe.wav")
+    os.mkfifo(root / "pipe.tar")
+    (root / "b" / "itself.wav").symlink_to("itself.wav")
+    rows = [f"{name}/{file},{name}" for name in "ab" for file in sorted(os.listdir(root / name))]
+    (tmp_path / "corpus.csv").write_text("\n".join(["path,label", *(f"corpus/{row}" for row in rows)]))
+    for place in (root, tmp_path / "corpus.csv"):
+        assert sum(len(load_task(str(place)).source(split)) for split in ("train", "valid", "test")) == 12
 
 
 def test_the_split_is_a_function_of_the_seed(tmp_path):

@@ -303,7 +303,7 @@ def _places(source: str | os.PathLike[str]) -> list[str]:
 def _task_folders(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
     """Folders at or below this one that hold a task: events, splits or tars; each real folder once."""
     try:
-        names = [entry.name for entry in _entries(folder)]
+        names = {entry.name for entry in _entries(folder)}
     except DataError:
         if seen is None:
             raise
@@ -313,7 +313,7 @@ def _task_folders(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]
         return
     seen.add(real)
     below = _subfolders(folder)
-    if EVENTS_FILE in names or MARKER in names or any(name.endswith(".tar") for name in names) or _are_splits(below):
+    if {EVENTS_FILE, MARKER} & names or _tars(folder) or _are_splits(below):
         yield folder
         return
     for one in below:
@@ -326,6 +326,11 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from error
+
+
+def _tars(folder: Path) -> list[Path]:
+    """Tars in a folder, sorted; pipes and links that lead nowhere are none."""
+    return [entry for entry in _entries(folder) if entry.name.endswith(".tar") and os.path.isfile(entry)]
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -362,7 +367,7 @@ def _read(place: str) -> _Annotations:
     if os.path.isdir(path):
         if (path / EVENTS_FILE).is_file():
             return _read_events(path / EVENTS_FILE)
-        if (path / MARKER).exists() or any(path.glob("*.tar")):
+        if (path / MARKER).exists() or _tars(path):
             return _read_tar_folder(path)
         return _read_class_folders(path)
     if path.suffix.lower() in TABLE_SUFFIXES:
@@ -471,7 +476,8 @@ def _of_files(
         if path in seen:
             raise DataError(f"{origin} lists {path} twice; one label and split for each recording is expected.")
         seen.add(path)
-    missing = [path for path in files if not os.path.isfile(path)]  # False for impossible names, too
+    # False for impossible names, too. What is there but is no file is rejected when it is read.
+    missing = [path for path in files if not os.path.lexists(path)]
     if missing:
         raise DataError(
             f"{origin} lists {counted(len(missing), 'file')} of {len(files)} that cannot be found; first: {missing[0]}."
@@ -482,7 +488,7 @@ def _of_files(
 
 
 def _read_tar_folder(folder: Path) -> _Annotations:
-    tars = sorted(folder.glob("*.tar"))
+    tars = _tars(folder)
     if not tars:
         raise DataError(f"{folder} holds no tars although it has {MARKER}; delete that file and fetch them again.")
     if folder.name in XARES_TASKS and not (folder / MARKER).exists():
