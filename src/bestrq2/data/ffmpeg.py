@@ -249,29 +249,35 @@ def _trimmed_at_end(packet: Any) -> int:
 def _announced_seconds(container: Any, stream: Any, audio: AudioPlace) -> Fraction | None:
     """Length of the sound by the header; None where there is only an estimate, or one for sound and picture."""
     format = container.format.name.split(",")[0]
-    if format not in _TIMED_FORMATS and not (format == "mp3" and _states_frames(audio)):
+    if format == "mp3":  # FFmpeg has an estimate where other files are joined to it
+        return Fraction(_stated_samples(audio), stream.rate) or None
+    if format not in _TIMED_FORMATS:
         return None
-    # Matroska and WebM keep the duration of a track as text in its tags.
+    # Matroska and WebM keep the time at which a track ends as text in its tags.
     own = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
     if own:
-        return int(own[1]) * 3600 + int(own[2]) * 60 + Fraction(own[3])
+        start = max(0, stream.start_time or 0) * stream.time_base
+        return int(own[1]) * 3600 + int(own[2]) * 60 + Fraction(own[3]) - start
     alone = len(container.streams) == 1
     if stream.duration and (alone or format in ("mov", "avi")):
         return Fraction(stream.duration * stream.time_base)
     return Fraction(container.duration, 1_000_000) if alone and container.duration else None
 
 
-def _states_frames(audio: AudioPlace) -> bool:
-    """Whether an MP3 file has a Xing, Info or VBRI header with its number of frames."""
+def _stated_samples(audio: AudioPlace) -> int:
+    """Samples per channel by the Xing, Info or VBRI header of an MP3 file; 0 where it states none."""
     frame = bytes_at(audio, id3_size(audio), 64)
     if len(frame) < 64 or not is_mpeg_audio(frame):
-        return False
+        return 0
     # The side information between frame header and Xing tag has another length for each version and mode.
     mpeg1, mono = frame[1] & 0x18 == 0x18, frame[3] & 0xC0 == 0xC0
     xing = 4 + {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[mpeg1, mono]
-    if frame[xing : xing + 4] in (b"Xing", b"Info"):
-        return bool(frame[xing + 7] & 1)
-    return frame[36:40] == b"VBRI"
+    at = 0
+    if frame[xing : xing + 4] in (b"Xing", b"Info") and frame[xing + 7] & 1:
+        at = xing + 8
+    elif frame[36:40] == b"VBRI":
+        at = 50
+    return int.from_bytes(frame[at : at + 4]) * (1152 if mpeg1 else 576) if at else 0
 
 
 def id3_size(audio: AudioPlace) -> int:
