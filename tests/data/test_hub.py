@@ -93,7 +93,7 @@ def test_clips_are_decoded_by_this_package(corpus):
     for number in (0, 1, 3):
         np.testing.assert_allclose(crop(source, number), noise(0.5, RATE, number), atol=4e-5)
     assert len(crop(source, 0, 0.1)) == 1600
-    with pytest.raises(AudioError, match=r"train/2/2\.flac: its audio track") as error:
+    with pytest.raises(AudioError, match=r"train/2/2\.flac: holds no sound that can be decoded") as error:
         crop(source, 2)
     assert str(error.value).count("2.flac") == 1
     assert "torchcodec" not in sys.modules

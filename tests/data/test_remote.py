@@ -204,8 +204,8 @@ def test_a_transfer_that_fails_is_tried_again(server, caplog):
 def test_a_shard_that_stays_unreachable_stops_the_run_with_one_sentence(server, workers):
     source = open_source(pattern(server))
     whole = batches(source)
+    server.answers["3.tar"] = [500] * 99  # before the eviction: a thread may still fetch ahead
     evict_all()
-    server.answers["3.tar"] = [500] * 99
     loader = training_batches(source, **CROPS, seed=3, batch_size=4, num_workers=workers, max_steps=9)
     found = []
     message = r"^http://[^ ]*/3\.tar cannot be fetched: 500 Internal Server Error\.$"

@@ -76,6 +76,13 @@ def test_the_packets_of_ogg_vorbis_tell_its_length(tmp_path):
         assert decoder.frames == len(bursts)
 
 
+@pytest.mark.parametrize(("seconds", "rate"), [(0.2, 8_000), (1.0, 16_000)])
+def test_ogg_vorbis_of_a_single_page_has_the_length_of_what_is_decoded(tmp_path, seconds, rate):
+    path = write(tmp_path / "short.ogg", noise(seconds, rate), rate)
+    with open_audio(path) as decoder:
+        assert decoder.measure() == len(decoder.read(0, None)) == pytest.approx(seconds * rate, abs=256)
+
+
 def test_joined_mp3_files_are_read_to_the_end(tmp_path):
     first, second = noise(3, 16_000, seed=1), noise(21, 16_000, seed=2)
     parts = [write(tmp_path / f"{n}.mp3", x, 16_000).read_bytes() for n, x in enumerate((first, second))]

@@ -187,7 +187,8 @@ class _PacketCounts:
         elif self._codec == "opus":
             count = _opus_samples(bytes(memoryview(packet)[:2]))
         else:
-            self._known &= packet.pts is not None
+            # FFmpeg's last packet of Ogg Vorbis in a single page may end before it begins: 2^32 less a few samples.
+            self._known &= packet.pts is not None and (packet.duration or 0) < 1 << 31
             start, end = packet.pts or 0, (packet.pts or 0) + (packet.duration or 0)
             # FFmpeg takes the first packet of a page of Ogg Vorbis for shorter, and so for later, than it may be.
             count = end - (start if self._end is None else self._end)
