@@ -70,6 +70,8 @@ _LOSSY_FORMATS = {"mpegts", "mpeg"}
 _ADTS_HEADER = b"\xff\xf6\x3c"
 # First page of a stream, up to its number of segments.
 _OGG_FIRST_PAGE = re.compile(rb"OggS\0[\x02\x03\x06\x07].{21}", re.DOTALL)
+# Bytes that are searched for it at once, and the longest header of a page.
+_OGG_BLOCK_BYTES, _OGG_HEADER_BYTES = 1 << 22, 27 + 255
 
 
 @lru_cache(maxsize=1)
@@ -297,15 +299,19 @@ def is_mpeg_audio(head: bytes) -> bool:
 
 def _ogg_links(audio: AudioPlace) -> list[AudioPlace]:
     """The files of which an Ogg file is joined (RFC 3533, section 4); FFmpeg ends at a link of another rate."""
-    starts, content, bos_end = [], bytes_at(audio, 0, place_size(audio)), -1
-    for page in _OGG_FIRST_PAGE.finditer(content):
-        at, segments = page.start(), content[page.end() - 1]
-        if at != bos_end:  # the first pages of sound and picture follow each other
-            starts.append(at)
-        bos_end = page.end() + segments + sum(content[page.end() : page.end() + segments])
+    starts, bos_end, size = [], -1, place_size(audio)
+    for begin in range(0, size, _OGG_BLOCK_BYTES):
+        block = bytes_at(audio, begin, _OGG_BLOCK_BYTES + _OGG_HEADER_BYTES)
+        for page in _OGG_FIRST_PAGE.finditer(block):
+            if page.start() >= _OGG_BLOCK_BYTES:  # it is found in the next block
+                break
+            if begin + page.start() != bos_end:  # the first pages of sound and picture follow each other
+                starts.append(begin + page.start())
+            segments = block[page.end() - 1]
+            bos_end = begin + page.end() + segments + sum(block[page.end() : page.end() + segments])
     if len(starts) < 2:
         return [audio]
-    ends = [*starts[1:], len(content)]
+    content, ends = bytes_at(audio, 0, size), [*starts[1:], size]
     return [AudioBytes(str(audio), memoryview(content)[a:b]) for a, b in zip(starts, ends, strict=True)]
 
 
