@@ -30,6 +30,7 @@ from bestrq2.evaluate.provenance import model_name, software_provenance
 from bestrq2.evaluate.result import Result
 from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.classifier import AudioClassifier, load_classifier
+from bestrq2.inference.embedder import checked_device
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.model.modeling_bestrq2 import MULTI, SINGLE, BestRQ2ForAudioClassification, BestRQ2Model
 from bestrq2.recipe_book import recipes
@@ -102,7 +103,7 @@ def _finetune(
 ) -> Result:
     """Launch the processes, train, and test the model of the best epoch."""
     trainer = _trainer(config, task)
-    fabric = launch(trainer, None if config.device is None else _device(config.device))
+    fabric = launch(trainer, None if config.device is None else checked_device(config.device))
     run = make_run(
         task,
         fabric,
@@ -307,9 +308,7 @@ def choose_trainable(model: BestRQ2ForAudioClassification, mode: str, layers: in
 
 def _trainer(config: FinetuneConfig, task: ClassificationTask) -> TrainerConfig:
     """Settings of the loop: everything that is not a step happens after every epoch."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device is not None:
-        device = _device(config.device)
+    device = checked_device(config.device)
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return TrainerConfig(
         max_steps=task.max_steps,
@@ -321,13 +320,6 @@ def _trainer(config: FinetuneConfig, task: ClassificationTask) -> TrainerConfig:
         val_every_n_steps=task.steps_per_epoch,
         checkpoint_every_n_steps=task.steps_per_epoch,
     )
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r}: there is no such device; name one such as cpu or cuda:0") from error
 
 
 def _loader(config: FinetuneConfig, task: ClassificationTask, run: Run) -> Any:

@@ -108,7 +108,7 @@ def launch(config: TrainerConfig, device: torch.device | None = None) -> Fabric:
             precision=config.precision,  # type: ignore[arg-type]
             plugins=[cluster_environment()],
         )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     fabric.launch()
     return fabric

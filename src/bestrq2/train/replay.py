@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from bestrq2.data.batch import AudioBatch
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.files import disk_errors, write_text
+from bestrq2.inference.embedder import checked_device
 from bestrq2.model.log_mel import LogMel
 from bestrq2.train.checkpoints import CheckpointStore, read_state, write_state
 from bestrq2.train.guard import Guard, gradient_norm, marked
@@ -306,12 +307,7 @@ def _device(name: str | None, saved: Failure) -> torch.device:
         there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         kind = str(saved.facts["device"]).split(":")[0]
         name = kind if there is not None and there.type == kind else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-        return device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name}: there is no such device here ({str(error).splitlines()[0]})") from error
+    return checked_device(name)
 
 
 def _precision(name: str, device: torch.device) -> Precision:
