@@ -29,7 +29,7 @@ from bestrq2.data.prepare.cutting import Options, cut, read_pieces
 from bestrq2.data.shards.files import TarFiles
 from bestrq2.data.sources import ArraySource, SubsetSource
 from bestrq2.data.spans import SpanReader, Task, reason_of, sample_reader
-from bestrq2.errors import AudioError
+from bestrq2.errors import AudioError, BestRQ2Error
 from bestrq2.evaluate.task_probe import embed_split
 from bestrq2.inference.embedder import Embeddings
 from bestrq2.inference.inputs import mono_blocks
@@ -202,6 +202,20 @@ def test_impossible_rates_are_rejected_by_every_reader(reader, kind, tmp_path):
     assert good == ["", ""]
     for reasons, rate in zip(found, IMPOSSIBLE_RATES, strict=True):
         assert all(f"sampling rate of {rate} Hz" in reason or not rate for reason in reasons), reasons
+
+
+@pytest.mark.parametrize("codec_error", [None, AudioError("damaged"), ValueError("no header"), MemoryError()])
+def test_an_error_of_the_tar_comes_before_what_a_codec_makes_of_it(codec_error):
+    content = AudioBytes("x.tar/a.wav", encoded(noise(1, RATE), RATE))
+
+    def read():
+        with audio.open_audio(content):
+            content.failures.append(BestRQ2Error("x.tar cannot be fetched."))
+            if codec_error is not None:
+                raise codec_error
+
+    with pytest.raises(BestRQ2Error, match=r"^x\.tar cannot be fetched\.$"):
+        read()
 
 
 class _Samples:

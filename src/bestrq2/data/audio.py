@@ -116,7 +116,7 @@ def _failures_raised(audio: str | Path | AudioBytes) -> Iterator[None]:
     failures = audio.failures if isinstance(audio, AudioBytes) else []
     try:
         yield
-    except AudioError as error:
+    except Exception as error:
         if failures:
             raise failures[0] from error
         raise
