@@ -16,6 +16,7 @@ import sys
 import tarfile
 import types
 import unittest
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ import torch
 import transformers
 
 import bestrq2
-from conftest import TINY
 from example_sounds import scene, scenes
 
 pytestmark = pytest.mark.slow
@@ -147,16 +147,17 @@ class Given:
     """Configuration and inputs of one model, as the common tests ask for them."""
 
     batch_size = 7  # as many as some tests add at random otherwise
-    num_hidden_layers, num_attention_heads, hidden_size = (
-        TINY[name] for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    )
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, tiny_config: Callable[..., bestrq2.BestRQ2Config]) -> None:
         self.model_class, self.changes, self.seq_length = CASES[kind]
         self.is_training = self.model_class is not bestrq2.BestRQ2Model  # which has no loss
+        self.tiny_config = tiny_config
+        config = self.get_config()
+        self.num_hidden_layers, self.hidden_size = config.num_hidden_layers, config.hidden_size
+        self.num_attention_heads = config.num_attention_heads
 
     def get_config(self) -> bestrq2.BestRQ2Config:
-        return bestrq2.BestRQ2Config(**{**TINY, **self.changes})
+        return self.tiny_config(**self.changes)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[bestrq2.BestRQ2Config, dict[str, Any]]:
         clips = scenes(self.batch_size, 80_000)
@@ -182,14 +183,14 @@ def difference(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_models_pass_the_common_tests(suites, kind):
+def test_models_pass_the_common_tests(suites, tiny_config, kind):
     class Case(suites.test_modeling_common.ModelTesterMixin, unittest.TestCase):
         all_model_classes = (CASES[kind][0],)
         test_resize_embeddings = False  # there is no vocabulary
         additional_model_inputs = ("hidden_mask",)
 
         def setUp(self) -> None:
-            self.model_tester = Given(kind)
+            self.model_tester = Given(kind, tiny_config)
 
         def _prepare_for_class(self, inputs_dict: Any, model_class: Any, return_labels: bool = False) -> Any:
             inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
@@ -208,7 +209,7 @@ def test_models_pass_the_common_tests(suites, kind):
 def test_the_configuration_passes_the_common_tests(suites):
     case = unittest.TestCase()
     tester = suites.test_configuration_common.ConfigTester(
-        case, config_class=bestrq2.BestRQ2Config, has_text_modality=False, **TINY
+        case, config_class=bestrq2.BestRQ2Config, has_text_modality=False, hidden_size=48, mask_ratio=[0.3, 0.5]
     )
     tester.run_common_tests()
 
