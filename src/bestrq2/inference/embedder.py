@@ -270,9 +270,9 @@ def checked_device(device: str | torch.device | None) -> torch.device:
         raise ConfigError(f"device must be such as 'cpu' or 'cuda:0', got {device!r}") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
-    if found.type not in ("cpu", "cuda", "meta"):
+    if found.type not in ("cpu", "cuda"):
         try:
-            torch.empty(0, device=found)
+            torch.zeros(1, device=found).tolist()  # the device "meta" makes tensors, but without values
         except Exception as error:  # of any kind, by backend
             raise ConfigError(
                 f"device {device!r}: this machine has none, or torch cannot use it ({first_line(error)})"
