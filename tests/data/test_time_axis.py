@@ -177,6 +177,12 @@ def test_gsm_and_mp3_in_wav_and_a_tag_in_front_of_riff_are_read(tmp_path):
         np.testing.assert_array_equal(read_audio(place, 8_000), read_audio(tmp_path / "a.wav", 8_000))
 
 
+def test_the_headers_of_voc_blocks_are_not_taken_for_samples(tmp_path):
+    content = noise(2, 16_000)
+    path = write_with_ffmpeg(tmp_path / "a.voc", content, 16_000, "pcm_s16le")
+    np.testing.assert_allclose(read_audio(path, 16_000), content, atol=1e-4)
+
+
 @pytest.mark.parametrize("scale", [12_000.0, 1e30, float("inf"), float("nan")])
 def test_float_samples_far_outside_full_scale_are_refused_by_name(tmp_path, scale):
     soundfile.write(tmp_path / "a.wav", (scale * noise(1, 16_000)).astype(np.float32), 16_000, subtype="FLOAT")

@@ -58,6 +58,8 @@ _FORBIDDEN_FORMATS = re.compile(
 )
 # Formats that FFmpeg recognises neither by their content nor by this suffix.
 _FORMAT_OF_SUFFIX = {".g723": "g723_1"}
+# A-law and mu-law without a header.
+_TELEPHONE_SUFFIXES = (".al", ".ul")
 # Formats whose headers state the length; of others FFmpeg has an estimate from the bit rate only.
 _TIMED_FORMATS = {"mov", "matroska", "ogg", "asf", "avi", "flv", "wav", "aiff", "caf", "w64", "au", "flac"}
 # Codecs whose packets all hold equally many samples, and what of the packet's own header, if it has one, must not
@@ -89,9 +91,11 @@ def _opened(audio: AudioPlace) -> Any:
     """
     options = {"format_whitelist": _allowed_formats()}
     options["protocol_whitelist"] = "none" if isinstance(audio, AudioBytes) else "file"
-    options["sample_rate"] = "8000"  # of A-law and mu-law without a header
+    suffix = PurePosixPath(str(audio)).suffix.lower()
+    if suffix in _TELEPHONE_SUFFIXES:
+        options["sample_rate"] = "8000"
     problem: Exception | None = None
-    for format in (None, _FORMAT_OF_SUFFIX.get(PurePosixPath(str(audio)).suffix.lower())):
+    for format in (None, _FORMAT_OF_SUFFIX.get(suffix)):
         place = audio.open() if isinstance(audio, AudioBytes) else f"file:{audio}"
         try:
             if problem is None or format is not None:

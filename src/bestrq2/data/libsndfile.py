@@ -36,7 +36,8 @@ def open_soundfile(audio: AudioPlace, size: int, tag: int) -> Any | None:
     except (soundfile.SoundFileError, TypeError, ValueError):
         return None
     exact = (
-        file.format not in ("OGG", "MPEG", "MP3", "RAW")  # any bytes are RAW if a file is called .au, .snd or the like
+        # Any bytes are RAW if a file is called .au, .snd or the like; of VOC it reads headers of blocks as samples.
+        file.format not in ("OGG", "MPEG", "MP3", "RAW", "VOC")
         and not file.subtype.startswith("MPEG")
         and file.seekable()
         and (size <= 1024 or 0 < file.frames < 1 << 62)  # a stream written into a pipe has no length for it
