@@ -24,8 +24,9 @@ from bestrq2.errors import BestRQ2Error, ConfigError
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
-# Three parts, the list of rejected recordings and the result are each renamed into place, the last two once more.
-RENAMES = 7
+# Three parts, the two lists of recordings and the result are each renamed into place; the list of rejected ones and
+# the result once more.
+RENAMES = 8
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def killed_at(monkeypatch, rename: int, before: bool, action) -> None:
 @pytest.mark.parametrize(
     ("renames", "before"),
     [
-        pytest.param((1, 5), False),
+        pytest.param((1, 6), False),
         pytest.param(range(RENAMES), True, marks=pytest.mark.slow),
         pytest.param(range(RENAMES), False, marks=pytest.mark.slow),
     ],
@@ -96,7 +97,7 @@ def test_a_kill_at_any_instant_leaves_no_gap_and_no_double(run, rejected, tmp_pa
 
 def test_a_killed_csv_is_resumed_too(predict, data, tmp_path, monkeypatch):
     whole, output = predict(data, tmp_path / "whole.csv"), tmp_path / "p.csv"
-    killed_at(monkeypatch, 6, True, partial(predict, data, output))  # its provenance is written, the rows are not
+    killed_at(monkeypatch, 7, True, partial(predict, data, output))  # its provenance is written, the rows are not
     assert not output.exists()
     assert predict(data, output).read_bytes() == whole.read_bytes()
 
