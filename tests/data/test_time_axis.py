@@ -98,6 +98,19 @@ def test_joined_mp3_files_are_read_to_the_end(tmp_path):
         assert_parts_equal_the_whole(path, whole, parts=4, longest=30_000)
 
 
+def test_junk_in_an_mp3_file_is_skipped_and_told(tmp_path):
+    content = write(tmp_path / "a.lame.mp3", noise(6, 16_000), 16_000).read_bytes()
+    path = tmp_path / "junk.mp3"
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + b"junk" * 200 + content[middle:])
+    with open_audio(path) as decoder:
+        found = len(decoder.read(0, None)) / 16_000
+        announced, seconds = decoder.shortfall()
+    assert found == pytest.approx(6, abs=0.2)
+    assert seconds == pytest.approx(found, abs=1e-3)
+    assert 0 < announced - seconds < 0.3
+
+
 @pytest.mark.parametrize(
     ("kind", "rates"), [("ogg", (16_000, 16_000)), ("ogg", (16_000, 24_000)), ("opus", (48_000,) * 2)]
 )

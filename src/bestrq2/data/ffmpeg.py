@@ -329,6 +329,7 @@ class _Survey:
         announced: length in samples that the header states, if it does.
         starts: int64 [packets + 1], see `_PacketCounts.starts`.
         joined: whether it is an Ogg file of several links.
+        packet_samples: samples of a packet.
     """
 
     rate: int
@@ -336,6 +337,7 @@ class _Survey:
     announced: int | None
     starts: np.ndarray | None
     joined: bool
+    packet_samples: int
 
 
 def _survey(audio: AudioPlace) -> _Survey:
@@ -376,7 +378,7 @@ def _surveyed(audio: AudioPlace) -> _Survey:
         joined = container.format.name == "ogg" and len(_ogg_links(audio)) > 1
         seconds = None if joined else _announced_seconds(container, stream, audio)
         announced = None if seconds is None else round(seconds * rate)
-        return _Survey(rate, first.layout.nb_channels, announced, None if joined else starts, joined)
+        return _Survey(rate, first.layout.nb_channels, announced, None if joined else starts, joined, usual)
 
 
 # Decoding
@@ -404,6 +406,8 @@ class FFmpegDecoder:
         self.channels = survey.channels
         self.announced = survey.announced
         self.frames: int | None = None
+        self._packet_samples = survey.packet_samples
+        self._lost: set[int] = set()  # numbers of damaged packets with sound behind them
         self._starts = survey.starts
         self._joined = survey.joined
         self._decoded: Iterator[np.ndarray] | None = None
@@ -434,11 +438,19 @@ class FFmpegDecoder:
         return self.frames
 
     def shortfall(self) -> tuple[float, float] | None:
-        """Seconds that the header announced and seconds that there are; None if the file is not shorter."""
-        if self.announced is None or self.frames is None:
+        """Seconds that the header announced and seconds that there are; None if the file is not shorter.
+
+        Of damaged packets with sound behind them, the samples that they should have held count as announced.
+        """
+        if self.frames is None:
             return None
-        announced, found = self.announced / self.rate, self.frames / self.rate
-        return (announced, found) if announced - found > _TOLERANCE_SECONDS + _TOLERANCE_SHARE * announced else None
+        announced, found, lost = self.announced or 0, self.frames, len(self._lost) * self._packet_samples
+        if lost:
+            found -= lost if self._starts is not None else 0  # in blocks, silence stands for them
+            announced = max(announced, found + lost)
+        announced_seconds, seconds = announced / self.rate, found / self.rate
+        tolerance = 0.0 if lost else _TOLERANCE_SECONDS + _TOLERANCE_SHARE * announced_seconds
+        return (announced_seconds, seconds) if announced_seconds - seconds > tolerance else None
 
     def read(self, start: int, count: int | None) -> np.ndarray:
         """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are."""
@@ -504,8 +516,15 @@ class FFmpegDecoder:
         for link in _ogg_links(self.audio) if self._joined else [self.audio]:
             with closing(_opened(link)) as container:
                 context = _audio_track(container, self.audio).codec_context
-                for packet in _packets(container):
-                    yield from _decode(context, packet) or ()
+                damaged: list[int] = []
+                for number, packet in enumerate(_packets(container)):
+                    frames = _decode(context, packet)
+                    if frames is None:
+                        damaged.append(number)
+                    elif frames:
+                        self._lost.update(damaged)
+                        damaged = []
+                        yield from frames
 
     def _from_block(self, block: int) -> Iterator[np.ndarray]:
         """Samples from the first packet of a block on, [n] each; packets that cannot be decoded are silent."""
@@ -514,7 +533,8 @@ class FFmpegDecoder:
         share = _PREROLL_SECONDS * self.rate * (len(starts) - 1) / max(1, int(starts[-1]))
         before: deque[Any] = deque(maxlen=max(_PREROLL_PACKETS, round(share)))
         context: Any = None
-        lost = 0
+        silence = 0
+        damaged: list[int] = []
         with closing(_opened(self.audio)) as container:
             stream = _audio_track(container, self.audio)
             for number, packet in enumerate(packet for packet in _packets(container) if packet.size):
@@ -529,12 +549,14 @@ class FFmpegDecoder:
                 expected = int(starts[number + 1] - starts[number])
                 if len(samples) == expected or (len(samples) < expected and number + _TRIMMED_PACKETS >= len(starts)):
                     if len(samples):
-                        yield np.concatenate([np.zeros(lost, np.float32), samples])
-                        lost = 0
+                        self._lost.update(damaged)
+                        yield np.concatenate([np.zeros(silence, np.float32), samples])
+                        silence, damaged = 0, []
                 elif len(samples):
                     raise _MiscountedError
                 else:
-                    lost += expected
+                    silence += expected
+                    damaged.append(number)
 
     def _samples(self, frames: list[Any] | None) -> np.ndarray:
         """Samples of the frames of one packet, empty if it is damaged."""
