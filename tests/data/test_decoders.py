@@ -302,3 +302,17 @@ def test_a_part_of_a_mapped_file_is_read_in_place(tmp_path, kind):
     audio = AudioBytes("big", memoryview(mapped)[512 : 512 + len(content)])
     expected = read_audio(path, 16_000, 14.0, 1.0)
     np.testing.assert_array_equal(read_audio(audio, 16_000, 14.0, 1.0), expected)
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "b.m4a", "c.opus", "d.aac"])
+def test_a_part_of_a_long_file_is_sought_and_equals_that_of_the_whole(tmp_path, monkeypatch, name):
+    rate = 48_000 if name.endswith("opus") else 16_000
+    path, read = write(tmp_path / name, noise(100, rate), rate), []
+    packets = ffmpeg._packets
+    with open_audio(path) as decoder:
+        whole = decoder.read(0, None)
+    monkeypatch.setattr(ffmpeg, "_packets", lambda container: (read.append(one) or one for one in packets(container)))
+    with open_audio(path) as decoder:
+        np.testing.assert_array_equal(decoder.read(90 * rate, rate), whole[90 * rate : 91 * rate])
+    seconds = {"a.mp3": 576 / 16_000, "b.m4a": 1024 / 16_000, "c.opus": 0.02, "d.aac": 1024 / 16_000}[name]
+    assert 10 < len(read) * seconds < 20  # the block from 80 s on, and a second or more before it

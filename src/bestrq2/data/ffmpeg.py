@@ -6,7 +6,8 @@ headers do not count: they jump where packets were lost, and describe only the f
 - Where packets tell how many samples they hold (`_PacketCounts`), a pass over them without decoding gives the length of
   the file and the position of each packet. The file is decoded in blocks of 20 s, each by a new decoder that decodes
   the second before the block first. Reading from the middle and reading through use the same blocks and so give the
-  same samples, even of AAC and AC-3, whose decoders add noise that depends on all that they decoded before.
+  same samples, even of AAC and AC-3, whose decoders add noise that depends on all that they decoded before. FFmpeg
+  seeks the packets of a block; where it finds others than the pass found, they are read from the beginning.
 - Other files are decoded from their beginning, whatever part is wanted.
 
 A read that starts where the last one ended, or up to a second earlier, decodes nothing twice.
@@ -15,9 +16,10 @@ A read that starts where the last one ended, or up to a second earlier, decodes 
 from __future__ import annotations
 
 import re
+from array import array
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -330,6 +332,7 @@ class _Survey:
         starts: int64 [packets + 1], see `_PacketCounts.starts`.
         joined: whether it is an Ogg file of several links.
         packet_samples: samples of a packet.
+        places: int64 [packets, 3], byte, time stamp and size of each packet; None where some have none.
     """
 
     rate: int
@@ -338,6 +341,7 @@ class _Survey:
     starts: np.ndarray | None
     joined: bool
     packet_samples: int
+    places: np.ndarray | None
 
 
 def _survey(audio: AudioPlace) -> _Survey:
@@ -358,6 +362,7 @@ def _surveyed(audio: AudioPlace) -> _Survey:
         counts = _PacketCounts(stream)
         frames: list[Any] = []  # the first two
         packets_to_first = 0
+        places = array("q")
         bytes_left = 4 * place_size(audio) + (1 << 20)
         for packet in _packets(container):
             bytes_left -= packet.size
@@ -365,6 +370,8 @@ def _surveyed(audio: AudioPlace) -> _Survey:
                 raise UnreadableAudioError(f"{audio}: its index lists more sound than the file holds.")
             if packet.size:
                 counts.add(packet)
+                if packet.pos is not None and packet.pts is not None:
+                    places.extend((packet.pos, packet.pts, packet.size))
             if len(frames) < 2:
                 packets_to_first = packets_to_first if frames else len(counts)
                 frames += (_decode(stream.codec_context, packet) or ())[:1]
@@ -378,7 +385,8 @@ def _surveyed(audio: AudioPlace) -> _Survey:
         joined = container.format.name == "ogg" and len(_ogg_links(audio)) > 1
         seconds = None if joined else _announced_seconds(container, stream, audio)
         announced = None if seconds is None else round(seconds * rate)
-        return _Survey(rate, first.layout.nb_channels, announced, None if joined else starts, joined, usual)
+        placed = np.array(places).reshape(-1, 3) if len(places) == 3 * len(counts) else None
+        return _Survey(rate, first.layout.nb_channels, announced, None if joined else starts, joined, usual, placed)
 
 
 # Decoding
@@ -408,7 +416,7 @@ class FFmpegDecoder:
         self.frames: int | None = None
         self._packet_samples = survey.packet_samples
         self._lost: set[int] = set()  # numbers of damaged packets with sound behind them
-        self._starts = survey.starts
+        self._starts, self._places = survey.starts, survey.places
         self._joined = survey.joined
         self._decoded: Iterator[np.ndarray] | None = None
         self._forget()
@@ -535,11 +543,10 @@ class FFmpegDecoder:
         context: Any = None
         silence = 0
         damaged: list[int] = []
-        with closing(_opened(self.audio)) as container:
-            stream = _audio_track(container, self.audio)
-            for number, packet in enumerate(packet for packet in _packets(container) if packet.size):
+        with closing(self._numbered_from(max(0, int(self._blocks[block]) - (before.maxlen or 0)))) as packets:
+            for number, packet in packets:
                 if number in firsts:
-                    context = _new_context(stream)
+                    context = _new_context(packet.stream)
                     for earlier in before:
                         _decode(context, earlier)
                 before.append(packet)
@@ -557,6 +564,27 @@ class FFmpegDecoder:
                 else:
                     silence += expected
                     damaged.append(number)
+
+    def _numbered_from(self, first: int) -> Generator[tuple[int, Any], None, None]:
+        """Numbers and packets, from one at or before `first` on if it can be sought, else from the beginning."""
+        places = self._places
+        for wanted in (0,) if places is None or not first else (first, 0):
+            with closing(_opened(self.audio)) as container:
+                packets = (packet for packet in _packets(container) if packet.size)
+                number = 0
+                if places is not None and wanted:
+                    with suppress(av.error.FFmpegError):
+                        container.seek(int(places[wanted, 1]), stream=_audio_track(container, self.audio))
+                    packet = next(packets, None)
+                    place = None if packet is None or packet.pts is None else (packet.pos, packet.pts, packet.size)
+                    found = np.flatnonzero((places == place).all(axis=1)) if place else np.zeros(0, np.int64)
+                    # Time stamps may jump and repeat: used is only what is recognised.
+                    if len(found) != 1 or found[0] > wanted:
+                        continue
+                    number = int(found[0]) + 1
+                    yield number - 1, packet
+                yield from enumerate(packets, number)
+                return
 
     def _samples(self, frames: list[Any] | None) -> np.ndarray:
         """Samples of the frames of one packet, empty if it is damaged."""
