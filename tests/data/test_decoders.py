@@ -254,7 +254,7 @@ def test_a_damaged_middle_is_noticed(tmp_path):
     middle = len(content) // 2
     content[middle : middle + 4000] = b"\xff" * 4000
     path.write_bytes(content)
-    with pytest.raises(AudioError, match=r"damaged at about|truncated"):
+    with pytest.raises(AudioError, match=r"damaged between 0\.0 and 4\.0 s"):
         read_audio(path)
 
 

@@ -158,7 +158,8 @@ class SoundFileDecoder:
                 blocks.append(_mean_of_channels(block))
                 position += len(block)
         except soundfile.SoundFileError as error:
-            raise AudioError(f"{self.audio}: damaged at about {position / self.rate:.1f} s.") from error
+            first, last = position / self.rate, min(end, position + _BLOCK_FRAMES) / self.rate
+            raise AudioError(f"{self.audio}: damaged between {first:.1f} and {last:.1f} s.") from error
         return np.concatenate(blocks)
 
     def close(self) -> None:
