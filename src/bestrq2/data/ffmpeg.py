@@ -351,7 +351,7 @@ def _survey(audio: AudioPlace) -> _Survey:
     return _survey_of_version(audio, status.st_size, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # up to 5 MB for an hour of audio
 def _survey_of_version(audio: Path, _size: int, _changed: int) -> _Survey:
     return _surveyed(audio)
 
