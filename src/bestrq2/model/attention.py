@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_bestrq2 import BestRQ2Config
@@ -21,19 +21,38 @@ def make_attention_mask(config: BestRQ2Config, tokens: Tensor, valid: Tensor | N
     Args:
         config: configuration with the name of the implementation.
         tokens: [B, N, D], queries and keys.
-        valid: bool [B, N], True for tokens to attend to; None for all.
+        valid: bool [B, N], True for tokens to attend to, or int64 [B, N], number of the clip of each token in a packed
+            row, where tokens attend to those of the same number; None for all.
 
     Returns:
-        bool [B, 1, 1, N] for "eager" and "sdpa", what transformers makes for other implementations; None if every
-        token attends to all.
+        bool [B, 1, 1, N], for packed rows [B, 1, N, N], for "eager" and "sdpa", what transformers makes for other
+        implementations; None if every token attends to all.
+
+    Raises:
+        ValueError: for packed rows and an implementation that cannot keep the clips of a row apart.
     """
     if valid is None:
         return None
+    if valid.dtype != torch.bool:
+        return _packed_attention_mask(config, tokens, valid)
     if config._attn_implementation in (None, "eager", "sdpa"):
         # That of transformers has N equal rows, and some releases wait for the device to learn whether any value is
         # False.
         return valid[:, None, None, :]
     return create_bidirectional_mask(config, tokens, valid)
+
+
+def _packed_attention_mask(config: BestRQ2Config, tokens: Tensor, segments: Tensor) -> Any:
+    """Block-diagonal attention mask of packed rows; empty tokens, of number 0, attend to each other."""
+    if config._attn_implementation in (None, "eager", "sdpa"):
+        return segments[:, None, :, None] == segments[:, None, None, :]
+    if config._attn_implementation == "flex_attention":
+        same_clip = packed_sequence_mask_function(segments)
+        return create_bidirectional_mask(config, tokens, None, and_mask_function=same_clip)
+    raise ValueError(
+        f"attention implementation '{config._attn_implementation}' cannot keep the clips of a packed row apart; "
+        "choose 'sdpa', 'eager' or 'flex_attention'"
+    )
 
 
 def attend(

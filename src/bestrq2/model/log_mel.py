@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_bestrq2 import BestRQ2Config
-from .kernels import cached, to_device
+from .kernels import cached, to_device, traced
 
 POWER_FLOOR = 1e-10
 # Typical statistics of recordings in dB, used until `set_statistics` provides measured ones.
@@ -88,6 +88,32 @@ class LogMel(nn.Module):
                 chunks = padded.split(max(1, torch.get_num_threads()))
                 return torch.cat([self._decibels(chunk) for chunk in chunks]), frames
             return self._decibels(padded), frames
+
+    def packed(self, rows: Tensor, frames: Tensor) -> Tensor:
+        """Compute the spectrograms of packed rows, in which every clip has been reflected at its ends already.
+
+        Args:
+            rows: float [R, S], samples in [-1, 1].
+            frames: int64 [R, C], first frame of each patch column; frame t begins at sample t * hop_length.
+
+        Returns:
+            float32 [R, bands, C * patch width] in dB.
+
+        Raises:
+            ValueError: for frames that the rows do not have.
+        """
+        device, width = rows.device, self.config.patch_size[1]
+        available = 1 + (rows.shape[1] - self.config.n_fft) // self.config.hop_length
+        if frames.device.type == "cpu" and not traced() and (last := int(frames.max()) + width) > available:
+            raise ValueError(f"the packing reads {last} frames of rows that have {available}")
+        index = (frames[..., None] + torch.arange(width, device=frames.device)).flatten(1)
+        index = to_device(index, device)[:, None].expand(-1, self.config.num_mel_bands, -1)
+        with torch.autocast(device.type, enabled=False):
+            if device.type == "cpu" and not torch.compiler.is_compiling():
+                size = max(1, torch.get_num_threads())  # as in `forward`
+                parts = zip(rows.float().split(size), index.split(size), strict=True)
+                return torch.cat([self._decibels(part).gather(2, places) for part, places in parts])
+            return self._decibels(rows.float()).gather(2, index)
 
     def _decibels(self, padded: Tensor) -> Tensor:
         """Map padded waveforms [B, S + n_fft] to [B, bands, T] in dB."""

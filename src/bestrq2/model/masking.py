@@ -39,27 +39,91 @@ def draw_hidden_mask(
     Raises:
         ValueError: for a clip of a single patch, of which nothing can be hidden and predicted.
     """
-    low, high = config.mask_ratio
-    ratio = np.random.default_rng([seed, step, _RATIO_STREAM]).uniform(low, high)
+    ratio = _ratio(config, seed, step)
     rows, widest = config.patch_rows, max(columns)
     number = config.masks_per_clip if masks is None else masks
     drawn = np.zeros((len(columns), number, rows, widest), dtype=bool)
     for of_clip, clip_columns, place in zip(drawn, columns, places, strict=True):
-        patches = rows * clip_columns
-        if patches < 2 or (config.mask_shape == "span" and clip_columns < 2):
-            raise ValueError("a clip of one patch cannot be masked; drop clips shorter than two patches")
-        hidden = min(max(1, int(ratio * patches)), patches - 1)
         rng = np.random.default_rng([seed, step, place])
-        order = rng.permutation(patches) if config.mask_shape == "uniform" else None
-        for index, mask in enumerate(of_clip):
-            if config.mask_shape == "block":
-                mask[:, :clip_columns] = _blocks(rows, clip_columns, hidden, config.mask_block_size, rng)
-            elif config.mask_shape == "span":
-                mask[:, :clip_columns] = _spans(clip_columns, config, rng)
-            elif order is not None:
-                mask[:, :clip_columns].flat[_section(order, hidden, index)] = True
+        _draw_clip(config, of_clip[:, :, :clip_columns], int(ratio * (rows * clip_columns)), rng)
     flat = torch.from_numpy(drawn.reshape(len(columns), number, -1))
     return flat[:, 0] if number == 1 else flat
+
+
+def draw_packed_mask(
+    config: BestRQ2Config, segments: Tensor, seed: int, step: int, places: Sequence[int], masks: int | None = None
+) -> Tensor:
+    """Draw the hidden patches of every clip of a batch of packed rows.
+
+    The ratio is drawn once per step. Every clip hides its share, rounded up or down such that a row hides the rounded
+    share of its patches; at least one patch of a clip is hidden and one stays visible. Empty patches count as hidden
+    where the clips of a row hide fewer than floor(ratio * N), so that all rows, whatever their clips, have equally many
+    hidden and equally many other patches (spans, and clips so short that they cannot hide their share, excepted).
+
+    Args:
+        config: configuration with the rows of the grid and the `mask_*` fields.
+        segments: int64 [R, C], the clips of each row as in `Packing`.
+        seed: random seed of the run.
+        step: optimizer step.
+        places: place of each row in the global batch.
+        masks: number of masks per clip; None for `config.masks_per_clip`.
+
+    Returns:
+        bool [R, rows * C] on the CPU, or [R, masks, rows * C] for more than one mask. True = hidden.
+
+    Raises:
+        ValueError: for a clip of a single patch, of which nothing can be hidden and predicted.
+    """
+    ratio = _ratio(config, seed, step)
+    height, columns = config.patch_rows, segments.shape[1]
+    number = config.masks_per_clip if masks is None else masks
+    drawn = np.zeros((len(segments), number, height, columns), dtype=bool)
+    for of_row, numbers, place in zip(drawn, segments.cpu().numpy(), places, strict=True):
+        before = 0
+        for clip in range(1, int(numbers.max()) + 1):
+            (own,) = (numbers == clip).nonzero()
+            through = before + height * len(own)
+            hidden = int(ratio * through) - int(ratio * before)  # so that rounding errors do not add up over a row
+            rng = np.random.default_rng([seed, step, place, clip])
+            _draw_clip(config, of_row[:, :, own[0] : own[-1] + 1], hidden, rng)
+            before = through
+        if config.mask_shape != "span":
+            missing = int(ratio * height * columns) - of_row.sum(axis=(1, 2))
+            (empty,) = np.broadcast_to(numbers == 0, (height, columns)).ravel().nonzero()
+            for mask, count in zip(of_row.reshape(number, -1), missing, strict=True):
+                mask[empty[: max(0, count)]] = True
+    flat = torch.from_numpy(drawn.reshape(len(segments), number, -1))
+    return flat[:, 0] if number == 1 else flat
+
+
+def _ratio(config: BestRQ2Config, seed: int, step: int) -> float:
+    """Draw the share of hidden patches of a step."""
+    low, high = config.mask_ratio
+    return np.random.default_rng([seed, step, _RATIO_STREAM]).uniform(low, high)
+
+
+def _draw_clip(config: BestRQ2Config, masks: np.ndarray, hidden: int, rng: np.random.Generator) -> None:
+    """Draw all masks of one clip into `masks`, bool [masks, rows, columns], all False so far.
+
+    Args:
+        config: configuration with the `mask_*` fields.
+        masks: the masks, changed in place.
+        hidden: number of patches to hide, unless that is none or all of them; spans ignore it.
+        rng: random generator of the clip.
+    """
+    _, rows, columns = masks.shape
+    patches = rows * columns
+    if patches < 2 or (config.mask_shape == "span" and columns < 2):
+        raise ValueError("a clip of one patch cannot be masked; drop clips shorter than two patches")
+    hidden = min(max(1, hidden), patches - 1)
+    order = rng.permutation(patches) if config.mask_shape == "uniform" else None
+    for index, mask in enumerate(masks):
+        if config.mask_shape == "block":
+            mask[:] = _blocks(rows, columns, hidden, config.mask_block_size, rng)
+        elif config.mask_shape == "span":
+            mask[:] = _spans(columns, config, rng)
+        elif order is not None:
+            mask.flat[_section(order, hidden, index)] = True
 
 
 def _section(order: np.ndarray, hidden: int, index: int) -> np.ndarray:
@@ -127,15 +191,16 @@ class Split:
 
     Attributes:
         places: int64 [B, K + H], index of each patch in the grid: visible, then hidden, each in grid order.
-        visible_count: K, the largest number of visible patches in one clip.
-        visible_valid: bool [B, K], False at surplus entries; None if the whole batch has none.
-        hidden_valid: bool [B, H], likewise; None together with `visible_valid`.
+        positions: int64 [B, K + H], place of each patch in the grid of its clip; `places` itself unless packed.
+        visible_count: K, the largest number of visible patches in one clip or packed row.
+        valid: bool [B, K + H], False at surplus entries; in packed rows int64, number of the clip of each patch, 0 at
+            surplus entries and empty patches; None if the whole batch has neither.
     """
 
     places: Tensor
+    positions: Tensor
     visible_count: int
-    visible_valid: Tensor | None = None
-    hidden_valid: Tensor | None = None
+    valid: Tensor | None = None
 
     @property
     def visible(self) -> Tensor:
@@ -148,11 +213,14 @@ class Split:
         return self.places[:, self.visible_count :]
 
     @property
-    def valid(self) -> Tensor | None:
-        """Bool [B, K + H], False at surplus entries; None if there are none."""
-        if self.visible_valid is None or self.hidden_valid is None:
-            return None
-        return torch.cat([self.visible_valid, self.hidden_valid], dim=1)
+    def visible_valid(self) -> Tensor | None:
+        """`valid` of the visible patches, [B, K]."""
+        return None if self.valid is None else self.valid[:, : self.visible_count]
+
+    @property
+    def hidden_valid(self) -> Tensor | None:
+        """Which hidden patches count, bool [B, H]; None for all."""
+        return None if self.valid is None else self.valid[:, self.visible_count :] != 0
 
 
 def split_by_mask(hidden_mask: Tensor, valid: Tensor | None, device: torch.device) -> Split:
@@ -167,11 +235,30 @@ def split_by_mask(hidden_mask: Tensor, valid: Tensor | None, device: torch.devic
     visible_counts, hidden_counts = visible_mask.sum(dim=1), hidden_mask.sum(dim=1)
     if all(bool((counts == counts[0]).all()) for counts in (visible_counts, hidden_counts)):
         parts = [mask.nonzero()[:, 1].view(len(mask), -1) for mask in (visible_mask, hidden_mask)]
-        return Split(to_device(torch.cat(parts, dim=1), device), parts[0].shape[1])
+        places = to_device(torch.cat(parts, dim=1), device)
+        return Split(places, places, parts[0].shape[1])
     (visible, visible_valid), (hidden, hidden_valid) = order_by_mask(visible_mask), order_by_mask(hidden_mask)
-    return Split(
-        to_device(torch.cat([visible, hidden], dim=1), device),
-        visible.shape[1],
-        to_device(visible_valid, device),
-        to_device(hidden_valid, device),
-    )
+    places = to_device(torch.cat([visible, hidden], dim=1), device)
+    return Split(places, places, visible.shape[1], to_device(torch.cat([visible_valid, hidden_valid], dim=1), device))
+
+
+def split_packed(hidden_mask: Tensor, segments: Tensor, positions: Tensor, device: torch.device) -> Split:
+    """Split packed rows into visible and hidden patches, and move the result to a device.
+
+    Rows in which equally many patches are marked as hidden, as `draw_packed_mask` does it, are split into N patches
+    without surplus entries, so that batches of one ratio have one shape.
+
+    Args:
+        hidden_mask: bool [B, N]; on the CPU it costs an accelerator no synchronization.
+        segments: int64 [B, N] on the same device, number of the clip of each patch, 0 for empty patches.
+        positions: int64 [B, N] on the same device, place of each patch in the grid of its clip.
+        device: device of the result.
+    """
+    visible_mask, counts = ~hidden_mask, hidden_mask.sum(dim=1)
+    if bool((counts != counts[0]).any()):
+        visible_mask, hidden_mask = visible_mask & (segments != 0), hidden_mask & (segments != 0)
+    (visible, is_visible), (hidden, is_hidden) = order_by_mask(visible_mask), order_by_mask(hidden_mask)
+    places, real = torch.cat([visible, hidden], dim=1), torch.cat([is_visible, is_hidden], dim=1)
+    numbers = segments.gather(1, places).masked_fill(~real, 0)
+    moved = to_device(torch.stack([places, positions.gather(1, places), numbers]), device)
+    return Split(moved[0], moved[1], visible.shape[1], moved[2])

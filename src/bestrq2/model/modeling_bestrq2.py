@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,8 @@ from .configuration_bestrq2 import BestRQ2Config
 from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention, init_convolution
 from .kernels import head_cross_entropy, to_device, traced
 from .log_mel import InputStatistics, LogMel
-from .masking import Split, draw_hidden_mask, split_by_mask
+from .masking import Split, draw_hidden_mask, draw_packed_mask, split_by_mask, split_packed
+from .packing import Packing, sum_over_clips
 from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
 from .transformer import Transformer, TransformerShape
@@ -37,7 +38,7 @@ class BestRQ2ModelOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: [B, T', D], frames: mean over the frequency rows; 0 after the end of a clip.
-        pooler_output: [B, D], mean over the valid frames.
+        pooler_output: [B, D], mean over the valid frames; for packed rows [clips, D], row by row.
         patch_hidden_states: [B, N, D], frequency-major.
         frame_attention_mask: bool [B, T'], True for frames inside the clip.
         hidden_states: None unless requested; else the input of the first block, positions included, and the output of
@@ -180,12 +181,18 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         self.statistics.deviation.copy_(deviation)
 
     def patches(
-        self, input_values: Tensor, attention_mask: Tensor | None = None, lengths: Tensor | None = None
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Patches:
         """Cut a batch of waveforms into patches; arguments as in `forward`, or lengths [B] in place of the mask."""
         if input_values.ndim != 2 or not input_values.is_floating_point():
             given = f"{input_values.dtype} of shape {tuple(input_values.shape)}"
             raise ValueError(f"input_values must be floats in [-1, 1], [batch, samples], got {given}")
+        if packing is not None:
+            return self._packed_patches(input_values, packing)
         if attention_mask is not None:
             lengths = _lengths(attention_mask, input_values)
         log_mel, frames = self.log_mel(input_values, lengths)
@@ -210,15 +217,33 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         columns = max(1, log_mel.shape[-1] // width)
         log_mel = log_mel[..., : columns * width]
         valid = patch_validity(clip_columns, self.config.patch_rows, columns) if padded else None
-        encoder_input = self._normalize(log_mel, clip_columns * width)
+        values = self._patch_values(log_mel, self._normalize(log_mel, clip_columns * width))
+        return Patches(*values, columns, clip_columns, valid)
+
+    def _packed_patches(self, rows: Tensor, packing: Packing) -> Patches:
+        """Cut packed rows into patches; every clip as if it were alone."""
+        segments, height = packing.segments, self.config.patch_rows
+        if segments.ndim != 2 or len(segments) != len(rows):
+            raise ValueError(f"the packing must have {len(rows)} rows of patch columns, got {tuple(segments.shape)}")
+        log_mel = self.log_mel.packed(rows, packing.frames)
+        values = self._patch_values(log_mel, self._normalize_packed(log_mel, segments))
+        numbers = packing.patch_segments(height)
+        patches = Patches(*values, segments.shape[1], (segments != 0).sum(dim=1), numbers != 0)
+        if self.config.encoder_type != "conformer":
+            return replace(patches, segments=numbers, positions=packing.patch_positions(height))
+        if segments.device.type == "cpu" and not traced() and bool((segments > 1).any()):
+            raise ValueError("a Conformer's convolutions join the clips of a row; give it rows of one clip")
+        return patches
+
+    def _patch_values(self, log_mel: Tensor, encoder_input: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut whole patches in dB, and normalized for the encoder, into inputs of encoder and quantizer."""
         quantizer_input = encoder_input
         if self.config.quantizer_normalization == "dataset" and self.config.input_normalization != "dataset":
             quantizer_input = self.statistics(log_mel)
-        size = (self.config.patch_size[0], width)
+        size = (self.config.patch_size[0], self.config.patch_size[1])
         encoder_patches = patchify(encoder_input, size)
         same = quantizer_input is encoder_input
-        quantizer_patches = encoder_patches if same else patchify(quantizer_input, size)
-        return Patches(encoder_patches, quantizer_patches, columns, clip_columns, valid)
+        return encoder_patches, encoder_patches if same else patchify(quantizer_input, size)
 
     def _normalize(self, log_mel: Tensor, frames: Tensor) -> Tensor:
         """Apply `input_normalization`; `frames` [B] is the number of frames inside each clip."""
@@ -233,6 +258,17 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             return (log_mel - mean) / variance.sqrt().clamp_min(1e-3)
         return log_mel
 
+    def _normalize_packed(self, log_mel: Tensor, segments: Tensor) -> Tensor:
+        """Apply `input_normalization` to the spectrogram of packed rows with `segments` [R, C]."""
+        if self.config.input_normalization != "clip":
+            return self._normalize(log_mel, segments)
+        segments, grid = to_device(segments, log_mel.device), log_mel.unflatten(-1, (segments.shape[1], -1))
+        sums, count = grid.sum(dim=(1, 3)), grid.shape[1] * grid.shape[3]
+        counts = sum_over_clips(torch.full_like(sums, count), segments)
+        mean = (sum_over_clips(sums, segments) / counts)[:, None, :, None]
+        variance = sum_over_clips((grid - mean).square().sum(dim=(1, 3)), segments) / counts
+        return ((grid - mean) / variance.sqrt().clamp_min(1e-3)[:, None, :, None]).flatten(2)
+
     @can_return_tuple
     def forward(
         self,
@@ -240,6 +276,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         attention_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        packing: Packing | None = None,
         **unused: Any,
     ) -> BestRQ2ModelOutput:
         """Embed a batch of clips, independently of their padding.
@@ -251,6 +288,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
                 configuration's setting.
             output_attentions: return the attention weights of every block, which only the implementation "eager" has;
                 None for the configuration's setting.
+            packing: clips of packed rows, where `input_values` [R, S] has several clips per row; B is then R.
             unused: ignored; transformers passes further keyword arguments.
 
         Returns:
@@ -262,11 +300,18 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             ValueError: for inputs of the wrong shape.
         """
         record = self._record(output_hidden_states, output_attentions)
-        patches = self.patches(input_values, attention_mask)
+        patches = self.patches(input_values, attention_mask, packing=packing)
         tokens = self.embed_patches(patches)
-        valid = None if patches.valid is None else patches.valid.to(tokens.device)
-        states = self.encoder(tokens, patches.columns, None, valid, record)
-        return BestRQ2ModelOutput(**self.pooled(states, patches), **record.fields())
+        states = self.encode(tokens, patches, record)
+        pooled = self.pooled(states, patches) if packing is None else self._pooled_rows(states, patches, packing)
+        return BestRQ2ModelOutput(**pooled, **record.fields())
+
+    def encode(self, tokens: Tensor, patches: Patches, record: Record | None = None) -> Tensor:
+        """Run the encoder over the tokens of all patches, with their positions, [B, N, D]."""
+        valid = patches.valid if patches.segments is None else patches.segments
+        valid = None if valid is None else to_device(valid, tokens.device)
+        places = None if patches.positions is None else to_device(patches.positions, tokens.device)
+        return self.encoder(tokens, patches.columns, places, valid, record)
 
     def pooled(self, states: Tensor, patches: Patches) -> BestRQ2ModelOutput:
         """Pool the encoder output of all patches [B, N, D] into frames and clips."""
@@ -281,10 +326,31 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         pooled = frames.sum(dim=1, dtype=wide) / frame_mask.sum(dim=1, keepdim=True)
         return BestRQ2ModelOutput(frames, pooled.to(frames.dtype), states, frame_mask)
 
+    def _pooled_rows(self, states: Tensor, patches: Patches, packing: Packing) -> BestRQ2ModelOutput:
+        """Pool the encoder output of packed rows as `pooled` does, into clips row by row."""
+        batch, _, width = states.shape
+        device, segments = states.device, packing.segments
+        clips = packing.clips()
+        numbers = torch.arange(1, int(clips.max()) + 1, device=segments.device)
+        members = to_device(segments[:, None, :] == numbers[:, None], device)  # [R, clips of a row, C]
+        places = to_device((numbers <= clips[:, None]).flatten().nonzero()[:, 0], device)
+        frames = states.view(batch, self.config.patch_rows, patches.columns, width).mean(dim=1)
+        frame_mask = to_device(segments != 0, device)
+        frames = frames.masked_fill(~frame_mask[..., None], 0.0)
+        wide = torch.promote_types(frames.dtype, torch.float32)
+        means = members.to(wide) @ frames.to(wide) / members.sum(dim=2, keepdim=True).clamp_min(1)
+        pooled = means.flatten(0, 1)[places].to(frames.dtype)
+        return BestRQ2ModelOutput(frames, pooled, states, frame_mask)
+
     def embed_patches(self, patches: Patches) -> Tensor:
         """Embed all patches and add their positions: [B, N, D]."""
-        tokens = self.embed_values(patches.encoder_input)
+        return self.add_positions(self.embed_values(patches.encoder_input), patches)
+
+    def add_positions(self, tokens: Tensor, patches: Patches) -> Tensor:
+        """Add positions, if the encoder has any, to the tokens of all patches, [B, N, D]."""
         positions = self.encoder.added_positions(patches.columns, tokens.device)
+        if positions is not None and patches.positions is not None:
+            positions = positions[to_device(patches.positions, tokens.device)]
         return tokens if positions is None else tokens + positions.to(tokens.dtype)
 
     def embed_values(self, values: Tensor) -> Tensor:
@@ -345,6 +411,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         output_logits: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        packing: Packing | None = None,
         **unused: Any,
     ) -> BestRQ2ForPreTrainingOutput:
         """Hide patches and predict their codes.
@@ -360,6 +427,8 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
                 statistics that follow from `code_counts` (`target_entropy` to `top_code_share`) are left out too.
             output_hidden_states: return the hidden states of the encoder, as `BestRQ2Model` does.
             output_attentions: return the attention weights of the encoder, as `BestRQ2Model` does.
+            packing: clips of packed rows, where `input_values` [R, S] has several clips per row; B is then R, and the
+                hidden mask is that of `draw_packed_mask`.
             unused: ignored; transformers passes further keyword arguments.
 
         Returns:
@@ -370,22 +439,20 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             ValueError: for a mask of the wrong shape, or one that hides none or all of a clip's patches.
         """
         record = self._record(output_hidden_states, output_attentions)
-        patches = self.bestrq2.patches(input_values, attention_mask, lengths)
+        if packing is None:
+            patches = self.bestrq2.patches(input_values, attention_mask, lengths)
+        else:
+            patches = self.bestrq2.patches(input_values, packing=packing)
         if hidden_mask is None:
             seed = int(torch.randint(2**31, (), generator=generator))
-            clip_columns = patches.clip_columns.tolist()
-            drawn = draw_hidden_mask(self.config, clip_columns, seed, 0, range(len(clip_columns)))
-            # The grid is wider than the longest clip where the batch is padded further.
-            grid = drawn.unflatten(-1, (self.config.patch_rows, -1))
-            hidden_mask = F.pad(grid, (0, patches.columns - grid.shape[-1])).flatten(-2)
+            hidden_mask = self._drawn_mask(patches, packing, seed)
         codes = None
         if hidden_mask.ndim == 3:
             codes = self.quantizer(patches.quantizer_input).repeat_interleave(hidden_mask.shape[1], dim=0)
             patches = patches.repeated(hidden_mask.shape[1])
             hidden_mask = hidden_mask.flatten(0, 1)
         hidden_mask = self._checked_mask(hidden_mask, patches)
-        valid = None if patches.valid is None else patches.valid.to(hidden_mask.device)
-        split = split_by_mask(hidden_mask, valid, input_values.device)
+        split = self._split(hidden_mask, patches)
         if self.config.objective == "two_step":
             context, predicted = self._two_step(patches, split, record)
         else:
@@ -395,9 +462,29 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         else:
             targets = codes.gather(1, split.hidden) if codes.ndim == 2 else _take(codes, split.hidden)
         scores = self._scored(predicted, targets, split.hidden_valid, output_logits)
+        if patches.segments is not None:
+            hidden_mask = hidden_mask & (patches.segments.to(hidden_mask.device) != 0)
         return BestRQ2ForPreTrainingOutput(
             hidden_mask=hidden_mask, context_hidden_state=context, **(scores | record.fields())
         )
+
+    def _drawn_mask(self, patches: Patches, packing: Packing | None, seed: int) -> Tensor:
+        """Draw the hidden patches of a batch, bool [B, N] or [B, masks, N]."""
+        places = range(len(patches.clip_columns))
+        if packing is not None:
+            return draw_packed_mask(self.config, packing.segments, seed, 0, places)
+        drawn = draw_hidden_mask(self.config, patches.clip_columns.tolist(), seed, 0, places)
+        # The grid is wider than the longest clip where the batch is padded further.
+        grid = drawn.unflatten(-1, (self.config.patch_rows, -1))
+        return F.pad(grid, (0, patches.columns - grid.shape[-1])).flatten(-2)
+
+    def _split(self, hidden_mask: Tensor, patches: Patches) -> Split:
+        """Split the grids of a batch into visible and hidden patches."""
+        device, of_mask = patches.encoder_input.device, hidden_mask.device
+        if patches.segments is None or patches.positions is None:
+            valid = None if patches.valid is None else patches.valid.to(of_mask)
+            return split_by_mask(hidden_mask, valid, device)
+        return split_packed(hidden_mask, patches.segments.to(of_mask), patches.positions.to(of_mask), device)
 
     def _checked_mask(self, hidden_mask: Tensor, patches: Patches) -> Tensor:
         batch, count, _ = patches.encoder_input.shape
@@ -407,11 +494,14 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             raise ValueError(
                 f"hidden_mask must be bool [{batch}, {count}], got {hidden_mask.dtype} {list(hidden_mask.shape)}"
             )
-        if patches.valid is not None:
+        if patches.valid is not None and patches.segments is None:
             hidden_mask = hidden_mask & patches.valid.to(hidden_mask.device)
         if hidden_mask.device.type == "cpu":
-            counts = hidden_mask.sum(dim=1)
-            total = patches.clip_columns.to("cpu") * self.config.patch_rows
+            if patches.segments is None:
+                counts = hidden_mask.sum(dim=1)
+                total = patches.clip_columns.to("cpu") * self.config.patch_rows
+            else:
+                counts, total = _clip_counts(hidden_mask, patches.segments.to("cpu"), patches.columns)
             if bool(((counts == 0) | (counts == total)).any()):
                 raise ValueError("hidden_mask must hide at least one patch of every clip and leave one visible")
         return hidden_mask
@@ -422,8 +512,9 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         Attention does not depend on the order of tokens, so the predictor gets [context, mask tokens] concatenated,
         each with its place in the grid, and nothing needs to be scattered back.
         """
-        columns, device, visible = patches.columns, split.places.device, split.visible
-        tokens = self.bestrq2.embed_values(_take(patches.encoder_input, visible))
+        columns, device, count = patches.columns, split.places.device, split.visible_count
+        visible, hidden = split.positions[:, :count], split.positions[:, count:]
+        tokens = self.bestrq2.embed_values(_take(patches.encoder_input, split.visible))
         tokens = _add(tokens, self.bestrq2.encoder.added_positions(columns, device), visible)
         context = self.bestrq2.encoder(tokens, columns, visible, split.visible_valid, record)
 
@@ -431,9 +522,9 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         known = self.predictor_input(context).to(self.mask_token.dtype)
         if self.config.predictor_context_positions:
             known = _add(known, positions, visible)
-        asked = _add(self.mask_token.expand(*split.hidden.shape, -1), positions, split.hidden)
-        states = self.predictor(torch.cat([known, asked], 1), columns, split.places, split.valid)
-        return context, states[:, split.visible_count :]
+        asked = _add(self.mask_token.expand(*hidden.shape, -1), positions, hidden)
+        states = self.predictor(torch.cat([known, asked], 1), columns, split.positions, split.valid)
+        return context, states[:, count:]
 
     def _one_stage(self, patches: Patches, split: Split, hidden_mask: Tensor, record: Record) -> tuple[Tensor, Tensor]:
         """Replace hidden patches by mask tokens or noise and encode the whole grid (paper section 2.1)."""
@@ -443,11 +534,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         else:
             tokens = self.bestrq2.embed_values(patches.encoder_input)
             tokens = torch.where(is_hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
-        positions = self.bestrq2.encoder.added_positions(patches.columns, tokens.device)
-        if positions is not None:
-            tokens = tokens + positions.to(tokens.dtype)
-        valid = None if patches.valid is None else to_device(patches.valid, tokens.device)
-        states = self.bestrq2.encoder(tokens, patches.columns, None, valid, record)
+        states = self.bestrq2.encode(self.bestrq2.add_positions(tokens, patches), patches, record)
         return _take(states, split.visible), _take(states, split.hidden)
 
     def _with_noise(self, values: Tensor, is_hidden: Tensor) -> Tensor:
@@ -467,7 +554,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         """
         hidden_valid = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if valid is None else valid
         counts = count_codes(targets, hidden_valid, self.config.codebook_size)
-        total = targets.numel() if valid is None else valid.sum() * self.config.num_codebooks
+        total = targets.numel() if valid is None else valid.sum().clamp_min(1) * self.config.num_codebooks
         known = {"targets": targets, "hidden_valid": hidden_valid, "code_counts": counts}
         if not output_logits:
             loss, right = head_cross_entropy(self.head, states, targets, valid)
@@ -513,6 +600,7 @@ class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        packing: Packing | None = None,
         **unused: Any,
     ) -> SequenceClassifierOutput:
         """Classify a batch of clips.
@@ -527,6 +615,8 @@ class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
                 ("multi_label_classification"); float [B] or [B, classes] ("regression"); None for no loss.
             output_hidden_states: return the hidden states of the encoder, as `BestRQ2Model` does.
             output_attentions: return the attention weights of the encoder, as `BestRQ2Model` does.
+            packing: clips of packed rows, where `input_values` [R, S] has several clips per row; B is then the number
+                of all clips, and labels and logits are those of the clips row by row.
             unused: ignored keyword arguments that transformers passes around.
 
         Returns:
@@ -541,6 +631,7 @@ class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
             attention_mask,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            packing=packing,
             return_dict=True,
         )
         logits = self.classifier(encoded.pooler_output)
@@ -559,6 +650,15 @@ class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
         if config.problem_type == REGRESSION:
             return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
         raise ValueError(f"problem_type must be {SINGLE}, {MULTI} or {REGRESSION}, got {config.problem_type!r}")
+
+
+def _clip_counts(hidden_mask: Tensor, segments: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Count the hidden patches and all patches of every clip in packed rows, int64 [clips] each."""
+    counts = torch.zeros(2, len(segments), columns + 1, dtype=torch.int64, device="cpu")
+    counts[0].scatter_add_(1, segments, hidden_mask.long())
+    counts[1].scatter_add_(1, segments, torch.ones_like(segments))
+    hidden, total = counts[:, :, 1:]
+    return hidden[total > 0], total[total > 0]
 
 
 def _take(states: Tensor, index: Tensor) -> Tensor:

@@ -18,8 +18,11 @@ class Patches:
         encoder_input: float32 [B, N, patch values], input of the encoder.
         quantizer_input: float32 [B, N, patch values], input of the quantizer.
         columns: number of columns of the grid; N = rows * columns.
-        clip_columns: int64 [B], columns inside each clip.
+        clip_columns: int64 [B], columns inside each clip; inside all clips of a packed row.
         valid: bool [B, N], True for patches inside their clip; None if all are.
+        segments: int64 [B, N], number of the clip of each patch in a packed row, 0 for empty patches; None for rows of
+            one clip.
+        positions: int64 [B, N], place of each patch in the grid of its clip; None if that is its place in the row.
     """
 
     encoder_input: Tensor
@@ -27,15 +30,18 @@ class Patches:
     columns: int
     clip_columns: Tensor
     valid: Tensor | None
+    segments: Tensor | None = None
+    positions: Tensor | None = None
 
     def repeated(self, times: int) -> Patches:
         """Repeat every clip `times` times in a row: [B * times, ...]."""
+        others = (self.valid, self.segments, self.positions)
         return Patches(
             self.encoder_input.repeat_interleave(times, dim=0),
             self.quantizer_input,  # not repeated: the codes have been computed already
             self.columns,
             self.clip_columns.repeat_interleave(times),
-            None if self.valid is None else self.valid.repeat_interleave(times, dim=0),
+            *(None if tensor is None else tensor.repeat_interleave(times, dim=0) for tensor in others),
         )
 
 

@@ -220,8 +220,10 @@ class Transformer(nn.Module):
         Args:
             tokens: [B, N, D], with added positions, if any.
             columns: number of columns of the grid.
-            places: int64 [B, N], index of each token in the grid; None for the whole grid in order.
-            valid: bool [B, N], True for tokens to attend to; None for all.
+            places: int64 [B, N], place of each token in the grid, that of its clip in a packed row; None for the whole
+                grid in order.
+            valid: tokens to attend to, bool [B, N], or int64 [B, N], number of the clip of each token in a packed row,
+                as in `make_attention_mask`; None for all.
             record: where the outputs of the blocks are kept, before the final norm; None to keep none.
 
         Returns:
@@ -231,8 +233,17 @@ class Transformer(nn.Module):
         attention_mask = make_attention_mask(self.config, tokens, valid)
         scales = None
         if self.training and any(self.drop_path_rates):
-            scales = branch_scales(self.drop_path_rates, tokens.shape[0], tokens.device).to(tokens.dtype).unbind(0)
+            scales = self._branch_scales(tokens, columns, valid).to(tokens.dtype).unbind(0)
         return self.norm(run_blocks(self.blocks, record, tokens, rotary, attention_mask, own=scales))
+
+    def _branch_scales(self, tokens: Tensor, columns: int, valid: Tensor | None) -> Tensor:
+        """Draw the scale of every branch, [blocks, 2, B, 1, 1], or [blocks, 2, B, N, 1] for packed rows."""
+        batch = len(tokens)
+        if valid is None or valid.dtype == torch.bool:
+            return branch_scales(self.drop_path_rates, batch, tokens.device)
+        numbers = columns + 1  # a clip has at least one column, and 0 stands for empty ones
+        by_clip = branch_scales(self.drop_path_rates, batch * numbers, tokens.device).view(-1, 2, batch, numbers)
+        return by_clip.gather(3, valid.expand(*by_clip.shape[:2], -1, -1))[..., None]
 
     def _rotary(self, columns: int, places: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
         if not self.config.position_embedding.startswith("rope"):
