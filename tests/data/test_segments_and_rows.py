@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestrq2.data.order import Parts
-from bestrq2.data.rows import RecordingRows, SegmentRows, columns_of, row_templates
-from bestrq2.data.segments import Segment, Segments
+from bestrq2.data.rows import SegmentRows, columns_of, row_templates
+from bestrq2.data.segments import Crops, Segment, Segments
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 
 RATE = 16_000
@@ -114,8 +114,8 @@ def test_rows_of_an_uneven_corpus_are_full_and_the_same_in_every_epoch(max_secon
     rows = SegmentRows(segments, config, 5)
     widths = [rows.widths(row) for row in range(len(rows))]
     assert max(map(sum, widths)) <= rows.capacity == config.columns(config.max_samples)
-    fill = sum(map(sum, widths)) / (len(rows) * rows.capacity)
-    assert fill > 0.99
+    assert rows.fill == sum(map(sum, widths)) / (len(rows) * rows.capacity) > 0.99
+    assert rows.seconds == pytest.approx(lengths.sum() / RATE, rel=0.01)
     seen = []
     for epoch in (0, 3):
         found = [rows.segments(epoch, row) for row in range(len(rows))]
@@ -143,29 +143,34 @@ def test_clips_of_large_shards_share_rows_with_their_shard_only():
     rows = SegmentRows(segments, config, 0, parts)
     shards = [{one.recording >= 30 for one in rows.segments(2, row)} for row in range(len(rows))]
     assert all(len(one) == 1 for one in shards)
-    number = rows.parts.starts
+    number = rows._parts.starts
     assert [one.pop() for one in shards] == [False] * number[1] + [True] * (number[3] - number[1])
     # Shards of one window are shuffled as a whole.
     small = SegmentRows(segments, config, 0, Parts(parts.starts, parts.sizes // 10))
     assert any(len({one.recording >= 30 for one in small.segments(2, row)}) == 2 for row in range(len(small)))
 
 
-def test_one_clip_per_row_where_rows_are_not_packed():
-    config = fields(1.0)
+def test_rows_of_a_conformer_hold_one_clip_each():
+    config = BestRQ2Config(
+        max_seconds=1.0, hop_length=160, patch_size=(128, 4), encoder_type="conformer", objective="one_stage",
+        position_embedding="relative", mask_shape="span", mask_block_size=(1, 2), mask_fill="noise",
+        input_normalization="clip",
+    )  # fmt: skip
     segments = Segments(np.array([RATE // 4, 5 * RATE // 2]), config.max_samples, 1, 0)
-    rows = SegmentRows(segments, config, 0, one_per_row=True)
+    rows = SegmentRows(segments, config, 0)
     found = [rows.segments(4, row) for row in range(len(rows))]
     assert [len(one) for one in found] == [1] * 4
-    assert not rows.are_packed
+    assert rows.by_length
     assert sorted(one for (one,) in found) == sorted(of_epoch(segments, 4))
     assert [rows.widths(row) for row in range(4)] == [[config.columns(one.samples)] for (one,) in found]
 
 
 def test_recordings_of_unknown_length_have_a_row_each():
-    rows = RecordingRows(3, fields(1.0), 0)
+    rows = SegmentRows(Crops(3, RATE), fields(1.0), 0)
     order = rows.order()
     assert sorted(order(number)[1] for number in range(3)) == [0, 1, 2]
-    assert rows.segments(0, 2) == [Segment(2, None, RATE)]
+    assert sorted(rows.segments(0, row)[0] for row in range(3)) == [Segment(index, None, RATE) for index in range(3)]
+    assert rows.seconds is rows.fill is None
     assert rows.widths(2) == [6]
 
 

@@ -241,6 +241,26 @@ def random_crop(decoder: Decoder, rng: np.random.Generator, sampling_rate: int, 
     raise problem or AudioError("its length keeps changing while it is read.")
 
 
+def usable_span(decoder: Decoder, start: int, count: int, sampling_rate: int) -> np.ndarray:
+    """A span of a recording, as by `read_span`, if it is neither silent nor holds NaN.
+
+    Returns:
+        float32 [samples] at `sampling_rate`; int16 where the decoder gives that.
+
+    Raises:
+        UnreadableAudioError: the span is all of the recording, and cannot be used.
+        AudioError: it cannot be used.
+    """
+    waveform = read_span(decoder, start, count, sampling_rate)
+    try:
+        check_usable(waveform)
+    except AudioError as error:
+        if start == 0 and decoder.measure() * sampling_rate // decoder.rate <= count:
+            raise UnreadableAudioError(str(error)) from error
+        raise
+    return np.ascontiguousarray(waveform)
+
+
 def check_finite(waveform: np.ndarray) -> None:
     """Check that samples are finite; for what a resampling filter, which exceeds their range a little, made of them.
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bestrq2.data.audio import errors_named, random_crop
+from bestrq2.data.audio import errors_named
 from bestrq2.data.decoders import Decoder
-from bestrq2.data.sources import Source
+from bestrq2.data.sources import Source, Stamp
 from bestrq2.data.specs import read_rows
 from bestrq2.data.waveforms import HIGHEST_RATE, LOWEST_RATE, to_float32
 from bestrq2.errors import AudioError, DataError
@@ -199,13 +199,19 @@ class HDF5Source(Source):
     def _row(self, index: int) -> _Row:
         return _Row(self._opened_file()["waveform"], int(self.rows[index]), self.rate)
 
-    def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one clip; see `Source.read`. int16 samples at the wanted rate are not converted."""
+    @contextmanager
+    def unconverted(self, index: int, sampling_rate: int) -> Iterator[Decoder]:
+        """A decoder for one clip; see `Source.unconverted`."""
         with errors_named(self.describe(index)):
             row = self._row(index)
-            # int16 rows go into int16 batches as they are, which saves two conversions per crop.
+            # int16 rows go into int16 batches as they are, which saves two conversions per clip.
             row.unconverted = sampling_rate == self.rate and row.waveform.dtype == np.int16
-            return random_crop(row, rng, sampling_rate, max_seconds)
+            yield row
+
+    def stamp(self, index: int) -> Stamp:
+        """Number of the row, and size and time of change of the file."""
+        status = os.stat(self.path)
+        return Stamp(f"{self.name}/row {self.rows[index]}", status.st_size, status.st_mtime_ns)
 
 
 class _Row:

@@ -16,7 +16,7 @@ from typing import Any
 from bestrq2.data.audio import errors_named, open_audio
 from bestrq2.data.decoders import Decoder
 from bestrq2.data.places import AudioBytes, UnreadableAudioError
-from bestrq2.data.sources import Source
+from bestrq2.data.sources import Source, Stamp
 from bestrq2.data.specs import check_keys, split_options
 from bestrq2.errors import ConfigError, DataError
 
@@ -102,6 +102,10 @@ class HubSource(Source):
         """A decoder for one recording; see `Source.opened`."""
         with errors_named(self.describe(index)), open_audio(self.encoded(index)) as decoder:
             yield decoder
+
+    def stamp(self, index: int) -> Stamp:
+        """Name of the dataset as `datasets` recognises its content, and number of the row."""
+        return Stamp(f"{self._place}@{self._paths._fingerprint}/{index}")
 
     def metadata(self, index: int) -> dict[str, Any]:
         """Values of the columns that hold classes (by name) or text."""

@@ -6,6 +6,7 @@ item is made from its key alone.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -22,18 +23,46 @@ from torch.utils.data import DataLoader, Dataset
 
 from bestrq2.child_processes import end_with_parent
 from bestrq2.data.audio import errors_named, shorter_files
-from bestrq2.data.batch import AudioBatch, Crop, DrawMask, collate, fixed_batches, sample_type
+from bestrq2.data.batch import (
+    AudioBatch,
+    Crop,
+    DrawMask,
+    DrawPackedMask,
+    collate,
+    fixed_batches,
+    fixed_rows,
+    row_writer,
+    sample_type,
+)
 from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows
+from bestrq2.data.lengths import recording_lengths
+from bestrq2.data.mixture import MixtureRows, MixtureSource
 from bestrq2.data.order import BatchSchedule, CropKey, sample_order
 from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.rejections import Shorter
+from bestrq2.data.rows import BalancedRows, Rows, SegmentRows, SortedOrder
+from bestrq2.data.segments import Crops, Segment, Segments
 from bestrq2.data.shards.remote import FetchAhead
-from bestrq2.data.sources import LoaderError, Source, split_source
+from bestrq2.data.sources import LoaderError, RemoteShard, Source, split_source
+from bestrq2.data.splits import BalancedSource
 from bestrq2.data.waveforms import put_samples, to_float32
 from bestrq2.errors import AudioError, ConfigError, DataError
+from bestrq2.model.fields import ModelFields
 from bestrq2.seeding import generator
 
-__all__ = ["AudioBatch", "end_workers", "fixed_batches", "fixed_crops", "split_source", "training_batches"]
+__all__ = [
+    "AudioBatch",
+    "end_workers",
+    "fixed_batches",
+    "fixed_crops",
+    "fixed_rows",
+    "packed_batches",
+    "split_source",
+    "training_batches",
+    "training_rows",
+]
+
+logger = logging.getLogger(__name__)
 
 MAX_TRIES = 1000
 # First words of seed sequences, so that these share no random numbers with others.
@@ -108,13 +137,18 @@ class _FetchingSchedule(BatchSchedule):
         super().__init__(source.order(seed), *share)
         self.source, self.seed = source, seed
 
+    def _shards(self, _epoch: int, recording: int) -> Iterator[RemoteShard]:
+        shard = self.source.remote_shard(recording)
+        if shard is not None:
+            yield shard
+
     def __iter__(self) -> Iterator[list[CropKey]]:
         if not self.source.is_remote():
             yield from super().__iter__()
             return
         # Runs in the main process, from the first batch on: after the workers were forked.
         start = self.start_step * self.batch_size
-        ahead = FetchAhead(self.source.order(self.seed), self.source.remote_shard, start)
+        ahead = FetchAhead(self.source.order(self.seed), self._shards, start)
         try:
             for keys in super().__iter__():
                 ahead.advance(keys[-1].step * self.batch_size)
@@ -224,6 +258,244 @@ class CropDataset(Dataset[Crop]):
             if isinstance(error, UnreadableAudioError):
                 self._unreadable[index] = reason
             return reason
+
+
+def training_rows(source: Source, fields: ModelFields, seed: int) -> Rows:
+    """Rows of clips in which all of a source is heard once an epoch, and the facts about them.
+
+    Lengths of recordings that are not known beforehand are measured, which takes a while the first time.
+
+    Args:
+        source: audio to draw from.
+        fields: fields of the model, which say how long clips may be.
+        seed: random seed of order, cuts and places, 0 or more.
+
+    Raises:
+        ConfigError: a negative seed.
+        DataError: there are no recordings, or not one of them can be used.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; it must be 0 or more.")
+    if len(source) == 0:
+        raise DataError(f"{source.name} holds no recordings.")
+    if isinstance(source, MixtureSource):
+        own = source.seeds(seed)
+        rows = [training_rows(*each) for each in zip(source.components, [fields] * len(own), own, strict=True)]
+        return MixtureRows(rows, source.starts, source.weights, seed)
+    lengths = recording_lengths(source, fields.sampling_rate)
+    segments: Segments
+    rejected: list[tuple[str, str]] = []
+    if lengths is None:
+        if os.environ.get("RANK", "0") == "0":
+            logger.info("%s: lengths are not known before its tars are fetched: one crop per recording", source.name)
+        segments = Crops(len(source), fields.max_samples)
+    else:
+        segments = Segments(lengths.samples, fields.max_samples, fields.min_training_samples, seed)
+        for index in np.flatnonzero(np.diff(segments.firsts) == 0).tolist():
+            problem = lengths.problems.get(index) or too_short(int(lengths.samples[index]), fields)
+            rejected.append((source.describe(index), problem))
+        if not len(segments):
+            raise _all_rejected(source, len(source), rejected[0])
+    if isinstance(source, BalancedSource):
+        return BalancedRows(source.probabilities, segments, fields, seed, rejected=rejected)
+    return SegmentRows(segments, fields, seed, source.parts(), rejected)
+
+
+def packed_batches(
+    source: Source,
+    rows: Rows,
+    fields: ModelFields,
+    *,
+    seed: int,
+    batch_rows: int,
+    start_step: int = 0,
+    num_workers: int = 0,
+    draw_mask: DrawPackedMask | None = None,
+    max_steps: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Any]:
+    """Batches of rows in the order of training; any number of workers and processes gives the same ones.
+
+    Args:
+        source: audio to draw from.
+        rows: its rows, as by `training_rows`.
+        fields: fields of the model.
+        seed: random seed, the same as that of the rows.
+        batch_rows: rows of the global batch, over all processes.
+        start_step: first step; a resumed run gives the number of steps done.
+        num_workers: processes that decode; 0 decodes in this one.
+        draw_mask: function that draws the hidden patches; None leaves that to the model. Picklable where workers are
+            spawned (macOS).
+        max_steps: step before which to stop; None for never.
+        rank: number of this process; it gets the places that leave this remainder when divided by `world_size`.
+        world_size: number of processes.
+
+    Returns:
+        A loader of `AudioBatch`; see `end_workers`.
+
+    Raises:
+        ConfigError: sizes or numbers that are impossible together.
+    """
+    schedule = _RowSchedule(source, rows, seed, batch_rows, start_step, max_steps, rank, world_size)
+    return DataLoader(
+        RowDataset(source, rows, fields, seed, draw_mask),
+        batch_sampler=schedule,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        **worker_settings(num_workers, batch_rows // world_size * rows.samples),
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _RowSchedule(BatchSchedule):
+    """A schedule of rows that has remote shards fetched before they are due.
+
+    Args:
+        source: audio to draw from.
+        rows: its rows.
+        seed: random seed of the order.
+        batch_rows: rows of the global batch.
+        *share: see `BatchSchedule`.
+    """
+
+    def __init__(self, source: Source, rows: Rows, seed: int, batch_rows: int, *share: Any) -> None:
+        self.source, self.rows, self.seed = source, rows, seed
+        super().__init__(self._order(batch_rows), batch_rows, *share)
+
+    def _order(self, batch_rows: int) -> Any:
+        return SortedOrder(self.rows, batch_rows, self.seed) if self.rows.by_length else self.rows.order()
+
+    def _shards(self, epoch: int, row: int) -> Iterator[RemoteShard]:
+        for segment in self.rows.segments(epoch, row):
+            if (shard := self.source.remote_shard(segment.recording)) is not None:
+                yield shard
+
+    def __iter__(self) -> Iterator[list[CropKey]]:
+        if not self.source.is_remote():
+            yield from super().__iter__()
+            return
+        # Runs in the main process, from the first batch on: after the workers were forked.
+        ahead = FetchAhead(self._order(self.batch_size), self._shards, self.start_step * self.batch_size)
+        try:
+            for keys in super().__iter__():
+                ahead.advance(keys[-1].step * self.batch_size)
+                yield keys
+        finally:
+            ahead.end()
+
+
+class RowDataset(Dataset[AudioBatch]):
+    """Batches of rows of a source, looked up by the keys of their rows.
+
+    A segment that cannot be used leaves its place in the row empty, and is listed in the batch. Everything is a
+    function of (seed, epoch, row).
+
+    Args:
+        source: audio to draw from.
+        rows: its rows.
+        fields: fields of the model.
+        seed: random seed of the crops of recordings of unknown length.
+        draw_mask: function that draws the hidden patches; None leaves that to the model.
+    """
+
+    def __init__(
+        self, source: Source, rows: Rows, fields: ModelFields, seed: int, draw_mask: DrawPackedMask | None = None
+    ) -> None:
+        self.source, self.rows, self.fields, self.seed, self.draw_mask = source, rows, fields, seed, draw_mask
+        # Recordings of which nothing is usable: known ones are not opened again. The outcome is the same either way.
+        self._unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: CropKey) -> AudioBatch:
+        """A batch of one row; see `__getitems__`."""
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: Sequence[CropKey]) -> AudioBatch:
+        """The batch of some rows of one step; each clip is put into its row while it is in the processor's caches.
+
+        Raises:
+            AllRejectedError: every recording, or 1000 clips in a row, are unusable.
+        """
+        keys = [CropKey(*key) for key in keys]
+        writer = row_writer(self.rows, self.fields, [key.recording for key in keys])
+        recordings: list[str] = []
+        rejected: list[tuple[str, str]] = []
+        with shorter_files() as shorter:
+            for number, key in enumerate(keys):
+                for segment in self.rows.segments(key.epoch, key.recording):
+                    clip = self._read(key.epoch, segment)
+                    name = self.source.describe(segment.recording)
+                    if isinstance(clip, str):
+                        rejected.append((name, clip))
+                        continue
+                    writer.add(number, clip)
+                    recordings.append(name)
+        if not recordings:
+            self._check_others(keys[-1], rejected)
+        batch = writer.batch(keys[0].step, [key.place for key in keys], recordings)
+        batch.rejected, batch.shorter = rejected, list(shorter)
+        if self.draw_mask is not None:
+            assert batch.packing is not None
+            batch.hidden_mask = self.draw_mask(batch.packing.segments, batch.step, batch.places)
+        return batch
+
+    def _check_others(self, key: CropKey, rejected: list[tuple[str, str]]) -> None:
+        """Check that one of the rows that follow a row has a usable clip.
+
+        Raises:
+            AllRejectedError: none has, or not one in 1000 clips.
+        """
+        tried = len(rejected)
+        for row in range(key.recording + 1, key.recording + len(self.rows)):
+            for segment in self.rows.segments(key.epoch, row % len(self.rows)):
+                if tried >= MAX_TRIES:
+                    raise _all_rejected(self.source, tried, rejected[0])
+                if not isinstance(self._read(key.epoch, segment), str):
+                    return
+                tried += 1
+        raise _all_rejected(self.source, len(self.source), rejected[0])
+
+    def _read(self, epoch: int, segment: Segment) -> np.ndarray | str:
+        """A clip, or the reason why there is none."""
+        index, start, rate = segment.recording, segment.start, self.fields.sampling_rate
+        if index in self._unreadable:
+            return self._unreadable[index]
+        try:
+            if start is None:
+                rng = generator(CROP, self.seed, epoch, index)
+                clip = self.source.read(index, rate, rng, self.fields.max_seconds)
+            else:
+                clip = self.source.segment(index, start, segment.samples, rate)
+            if len(clip) < self.fields.min_training_samples:
+                raise AudioError(too_short(len(clip), self.fields))
+            return clip
+        except AudioError as error:
+            reason = rejection(self.source, index, error)
+            if isinstance(error, UnreadableAudioError):
+                self._unreadable[index] = reason
+                return reason
+            return f"from {start / rate:g} s on: {reason}" if start else reason
+
+
+def too_short(samples: int, fields: ModelFields) -> str:
+    """Reason for rejecting a clip of too few samples."""
+    rate = fields.sampling_rate
+    return f"is too short: {samples / rate:.2f} s, the model needs {fields.min_training_samples / rate:.2f} s."
+
+
+def _all_rejected(source: Source, tried: int, first: tuple[str, str]) -> AllRejectedError:
+    """The error for a source of which nothing is usable."""
+    which = "its only recording was" if len(source) == 1 else f"all {tried} recordings were"
+    if tried == MAX_TRIES:
+        which = f"{tried:,} clips in a row were"
+    name, reason = first
+    return AllRejectedError(f"{source.name}: {which} rejected; first: {name}: {reason}")
 
 
 def check_length(waveform: np.ndarray, min_samples: int, sampling_rate: int) -> None:

@@ -16,6 +16,8 @@ from bestrq2.data.decoders import Decoder
 from bestrq2.data.hdf5 import HDF5_SUFFIXES
 from bestrq2.data.hub import OPTIONS as HUB_OPTIONS
 from bestrq2.data.order import Order, Parts
+from bestrq2.data.rows import Rows
+from bestrq2.data.segments import Segment
 from bestrq2.data.shards.remote import is_remote
 from bestrq2.data.sources import RemoteShard, Source, split_source
 from bestrq2.data.specs import check_keys, split_options, with_options
@@ -89,6 +91,54 @@ class MixtureOrder:
             yield start + other
 
 
+class MixtureRows(Rows):
+    """Rows of several sources, numbered one source after the other, in shares of all rows by weights.
+
+    Args:
+        components: rows of the sources.
+        recordings: int64 [components], number of the first recording of each.
+        weights: weight of each, above zero.
+        seed: random seed of the shuffling.
+    """
+
+    def __init__(self, components: Sequence[Rows], recordings: np.ndarray, weights: Sequence[float], seed: int) -> None:
+        self.components, self.recordings, self.weights, self.seed = components, recordings, weights, seed
+        self.firsts = np.cumsum([0, *map(len, components)])
+        self.by_length = components[0].by_length
+        self.clips = sum(rows.clips for rows in components)
+        known = [rows for rows in components if rows.seconds is not None and rows.fill is not None]
+        is_known = len(known) == len(components)
+        self.seconds = sum(rows.seconds or 0.0 for rows in known) if is_known else None
+        shares = np.array(weights) / math.fsum(weights)
+        self.fill = float(shares @ [rows.fill or 0.0 for rows in known]) if is_known else None
+        self.capacity, self.samples = components[0].capacity, max(rows.samples for rows in components)
+        self.rejected = [entry for rows in components for entry in rows.rejected]
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def order(self) -> MixtureOrder:
+        """Order that draws components in proportion to their weights; see `MixtureOrder`."""
+        return MixtureOrder([rows.order() for rows in self.components], self.firsts[:-1], self.weights, self.seed)
+
+    def _place(self, row: int) -> tuple[int, int]:
+        component = int(self.firsts.searchsorted(row, side="right")) - 1
+        return component, row - int(self.firsts[component])
+
+    def segments(self, epoch: int, row: int) -> list[Segment]:
+        """The clips of a row of a component, in an epoch of that component."""
+        component, own = self._place(row)
+        first = int(self.recordings[component])
+        return [
+            one._replace(recording=first + one.recording) for one in self.components[component].segments(epoch, own)
+        ]
+
+    def widths(self, row: int) -> list[int]:
+        """Patch columns of the clips of a row."""
+        component, own = self._place(row)
+        return self.components[component].widths(own)
+
+
 @dataclass(frozen=True)
 class MixtureSource(Source):
     """Several sources as one, each with a share of the clips.
@@ -128,6 +178,11 @@ class MixtureSource(Source):
         component, place = self._place(index)
         return component.opened(place)
 
+    def unconverted(self, index: int, sampling_rate: int) -> AbstractContextManager[Decoder]:
+        """A decoder for one recording; see `Source.unconverted`."""
+        component, place = self._place(index)
+        return component.unconverted(place, sampling_rate)
+
     def parts(self) -> Parts | None:
         """The shards of all components; one that has none is a part of size 0."""
         if all(component.parts() is None for component in self.components):
@@ -153,15 +208,13 @@ class MixtureSource(Source):
         component, place = self._place(index)
         return component.metadata(place)
 
-    def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one recording; see `Source.read`."""
-        component, place = self._place(index)
-        return component.read(place, sampling_rate, rng, max_seconds)
+    def seeds(self, seed: int) -> list[int]:
+        """Random seed of each component."""
+        return generator("mixture", "components", seed).integers(2**31, size=len(self.components)).tolist()
 
     def order(self, seed: int) -> Order:
         """Order that draws components in proportion to their weights; see `MixtureOrder`."""
-        seeds = generator("mixture", "components", seed).integers(2**31, size=len(self.components))
-        orders = [part.order(int(own)) for part, own in zip(self.components, seeds, strict=True)]
+        orders = [part.order(own) for part, own in zip(self.components, self.seeds(seed), strict=True)]
         return MixtureOrder(orders, self.starts, self.weights, seed)
 
     def split(self, num_validation: int, seed: int) -> tuple[Source, Source | None]:

@@ -7,17 +7,20 @@ and the shapes of all batches are constants of a corpus; an epoch only draws whi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from bestrq2.data.order import EpochOrder, Order, Parts, fits_window
-from bestrq2.data.segments import Segment, Segments
+from bestrq2.data.segments import Crops, Segment, Segments
 from bestrq2.model.fields import ModelFields
 from bestrq2.seeding import generator
 
-# First word of the seed sequence, so that places share no random numbers with others.
-PLACES = 0x9ACE5
+# First words of the seed sequences, so that these share no random numbers with others.
+PLACES, BATCHES = 0x9ACE5, 0xBA7C4
+# Batches among which rows are sorted by length.
+_WINDOW_BATCHES = 50
 
 
 def columns_of(samples: np.ndarray, fields: ModelFields) -> np.ndarray:
@@ -62,16 +65,44 @@ def row_templates(counts: Sequence[int] | np.ndarray, capacity: int) -> list[tup
     return [(template, number) for group in rows for template, number in group.items() if template and number]
 
 
+def buffer_samples(columns: int | np.ndarray, clips: int | np.ndarray, fields: ModelFields) -> Any:
+    """Samples that clips take one after the other, with the reflected ends of each and gaps between them.
+
+    Args:
+        columns: patch columns of all clips together.
+        clips: number of clips, at least one.
+        fields: fields of the model.
+    """
+    frames = columns * fields.patch_size[1] + (clips - 1) * gap_frames(fields)
+    return (frames - 1) * fields.hop_length + fields.n_fft
+
+
+def gap_frames(fields: ModelFields) -> int:
+    """Frames of the spectrogram that lie between two clips of a row: they see samples of both."""
+    return -(-fields.n_fft // fields.hop_length) - 1
+
+
 class Rows(ABC):
     """Rows of an endless sequence of epochs.
 
     Attributes:
+        by_length: whether a row holds one clip, since the model cannot tell several apart, and the rows of a batch are
+            about equally long, see `SortedOrder`.
+        clips: clips of an epoch.
+        seconds: audio of an epoch (s); None where the lengths of recordings are not known.
         capacity: patch columns of a row.
-        are_packed: whether a row holds as many clips as fit; otherwise it holds one.
+        fill: share of the columns of all rows that clips take; None where lengths are not known.
+        samples: samples of the longest row, see `buffer_samples`.
+        rejected: (name, reason) of recordings of which no segment can be used.
     """
 
+    by_length: bool
+    clips: int
+    seconds: float | None
     capacity: int
-    are_packed: bool
+    fill: float | None
+    samples: int
+    rejected: list[tuple[str, str]]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -79,7 +110,7 @@ class Rows(ABC):
 
     @abstractmethod
     def order(self) -> Order:
-        """Order of the rows in training."""
+        """Order of the rows in training: an endless sequence with every row once an epoch."""
 
     @abstractmethod
     def segments(self, epoch: int, row: int) -> list[Segment]:
@@ -90,84 +121,72 @@ class Rows(ABC):
         """Patch columns of the clips of a row, at most."""
 
 
-class RecordingRows(Rows):
-    """One random crop of each recording once an epoch, one per row, for recordings of unknown length.
-
-    Args:
-        recordings: number of recordings.
-        fields: fields of the model.
-        seed: random seed of the order.
-        parts: shards of the recordings; None where there are none.
-    """
-
-    are_packed = False
-
-    def __init__(self, recordings: int, fields: ModelFields, seed: int, parts: Parts | None = None) -> None:
-        self.recordings, self.seed, self.parts = recordings, seed, parts
-        self.longest, self.capacity = fields.max_samples, fields.columns(fields.max_samples)
-
-    def __len__(self) -> int:
-        return self.recordings
-
-    def order(self) -> EpochOrder:
-        """Every recording once an epoch; see `EpochOrder`."""
-        return EpochOrder(self.recordings, self.seed, self.parts)
-
-    def segments(self, epoch: int, row: int) -> list[Segment]:
-        """A crop of the recording of that number."""
-        return [Segment(row, None, self.longest)]
-
-    def widths(self, row: int) -> list[int]:
-        """All columns of the row: the crop may be that long."""
-        return [self.capacity]
-
-
 class SegmentRows(Rows):
     """Every segment of a corpus once an epoch, in rows that hold as many as fit.
+
+    A Conformer has one per row, since its convolutions would join them; so have crops of recordings of unknown length.
 
     Args:
         segments: the segments.
         fields: fields of the model.
         seed: random seed of order and places.
         parts: shards of the recordings, which then have rows of their own, unless all fit into one window.
-        one_per_row: give each segment a row of its own.
+        rejected: (name, reason) of recordings that cannot be used.
     """
 
     def __init__(
-        self, segments: Segments, fields: ModelFields, seed: int, parts: Parts | None = None, one_per_row: bool = False
+        self,
+        segments: Segments,
+        fields: ModelFields,
+        seed: int,
+        parts: Parts | None = None,
+        rejected: Sequence[tuple[str, str]] = (),
     ) -> None:
-        self.all, self.seed, self.are_packed = segments, seed, not one_per_row
+        self.all, self.seed, self.rejected = segments, seed, list(rejected)
+        self.by_length = fields.encoder_type == "conformer"
         self.capacity = fields.columns(fields.max_samples)
         if parts is None or fits_window(parts):
             parts = Parts(np.array([0, len(segments.firsts) - 1]), np.zeros(1, np.int64))
-        columns = columns_of(segments.counts(), fields)
+        counts = segments.counts()
+        columns = columns_of(counts, fields)
         shards, most = len(parts.sizes), self.capacity + 1
         # Segments of one width in one shard form a group, in which they can change places.
         groups = np.repeat(np.arange(shards), np.diff(segments.firsts[parts.starts])) * most + columns
         self._members = np.argsort(groups, kind="stable")
         self._sizes = np.bincount(groups, minlength=shards * most)
-        self._places = self._places_of(columns)
-        templates = []
-        firsts = [0]
-        for counts in self._places.reshape(shards, most):
-            alone = [((width,), int(count)) for width, count in enumerate(counts) if count]
-            templates.append(alone if one_per_row else row_templates(counts, self.capacity))
-            firsts.append(firsts[-1] + sum(number for _, number in templates[-1]))
-        self.parts = Parts(np.array(firsts), parts.sizes)
-        rows = [(shard, template, number) for shard in range(shards) for template, number in templates[shard]]
-        # Number of the first slot of each row; a slot holds one clip.
-        sizes = [np.full(number, len(template)) for _, template, number in rows]
-        self.starts = np.concatenate([[0], *sizes]).cumsum()
-        slots = [np.tile(np.array(template) + shard * most, number) for shard, template, number in rows]
-        self._slots = np.concatenate([np.zeros(0, np.int64), *slots])
-        # Rank of each slot among all when they are sorted by group.
-        self._ranks = np.empty(len(self._slots), np.int64)
-        self._ranks[np.argsort(self._slots, kind="stable")] = np.arange(len(self._slots))
-        self._drawn = (-1, self._members)
+        self._fill_rows(self._places().reshape(shards, most), parts)
+        slots = np.diff(self._starts)
+        taken = np.add.reduceat(self._slots % most, self._starts[:-1]) if len(slots) else slots
+        self.clips = len(self._slots)
+        known = not isinstance(segments, Crops)
+        self.seconds = float(counts.sum()) / fields.sampling_rate if known else None
+        self.fill = float(taken.sum() / max(1, len(self) * self.capacity)) if known else None
+        self.samples = int(buffer_samples(taken, slots, fields).max(initial=0))
+        # Of two epochs: a batch may reach over the end of one.
+        self._drawn: dict[int, np.ndarray] = {}
 
-    def _places_of(self, columns: np.ndarray) -> np.ndarray:
-        """Slots of each group, int64 [groups], for segments of these columns."""
+    def _places(self) -> np.ndarray:
+        """Clips of each group in an epoch, int64 [groups]."""
         return self._sizes
+
+    def _fill_rows(self, places: np.ndarray, parts: Parts) -> None:
+        """Choose the group of each clip of each row, from the number of clips of each group, int64 [shards, widths]."""
+        rows: list[tuple[np.ndarray, int]] = []
+        one_per_row = self.by_length or isinstance(self.all, Crops)
+        firsts = [0]
+        for shard, counts in enumerate(places):
+            alone = [((width,), int(count)) for width, count in enumerate(counts) if count]
+            templates = alone if one_per_row else row_templates(counts, self.capacity)
+            rows += [(np.array(template) + shard * len(counts), number) for template, number in templates]
+            firsts.append(firsts[-1] + sum(number for _, number in templates))
+        self._parts = Parts(np.array(firsts), parts.sizes)
+        nothing = np.zeros(0, np.int64)
+        # A slot holds one clip: number of the first one of each row, and the group of each.
+        self._starts = np.concatenate([[0], *(np.full(number, len(template)) for template, number in rows)]).cumsum()
+        self._slots = np.concatenate([nothing, *(np.tile(template, number) for template, number in rows)])
+        # Rank of each slot among all, sorted by group.
+        self._ranks = np.empty_like(self._slots)
+        self._ranks[np.argsort(self._slots, kind="stable")] = np.arange(len(self._slots))
 
     def _draw(self, epoch: int) -> np.ndarray:
         """Segments in an epoch, sorted by group: int64 [slots]."""
@@ -176,21 +195,94 @@ class SegmentRows(Rows):
         return self._members[shuffled[np.argsort(groups[shuffled], kind="stable")]]
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self._starts) - 1
 
     def order(self) -> EpochOrder:
         """Every row once an epoch; see `EpochOrder`."""
-        return EpochOrder(len(self), self.seed, self.parts)
+        return EpochOrder(len(self), self.seed, self._parts)
 
     def segments(self, epoch: int, row: int) -> list[Segment]:
         """The segments in the slots of a row."""
-        drawn_epoch, drawn = self._drawn
-        if drawn_epoch != epoch:
+        drawn = self._drawn.get(epoch)
+        if drawn is None:
             drawn = self._draw(epoch)
-            self._drawn = (epoch, drawn)  # at once: a thread may look, too
-        ranks = self._ranks[self.starts[row] : self.starts[row + 1]]
+            self._drawn = {**dict(list(self._drawn.items())[-1:]), epoch: drawn}
+        ranks = self._ranks[self._starts[row] : self._starts[row + 1]]
         return [self.all(int(number), epoch) for number in drawn[ranks]]
 
     def widths(self, row: int) -> list[int]:
         """Patch columns of the segments."""
-        return (self._slots[self.starts[row] : self.starts[row + 1]] % (self.capacity + 1)).tolist()
+        return (self._slots[self._starts[row] : self._starts[row + 1]] % (self.capacity + 1)).tolist()
+
+
+class BalancedRows(SegmentRows):
+    """Segments drawn with replacement by the probability of their recording, as many per epoch as there are.
+
+    The number of clips of each width follows from the probabilities and is the same in every epoch; which segments of
+    that width they are is drawn.
+
+    Args:
+        probabilities: float64 [recordings]; the segments of a recording share its probability.
+        segments: the segments.
+        *others: see `SegmentRows`.
+        **options: see `SegmentRows`.
+    """
+
+    def __init__(self, probabilities: np.ndarray, segments: Segments, *others: Any, **options: Any) -> None:
+        recordings = segments.recordings()
+        shares = probabilities[recordings] / np.diff(segments.firsts)[recordings]
+        self._shares = shares / shares.sum()
+        super().__init__(segments, *others, **options)
+
+    def _of_groups(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and segments of each group that has some."""
+        ends = self._sizes.cumsum()
+        for group in np.flatnonzero(self._sizes):
+            yield int(group), self._members[ends[group] - self._sizes[group] : ends[group]]
+
+    def _places(self) -> np.ndarray:
+        """Clips of each group in an epoch, int64 [groups], by the sum of its probabilities."""
+        places = np.zeros_like(self._sizes)
+        for group, members in self._of_groups():
+            places[group] = max(1, round(len(self._shares) * self._shares[members].sum()))
+        return places
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        """Segments in an epoch, sorted by group: int64 [slots]."""
+        rng, places = generator(PLACES, self.seed, epoch), self._places()
+        return np.concatenate(
+            [
+                rng.choice(members, places[group], p=self._shares[members] / self._shares[members].sum())
+                for group, members in self._of_groups()
+            ]
+        )
+
+
+class SortedOrder:
+    """Another order of rows in which those of one batch have about the same length.
+
+    The rows of 50 batches are sorted by length and the batches shuffled.
+
+    Args:
+        rows: the rows, with one clip each.
+        batch_rows: rows of a batch.
+        seed: random seed of the shuffling.
+    """
+
+    def __init__(self, rows: Rows, batch_rows: int, seed: int) -> None:
+        self.rows, self.batch_rows, self.seed = rows, batch_rows, seed
+        self._plain = rows.order()
+        self._window: tuple[int, list[tuple[int, int]]] = (-1, [])
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        """(epoch, row) at place `number` (from 0) of the sequence."""
+        window, place = divmod(number, _WINDOW_BATCHES * self.batch_rows)
+        opened, found = self._window
+        if opened != window:
+            first = number - place
+            plain = [self._plain(first + one) for one in range(_WINDOW_BATCHES * self.batch_rows)]
+            by_length = np.argsort([self.rows.widths(row)[0] for _, row in plain], kind="stable")
+            batches = generator(BATCHES, self.seed, window).permutation(by_length.reshape(_WINDOW_BATCHES, -1))
+            found = [plain[one] for one in batches.ravel()]
+            self._window = (window, found)
+        return found[place]

@@ -74,3 +74,19 @@ class Segments:
         if place == whole:
             return Segment(recording, before * self.longest, rest)
         return Segment(recording, place * self.longest + (rest if place >= before else 0), self.longest)
+
+
+class Crops(Segments):
+    """One random crop of each recording, for recordings of unknown length.
+
+    Args:
+        recordings: number of recordings.
+        longest: samples of a crop, at most.
+    """
+
+    def __init__(self, recordings: int, longest: int) -> None:
+        super().__init__(np.full(recordings, longest), longest, longest, 0)
+
+    def __call__(self, number: int, epoch: int) -> Segment:
+        """A crop of the recording of that number."""
+        return Segment(number, None, self.longest)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from bestrq2.data.audio import array_decoder, errors_named, open_audio, random_crop
+from bestrq2.data.audio import array_decoder, errors_named, open_audio, random_crop, usable_span
 from bestrq2.data.decoders import Decoder
 from bestrq2.data.order import EpochOrder, Order, Parts, sample_order
 from bestrq2.errors import DataError
@@ -31,6 +31,20 @@ class RemoteShard(NamedTuple):
 
     url: str
     size: int
+
+
+class Stamp(NamedTuple):
+    """Identity of the content of a recording, as far as it can be told without reading it.
+
+    Attributes:
+        path: absolute path, or name.
+        size: bytes; -1 for a file that is not there.
+        changed_ns: time of the last change in ns.
+    """
+
+    path: str
+    size: int = -1
+    changed_ns: int = -1
 
 
 class LoaderError(DataError):
@@ -71,6 +85,21 @@ class Source(ABC):
         Raises:
             UnreadableAudioError: nothing of it can be decoded.
         """
+
+    def unconverted(self, index: int, sampling_rate: int) -> AbstractContextManager[Decoder]:
+        """A decoder like that of `opened` that leaves 16-bit samples as they are where they have the wanted rate."""
+        return self.opened(index)
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Samples per channel and rate in Hz of all recordings, int64 [recordings] each.
+
+        -1 samples where only opening the recording tells, as by default; 0 where it cannot be used.
+        """
+        return np.full(len(self), -1), np.zeros(len(self), np.int64)
+
+    def stamp(self, index: int) -> Stamp | None:
+        """What a length measured now is recognised by later; None where it is not to be kept."""
+        return None
 
     def metadata(self, index: int) -> dict[str, Any]:
         """Labels, origin and the like of a recording, ready for JSON; empty by default."""
@@ -115,8 +144,26 @@ class Source(ABC):
         Raises:
             AudioError: the crop cannot be used. With an UnreadableAudioError, no crop of the recording can.
         """
-        with self.opened(index) as decoder:
+        with self.unconverted(index, sampling_rate) as decoder:
             return random_crop(decoder, rng, sampling_rate, max_seconds)
+
+    def segment(self, index: int, start: int, samples: int, sampling_rate: int) -> np.ndarray:
+        """A stretch of one recording.
+
+        Args:
+            index: number of the recording.
+            start: first sample, at `sampling_rate`.
+            samples: length at `sampling_rate`; the result is shorter where the recording ends earlier.
+            sampling_rate: wanted rate in Hz.
+
+        Returns:
+            [samples], as of `read`.
+
+        Raises:
+            AudioError: the stretch cannot be used. With an UnreadableAudioError, nothing of the recording can.
+        """
+        with self.unconverted(index, sampling_rate) as decoder:
+            return usable_span(decoder, start, samples, sampling_rate)
 
 
 class PathList(Sequence[Path]):
@@ -177,6 +224,15 @@ class FileSource(Source):
         """A decoder for one file; see `Source.opened`."""
         return open_audio(self.files[index])
 
+    def stamp(self, index: int) -> Stamp:
+        """Path, size and time of change of one file."""
+        path = os.path.abspath(self.files[index])
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return Stamp(path)
+        return Stamp(path, status.st_size, status.st_mtime_ns)
+
     def metadata(self, index: int) -> dict[str, Any]:
         """The label, if the list of files has one."""
         return {"label": self.labels[index]} if self.labels is not None and self.labels[index] else {}
@@ -210,6 +266,14 @@ class ArraySource(Source):
         with errors_named(self.describe(index)):
             yield array_decoder(self.waveforms[index], self.sampling_rate)
 
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Samples per channel and rate of all waveforms; see `Source.lengths`."""
+        if isinstance(self.waveforms, np.ndarray) and self.waveforms.ndim > 1:
+            samples = np.full(len(self), self.waveforms.shape[-1])
+        else:
+            samples = np.array([(0, *np.shape(waveform))[-1] for waveform in self.waveforms], np.int64)
+        return samples, np.full(len(self), self.sampling_rate)
+
 
 @dataclass(frozen=True)
 class SubsetSource(Source):
@@ -236,6 +300,19 @@ class SubsetSource(Source):
         """A decoder for one recording; see `Source.opened`."""
         return self.whole.opened(int(self.indices[index]))
 
+    def unconverted(self, index: int, sampling_rate: int) -> AbstractContextManager[Decoder]:
+        """A decoder for one recording; see `Source.unconverted`."""
+        return self.whole.unconverted(int(self.indices[index]), sampling_rate)
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Samples per channel and rate of these recordings; see `Source.lengths`."""
+        frames, rates = self.whole.lengths()
+        return frames[self.indices], rates[self.indices]
+
+    def stamp(self, index: int) -> Stamp | None:
+        """Stamp of a recording in the whole source."""
+        return self.whole.stamp(int(self.indices[index]))
+
     def metadata(self, index: int) -> dict[str, Any]:
         """Metadata from the whole source."""
         return self.whole.metadata(int(self.indices[index]))
@@ -254,10 +331,6 @@ class SubsetSource(Source):
         if parts is None or np.any(np.diff(self.indices) < 0):
             return None
         return Parts(self.indices.searchsorted(parts.starts), parts.sizes)
-
-    def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one recording; see `Source.read`."""
-        return self.whole.read(int(self.indices[index]), sampling_rate, rng, max_seconds)
 
 
 def split_source(source: Source, num_validation: int, seed: int) -> tuple[Source, Source | None]:

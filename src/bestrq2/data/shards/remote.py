@@ -21,7 +21,7 @@ import tarfile
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -471,13 +471,13 @@ class FetchAhead:
     """Fetches the remote shards that training needs next, in threads, while it uses those of the present window.
 
     Args:
-        order: order of the recordings; not used elsewhere.
-        shard_of: remote shard of a recording; None where it is local.
-        start: place in the order from which on recordings are used.
+        order: order of the rows; not used elsewhere.
+        shards_of: remote shards of a row, from its epoch and number.
+        start: place in the order from which on rows are used.
     """
 
-    def __init__(self, order: Order, shard_of: Callable[[int], RemoteShard | None], start: int) -> None:
-        self._order, self._shard_of, self._place = order, shard_of, start
+    def __init__(self, order: Order, shards_of: Callable[[int, int], Iterable[RemoteShard]], start: int) -> None:
+        self._order, self._shards_of, self._place = order, shards_of, start
         self._position = start
         self._moved, self._ended = threading.Event(), False
         self._slots = threading.Semaphore(AHEAD_AT_ONCE)
@@ -504,8 +504,7 @@ class FetchAhead:
                 self._moved.wait(10.0)
                 self._moved.clear()
                 continue
-            shard = self._shard_of(self._order(self._place)[1])
-            if shard is not None:
+            for shard in self._shards_of(*self._order(self._place)):
                 if shard.url not in seen:
                     ahead.append((self._place, shard.size))
                     self._slots.acquire()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bestrq2.data.audio import errors_named, open_audio, random_crop
+from bestrq2.data.audio import errors_named, open_audio
 from bestrq2.data.decoders import Decoder
 from bestrq2.data.order import Parts
 from bestrq2.data.places import AudioBytes, UnreadableAudioError
@@ -21,7 +22,7 @@ from bestrq2.data.shards.building import load_index, problem_of
 from bestrq2.data.shards.files import TarFiles
 from bestrq2.data.shards.index import IndexRows, ShardIndex, joined
 from bestrq2.data.shards.members import BadShardError
-from bestrq2.data.sources import RemoteShard, Source
+from bestrq2.data.sources import RemoteShard, Source, Stamp
 from bestrq2.data.waveforms import check_rate, to_float32
 from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.progress import Progress
@@ -226,16 +227,29 @@ class ShardSource(Source):
         except (ValueError, RecursionError):
             return None
 
-    def read(self, index: int, sampling_rate: int, rng: np.random.Generator, max_seconds: float) -> np.ndarray:
-        """A random crop of one clip; see `Source.read`. Of plain PCM at the wanted rate, as int16."""
+    @contextmanager
+    def unconverted(self, index: int, sampling_rate: int) -> Iterator[Decoder]:
+        """A decoder for one clip, in any order of the clips; see `Source.unconverted`."""
         if self.index.sampling_rate[index] != sampling_rate:
             with self._decoder(index) as decoder:
-                return random_crop(decoder, rng, sampling_rate, max_seconds)
+                yield decoder
+            return
         try:
-            return random_crop(self._pcm(index, Int16Decoder), rng, sampling_rate, max_seconds)
+            yield self._pcm(index, Int16Decoder)
         except Exception:
             with errors_named(self.describe(index)):  # only here: describing every clip takes time
                 raise
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Samples and rates of plain PCM, from the index; see `Source.lengths`."""
+        index = self.index
+        known = (index.sampling_rate > 0) | (index.problem > 0)
+        return np.where(known, index.frames, -1), index.sampling_rate.astype(np.int64)
+
+    def stamp(self, index: int) -> Stamp:
+        """Tar and member, and size and time of change of the tar."""
+        stamp = self.files.stamps[self._tar(index)]
+        return Stamp(os.path.abspath(self.describe(index)), stamp.size, stamp.mtime_ns)
 
 
 def open_shards(tars: Sequence[str | Path], name: str) -> ShardSource:
