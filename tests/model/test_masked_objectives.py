@@ -5,17 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from example_masks import OBJECTIVES, N, change_encoder_input, random_mask
+from example_masks import CONFORMER, OBJECTIVES, N, change_encoder_input, random_mask
 
 from bestrq2.model.masking import draw_hidden_mask
 from example_sounds import padded_batch, scenes
-
-CONFORMER = {
-    "encoder_type": "conformer", "position_embedding": "relative", "objective": "one_stage", "mask_fill": "noise",
-    "num_mel_bands": 80, "patch_size": [80, 4], "n_fft": 400, "win_length": 400, "hop_length": 160, "max_seconds": 2.0,
-    "mask_shape": "span", "mask_block_size": [1, 4], "input_normalization": "clip", "drop_path_rate": 0.0,
-    "quantizer_normalization": "layernorm", "conformer_channels": [8, 4], "conformer_kernel_size": 5,
-}  # fmt: skip
 
 
 @torch.no_grad()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
-from example_masks import OBJECTIVES
+from example_masks import CONFORMER, OBJECTIVES
 from packed_rows import by_clip, pack
 
-from bestrq2.model.masking import draw_packed_mask
+from bestrq2 import BestRQ2ForAudioClassification
+from bestrq2.model.masking import draw_packed_mask, split_packed
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTrainingOutput
+from bestrq2.model.packing import Packing
 from example_sounds import scene
 
 CAPACITY = 8
@@ -94,3 +97,133 @@ def test_packed_clips_have_the_embeddings_of_clips_alone(tiny_encoder, positions
         alone = model(clip[None])
         torch.testing.assert_close(own, alone.patch_hidden_states, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(pooled, alone.pooler_output[0], atol=1e-5, rtol=1e-5)
+
+
+def test_packed_clips_have_the_logits_of_clips_alone_row_by_row(tiny_config):
+    torch.manual_seed(0)
+    model = BestRQ2ForAudioClassification(tiny_config(num_labels=3)).eval()
+    rows = clips_of(ROWS)
+    values, packing = pack(model.config, rows, CAPACITY)
+    labels = torch.arange(8) % 3
+    together = model(values, labels=labels, packing=packing)
+    alone = torch.cat([model(clip[None]).logits for clip in all_clips(rows)])
+    torch.testing.assert_close(together.logits, alone, atol=1e-5, rtol=1e-5)
+    assert together.loss.item() == pytest.approx(torch.nn.functional.cross_entropy(alone, labels).item(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_conformer_takes_rows_of_one_clip_and_refuses_others(tiny_pretraining):
+    model = tiny_pretraining(**CONFORMER)
+    clips = [torch.from_numpy(scene(length, length)) for length in (32_000, 20_500, 9_100)]
+    values, packing = pack(model.config, [[clip] for clip in clips], 50)
+    together = model.bestrq2(values, packing=packing)
+    for clip, frames, pooled in zip(clips, together.last_hidden_state, together.pooler_output, strict=True):
+        alone = model.bestrq2(clip[None])
+        torch.testing.assert_close(
+            frames[: alone.last_hidden_state.shape[1]], alone.last_hidden_state[0], atol=2e-5, rtol=0
+        )
+        torch.testing.assert_close(pooled, alone.pooler_output[0], atol=2e-5, rtol=0)
+    assert torch.isfinite(model(values, packing=packing).loss)
+    values, packing = pack(model.config, [clips[1:]], 50)
+    with pytest.raises(ValueError, match="give it rows of one clip"):
+        model(values, packing=packing)
+
+
+@torch.no_grad()
+def test_stochastic_depth_drops_the_branches_of_each_clip_of_a_row_by_itself(tiny_encoder):
+    model = tiny_encoder(drop_path_rate=0.5).train()
+    clip = torch.from_numpy(scene(20_000))
+    values, packing = pack(model.config, [[clip, clip], [clip, clip]], CAPACITY)
+    alone = torch.cat([model(clip.expand(8, -1)).pooler_output for _ in range(4)])
+    together = torch.cat([model(values, packing=packing).pooler_output for _ in range(4)])
+    differences = (together[:, None] - alone).abs().amax(dim=-1)
+    assert torch.all(differences.amin(dim=1) < 1e-4)
+    differ = (together[0::2] - together[1::2]).abs().amax(dim=-1) > 1e-2
+    assert 0 < int(differ.sum()) < 8  # the two clips of a row sometimes differ and sometimes do not
+
+
+def random_segments(rows: int, columns: int, seed: int) -> torch.Tensor:
+    """Rows of clips of one to four columns, with empty columns at random places, int64 [rows, columns]."""
+    rng = np.random.default_rng(seed)
+    segments = np.zeros((rows, columns), dtype=np.int64)
+    for row in segments:
+        first, number = 0, 0
+        while first < columns:
+            length, used = rng.integers(1, 5), rng.random() < 0.8
+            number += used
+            row[first : first + length] = number * used
+            first += length
+    return torch.from_numpy(segments)
+
+
+@pytest.mark.parametrize("masks", [1, 2])
+@pytest.mark.parametrize(("shape", "ratio"), [("uniform", 0.45), ("uniform", 0.77), ("block", 0.6)])
+def test_all_rows_have_equally_many_hidden_patches_whatever_their_clips(tiny_config, shape, ratio, masks):
+    config = tiny_config(mask_shape=shape, mask_ratio=[ratio, ratio], max_seconds=10.0)
+    segments = random_segments(20, 16, 0)
+    hidden = draw_packed_mask(config, segments, 1, 2, range(20), masks)
+    assert hidden.shape == ((20, 128) if masks == 1 else (20, 2, 128))
+    packing = Packing(segments, torch.zeros_like(segments), torch.zeros_like(segments))
+    numbers = packing.patch_segments(8)
+    grids = hidden.view(20, masks, 128)
+    for mask in grids.unbind(1):
+        split = split_packed(mask, numbers, packing.patch_positions(8), torch.device("cpu"))
+        assert split.places.shape == (20, 128)
+        assert split.visible_count == 128 - int(ratio * 128)
+        assert torch.equal(numbers.gather(1, split.places), split.valid)
+    for of_clip in by_clip(grids, packing):
+        share = ratio * of_clip.shape[1]
+        assert set(of_clip.sum(dim=1).tolist()) <= {int(share), int(share) + 1}
+    assert torch.equal(hidden[7:9], draw_packed_mask(config, segments[7:9], 1, 2, [7, 8], masks))
+    full = torch.ones(1, 16, dtype=torch.int64)
+    assert int(draw_packed_mask(config, full, 1, 2, [0], 1).sum()) == int(ratio * 128)
+
+
+@torch.no_grad()
+def test_marks_of_empty_patches_change_nothing(tiny_pretraining):
+    model = tiny_pretraining()
+    values, packing = pack(model.config, clips_of(ROWS), CAPACITY)
+    marked = draw_packed_mask(model.config, packing.segments, 0, 0, range(4))
+    plain = marked & (packing.patch_segments(8) != 0)
+    assert not torch.equal(marked, plain)
+    first, second = (model(values, hidden_mask=mask, packing=packing) for mask in (marked, plain))
+    assert first.loss.item() == pytest.approx(second.loss.item(), abs=1e-6)
+    assert torch.equal(first.hidden_mask, second.hidden_mask)
+    assert torch.equal(first.code_counts, second.code_counts)
+    assert int(first.hidden_valid.sum()) == int(plain.sum())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_rows_without_any_clip_have_no_loss(tiny_pretraining, objective):
+    model = tiny_pretraining(objective=objective, input_normalization="clip").train()
+    values, packing = pack(model.config, [[8], [8]], CAPACITY)
+    for output_logits in (True, False):
+        output = model(values, packing=packing, output_logits=output_logits)
+        assert output.loss.item() == 0.0
+        output.loss.backward()
+    assert all(torch.all(parameter.grad == 0) for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_packings_that_do_not_fit_are_refused_by_one_sentence(tiny_pretraining):
+    model = tiny_pretraining()
+    values, packing = pack(model.config, clips_of(ROWS), CAPACITY)
+    hidden = draw_packed_mask(model.config, packing.segments, 0, 0, range(4))
+    with pytest.raises(ValueError, match=r"reads 134 frames of rows that have 100$"):
+        model(values[:, : 99 * 625 + 2048], packing=packing)
+    with pytest.raises(ValueError, match="must have 3 rows"):
+        model(values[:3], packing=packing)
+    with pytest.raises(ValueError, match="at least one patch of every clip"):
+        model(values, hidden_mask=hidden & (packing.patch_segments(8) != 2), packing=packing)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2' cannot keep the clips of a packed row apart; choose"):
+        model(values, packing=packing)
+
+
+@torch.no_grad()
+def test_tokens_of_a_packed_row_attend_to_their_own_clip_alone(tiny_encoder):
+    model = tiny_encoder(attn_implementation="eager")
+    values, packing = pack(model.config, clips_of(ROWS), CAPACITY)
+    numbers = packing.patch_segments(8)
+    same = numbers[:, :, None] == numbers[:, None, :]
+    for weights in model(values, packing=packing, output_attentions=True).attentions:
+        assert torch.equal(weights[:, 0] > 0, same)
