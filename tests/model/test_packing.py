@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from example_masks import CONFORMER, OBJECTIVES
 from packed_rows import by_clip, pack
 
 from bestrq2 import BestRQ2ForAudioClassification
+from bestrq2.data.batch import fixed_rows
 from bestrq2.model.masking import draw_packed_mask, split_packed
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTrainingOutput
 from bestrq2.model.packing import Packing
@@ -97,6 +99,19 @@ def test_packed_clips_have_the_embeddings_of_clips_alone(tiny_encoder, positions
         alone = model(clip[None])
         torch.testing.assert_close(own, alone.patch_hidden_states, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(pooled, alone.pooler_output[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_batches_of_the_loader_have_the_embeddings_of_clips_alone(tiny_encoder):
+    model = tiny_encoder(input_normalization="clip")
+    clips = {length: scene(length, index) for index, length in enumerate([80_000, 47_000, 9_374, 30_000, 100, 19_999])}
+    (batch,) = fixed_rows(list(clips.values()), model.config, 16)
+    assert batch.lengths.tolist() != list(clips)  # the order is that of rows
+    assert len(batch.input_values) == 3
+    together = model(batch.input_values, packing=batch.packing).pooler_output
+    for length, pooled in zip(batch.lengths.tolist(), together, strict=True):
+        alone = model(torch.from_numpy(clips[length])[None]).pooler_output[0]
+        torch.testing.assert_close(pooled, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_packed_clips_have_the_logits_of_clips_alone_row_by_row(tiny_config):
@@ -227,3 +242,14 @@ def test_tokens_of_a_packed_row_attend_to_their_own_clip_alone(tiny_encoder):
     same = numbers[:, :, None] == numbers[:, None, :]
     for weights in model(values, packing=packing, output_attentions=True).attentions:
         assert torch.equal(weights[:, 0] > 0, same)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="flex_attention is compiled")
+@torch.no_grad()
+def test_flex_attention_keeps_the_clips_of_a_row_apart(tiny_encoder):
+    model = tiny_encoder(position_embedding="rope_2d")
+    values, packing = pack(model.config, clips_of(ROWS), CAPACITY)
+    expected = model(values, packing=packing).pooler_output
+    model.set_attn_implementation("flex_attention")
+    torch.testing.assert_close(model(values, packing=packing).pooler_output, expected, atol=1e-5, rtol=1e-5)
