@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -225,15 +225,14 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         segments, height = packing.segments, self.config.patch_rows
         if segments.ndim != 2 or len(segments) != len(rows):
             raise ValueError(f"the packing must have {len(rows)} rows of patch columns, got {tuple(segments.shape)}")
+        conformer = self.config.encoder_type == "conformer"
+        if conformer and segments.device.type == "cpu" and not traced() and bool((segments > 1).any()):
+            raise ValueError("a Conformer's convolutions join the clips of a row; give it rows of one clip")
         log_mel = self.log_mel.packed(rows, packing.frames)
         values = self._patch_values(log_mel, self._normalize_packed(log_mel, segments))
         numbers = packing.patch_segments(height)
-        patches = Patches(*values, segments.shape[1], (segments != 0).sum(dim=1), numbers != 0)
-        if self.config.encoder_type != "conformer":
-            return replace(patches, segments=numbers, positions=packing.patch_positions(height))
-        if segments.device.type == "cpu" and not traced() and bool((segments > 1).any()):
-            raise ValueError("a Conformer's convolutions join the clips of a row; give it rows of one clip")
-        return patches
+        own = (None, None) if conformer else (numbers, packing.patch_positions(height))
+        return Patches(*values, segments.shape[1], (segments != 0).sum(dim=1), numbers != 0, *own)
 
     def _patch_values(self, log_mel: Tensor, encoder_input: Tensor) -> tuple[Tensor, Tensor]:
         """Cut whole patches in dB, and normalized for the encoder, into inputs of encoder and quantizer."""
