@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .attention import Record
@@ -19,7 +18,8 @@ from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention, ini
 from .kernels import head_cross_entropy, to_device, traced
 from .log_mel import InputStatistics, LogMel
 from .masking import Split, draw_hidden_mask, draw_packed_mask, split_by_mask, split_packed
-from .packing import Packing, sum_over_clips
+from .outputs import BestRQ2ForPreTrainingOutput, BestRQ2ModelOutput
+from .packing import Packing, mean_over_clips, normalize_clips
 from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
 from .transformer import Transformer, TransformerShape
@@ -30,70 +30,6 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 
 # Weights that only pretraining needs; ignored when the encoder is loaded alone. Transformers 5.0 takes lists only.
 PRETRAINING_KEYS = [r"^predictor", r"^quantizer\.", r"^head\.", r"^mask_token$"]
-
-
-@dataclass
-class BestRQ2ModelOutput(ModelOutput):
-    """Output of `BestRQ2Model`.
-
-    Attributes:
-        last_hidden_state: [B, T', D], frames: mean over the frequency rows; 0 after the end of a clip.
-        pooler_output: [B, D], mean over the valid frames; for packed rows [clips, D], row by row.
-        patch_hidden_states: [B, N, D], frequency-major.
-        frame_attention_mask: bool [B, T'], True for frames inside the clip.
-        hidden_states: None unless requested; else the input of the first block, positions included, and the output of
-            every block, [B, N, D] each, frequency-major, before the final norm. Values at padding are undefined.
-        attentions: None unless requested; else the attention weights of every block, [B, heads, N, N] each.
-    """
-
-    last_hidden_state: Tensor = None  # type: ignore[assignment]
-    pooler_output: Tensor = None  # type: ignore[assignment]
-    patch_hidden_states: Tensor = None  # type: ignore[assignment]
-    frame_attention_mask: Tensor = None  # type: ignore[assignment]
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class BestRQ2ForPreTrainingOutput(ModelOutput):
-    """Output of `BestRQ2ForPreTraining` for B clips, H hidden patches, V codes and C codebooks.
-
-    Without `output_logits`, `logits` and `target_entropy` to `top_code_share` are None.
-
-    Attributes:
-        loss: mean cross-entropy over hidden patches and codebooks, nats.
-        logits: float [B, H, V], or [B, H, C, V] where C > 1, hidden patches in grid order.
-        targets: int64 [B, H], or [B, H, C] where C > 1.
-        hidden_mask: bool [B, N].
-        context_hidden_state: [B, N - H, D], encoder output at the visible patches in grid order.
-        accuracy: share of correctly predicted codes.
-        hidden_valid: bool [B, H], False where a clip hides fewer patches than the longest does.
-        code_counts: float32 [C, V], number of times each code is a target in this batch.
-        target_entropy: of the batch's targets, nats.
-        excess_loss: loss - target_entropy; negative once the model beats predicting by code frequency.
-        code_perplexity: effective number of codes among the targets.
-        code_coverage: share of the codebook among the targets.
-        top_code_share: share of the most frequent target.
-        hidden_states: None unless requested; else those of the encoder as in `BestRQ2ModelOutput`. In two steps it
-            reads the visible patches only, [B, N - H, D] each in grid order.
-        attentions: None unless requested; else the attention weights of the encoder for the same patches.
-    """
-
-    loss: Tensor = None  # type: ignore[assignment]
-    logits: Tensor = None  # type: ignore[assignment]
-    targets: Tensor = None  # type: ignore[assignment]
-    hidden_mask: Tensor = None  # type: ignore[assignment]
-    context_hidden_state: Tensor = None  # type: ignore[assignment]
-    accuracy: Tensor = None  # type: ignore[assignment]
-    hidden_valid: Tensor = None  # type: ignore[assignment]
-    code_counts: Tensor = None  # type: ignore[assignment]
-    target_entropy: Tensor = None  # type: ignore[assignment]
-    excess_loss: Tensor = None  # type: ignore[assignment]
-    code_perplexity: Tensor = None  # type: ignore[assignment]
-    code_coverage: Tensor = None  # type: ignore[assignment]
-    top_code_share: Tensor = None  # type: ignore[assignment]
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class BestRQ2PreTrainedModel(PreTrainedModel):
@@ -259,14 +195,9 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
 
     def _normalize_packed(self, log_mel: Tensor, segments: Tensor) -> Tensor:
         """Apply `input_normalization` to the spectrogram of packed rows with `segments` [R, C]."""
-        if self.config.input_normalization != "clip":
-            return self._normalize(log_mel, segments)
-        segments, grid = to_device(segments, log_mel.device), log_mel.unflatten(-1, (segments.shape[1], -1))
-        sums, count = grid.sum(dim=(1, 3)), grid.shape[1] * grid.shape[3]
-        counts = sum_over_clips(torch.full_like(sums, count), segments)
-        mean = (sum_over_clips(sums, segments) / counts)[:, None, :, None]
-        variance = sum_over_clips((grid - mean).square().sum(dim=(1, 3)), segments) / counts
-        return ((grid - mean) / variance.sqrt().clamp_min(1e-3)[:, None, :, None]).flatten(2)
+        if self.config.input_normalization == "clip":
+            return normalize_clips(log_mel, segments)
+        return self._normalize(log_mel, segments)
 
     @can_return_tuple
     def forward(
@@ -328,18 +259,10 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
     def _pooled_rows(self, states: Tensor, patches: Patches, packing: Packing) -> BestRQ2ModelOutput:
         """Pool the encoder output of packed rows as `pooled` does, into clips row by row."""
         batch, _, width = states.shape
-        device, segments = states.device, packing.segments
-        clips = packing.clips()
-        numbers = torch.arange(1, int(clips.max()) + 1, device=segments.device)
-        members = to_device(segments[:, None, :] == numbers[:, None], device)  # [R, clips of a row, C]
-        places = to_device((numbers <= clips[:, None]).flatten().nonzero()[:, 0], device)
         frames = states.view(batch, self.config.patch_rows, patches.columns, width).mean(dim=1)
-        frame_mask = to_device(segments != 0, device)
+        frame_mask = to_device(packing.segments != 0, states.device)
         frames = frames.masked_fill(~frame_mask[..., None], 0.0)
-        wide = torch.promote_types(frames.dtype, torch.float32)
-        means = members.to(wide) @ frames.to(wide) / members.sum(dim=2, keepdim=True).clamp_min(1)
-        pooled = means.flatten(0, 1)[places].to(frames.dtype)
-        return BestRQ2ModelOutput(frames, pooled, states, frame_mask)
+        return BestRQ2ModelOutput(frames, mean_over_clips(frames, packing), states, frame_mask)
 
     def embed_patches(self, patches: Patches) -> Tensor:
         """Embed all patches and add their positions: [B, N, D]."""

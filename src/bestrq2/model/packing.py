@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .kernels import to_device
+
 
 @dataclass
 class Packing:
@@ -42,8 +44,32 @@ class Packing:
         return (self.positions[:, None] + first[:, None]).flatten(1)
 
 
-def sum_over_clips(values: Tensor, segments: Tensor) -> Tensor:
-    """Sum values over the columns of each clip: float [R, C] and `segments` to the sum at every column, [R, C]."""
+def normalize_clips(log_mel: Tensor, segments: Tensor) -> Tensor:
+    """Standardize each clip of packed rows to mean 0 and deviation 1 over its bands and frames.
+
+    Args:
+        log_mel: float32 [R, bands, C * width] in dB.
+        segments: int64 [R, C] as in `Packing`.
+    """
+    segments, grid = to_device(segments, log_mel.device), log_mel.unflatten(-1, (segments.shape[1], -1))
     # Not a matrix product: that may round to fewer bits on an accelerator.
     same = segments[:, :, None] == segments[:, None, :]
-    return (values[:, None, :] * same).sum(dim=-1)
+    count = same.sum(dim=-1) * (grid.shape[1] * grid.shape[3])
+
+    def mean(values: Tensor) -> Tensor:
+        """Mean over the clip of each column: [R, bands, C, width] to [R, 1, C, 1]."""
+        return ((values.sum(dim=(1, 3))[:, None] * same).sum(dim=-1) / count)[:, None, :, None]
+
+    centred = grid - mean(grid)
+    return (centred / mean(centred.square()).sqrt().clamp_min(1e-3)).flatten(2)
+
+
+def mean_over_clips(frames: Tensor, packing: Packing) -> Tensor:
+    """Average the frames [R, C, D] of each clip: [clips, D], row by row; frames of empty columns must be finite."""
+    device, clips = frames.device, packing.clips()
+    numbers = torch.arange(1, int(clips.max()) + 1, device=clips.device)
+    members = to_device(packing.segments[:, None, :] == numbers[:, None], device)  # [R, clips of a row, C]
+    places = to_device((numbers <= clips[:, None]).flatten().nonzero()[:, 0], device)
+    wide = torch.promote_types(frames.dtype, torch.float32)  # in float16 the sum over a long clip overflows
+    means = members.to(wide) @ frames.to(wide) / members.sum(dim=2, keepdim=True).clamp_min(1)
+    return means.flatten(0, 1)[places].to(frames.dtype)
