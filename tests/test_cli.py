@@ -85,8 +85,9 @@ def test_help_of_pretrain_opens_with_five_settings_and_an_example(capsys: pytest
         cli.run(["pretrain", "--recipe", "best-rq-2-tiny", "--help"])
     page = capsys.readouterr().out
     flags = re.findall(r"^  (--\S+)", page, re.MULTILINE)
-    assert flags[:5] == ["--data", "--output", "--recipe", "--trainer.max_steps", "--loader.batch_size"]
-    assert page.index("--loader.batch_size") < page.index("bestrq2 pretrain --data recordings/") < page.index("--seed")
+    assert flags[:5] == ["--data", "--output", "--recipe", "--trainer.max_steps", "--loader.batch_seconds"]
+    example = page.index("bestrq2 pretrain --data recordings/")
+    assert page.index("--loader.batch_seconds") < example < page.index("--seed")
     assert "--model.hidden_size INT" in page
     assert re.search(r"width of the encoder\s+\(default: 192\)", page)  # the recipe's, not the class's
 

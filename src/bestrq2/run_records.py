@@ -67,6 +67,23 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def read_run_settings(path: Path) -> dict[str, Any]:
+    """Read the config.yaml of a pretraining run under dotted names.
+
+    `loader.batch_seconds` is also given for runs of earlier versions, which have `loader.batch_size` in clips.
+
+    Raises:
+        DataError: the file cannot be read as YAML, or `loader.batch_size` is not a whole number.
+    """
+    settings = flatten(read_settings(path))
+    clips = settings.pop("loader.batch_size", None)
+    if clips is not None:
+        if not isinstance(clips, int):
+            raise DataError(f"{path}: loader.batch_size must be a whole number, found {clips!r}")
+        settings["loader.batch_seconds"] = clips * float(settings.get("model.max_seconds", 10.0))
+    return settings
+
+
 def read_columns(path: Path) -> list[str]:
     """Read the names of the columns of a table; none for an empty file.
 

@@ -189,7 +189,7 @@ def make_run(folder: Path, config: bestrq2.BestRQ2Config, steps: list[int] | Non
     bestrq2.BestRQ2ForPreTraining(config).save_pretrained(folder / "model")
     settings = {
         "recipe": "best-rq-2-tiny", "data": "soundworld:4000", "seed": 7, "trainer": {"max_steps": 40},
-        "loader": {"batch_size": 16},
+        "loader": {"batch_seconds": 16 * config.max_seconds},
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     if steps is not None:
@@ -228,7 +228,7 @@ def test_a_run_folder_gets_its_result(small, tmp_path: Path, tiny_config, monkey
         "data": "soundworld:4000",
         "seed": 7,
         "steps": 40,
-        "batch_size": 16,
+        "batch_seconds": 16 * tiny_config().max_seconds,
         "training_gflops": numbers.training_gflops * 16 * 40,
         "step": 40,
         "finished": True,

@@ -91,7 +91,7 @@ def test_settings_are_readable() -> None:
 def test_labels_stay_apart_where_folders_of_many_arms_have_the_same_names(tmp_path: Path) -> None:
     """More settings differ than labels name, and all folders are called seed-0."""
     settings = [
-        {"optimizer.lr": 1e-4 * (1 + i % 2), "model.codebook_size": 64 * (1 + i // 2 % 2), "loader.batch_size": 8,
+        {"optimizer.lr": 1e-4 * (1 + i % 2), "model.codebook_size": 64 * (1 + i // 2 % 2), "loader.batch_seconds": 80,
          "optimizer.weight_decay": 0.01 * (1 + i // 4), "model.mask_ratio": [0.4, 0.5 + 0.01 * i]}
         for i in range(6)
     ]  # fmt: skip
@@ -154,11 +154,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         ("recipe: [", "cannot be read as YAML"),
         ("- 1", "not the configuration of a pretraining run: it lacks recipe"),
         (
-            "recipe: a\ndata: b\nseed: x\nloader: {batch_size: 4}\ntrainer: {max_steps: 9}",
+            "recipe: a\ndata: b\nseed: x\nloader: {batch_seconds: 4}\ntrainer: {max_steps: 9}",
             "seed must be a whole number",
         ),
         (
-            "recipe: a\ndata: b\nseed: 0\nloader: {batch_size: 4}\ntrainer: {max_steps: 9}\nmodel: {flux: 1}",
+            "recipe: a\ndata: b\nseed: 0\nloader: {batch_seconds: 4}\ntrainer: {max_steps: 9}\nmodel: {flux: 1}",
             "no field 'flux'",
         ),
     ],

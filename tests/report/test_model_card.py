@@ -65,7 +65,7 @@ def test_a_run_fills_the_card(run):
     assert row(card, "recipe") == "mask"
     assert row(card, "data") == "`soundworld`, 1,200 recordings (64 of them for validation)"
     assert row(card, "seed") == "3"
-    assert row(card, "steps").startswith(f"400 of 400, {settings['loader']['batch_size']} clips of up to 10 s")
+    assert row(card, "steps").startswith(f"400 of 400, {settings['loader']['batch_seconds']} s each, in rows of 10 s")
     assert row(card, "trained with") == "bestrq2 0.1.0, torch 2.13.0, 2 x H100"
     assert row(card, "wall time") == "44 s"  # 0.11 s a step
     last = [line for line in (run / "metrics.csv").read_text().splitlines() if line][-1].split(",")

@@ -32,7 +32,7 @@ MODEL: dict[str, Any] = {
     "num_codebooks": 1,
     "drop_path_rate": 0.1,
 }
-LOADER: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "validation_clips": 2, "statistics_clips": 4}
+LOADER: dict[str, Any] = {"batch_seconds": 10, "num_workers": 0, "validation_clips": 2, "statistics_clips": 4}
 TRAINER: dict[str, Any] = {
     "max_steps": 6,
     "log_every_n_steps": 2,
@@ -111,8 +111,8 @@ def after_steps(monkeypatch: pytest.MonkeyPatch, action: Callable[[loop.Run, int
     """Call `action(run, step)` at the end of every step, when all its files are written."""
     original = loop.Run.show
 
-    def acting(run: loop.Run, step: int, clips: int) -> None:
-        original(run, step, clips)
+    def acting(run: loop.Run, step: int) -> None:
+        original(run, step)
         action(run, step)
 
     monkeypatch.setattr(loop.Run, "show", acting)

@@ -39,7 +39,7 @@ def gradients(output: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, An
             ArraySource(clips, 16_000, "unequal"),
             output,
             model=model,
-            loader={"batch_size": 8, "validation_clips": 0},
+            loader={"batch_seconds": 20, "validation_clips": 0},
             trainer={**TRAINER, "max_steps": 1, "val_every_n_steps": 0, **trainer},
         )
     return found

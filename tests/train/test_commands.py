@@ -83,7 +83,7 @@ def test_print_config_shows_what_a_recipe_and_flags_come_to(capsys: pytest.Captu
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["objective"] == "one_stage"
     assert shown["model"]["mask_ratio"] == [0.7, 0.8]
-    assert shown["loader"]["batch_size"] == 32
+    assert shown["loader"]["batch_seconds"] == 320
 
 
 def test_a_yaml_file_and_flags_together(tmp_path: Path, recordings: Path):

@@ -23,7 +23,9 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", TINY)
 def test_a_tiny_recipe_is_pretrained_from_the_shell_and_embeds(name: str, recordings: Path, tmp_path: Path):
     run = tmp_path / "run"
-    words = f"pretrain --recipe {name} --data {recordings} --output {run} --model.max_seconds 2.5 --loader.batch_size 4"
+    words = (
+        f"pretrain --recipe {name} --data {recordings} --output {run} --model.max_seconds 2.5 --loader.batch_seconds 10"
+    )
     words += " --loader.num_workers 0 --loader.validation_clips 2 --loader.statistics_clips 4 --trainer.max_steps 2"
     words += " --trainer.report false"
     assert cli.run(words.split()) == 0

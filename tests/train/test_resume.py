@@ -26,7 +26,6 @@ from small_run import (
     metrics,
     recording,
     same_runs,
-    same_weights,
     small_pretrain,
     weights,
     write_recordings,
@@ -373,28 +372,31 @@ def test_a_run_of_a_version_with_other_settings_can_be_resumed(tmp_path: Path, r
         small_pretrain(recordings, run, model={"masks_per_clip": 2}, trainer={"max_steps": 10}, resume=True)
 
 
-@pytest.mark.parametrize("ema", [False, True])
-def test_a_checkpoint_written_by_lightning_s_trainer_is_continued(
-    ema: bool, tmp_path: Path, recordings: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    killed = killed_copy(tmp_path, recordings, monkeypatch, trainer={"ema": ema})
+    killed = killed_copy(tmp_path, recordings, monkeypatch)
     path = killed / "checkpoints" / "step-00000004.ckpt"
     state = torch.load(path, weights_only=True)
-    facts = state["bestrq2"]
-    windows = [{name.replace("terms", "patches"): value for name, value in one.items()} for one in facts["windows"]]
-    old = {name: facts[name] for name in ("version", "config", "guard")} | {"windows": windows}
-    state["callbacks"] = {"RunKeeper": {"best": -facts["best"][0]}, "Watch": facts["watch"]}
-    if ema:
-        state["current_model_state"] = state["state_dict"]
-        state["state_dict"] = {f"model.{name}": value for name, value in state.pop("average").items()}
-    checkpoints.write_state(path, state | {"bestrq2": old})
-    assert same_weights(
-        undisturbed(trainer={"ema": ema}), small_pretrain(recordings, killed, trainer={"ema": ema}, resume=True)
+    heard = state["bestrq2"].pop("heard")
+    assert sum(heard.values()) == 16_000 * float(
+        next(row for row in metrics(killed) if row["step"] == "4")["audio_seconds"]
     )
+    checkpoints.write_state(path, state)
+    expected = "was begun by another version of bestrq2, which drew its batches in another order; finish the run with"
+    with pytest.raises(CheckpointError, match=expected):
+        small_pretrain(recordings, killed, resume=True)
+    settings = yaml.safe_load((killed / "config.yaml").read_text())
+    settings["loader"]["batch_size"] = int(settings["loader"].pop("batch_seconds") / 2.5)
+    (killed / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(CheckpointError, match=expected):
+        small_pretrain(recordings, killed, resume=True)
+    assert cli.run(["pretrain", "--config", str(killed / "config.yaml"), "--resume"]) == 2
+    assert "loader.batch_seconds: 10 for 4 clips of 2.5 s" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_kind_is_refused_in_one_sentence(tmp_path: Path):
     path = tmp_path / "step-00000003.ckpt"
     checkpoints.write_state(path, {"model": {}, "optimizer": {}, "history": []})  # fine-tuning by epochs
-    with pytest.raises(CheckpointError, match="another version of bestrq2, whose runs this one cannot continue"):
+    with pytest.raises(CheckpointError, match="was begun by another version of bestrq2"):
         checkpoints.read_checkpoint(path)

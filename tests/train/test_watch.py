@@ -62,7 +62,7 @@ def test_the_paper_s_own_recipe_gives_no_warning(tmp_path: Path):
 
 
 def test_coverage_is_not_judged_by_fewer_targets_than_codes(tmp_path: Path):
-    config = make_config(loader={"batch_size": 2}, trainer={"log_every_n_steps": 1})
+    config = make_config(loader={"batch_seconds": 10}, trainer={"log_every_n_steps": 1})
     watcher, _ = watching(tmp_path, config)
     watcher.look_at_codes({**GOOD, "train/code_coverage": 0.003}, "train", watcher.model, 1)
     assert lines(tmp_path) == []

@@ -44,7 +44,7 @@ def finetune(
         mode: trained part: "linear" (the head), "partial" (also the last `layers` blocks) or "full".
         layers: number of trained blocks in mode "partial".
         epochs: passes over the training recordings.
-        batch_size: clips per step.
+        batch_size: clips per step, on average: clips share rows of `max_seconds`, and a step has whole rows.
         lr: peak learning rate; by default 1e-3 for "linear", else 1e-4.
         weight_decay: weight decay of AdamW, for matrices.
         warmup_fraction: share of the steps with a rising learning rate; a cosine decay to nearly 0 follows.

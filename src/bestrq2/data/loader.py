@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -314,6 +314,7 @@ def packed_batches(
     max_steps: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    batches_per_step: int = 1,
 ) -> DataLoader[Any]:
     """Batches of rows in the order of training; any number of workers and processes gives the same ones.
 
@@ -330,6 +331,8 @@ def packed_batches(
         max_steps: step before which to stop; None for never.
         rank: number of this process; it gets the places that leave this remainder when divided by `world_size`.
         world_size: number of processes.
+        batches_per_step: batches whose gradients are accumulated; where batches are made by length, all of these have
+            about the same.
 
     Returns:
         A loader of `AudioBatch`; see `end_workers`.
@@ -337,7 +340,10 @@ def packed_batches(
     Raises:
         ConfigError: sizes or numbers that are impossible together.
     """
-    schedule = _RowSchedule(source, rows, seed, batch_rows, start_step, max_steps, rank, world_size)
+    make_order: Callable[[], Any] = rows.order
+    if rows.by_length:
+        make_order = partial(SortedOrder, rows, batch_rows * batches_per_step, seed)
+    schedule = _RowSchedule(source, rows, make_order, batch_rows, start_step, max_steps, rank, world_size)
     return DataLoader(
         RowDataset(source, rows, fields, seed, draw_mask),
         batch_sampler=schedule,
@@ -357,17 +363,13 @@ class _RowSchedule(BatchSchedule):
     Args:
         source: audio to draw from.
         rows: its rows.
-        seed: random seed of the order.
-        batch_rows: rows of the global batch.
+        make_order: makes the order of the rows.
         *share: see `BatchSchedule`.
     """
 
-    def __init__(self, source: Source, rows: Rows, seed: int, batch_rows: int, *share: Any) -> None:
-        self.source, self.rows, self.seed = source, rows, seed
-        super().__init__(self._order(batch_rows), batch_rows, *share)
-
-    def _order(self, batch_rows: int) -> Any:
-        return SortedOrder(self.rows, batch_rows, self.seed) if self.rows.by_length else self.rows.order()
+    def __init__(self, source: Source, rows: Rows, make_order: Callable[[], Any], *share: Any) -> None:
+        self.source, self.rows, self.make_order = source, rows, make_order
+        super().__init__(make_order(), *share)
 
     def _shards(self, epoch: int, row: int) -> Iterator[RemoteShard]:
         for segment in self.rows.segments(epoch, row):
@@ -379,7 +381,7 @@ class _RowSchedule(BatchSchedule):
             yield from super().__iter__()
             return
         # Runs in the main process, from the first batch on: after the workers were forked.
-        ahead = FetchAhead(self._order(self.batch_size), self._shards, self.start_step * self.batch_size)
+        ahead = FetchAhead(self.make_order(), self._shards, self.start_step * self.batch_size)
         try:
             for keys in super().__iter__():
                 ahead.advance(keys[-1].step * self.batch_size)

@@ -16,6 +16,7 @@ from bestrq2.data.order import EpochOrder, Order, Parts, fits_window
 from bestrq2.data.segments import Crops, Segment, Segments
 from bestrq2.model.fields import ModelFields
 from bestrq2.seeding import generator
+from bestrq2.text import counted
 
 # First words of the seed sequences, so that these share no random numbers with others.
 PLACES, BATCHES = 0x9ACE5, 0xBA7C4
@@ -119,6 +120,27 @@ class Rows(ABC):
     @abstractmethod
     def widths(self, row: int) -> list[int]:
         """Patch columns of the clips of a row, at most."""
+
+
+def describe_rows(rows: Rows, recordings: int, step_rows: int, fields: ModelFields) -> dict[str, str]:
+    """What a run will hear, in words: facts by name, which together also make a sentence.
+
+    Args:
+        rows: rows of the corpus.
+        recordings: number of its recordings.
+        step_rows: rows per optimiser step.
+        fields: fields of the model.
+    """
+    facts = {"corpus": counted(recordings, "recording")}
+    step = counted(step_rows, "row")
+    if rows.seconds is None:
+        facts["segments"] = f"lengths are not known: a crop of up to {fields.max_seconds:g} s of each, alone in its row"
+    else:
+        facts["corpus"] += f", {rows.seconds / 3600:.2f} h"
+        each = "one in each row" if rows.by_length else f"in {counted(len(rows), 'row')}, {rows.fill:.1%} of them audio"
+        facts["segments"] = f"{counted(rows.clips, 'segment')} of up to {fields.max_seconds:g} s, {each}"
+        step = f"{rows.seconds * step_rows / len(rows):,.0f} s of audio in {step}"
+    return facts | {"step": f"{step} per step", "epoch": f"{len(rows) / step_rows:,.1f} steps per epoch"}
 
 
 class SegmentRows(Rows):

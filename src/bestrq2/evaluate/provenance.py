@@ -16,7 +16,7 @@ from bestrq2.convert.weights import exported_step
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.run_records import flatten, is_finetuned, newest_step, read_settings
+from bestrq2.run_records import is_finetuned, newest_step, read_run_settings
 
 
 def is_run_folder(model: str | os.PathLike[str]) -> bool:
@@ -59,7 +59,7 @@ def model_provenance(
         command: words of the command that makes the result.
 
     Returns:
-        model; recipe, data, seed, steps (planned) and batch_size of the run; step of the exported weights (of the
+        model; recipe, data, seed, steps (planned) and batch_seconds of the run; step of the exported weights (of the
         newest row of metrics.csv in runs of older versions); finished, whether that is the last one; training_gflops of
         the planned steps; encoder_parameters, objective, and `software_provenance`. Values that only a run folder holds
         are None for other models, as is step where there are no metrics.
@@ -68,11 +68,13 @@ def model_provenance(
         CheckpointError: config.yaml or metrics.csv of a run folder cannot be read.
     """
     numbers = cost(config)
-    known: dict[str, Any] = dict.fromkeys(("recipe", "data", "seed", "steps", "batch_size", "training_gflops"))
+    known: dict[str, Any] = dict.fromkeys(("recipe", "data", "seed", "steps", "batch_seconds", "training_gflops"))
     known |= {"step": None, "finished": None}
     if is_run_folder(model):
         known |= _run_provenance(Path(model))
-        known["training_gflops"] = numbers.training_gflops * known["batch_size"] * known["steps"]
+        known["training_gflops"] = (
+            numbers.training_gflops * known["batch_seconds"] / config.max_seconds * known["steps"]
+        )
     return {
         "model": os.fspath(model),
         **known,
@@ -84,13 +86,13 @@ def model_provenance(
 
 def _run_provenance(run: Path) -> dict[str, Any]:
     try:
-        settings = flatten(read_settings(run / "config.yaml"))
+        settings = read_run_settings(run / "config.yaml")
         known = {
             "recipe": _text(settings["recipe"]),
             "data": _text(settings["data"]),
             "seed": int(settings["seed"]),
             "steps": int(settings["trainer.max_steps"]),
-            "batch_size": int(settings["loader.batch_size"]),
+            "batch_seconds": float(settings["loader.batch_seconds"]),
         }
     except (DataError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: does not hold the settings of a run") from error

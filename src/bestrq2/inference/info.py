@@ -5,6 +5,7 @@ A recipe is described without importing torch unless its cost is counted.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from contextlib import suppress
@@ -20,23 +21,41 @@ ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
 _WHOLE, _CLASSIFIER = "BestRQ2ForPreTraining", "BestRQ2ForAudioClassification"
 
 
-def model_info(model: str | os.PathLike[str], cost: bool = True) -> dict[str, str]:
+def model_info(model: str | os.PathLike[str], cost: bool = True, data: str | None = None) -> dict[str, str]:
     """Size, cost and origin of a model, as printed by `bestrq2 info`.
 
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
         cost: count parameters and operations.
+        data: source of audio, for what a run of a recipe would hear of it; None for none.
 
     Raises:
         CheckpointError: if there is no such model.
+        ConfigError: `data` is given for something other than a recipe.
     """
     name = os.fspath(model)
     if not Path(name).is_dir() and (name in recipes() or is_recipe_file(name)):
         origin = {"trained": "no: a recipe, whose weights are random"}
-        return {"model": name} | architecture(_recipe_fields(name), cost) | origin
+        heard = {} if data is None else _of_corpus(name, data)
+        return {"model": name} | architecture(_recipe_fields(name), cost) | origin | heard
+    if data is not None:
+        raise ConfigError(f"--data belongs to a recipe, and {name} is none; a run folder tells about its own data")
     from bestrq2.convert.loading import load_encoder
 
     return {"model": name} | architecture(load_encoder(model).config, cost) | _provenance(Path(model))
+
+
+def _of_corpus(name: str, data: str) -> dict[str, str]:
+    """What a run of a recipe hears of a corpus."""
+    from bestrq2.data.loader import split_source, training_rows
+    from bestrq2.data.open_source import open_source
+    from bestrq2.data.rows import describe_rows
+
+    fields, loader = _recipe_fields(name), recipe(name).get("loader", {})
+    source = open_source(data)
+    training, _ = split_source(source, loader.get("validation_clips", 64), 0)
+    rows = max(1, round(loader.get("batch_seconds", 2560) / fields.max_seconds))
+    return {"data": data} | describe_rows(training_rows(training, fields, 0), len(training), rows, fields)
 
 
 def _recipe_fields(name: str) -> ModelFields:
@@ -119,9 +138,27 @@ def _mask(config: ModelFields) -> str:
     return shapes[config.mask_shape] + noise + several
 
 
+# Top folders that are named with their hours; the others are counted.
+_FOLDERS = 20
+
+
+def _hours_heard(path: Path) -> str:
+    """Hours that a run has heard, of each top folder where there are several; "" where that was not recorded."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            hours = [(row["folder"], float(row["seconds"]) / 3600) for row in csv.DictReader(file)]
+    except (OSError, csv.Error, KeyError, TypeError, ValueError):
+        return ""
+    parts = [f"{folder} {each:.2f}" for folder, each in hours[:_FOLDERS]]
+    if others := hours[_FOLDERS:]:
+        parts.append(f"{counted(len(others), 'other folder')} {sum(each for _, each in others):.2f}")
+    listed = f": {', '.join(parts)}" if len(hours) > 1 else ""
+    return f"{sum(each for _, each in hours):.2f} h{listed}"
+
+
 def _provenance(run: Path) -> dict[str, str]:
     """Origin of the model of a run folder; for other models, that it is unknown."""
-    from bestrq2.run_records import flatten, is_finetuned, read_settings, read_table
+    from bestrq2.run_records import is_finetuned, read_run_settings, read_settings, read_table
 
     if not (run / "config.yaml").is_file():
         return {"trained": "unknown: not a run folder"}
@@ -130,7 +167,7 @@ def _provenance(run: Path) -> dict[str, str]:
         known = [(key, str(settings.get(key))) for key in ("labelled", "epochs", "seed")]
         return {"fine-tuned": f"{settings.get('mode')}, from {settings.get('model')}"} | dict(known)
     try:
-        settings = flatten(read_settings(run / "config.yaml"))
+        settings = read_run_settings(run / "config.yaml")
         facts = {key: str(settings[key]) for key in ("recipe", "data", "seed")}
     except (DataError, KeyError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: holds no settings of a run") from error
@@ -138,13 +175,16 @@ def _provenance(run: Path) -> dict[str, str]:
         curves = read_table(run / "metrics.csv")
         if "train/loss" in curves and "train/excess_loss" in curves:
             (logged, losses), (_, excesses) = curves["train/loss"], curves["train/excess_loss"]
-            steps, clips = settings["trainer.max_steps"], settings["loader.batch_size"]
+            steps, seconds = settings["trainer.max_steps"], settings["loader.batch_seconds"]
             facts["trained"] = (
-                f"{logged[-1]:,} of {counted(steps, 'step')} of {counted(clips, 'clip')}, loss {losses[-1]:.3f} "
+                f"{logged[-1]:,} of {counted(steps, 'step')} of {seconds:g} s, loss {losses[-1]:.3f} "
                 f"(excess {excesses[-1]:+.3f})"
             )
+    if hours := _hours_heard(run / "heard.csv"):
+        facts["heard"] = hours
     if (run / "environment.json").is_file():
         with suppress(OSError, ValueError, KeyError, TypeError):  # damaged: a fact less
             environment = json.loads((run / "environment.json").read_text())
             facts["made with"] = f"bestrq2 {environment['bestrq2']}, torch {environment['packages']['torch']}"
+            facts |= environment.get("heard", {})
     return facts

@@ -302,12 +302,13 @@ def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
     facts = {label: cells[0] for label, cells in runs_table([read_curves(folder)])}
     stage = "validation" if "validation/loss" in run.curves else "training"
     finals = {f"{name} ({stage})": facts[name] for name in _FINALS if name in facts}
-    gflops = cost(run.model).training_gflops * run.batch_size * step
-    seconds, clips = run.seconds(), counted(run.batch_size, "clip")
+    gflops = cost(run.model).training_gflops * run.step_rows * step
+    seconds = run.seconds()
     return {
         "recipe": run.recipe,
         "data": ", ".join([_public_name(data), *_data_summary(folder, Path(data))]),
-        "steps": f"{step:,} of {run.max_steps:,}, {clips} of up to {run.model.max_seconds:g} s each",
+        "steps": f"{step:,} of {run.max_steps:,}, {run.settings['loader.batch_seconds']:g} s each, in "
+        f"rows of {run.model.max_seconds:g} s",
         **{name: facts[name] for name in ("learning rate", "precision", "seed") if name in facts},
         "training compute": flops_text(gflops),
         **({} if seconds is None else {"wall time": time_text(seconds)}),

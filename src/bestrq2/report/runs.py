@@ -14,7 +14,7 @@ from bestrq2.evaluate.result import Result
 from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.report.curves import RunCurves
-from bestrq2.run_records import Curve, flatten, read_columns, read_settings, read_table, whole_windows
+from bestrq2.run_records import Curve, read_columns, read_run_settings, read_settings, read_table, whole_windows
 
 BENCHMARK = SOUNDWORLD_1.name
 LOSSES = ("validation/loss", "train/loss")
@@ -29,7 +29,7 @@ SHOWN_SETTINGS = {
     "codebook_size": "codes",
     "num_codebooks": "codebooks",
     "mask_ratio": "share hidden",
-    "batch_size": "batch size",
+    "batch_seconds": "seconds per step",
     "max_steps": "steps",
     "lr": "learning rate",
     "precision": "precision",
@@ -75,9 +75,9 @@ class Run:
         return self.steps >= self.max_steps
 
     @property
-    def batch_size(self) -> int:
-        """Clips per step."""
-        return int(self.settings["loader.batch_size"])
+    def step_rows(self) -> float:
+        """Rows of `max_seconds` per step."""
+        return self.settings["loader.batch_seconds"] / self.model.max_seconds
 
     def final(self, metric: str) -> float | None:
         """Last value of a metric; None where it was not logged."""
@@ -153,7 +153,7 @@ def read_curves(folder: Path) -> RunCurves:
     folder = Path(folder)
     by_last_part: dict[str, Any] = {}
     try:
-        settings = flatten(read_settings(folder / "config.yaml"))
+        settings = read_run_settings(folder / "config.yaml")
     except DataError:
         settings = {}
     for name, value in settings.items():
@@ -226,15 +226,16 @@ def value_text(value: object, name: str = "") -> str:
 
 def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:
     """All settings under dotted names, and the architecture."""
-    settings = read_settings(path)
-    flat = flatten(settings)
-    needed = ("recipe", "data", "seed", "loader.batch_size", "trainer.max_steps")
+    settings, flat = read_settings(path), read_run_settings(path)
+    needed = ("recipe", "data", "seed", "loader.batch_seconds", "trainer.max_steps")
     missing = [name for name in needed if flat.get(name) is None]
     if missing:
         raise DataError(f"{path}: is not the configuration of a pretraining run: it lacks {', '.join(missing)}")
-    for name in ("seed", "loader.batch_size", "trainer.max_steps"):
+    for name in ("seed", "trainer.max_steps"):
         if not isinstance(flat[name], int):
             raise DataError(f"{path}: {name} must be a whole number, found {flat[name]!r}")
+    if not isinstance(flat["loader.batch_seconds"], int | float):
+        raise DataError(f"{path}: loader.batch_seconds must be a number, found {flat['loader.batch_seconds']!r}")
     try:
         model = BestRQ2Config(**(settings.get("model") or {}))
     except (ValueError, TypeError) as error:

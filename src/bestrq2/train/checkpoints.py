@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import math
 import pickle
 import re
 from pathlib import Path
@@ -171,36 +170,24 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state of a run; one that a version with Lightning's Trainer wrote is brought into today's form.
+    """The state of a run.
 
     Raises:
-        CheckpointError: missing, damaged, or of a form that cannot be continued.
+        CheckpointError: missing, damaged, or of a version whose runs cannot be continued.
     """
     state = read_state(path)
     facts = state.get("bestrq2")
-    if facts is None or not {"global_step", "state_dict", "optimizer_states"} <= state.keys():
-        raise CheckpointError(
-            f"{path}: was written by another version of bestrq2, whose runs this one cannot continue; finish the run "
-            "with that version, or name a new folder with --output"
-        )
-    if "best_step" in facts:
-        return state
-    callbacks, average = state.get("callbacks", {}), {}
-    if "current_model_state" in state:  # with a moving average, which took the place of the weights
-        average = {"average": {name.removeprefix("model."): value for name, value in state["state_dict"].items()}}
-        state["state_dict"] = state["current_model_state"]
-    best = callbacks.get("RunKeeper", {}).get("best", math.inf)
-    facts |= {
-        "best": None if math.isinf(best) else [-best],
-        "best_step": 0,
-        "watch": callbacks.get("Watch"),
-        "precision": state.get("MixedPrecision", {}),
-        "windows": [
-            {"terms" if name == "patches" else name: value for name, value in window.items()}
-            for window in facts["windows"]
-        ],
-    }
-    return state | average
+    if facts is None or "heard" not in facts or not {"global_step", "state_dict", "optimizer_states"} <= state.keys():
+        raise earlier_order(path)
+    return state
+
+
+def earlier_order(path: Path) -> CheckpointError:
+    """The error for a run, or a state of one, that another version of the package began."""
+    return CheckpointError(
+        f"{path}: was begun by another version of bestrq2, which drew its batches in another order; finish the run "
+        "with that version, or name a new folder with --output"
+    )
 
 
 def optimizer_state(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from bestrq2.convert.loading import load_encoder
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batch import AudioBatch
 from bestrq2.data.labels import LabelledTask, load_task
-from bestrq2.data.loader import end_workers, training_batches
+from bestrq2.data.loader import end_workers, packed_batches, training_rows
 from bestrq2.data.rejections import RejectionLog, Shorter
+from bestrq2.data.rows import describe_rows
 from bestrq2.data.sources import SubsetSource
 from bestrq2.data.splits import SPLITS, balanced
 from bestrq2.errors import AudioError, ConfigError, DataError
@@ -36,6 +37,7 @@ from bestrq2.model.modeling_bestrq2 import MULTI, SINGLE, BestRQ2ForAudioClassif
 from bestrq2.recipe_book import recipes
 from bestrq2.text import counted
 from bestrq2.train.checkpoints import read_checkpoint
+from bestrq2.train.heard import Heard
 from bestrq2.train.loop import Run, make_run, train
 from bestrq2.train.optimizer import layer_groups
 from bestrq2.train.processes import (
@@ -50,7 +52,7 @@ from bestrq2.train.processes import (
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import FinetuneConfig, LoaderConfig, LoggingConfig, TrainerConfig, WatchConfig
 from bestrq2.train.stopping import StopRequest
-from bestrq2.train.task import Inputs, Sums, Task, unequal_lengths
+from bestrq2.train.task import Inputs, Sums, Task
 from bestrq2.train.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,9 @@ def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
                 folder.remove_leftovers()
                 folder.write_config(config.to_dict())
                 folder.write_environment(_facts(config, data))
+                task.rejections.add(task.rows.rejected)
+                facts = describe_rows(task.rows, len(task.source), task.batch_rows, model.config)
+                logger.info("%s: %s", task.source.name, "; ".join(facts.values()))
             result = _finetune(config, folder, task, checkpoint, stop)
             disconnect()
             return result
@@ -113,12 +118,13 @@ def _finetune(
         groups=layer_groups(task.model, config),
         watch=lambda clock: Watch(
             folder.warnings, clock, trainer, config.optimizer, WatchConfig(),
-            LoaderConfig(batch_size=config.batch_size, num_workers=config.num_workers),
+            LoaderConfig(num_workers=config.num_workers),
         ),
         logging=LoggingConfig(),
         settings=config.to_dict(),
         stop=stop,
         rejections=task.rejections,
+        heard=Heard(task.source, task.model.config.sampling_rate),
         state=None if checkpoint is None else read_checkpoint(checkpoint),
     )  # fmt: skip
     if run.step < trainer.max_steps:
@@ -162,21 +168,27 @@ class ClassificationTask(Task):
         self.trained = choose_trainable(model, config.mode, config.layers)
         self.targets = data.targets("train")
         self.number = {name: place for place, name in enumerate(data.source("train").names())}
-        self.steps_per_epoch = math.ceil(len(self.targets) / config.batch_size)
+        training = data.source("train")
+        self.source = balanced(training, self.targets) if config.balanced else training
+        self.rows = training_rows(self.source, model.config, config.seed)
+        # As many rows as hold `batch_size` clips on average.
+        self.batch_rows = max(1, round(config.batch_size * len(self.rows) / self.rows.clips))
+        self.steps_per_epoch = math.ceil(len(self.rows) / self.batch_rows)
         self.max_steps = config.epochs * self.steps_per_epoch
 
     def forward(self, inputs: Inputs) -> Sums:
         """Sums over the clips of a batch; see `Task.forward`."""
-        clips, samples = inputs.input_values.shape
-        mask = None if inputs.lengths is None else torch.arange(samples) < inputs.lengths[:, None]
-        loss = self.model(inputs.input_values, mask, inputs.labels).loss
+        assert inputs.labels is not None
+        clips = len(inputs.labels)
+        output = self.model(inputs.input_values, labels=inputs.labels, packing=inputs.packing)
+        loss = output.loss if clips else output.logits.sum()  # the mean over no clips is NaN
         return {"loss": loss * clips, "terms": torch.full_like(loss, clips)}
 
     def inputs(self, batch: AudioBatch, device: torch.device) -> Inputs:
         """A batch with its labels on the device."""
         targets = torch.from_numpy(self.targets[[self.number[name] for name in batch.recordings]])
         labels = targets if self.data.multi_label else targets.argmax(dim=1)
-        return Inputs(batch.to(device).input_values, unequal_lengths(batch), labels=labels.to(device))
+        return Inputs(batch.to(device).input_values, batch.packing, labels=labels.to(device))
 
     def terms(self, batch: AudioBatch) -> int:
         """Number of clips."""
@@ -324,16 +336,19 @@ def _trainer(config: FinetuneConfig, task: ClassificationTask) -> TrainerConfig:
 
 def _loader(config: FinetuneConfig, task: ClassificationTask, run: Run) -> Any:
     """Batches of this process from the step on from which the run (re)starts."""
-    world, architecture = run.fabric.world_size, task.model.config
-    if config.batch_size % world:
-        raise ConfigError(f"batch_size ({config.batch_size}) must be a multiple of the {world} devices")
-    training = task.data.source("train")
-    return training_batches(
-        balanced(training, task.targets) if config.balanced else training,
-        sampling_rate=architecture.sampling_rate,
-        max_seconds=architecture.max_seconds,
+    world, rows = run.fabric.world_size, task.batch_rows
+    if rows % world:
+        least = math.ceil((math.ceil(rows / world) * world - 0.5) * task.rows.clips / len(task.rows))
+        raise ConfigError(
+            f"batch_size ({config.batch_size}) makes {counted(rows, 'row')} of {task.model.config.max_seconds:g} s, "
+            f"which must be a multiple of the {world} devices; give about {least}"
+        )
+    return packed_batches(
+        task.source,
+        task.rows,
+        task.model.config,
         seed=config.seed,
-        batch_size=config.batch_size,
+        batch_rows=rows,
         start_step=run.step,
         num_workers=config.num_workers,
         max_steps=task.max_steps,

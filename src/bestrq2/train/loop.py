@@ -29,6 +29,7 @@ from bestrq2.text import counted
 from bestrq2.train.checkpoints import load_optimizer, model_state, optimizer_state
 from bestrq2.train.clock import RunClock
 from bestrq2.train.guard import Guard
+from bestrq2.train.heard import Heard
 from bestrq2.train.loggers import Loggers, make_loggers
 from bestrq2.train.objective import PretrainingTask
 from bestrq2.train.online_probe import OnlineProbing
@@ -69,6 +70,8 @@ def take_steps(run: Run, batches: Iterator[AudioBatch]) -> None:
         # Draw: several batches where gradients are accumulated, so that the terms of the whole step are known.
         parts = [next(batches) for _ in range(settings.accumulate_grad_batches)]
         run.clock.batches_arrived()
+        for part in parts:
+            run.heard.add(part)
 
         # Forward and backward: each term of the loss weighs the same, whatever batch and process it belongs to.
         # Processes average their gradients, hence the factor world_size.
@@ -109,7 +112,7 @@ def take_steps(run: Run, batches: Iterator[AudioBatch]) -> None:
             run.save(step, export=True, better=better)
         elif better:
             run.save(step, export=task.exports_best, better=True)
-        run.show(step, sum(map(len, parts)))
+        run.show(step)
         if stopping and not last:
             run.leave()
 
@@ -130,6 +133,9 @@ class Run:
         stop: signals that ask to stop.
         loggers: destinations of the figures.
         watch: warnings.
+        clock: time of training, and of waiting for data.
+        rejections: list of recordings that could not be used.
+        heard: audio heard so far.
         average: moving average of the weights; None for none.
         probing: online probe; None for none.
         max_skipped_in_a_row: steps in a row that are not finite after which the run fails.
@@ -149,6 +155,7 @@ class Run:
     watch: Watch
     clock: RunClock
     rejections: RejectionLog
+    heard: Heard
     average: MovingAverage | None = None
     probing: OnlineProbing | None = None
     max_skipped_in_a_row: int = 10
@@ -166,7 +173,6 @@ class Run:
         self._window: Sums = {}
         self._rejected: list[tuple[str, str]] = []
         self._shorter: list[Shorter] = []
-        self._clips = 0
         self._validated = False
         self.progress = Progress(
             self.task.label, self.settings.max_steps, "steps", self.step, shown=self.fabric.is_global_zero
@@ -183,6 +189,7 @@ class Run:
             self.watch.load_state_dict(facts["watch"])
         self.best = tuple(facts["best"]) if facts["best"] is not None else None
         self.best_step = facts["best_step"]
+        self.heard.restore(facts["heard"], self.fabric.global_rank)
         if self.average is not None:
             self.average.model.load_state_dict(state["average"])
         windows, rank = facts["windows"], self.fabric.global_rank
@@ -210,13 +217,13 @@ class Run:
             group["lr"] = group["initial_lr"] * factor
 
     def total_terms(self, parts: list[AudioBatch]) -> float | Tensor:
-        """Number of terms of the loss in a whole step, over all its batches and processes."""
+        """Number of terms of the loss in a whole step, over all its batches and processes; at least 1."""
         own = sum(self.task.terms(part) for part in parts)
         if not connected():
-            return own
+            return max(1, own)
         total = torch.full((), float(own), device=self.fabric.device)
         dist.all_reduce(total)
-        return total
+        return total.clamp_min(1)
 
     def finish_step(self, step: int, sums: Sums) -> None:
         """Count a step; the sums of one that was skipped are left out of the averages."""
@@ -236,6 +243,7 @@ class Run:
         values = dict(self.task.summarise(all_reduced(self._window)))
         values["train/skipped_steps"] = self.guard.skipped
         values["train/learning_rate"] = self.optimizer.optimizer.param_groups[0]["lr"]
+        values["audio_seconds"] = self.heard.seconds(self.fabric.device)
         self._window = {}
         self.publish(values, step)
         if self.fabric.is_global_zero:
@@ -285,14 +293,13 @@ class Run:
             self.watch.look(self.latest, step, logged=logged, validated=self._validated)
         self._validated = False
 
-    def show(self, step: int, clips: int) -> None:
+    def show(self, step: int) -> None:
         """Update the progress display."""
-        self._clips += clips * self.fabric.world_size
         elapsed, parts = max(1e-9, self.clock.elapsed), []
         for name, text in (("loss", "loss {:.3f}"), ("accuracy", "acc {:.1%}"), ("code_perplexity", "codes {:.0f}")):
             if (value := self.latest.get(f"train/{name}")) is not None:
                 parts.append(text.format(value))
-        parts.append(f"{self._clips / elapsed:.1f} clips/s")
+        parts.append(self.heard.describe(elapsed, self.fabric.world_size))
         parts.append(f"{self.clock.waited / elapsed:.0%} waiting for data")
         self.progress.show(step, details=", ".join(parts), now=step == self.settings.max_steps)
 
@@ -332,6 +339,7 @@ class Run:
                 "precision": self.fabric.strategy.precision.state_dict(),
                 "best": None if self.best is None else list(self.best),
                 "best_step": self.best_step,
+                "heard": self.heard.everywhere(),
                 "windows": gathered({name: value.cpu() for name, value in self._window.items()}),
             },
         }
@@ -355,6 +363,7 @@ class Run:
         try:
             if export and (better or not self.task.exports_best):
                 self._export(step, state["state_dict"])
+            self.heard.write(self.folder.heard, state["bestrq2"]["heard"])
             self.store.write(step, state)
             if better:
                 self.store.mark_best(step)
@@ -429,6 +438,7 @@ def make_run(
     settings: dict[str, Any],
     stop: StopRequest,
     rejections: RejectionLog,
+    heard: Heard,
     groups: list[dict[str, Any]] | None = None,
     probing: OnlineProbing | None = None,
     max_skipped_in_a_row: int = 10,
@@ -447,6 +457,7 @@ def make_run(
         settings: all settings of the run, as plain values.
         stop: signals that ask to stop.
         rejections: list of recordings that could not be used.
+        heard: audio heard so far, none.
         groups: parameter groups in place of the usual ones.
         probing: online probe; None for none.
         max_skipped_in_a_row: steps in a row that are not finite after which the run fails.
@@ -484,6 +495,7 @@ def make_run(
         watch=watch(clock),
         clock=clock,
         rejections=rejections,
+        heard=heard,
         average=average,
         probing=probing,
         max_skipped_in_a_row=max_skipped_in_a_row,

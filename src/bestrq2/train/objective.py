@@ -12,39 +12,38 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from bestrq2.convert.weights import quiet_hub, refuse_beyond_memory
-from bestrq2.data.batch import AudioBatch, fixed_batches
+from bestrq2.data.batch import AudioBatch, fixed_rows
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
-from bestrq2.model.masking import draw_hidden_mask
+from bestrq2.model.masking import draw_packed_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.model.quantizer import code_usage
 from bestrq2.train.settings import PretrainConfig
-from bestrq2.train.task import Inputs, Sums, Task, added, unequal_lengths
+from bestrq2.train.task import Inputs, Sums, Task, added
 
 _VALIDATION_SEED = 0x7A11D
-_VALIDATION_BATCH = 16
+_VALIDATION_ROWS = 16
 
 
 @dataclass(frozen=True)
 class MaskDrawer:
     """Draws the hidden patches of a batch from (seed, step, place); picklable, so that loader workers can use it.
 
-    A step may be cut into several batches (gradient accumulation): then the batch numbered `step` holds the places from
-    `step % batches * clips` on of optimiser step `step // batches`, and the masks are those of the uncut step.
+    A step may be cut into several batches (gradient accumulation): then the batch numbered `step` holds the rows from
+    `step % batches * rows` on of optimiser step `step // batches`, and the masks are those of the uncut step.
     """
 
     config: BestRQ2Config
     seed: int
     batches_per_step: int
-    clips_per_batch: int
+    rows_per_batch: int
 
-    def __call__(self, lengths: Tensor, step: int, places: Tensor) -> Tensor:
-        """Lengths int64 [B] in samples, number of the batch, places int64 [B] to bool [B, N]."""
-        columns = [self.config.columns(int(length)) for length in lengths]
-        first = step % self.batches_per_step * self.clips_per_batch
-        return draw_hidden_mask(
-            self.config, columns, self.seed, step // self.batches_per_step, [first + int(place) for place in places]
+    def __call__(self, segments: Tensor, step: int, places: Tensor) -> Tensor:
+        """Clips int64 [R, C] as in `Packing`, number of the batch, places int64 [R] to bool [R, N] or [R, masks, N]."""
+        first = step % self.batches_per_step * self.rows_per_batch
+        return draw_packed_mask(
+            self.config, segments, self.seed, step // self.batches_per_step, [first + int(place) for place in places]
         )
 
 
@@ -61,20 +60,24 @@ class PretrainingTask(Task):
 
     def __init__(self, model: BestRQ2ForPreTraining, seed: int, held_out: Sequence[np.ndarray] = ()) -> None:
         super().__init__(model, seed)
-        self.validation_batches = fixed_batches(list(held_out), _VALIDATION_BATCH)
+        self.validation_batches = fixed_rows(list(held_out), model.config, _VALIDATION_ROWS) if held_out else []
 
     def forward(self, inputs: Inputs) -> Sums:
         """Sums over the hidden patches of a batch; see `Task.forward`."""
         return _sums(self.model, inputs)
 
     def inputs(self, batch: AudioBatch, device: torch.device) -> Inputs:
-        """A batch on the device; lengths and masks stay on the CPU, where counting them costs no synchronisation."""
-        return Inputs(batch.to(device).input_values, unequal_lengths(batch), batch.hidden_mask)
+        """A batch on the device; packing and masks stay on the CPU, where counting them costs no synchronisation."""
+        return Inputs(batch.to(device).input_values, batch.packing, batch.hidden_mask)
 
     def terms(self, batch: AudioBatch) -> int:
         """Number of hidden patches."""
         assert batch.hidden_mask is not None
-        return int(batch.hidden_mask.sum())
+        assert batch.packing is not None
+        # The mask also marks empty patches, so that all rows have equally many.
+        in_a_clip = batch.packing.patch_segments(self.model.config.patch_rows) != 0
+        of_mask = in_a_clip if batch.hidden_mask.ndim == 2 else in_a_clip[:, None]
+        return int((batch.hidden_mask & of_mask).sum())
 
     def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Averages over the hidden patches of several steps."""
@@ -89,9 +92,11 @@ class PretrainingTask(Task):
         config = self.model.config
         total: Sums = {}
         for index, batch in enumerate(self.validation_batches):
-            columns = [config.columns(int(length)) for length in batch.lengths]
-            mask = draw_hidden_mask(config, columns, _VALIDATION_SEED, index, batch.places.tolist(), masks=1)
-            inputs = Inputs(batch.to(fabric.device).input_values, unequal_lengths(batch), mask)
+            assert batch.packing is not None
+            mask = draw_packed_mask(
+                config, batch.packing.segments, _VALIDATION_SEED, index, batch.places.tolist(), masks=1
+            )
+            inputs = Inputs(batch.to(fabric.device).input_values, batch.packing, mask)
             with fabric.autocast():
                 total = added(total, _sums(model, inputs))
         return {name: float(value) for name, value in summarise("validation", total).items()}
@@ -105,7 +110,7 @@ class PretrainingTask(Task):
 
 def _sums(model: nn.Module, inputs: Inputs) -> Sums:
     """Sums of loss, accuracy and codes over the hidden patches of a batch."""
-    output = model(inputs.input_values, hidden_mask=inputs.hidden_mask, lengths=inputs.lengths, output_logits=False)
+    output = model(inputs.input_values, hidden_mask=inputs.hidden_mask, packing=inputs.packing, output_logits=False)
     patches = output.hidden_valid.sum().float()
     return {
         "terms": patches,

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from bestrq2.data.loader import end_workers, fixed_crops, split_source, training_batches
+from bestrq2.data.loader import end_workers, fixed_crops, packed_batches, split_source, training_rows
 from bestrq2.data.open_source import open_source
 from bestrq2.data.prepare.summary import BandSums, prepared_statistics
 from bestrq2.data.rejections import RejectionLog, Shorter
+from bestrq2.data.rows import Rows, describe_rows
 from bestrq2.data.sources import Source
 from bestrq2.errors import ConfigError
 from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.compiling import compile_parts
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.report.page import write_run_report
-from bestrq2.train.checkpoints import read_checkpoint
+from bestrq2.train.checkpoints import earlier_order, read_checkpoint
+from bestrq2.train.heard import Heard
 from bestrq2.train.loop import Run, make_run, train
 from bestrq2.train.objective import MaskDrawer, PretrainingTask, build_model, model_config
 from bestrq2.train.online_probe import OnlineProbing
@@ -37,12 +39,11 @@ from bestrq2.train.processes import (
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import PretrainConfig, changed_rounding, changed_settings
 from bestrq2.train.stopping import StopRequest
-from bestrq2.train.task import unequal_lengths
 from bestrq2.train.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-_STATISTICS_BATCH = 16
+_STATISTICS_ROWS = 16
 # Recordings in the report of a run that holds none out.
 _SHOWN = 16
 
@@ -78,9 +79,13 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
             if first:
                 folder.remove_leftovers()
                 folder.write_config(config.to_dict())
+            rows = training_rows(training, config.model, config.seed)
+            facts = describe_rows(rows, len(training), config.step_rows, config.model)
+            logger.info("%s: %s", training.name, "; ".join(facts.values()))
+            if first:
                 counts = {"recordings": len(source), "held_out": len(held_out) if held_out else 0}
-                folder.write_environment(counts)
-            _pretrain(config, folder, training, held_out, (start, checkpoint), stop, probing)
+                folder.write_environment({**counts, "heard": facts})
+            _pretrain(config, folder, (training, rows), held_out, (start, checkpoint), stop, probing)
             disconnect()
     return folder.root
 
@@ -88,15 +93,17 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
 def _pretrain(
     config: PretrainConfig,
     folder: RunFolder,
-    training: Source,
+    corpus: tuple[Source, Rows],
     held_out: Source | None,
     resumed: tuple[int, Path | None],
     stop: StopRequest,
     probing: OnlineProbing | None,
 ) -> None:
     """Launch the processes, put the parts of the run together, train, and write the report."""
-    start, checkpoint = resumed
+    (training, rows), (start, checkpoint) = corpus, resumed
     rejections = RejectionLog(folder.rejected)
+    if first_process():
+        rejections.add(rows.rejected)
     shown = _fixed_crops(config, held_out or training, rejections)
     fabric = launch(config.trainer)
     task = PretrainingTask(build_model(config), config.seed, shown if held_out else [])
@@ -104,7 +111,7 @@ def _pretrain(
         compile_parts(task.model)
     state = None if checkpoint is None else read_checkpoint(checkpoint)
     if state is None and config.model.uses_dataset_statistics:
-        task.model.base_model.set_statistics(*_statistics(config, training, task.model.base_model, rejections))
+        task.model.base_model.set_statistics(*_statistics(config, training, rows, task.model.base_model, rejections))
     run = make_run(
         task,
         fabric,
@@ -118,12 +125,13 @@ def _pretrain(
         settings=config.to_dict(),
         stop=stop,
         rejections=rejections,
+        heard=Heard(training, config.model.sampling_rate),
         probing=probing,
         max_skipped_in_a_row=config.watch.max_skipped_in_a_row,
         state=state,
     )
     if start < config.trainer.max_steps:
-        loader = _loader(config, training, run)
+        loader = _loader(config, training, rows, run)
         try:
             train(run, loader)
         finally:
@@ -132,35 +140,27 @@ def _pretrain(
         write_run_report(folder.root, shown)
 
 
-def _crops(config: PretrainConfig) -> dict[str, Any]:
-    """What all crops of a run have in common."""
-    fields = config.model
-    return {
-        "seed": config.seed,
-        "sampling_rate": fields.sampling_rate,
-        "max_seconds": fields.max_seconds,
-        "min_samples": fields.min_training_samples,
-    }
-
-
-def _loader(config: PretrainConfig, training: Source, run: Run) -> Any:
+def _loader(config: PretrainConfig, training: Source, rows: Rows, run: Run) -> Any:
     """Batches of this process from the step on from which the run (re)starts."""
     batches, world = config.trainer.accumulate_grad_batches, run.fabric.world_size
-    clips = config.loader.batch_size // batches
-    if clips % world:
+    batch_rows = config.step_rows // batches
+    if batch_rows % world:
         raise ConfigError(
-            f"loader.batch_size ({config.loader.batch_size}) must be a multiple of the {world} devices times "
+            f"{config.rows_in_words}, which must be a multiple of the {world} devices times "
             f"trainer.accumulate_grad_batches ({batches})"
         )
-    return training_batches(
+    return packed_batches(
         training,
-        **_crops(config),
-        batch_size=clips,
+        rows,
+        config.model,
+        seed=config.seed,
+        batch_rows=batch_rows,
         start_step=run.step * batches,
         num_workers=config.loader.num_workers,
-        draw_mask=MaskDrawer(model_config(config.model), config.seed, batches, clips),
+        draw_mask=MaskDrawer(model_config(config.model), config.seed, batches, batch_rows),
         rank=run.fabric.global_rank,
         world_size=world,
+        batches_per_step=batches,
     )
 
 
@@ -168,8 +168,17 @@ def _fixed_crops(config: PretrainConfig, source: Source, rejections: RejectionLo
     """Crops for the validation loss and the report: always the same ones."""
     rejected: list[tuple[str, str]] = []
     shorter: list[Shorter] = []
-    count = config.loader.validation_clips or _SHOWN
-    crops = fixed_crops(source, count, **_crops(config), rejected=rejected, shorter=shorter)
+    fields = config.model
+    crops = fixed_crops(
+        source,
+        config.loader.validation_clips or _SHOWN,
+        seed=config.seed,
+        sampling_rate=fields.sampling_rate,
+        max_seconds=fields.max_seconds,
+        min_samples=fields.min_training_samples,
+        rejected=rejected,
+        shorter=shorter,
+    )
     if first_process():
         rejections.add(rejected)
         rejections.shorter.add(shorter)
@@ -179,16 +188,24 @@ def _fixed_crops(config: PretrainConfig, source: Source, rejections: RejectionLo
 
 
 def _statistics(
-    config: PretrainConfig, training: Source, encoder: BestRQ2Model, rejections: RejectionLog
+    config: PretrainConfig, training: Source, rows: Rows, encoder: BestRQ2Model, rejections: RejectionLog
 ) -> Sequence[torch.Tensor]:
     """Mean and deviation per mel band, dB, float32 [bands] each: those of a prepared corpus, or estimated ones."""
     if known := prepared_statistics(training, encoder.config):
         logger.info("%s: mean and deviation per mel band are those of its summary", training.name)
         return known
-    clips = config.loader.statistics_clips
-    batch_size = min(_STATISTICS_BATCH, clips)
-    workers, steps = config.loader.num_workers, -(-clips // batch_size)
-    batches = training_batches(training, **_crops(config), batch_size=batch_size, num_workers=workers, max_steps=steps)
+    # As many rows as hold so many clips on average.
+    needed = max(1, round(config.loader.statistics_clips * len(rows) / rows.clips))
+    size = min(_STATISTICS_ROWS, needed)
+    batches = packed_batches(
+        training,
+        rows,
+        config.model,
+        seed=config.seed,
+        batch_rows=size,
+        num_workers=config.loader.num_workers,
+        max_steps=-(-needed // size),
+    )
     sums = BandSums(encoder.config.num_mel_bands)
     rejected: list[tuple[str, str]] = []
     shorter: list[Shorter] = []
@@ -196,7 +213,9 @@ def _statistics(
         for batch in batches:
             rejected += batch.rejected
             shorter += batch.shorter
-            sums.add(*encoder.log_mel(batch.to("cpu").input_values, unequal_lengths(batch)))
+            columns = encoder.log_mel.packed(batch.to("cpu").input_values, batch.packing.frames)
+            columns = columns.unflatten(-1, (batch.packing.segments.shape[1], -1)).movedim(1, -1)
+            sums.add_frames(columns[batch.packing.segments != 0].flatten(0, 1))
     if first_process():
         rejections.add(rejected)
         rejections.shorter.add(shorter)
@@ -215,6 +234,8 @@ def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int) ->
     old, new = folder.read_config(), config.to_dict()
     if not all(isinstance(old.get(group), dict) for group in ("model", "trainer")):
         raise ConfigError(f"{folder.root}: holds another kind of run; name a new folder with --output")
+    if "batch_seconds" not in old.get("loader", {}):
+        raise earlier_order(folder.root)
     step, path = folder.store(config.trainer).newest()
     changes = changed_settings(old, new)
     before = folder.read_environment().get("recordings")

@@ -26,6 +26,7 @@ from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.files import disk_errors, write_text
 from bestrq2.inference.embedder import checked_device
 from bestrq2.model.log_mel import LogMel
+from bestrq2.model.packing import Packing
 from bestrq2.train.checkpoints import CheckpointStore, read_state, write_state
 from bestrq2.train.guard import Guard, gradient_norm, marked
 from bestrq2.train.objective import PretrainingTask, build_model, model_config
@@ -57,6 +58,8 @@ def save_failure(
         {
             "input_values": part.input_values.detach().cpu(),
             "lengths": part.lengths,
+            "packing": {} if part.packing is None else dict(vars(part.packing)),
+            "counts": part.counts,
             "places": part.places,
             "hidden_mask": part.hidden_mask,
             "recordings": list(part.recordings),
@@ -149,6 +152,8 @@ def _batch(saved: dict[str, Any]) -> tuple[AudioBatch, float]:
         places=saved["places"],
         hidden_mask=saved["hidden_mask"],
         recordings=saved["recordings"],
+        packing=Packing(**saved["packing"]),
+        counts=saved["counts"],
     )
     return batch, float(saved["loss"])
 
@@ -159,7 +164,7 @@ class ClipCheck:
 
     Attributes:
         rank: number of the process that had it.
-        place: place in the global batch.
+        place: place of its row in the global batch.
         recording: name of the recording.
         seconds: length, s.
         audio_finite: whether all samples are finite.
@@ -372,17 +377,22 @@ def _first_not_finite(tensors: dict[str, Tensor]) -> str | None:
 
 
 def _clips(rank: int, batch: AudioBatch, config: PretrainConfig) -> Iterator[ClipCheck]:
-    spectrogram = LogMel(model_config(config.model))
-    names = batch.recordings or [""] * len(batch)
-    for waveform, length, place, name in zip(
-        batch.to("cpu").input_values, batch.lengths, batch.places, names, strict=True
-    ):
-        clip = waveform[: int(length)]
-        yield ClipCheck(
-            rank=rank,
-            place=int(place),
-            recording=name,
-            seconds=int(length) / config.model.sampling_rate,
-            audio_finite=_finite(clip),
-            log_mel_finite=_finite(spectrogram(clip[None])[0]),
-        )
+    assert batch.packing is not None
+    fields, packing, values = config.model, batch.packing, batch.to("cpu").input_values
+    log_mel = LogMel(model_config(fields)).packed(values, packing.frames)
+    of_columns = log_mel.unflatten(-1, (packing.segments.shape[1], -1)).movedim(2, 1)
+    clips = iter(zip(batch.recordings, batch.lengths.tolist(), strict=True))
+    for row, numbers in enumerate(packing.segments):
+        for number in range(1, int(numbers.max()) + 1):
+            own = numbers == number
+            first = int(packing.frames[row, own][0]) * fields.hop_length
+            last = int(packing.frames[row, own][-1] + fields.patch_size[1] - 1) * fields.hop_length + fields.n_fft
+            name, samples = next(clips)
+            yield ClipCheck(
+                rank=rank,
+                place=int(batch.places[row]),
+                recording=name,
+                seconds=samples / fields.sampling_rate,
+                audio_finite=_finite(values[row, first:last]),
+                log_mel_finite=_finite(of_columns[row, own]),
+            )

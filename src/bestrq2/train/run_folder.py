@@ -32,6 +32,7 @@ class RunFolder:
         checkpoints: folder of training states.
         metrics: logged values, one row per step.
         timing: seconds of training up to every logged or saved step.
+        heard: seconds of audio heard of each top folder.
         rejected: recordings that could not be used.
         warnings: warnings given in the course of training.
         environment: versions, commit and hardware.
@@ -45,6 +46,7 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
         self.metrics = root / "metrics.csv"
         self.timing = root / "timing.csv"
+        self.heard = root / "heard.csv"
         self.rejected = root / "rejected.csv"
         self.warnings = root / "warnings.txt"
         self.environment = root / "environment.json"

@@ -30,7 +30,7 @@ from bestrq2.flags import (
 )
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
 from bestrq2.recipe_book import is_recipe_file, recipe, recipes
-from bestrq2.text import nearest
+from bestrq2.text import counted, nearest
 
 if TYPE_CHECKING:
     PositiveInt: TypeAlias = int
@@ -100,14 +100,15 @@ class LoaderConfig(Checked):
     """Batches of audio.
 
     Args:
-        batch_size: clips per optimiser step, over all devices and accumulated batches.
+        batch_seconds: audio per optimiser step (s), over all devices and accumulated batches: rows of `max_seconds`, in
+            which as many clips share a row as fit.
         num_workers: processes that decode audio; 0 decodes in the training process.
         validation_clips: clips held out for the validation loss; 0 for none.
         statistics_clips: clips from which mean and deviation per mel band are estimated, where the model uses them.
     """
 
     GROUP: ClassVar[str] = "loader"
-    batch_size: PositiveInt = 256
+    batch_seconds: PositiveFloat = 2560.0
     num_workers: NonNegativeInt = 1
     validation_clips: NonNegativeInt = 64
     statistics_clips: PositiveInt = 512
@@ -147,8 +148,8 @@ class TrainerConfig(Checked):
         strategy: "auto" (replicas, DDP, on several devices) or "fsdp" (weights, gradients and optimiser state in
             shards, for models that do not fit one device).
         precision: "32-true", "bf16-mixed", "16-mixed", ...
-        accumulate_grad_batches: batches per optimiser step, among which `loader.batch_size` is divided; the gradient is
-            that of the undivided batch.
+        accumulate_grad_batches: batches per optimiser step, among which the rows of `loader.batch_seconds` are divided;
+            the gradient is that of the undivided batch.
         gradient_clip_val: largest gradient norm; null for no clipping.
         ema: exponential moving average of the weights after the warm-up, which is then the exported model.
         log_every_n_steps: steps between logged values.
@@ -269,7 +270,7 @@ class PretrainConfig(Checked):
             ConfigError: naming the first that is out of range, or two that do not fit together.
         """
         super().__post_init__()
-        loader, trainer = self.loader, self.trainer
+        trainer = self.trainer
         if trainer.strategy == "fsdp" and trainer.ema:
             raise ConfigError(
                 "trainer.ema does not work with trainer.strategy fsdp: the average would not fit one device; turn "
@@ -281,11 +282,24 @@ class PretrainConfig(Checked):
             raise ConfigError(
                 f"trainer.precision must keep weights and targets in float32; use bf16-mixed, got {trainer.precision}"
             )
-        if loader.batch_size % trainer.accumulate_grad_batches:
+        if self.step_rows % trainer.accumulate_grad_batches:
             raise ConfigError(
-                f"loader.batch_size ({loader.batch_size}) must be a multiple of trainer.accumulate_grad_batches "
+                f"{self.rows_in_words}, which must be a multiple of trainer.accumulate_grad_batches "
                 f"({trainer.accumulate_grad_batches})"
             )
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of `max_seconds` per optimiser step, over all devices and accumulated batches."""
+        return max(1, round(self.loader.batch_seconds / self.model.max_seconds))
+
+    @property
+    def rows_in_words(self) -> str:
+        """The rows of a step, as the beginning of a sentence."""
+        return (
+            f"loader.batch_seconds ({self.loader.batch_seconds:g}) makes {counted(self.step_rows, 'row')} of "
+            f"{self.model.max_seconds:g} s"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `config.yaml` holds them; `pretrain --config` reads them back."""
@@ -444,7 +458,7 @@ def pretrain_parser(name: str = DEFAULT_RECIPE) -> ArgumentParser:
 
 _DESCRIPTION = "Pretrain an encoder on unlabelled audio and write a run folder."
 _EXAMPLE = "  bestrq2 pretrain --data recordings/ --output run --recipe best-rq-2-tiny --trainer.max_steps 2000"
-_MOST_USED = {"trainer": ("max_steps",), "loader": ("batch_size",)}
+_MOST_USED = {"trainer": ("max_steps",), "loader": ("batch_seconds",)}
 _SIZES = ("tiny", "small", "base", "large")
 
 
@@ -463,6 +477,7 @@ def _defaults(parser: ArgumentParser, name: str) -> dict[str, Any]:
     settings = recipe(name)
     settings.pop("description", None)
     try:
+        refuse_batch_size(settings, ModelFields.max_seconds)
         parse_settings(parser, settings)
     except ConfigError as error:
         raise ConfigError(f"recipe {name}: {error}") from error
@@ -475,8 +490,40 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, bool]:
     Raises:
         ConfigError: for unknown flags, wrong values, or values at odds with each other.
     """
-    parsed = parse_flags(pretrain_parser(_recipe_of(argv)), argv)
+    parser = pretrain_parser(_recipe_of(argv))
+    given = _values_of(argv, "--config", "--loader.batch_size", "--loader.batch-size", "--model.max_seconds")
+    longest = given.get("--model.max_seconds", parser.get_default("model.max_seconds"))
+    refuse_batch_size(_read_config(given["--config"]) if "--config" in given else {}, longest)
+    for name in ("batch_size", "batch-size"):
+        if f"--loader.{name}" in given:
+            refuse_batch_size({"loader": {"batch_size": given[f"--loader.{name}"]}}, longest)
+    parsed = parse_flags(parser, argv)
     return build_config(parsed), parsed.resume
+
+
+def refuse_batch_size(settings: dict[str, Any], max_seconds: Any) -> None:
+    """Refuse settings of earlier versions, which gave the size of a step in clips.
+
+    Args:
+        settings: nested settings.
+        max_seconds: longest clip (s), where `settings` do not give it.
+
+    Raises:
+        ConfigError: naming the `loader.batch_seconds` to give instead.
+    """
+    loader, model = settings.get("loader"), settings.get("model")
+    if not isinstance(loader, dict) or "batch_size" not in loader:
+        return
+    longest = model.get("max_seconds", max_seconds) if isinstance(model, dict) else max_seconds
+    try:
+        clips, seconds = int(loader["batch_size"]), float(longest)
+        equal = f": {clips * seconds:g} for {clips} clips of {seconds:g} s"
+    except (TypeError, ValueError):
+        equal = ""
+    raise ConfigError(
+        f"loader.batch_size is a setting of earlier versions; give the audio of a step in seconds as "
+        f"loader.batch_seconds{equal}"
+    )
 
 
 def resolve(settings: dict[str, Any]) -> PretrainConfig:
@@ -491,27 +538,38 @@ def resolve(settings: dict[str, Any]) -> PretrainConfig:
         else values
         for group, values in settings.items()
     }
-    return build_config(parse_settings(pretrain_parser(_base_of(kept)), kept))
+    parser = pretrain_parser(_base_of(kept))
+    refuse_batch_size(kept, parser.get_default("model.max_seconds"))
+    return build_config(parse_settings(parser, kept))
 
 
 def _recipe_of(argv: Sequence[str]) -> str:
     """The recipe that the flags, or the YAML file they name, start from: its values are the defaults of all others."""
+    found = _values_of(argv, "--recipe", "--config")
+    if "--recipe" not in found and "--config" in found and (loaded := _read_config(found["--config"])):
+        return _base_of(loaded)
+    return found.get("--recipe", DEFAULT_RECIPE)
+
+
+def _values_of(argv: Sequence[str], *names: str) -> dict[str, str]:
+    """Last values of some flags on a command line."""
     found: dict[str, str] = {}
-    for flag in ("--recipe", "--config"):
+    for flag in names:
         for index, argument in enumerate(argv):
             if argument == flag and index + 1 < len(argv):
                 found[flag] = argv[index + 1]
             elif argument.startswith(f"{flag}="):
                 found[flag] = argument.split("=", 1)[1]
-    if "--recipe" not in found and "--config" in found:
-        path = Path(found["--config"])
-        try:
-            loaded = yaml.safe_load(regular_file(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-        if isinstance(loaded, dict):
-            return _base_of(loaded)
-    return found.get("--recipe", DEFAULT_RECIPE)
+    return found
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """Settings in the YAML file of --config; empty where it holds something else."""
+    try:
+        loaded = yaml.safe_load(regular_file(Path(path)).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def _base_of(settings: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from bestrq2.data.batch import AudioBatch
+from bestrq2.model.packing import Packing
 
 Sums = dict[str, Tensor]
 
@@ -26,21 +27,20 @@ class Inputs:
     A plain object, no dataclass and no mapping: Fabric and DDP would convert and move the tensors in those.
 
     Args:
-        input_values: float32 [B, S], waveforms on the device.
-        lengths: int64 [B], samples of each clip, on the CPU, where counting costs no synchronisation; None where no
-            clip is padded.
-        hidden_mask: bool [B, N] on the CPU, patches to hide; None where nothing is hidden.
+        input_values: float32 [B, S], rows of clips on the device.
+        packing: clips of the rows, on the CPU, where counting costs no synchronisation.
+        hidden_mask: bool [B, N] or [B, masks, N] on the CPU, patches to hide; None where nothing is hidden.
         labels: targets of a classifier, on the device.
     """
 
     def __init__(
         self,
         input_values: Tensor,
-        lengths: Tensor | None,
+        packing: Packing | None,
         hidden_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> None:
-        self.input_values, self.lengths, self.hidden_mask, self.labels = input_values, lengths, hidden_mask, labels
+        self.input_values, self.packing, self.hidden_mask, self.labels = input_values, packing, hidden_mask, labels
 
 
 class Task(nn.Module, ABC):
@@ -136,8 +136,3 @@ def seed_noise(seed: int, batch: int, rank: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(state)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(state)
-
-
-def unequal_lengths(batch: AudioBatch) -> Tensor | None:
-    """Samples of each clip, int64 [B] on the CPU; None where no clip is padded."""
-    return None if bool((batch.lengths == batch.input_values.shape[1]).all()) else batch.lengths

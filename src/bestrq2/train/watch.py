@@ -82,7 +82,7 @@ class Watch:
         trainer: settings of the loop.
         optimizer: course of the learning rate.
         watch: thresholds.
-        loader: batch size, workers and validation clips.
+        loader: seconds per step, workers and validation clips.
         model: architecture of a pretraining run; None for a run without codes.
     """
 
@@ -166,11 +166,10 @@ class Watch:
 
     def _targets(self, stage: str, model: ModelFields) -> float:
         """Approximate number of hidden patches over which the logged values are averages."""
-        clips = self.loader.validation_clips
+        clips = float(self.loader.validation_clips)
         if stage == "train":
-            clips = self.loader.batch_size * self.trainer.log_every_n_steps
-        columns = model.columns(round(model.max_seconds * model.sampling_rate))
-        return clips * columns * model.patch_rows * model.mask_ratio[0]
+            clips = self.loader.batch_seconds / model.max_seconds * self.trainer.log_every_n_steps
+        return clips * model.columns(model.max_samples) * model.patch_rows * model.mask_ratio[0]
 
     def look_at_loss(self, latest: Mapping[str, float], step: int) -> None:
         """Warn where the loss stays above the entropy of the codes and does not fall from one stretch to the next."""

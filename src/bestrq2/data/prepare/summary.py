@@ -67,7 +67,12 @@ class BandSums:
             frames: int [B], number of valid frames of each clip.
         """
         inside = torch.arange(log_mel.shape[-1]) < frames[:, None]
-        values = log_mel.double().transpose(1, 2)[inside]
+        self.add_frames(log_mel.transpose(1, 2)[inside])
+
+    @torch.no_grad()
+    def add_frames(self, values: Tensor) -> None:
+        """Add frames, float [frames, bands] in dB."""
+        values = values.double()
         self.count += len(values)
         self.total += values.sum(dim=0)
         self.squares += values.square().sum(dim=0)

@@ -38,7 +38,7 @@ INCIDENTAL_GROUPS = ("probe", "watch", "logging")
 SHORT = {
     "data": "data",
     "trainer.max_steps": "steps",
-    "loader.batch_size": "batch size",
+    "loader.batch_seconds": "seconds per step",
     "optimizer.lr": "lr",
     "model.hidden_size": "width",
     "model.num_hidden_layers": "layers",
@@ -82,7 +82,7 @@ class Arm:
 
     def gflops(self, steps: int) -> float:
         """Training GFLOPs up to a step, for clips of full length."""
-        return self.cost.training_gflops * self.first.batch_size * steps
+        return self.cost.training_gflops * self.first.step_rows * steps
 
 
 def group(runs: Sequence[Run]) -> list[Arm]:
