@@ -45,7 +45,7 @@ def test_pretrain_embed_probe_and_info_work_in_a_row(
     capsys.readouterr()
     assert cli.run(["info", str(run)]) == 0
     printed = capsys.readouterr().out
-    assert "6 of 6 steps of 4 clips" in printed
+    assert "6 of 6 steps of 10 s" in printed
     assert "two-step" in printed
 
 

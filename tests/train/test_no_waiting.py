@@ -7,12 +7,13 @@ design.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining, recipe
-from bestrq2.data.batch import AudioBatch
-from bestrq2.model.masking import draw_hidden_mask
+from bestrq2.data.batch import fixed_rows
+from bestrq2.model.masking import draw_packed_mask
 from bestrq2.train.guard import Guard
 from bestrq2.train.objective import PretrainingTask
 from bestrq2.train.optimizer import make_optimizer
@@ -45,14 +46,15 @@ def _autocast_on_meta(monkeypatch):
 
 
 def step_on_device(name: str, share: float = 1.0, **changes):
-    """A task on the device and a batch whose second clip has that share of the full length."""
+    """A task on the device, and a batch with a clip of that share of the full length and one of half as much."""
     model_config = BestRQ2Config(**{**recipe(name)["model"], **changes})
     with torch.device("meta"):
         model = BestRQ2ForPreTraining(model_config).train()
     samples = model_config.max_samples
-    lengths = torch.tensor([samples, int(share * samples), samples])
-    mask = draw_hidden_mask(model_config, [model_config.columns(int(n)) for n in lengths], 0, 0, range(3))
-    batch = AudioBatch(torch.empty(3, samples, device=META), lengths, 0, torch.arange(3), hidden_mask=mask)
+    clips = [np.zeros(int(part * samples), np.float32) for part in (1.0, share, 0.5 * share)]
+    (batch,) = fixed_rows(clips, model_config, 3)
+    batch.hidden_mask = draw_packed_mask(model_config, batch.packing.segments, 0, 0, range(len(batch.counts)))
+    batch.input_values = batch.input_values.to(META)
     return PretrainingTask(model, 0), batch
 
 
@@ -61,7 +63,7 @@ def loss_of(task, batch):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("share", [1.0, 0.4], ids=["equal lengths", "padded"])
+@pytest.mark.parametrize("share", [1.0, 0.4], ids=["one clip a row", "packed"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_forward_backward_diagnostics_and_clipping_read_nothing_from_the_device(name, share, bf16):
     task, batch = step_on_device(name, share)
@@ -116,4 +118,6 @@ def test_this_device_would_notice(read):
 def test_a_mask_on_the_device_has_to_be_read():
     task, batch = step_on_device("demo")
     with pytest.raises((RuntimeError, NotImplementedError)):
-        task.model(batch.input_values, hidden_mask=batch.hidden_mask.to("meta"), output_logits=False)
+        task.model(
+            batch.input_values, hidden_mask=batch.hidden_mask.to("meta"), output_logits=False, packing=batch.packing
+        )
