@@ -1,12 +1,13 @@
-"""Throughput of random 10 s crops from files and shards, compared with webdataset on the same tars.
+"""Throughput of rows of 10 s from files and shards, compared with webdataset on the same tars.
 
 python benchmarks/data_loading.py --clips 400 --seconds 2
 python benchmarks/data_loading.py --remote
 
-Every row reads random crops of 10 s from clips of 12 s at 16 kHz in float32 batches of 32, with one torch thread and
-the files in the page cache. Rows are interleaved, so that other load on the machine affects all alike; shown are
-median, minimum and maximum. "webdataset" is WebDataset(tars) with a soundfile decoder that seeks to its crop,
-batched by a DataLoader; "soundfile" is a plain loop over the FLAC files without batches.
+Every line of the table reads 10 s at a time from clips of 12 s at 16 kHz in float32 batches of 32, with one torch
+thread and the files in the page cache: bestrq2 packed rows, whose clips have 10 or 2 s, the others random crops. Lines
+are interleaved, so that other load on the machine affects all alike; shown are median, minimum and maximum.
+"webdataset" is WebDataset(tars) with a soundfile decoder that seeks to its crop, batched by a DataLoader; "soundfile"
+is a plain loop over the FLAC files without batches.
 
 "per core" is clips per second of processor time, including that of workers (Linux); it is the figure to compare on a
 shared machine. Batches of 16-bit samples are converted to float32 in the training process (on a GPU, by the device).
@@ -39,10 +40,11 @@ import soundfile
 import torch
 import webdataset
 
-from bestrq2.data.loader import training_batches
+from bestrq2.data.loader import training_batches, training_rows
 from bestrq2.data.open_source import open_source
 from bestrq2.data.shards.writer import ShardWriter
 from bestrq2.data.sources import Source
+from bestrq2.model.fields import ModelFields
 
 RATE, CLIP_SECONDS, CROP_SECONDS, BATCH = 16_000, 12, 10, 32
 CROP = RATE * CROP_SECONDS
@@ -79,15 +81,10 @@ def write_corpus(root: Path, clips: int) -> None:
 
 
 def own_batches(place: Path | Source, workers: int) -> Iterator[torch.Tensor]:
-    loader = training_batches(
-        place if isinstance(place, Source) else open_source(place),
-        sampling_rate=RATE,
-        max_seconds=CROP_SECONDS,
-        seed=0,
-        batch_size=BATCH,
-        num_workers=workers,
-    )
-    for batch in loader:
+    source = place if isinstance(place, Source) else open_source(place)
+    fields = ModelFields()
+    rows = training_rows(source, fields, seed=0)
+    for batch in training_batches(source, rows, fields, seed=0, batch_rows=BATCH, num_workers=workers):
         yield batch.to("cpu").input_values
 
 

@@ -1,9 +1,9 @@
-"""Cost of a clip in a complete pretraining run, part by part, and the share of time the device waits for data.
+"""Cost of a row in a complete pretraining run, part by part, and the share of time the device waits for data.
 
     python benchmarks/end_to_end.py --output benchmarks/results/end_to_end_cpu.json
 
 Clips of 12 s (with `--lengths varied`: 2 to 12 s) are packed by `bestrq2 prepare` into shards of 16-bit PCM, and
-`bestrq2.pretrain` trains on random crops of them with the recipe's own settings. The first steps are not counted. The
+`bestrq2.pretrain` trains on rows packed with them with the recipe's own settings. The first steps are not counted. The
 functions of the package are wrapped from here, and every instant of the training thread is attributed to exactly one
 row. On a GPU a further column has the device's own time, including its idle time during the row. With `--workers` above
 0, rows that run in the loader's processes are counted in processor time and overlap with the device's work; the part
@@ -46,8 +46,8 @@ from bestrq2.train.loop import Run
 from bestrq2.train.objective import PretrainingTask
 
 # Loading: in the training thread without workers, else in theirs.
-CROP, READ, MASKS, COLLATE, HAND_OVER, PIN = (
-    "crop: order, place, look-up", "read: from the page cache into the batch", "masks", "collate",
+CLIP, READ, MASKS, BATCH, HAND_OVER, PIN = (
+    "clip: place, look-up", "read: from the page cache into the batch", "masks", "batch of rows",
     "hand over to the training process", "pin",
 )  # fmt: skip
 WAIT, TO_DEVICE = "wait for the loader", "copy to the device, float32"
@@ -56,7 +56,7 @@ SPECTROGRAM, PATCHES, QUANTIZER = "spectrogram", "normalise and cut into patches
 FORWARD, BACKWARD, CLIPPING, OPTIMISER = "forward", "backward", "gradient norm, skipped steps", "optimiser"
 DIAGNOSTICS, LOGGING, KEEPING, REST = "diagnostics", "logging", "checkpoints and rejected files", "loop and rest"
 
-LOADING = (CROP, READ, MASKS, COLLATE, HAND_OVER, PIN)
+LOADING = (CLIP, READ, MASKS, BATCH, HAND_OVER, PIN)
 STEP = (SPECTROGRAM, PATCHES, QUANTIZER, FORWARD, BACKWARD, OPTIMISER)
 ROWS = (
     *LOADING, WAIT, TO_DEVICE, LENGTHS, ORDER, SPECTROGRAM, PATCHES, QUANTIZER, FORWARD, BACKWARD, OPTIMISER, CLIPPING,
@@ -64,19 +64,18 @@ ROWS = (
 )  # fmt: skip
 
 PLACES: list[tuple[Any, str, str]] = [
-    (ShardSource, "read", CROP),
-    (loader, "put_samples", READ),
+    (ShardSource, "segment", CLIP),
+    (batch, "put_reflected", READ),
     (objective.MaskDrawer, "__call__", MASKS),
-    (loader, "collate", COLLATE),
+    (batch.RowWriter, "batch", BATCH),
     (batch.AudioBatch, "pin_memory", PIN),
     (torch.utils.data.dataloader._BaseDataLoaderIter, "__next__", WAIT),
     (PretrainingTask, "inputs", TO_DEVICE),
-    (objective, "unequal_lengths", LENGTHS),
     (PretrainingTask, "terms", LENGTHS),
     (modeling_bestrq2.BestRQ2Model, "patches", LENGTHS),
     (modeling_bestrq2, "order_by_mask", ORDER),
     (modeling_bestrq2, "split_by_mask", ORDER),
-    (modeling_bestrq2.LogMel, "forward", SPECTROGRAM),
+    (modeling_bestrq2.LogMel, "packed", SPECTROGRAM),
     (modeling_bestrq2.BestRQ2Model, "spectrogram_patches", PATCHES),
     (modeling_bestrq2.RandomProjectionQuantizer, "forward", QUANTIZER),
     (PretrainingTask, "forward", FORWARD),
@@ -122,15 +121,15 @@ class Measurement:
         steps: counted.
     """
 
-    def __init__(self, warm_up: int, seconds: float) -> None:
+    def __init__(self, warm_up: int, seconds: float, batch: int) -> None:
         self.watch = Stopwatch(ROWS, REST)
-        self.warm_up, self.seconds = warm_up, seconds
+        self.warm_up, self.seconds, self.batch = warm_up, seconds, batch
         self.steps = self.clips = 0
         self.clock: Any = None
         self.clock_before = (0.0, 0.0)
         self.clock_says = 0.0
 
-    def step_ended(self, run: Run, done: int, clips: int) -> None:
+    def step_ended(self, run: Run, done: int) -> None:
         """After every step, when all is done but the next one's batch.
 
         Raises:
@@ -144,7 +143,7 @@ class Measurement:
             self.watch.start(run.fabric.device)
         elif self.watch.running:
             self.steps += 1
-            self.clips += clips
+            self.clips += self.batch
             spent = run.clock.elapsed - self.clock_before[0]
             # Whole rounds of logging, so that its share is what it is in a long run; unless a round takes too long.
             if spent >= self.seconds and (self.steps % every == 0 or spent >= 2 * self.seconds):
@@ -159,10 +158,10 @@ class Measurement:
         with self.watch.watching(PLACES), _batches_of_workers(self.watch):
             plain = Run.show
 
-            def ended(run: Run, step: int, clips: int) -> None:
+            def ended(run: Run, step: int) -> None:
                 with self.watch.part(LOGGING):
-                    plain(run, step, clips)
-                self.step_ended(run, step, clips)
+                    plain(run, step)
+                self.step_ended(run, step)
 
             Run.show = ended  # type: ignore[method-assign]
             try:
@@ -172,7 +171,7 @@ class Measurement:
                 Run.show = plain  # type: ignore[method-assign]
 
     def result(self) -> dict[str, Any]:
-        """Milliseconds a clip by row, and shares."""
+        """Milliseconds per row of clips (of 10 s, mostly) by part of the work, and shares."""
         tables = {
             "host_ms_per_clip": self.watch.host_seconds(),
             "device_ms_per_clip": self.watch.device_seconds(),
@@ -199,29 +198,30 @@ class Measurement:
 @contextlib.contextmanager
 def _batches_of_workers(watch: Stopwatch) -> Iterator[None]:
     """Book what a worker spends beside its parts, pickling and copying into shared memory, as handing over."""
-    plain, main_process = loader.collate, os.getpid()
+    plain, main_process = loader.as_it_is, os.getpid()
     before: dict[int, tuple[float, float]] = {}
 
-    def collate(*args: Any, **kwargs: Any) -> Any:
-        made = plain(*args, **kwargs)
+    def last(made: Any) -> Any:
         if os.getpid() != main_process:
             spent, known = time.process_time(), watch.booked_here()
             if os.getpid() in before:
                 last_spent, last_known = before[os.getpid()]
                 watch.add_elsewhere(HAND_OVER, spent - last_spent - (known - last_known))
             before[os.getpid()] = spent, known
-        return made
+        return plain(made)
 
-    loader.collate = collate
+    loader.as_it_is = last
     try:
         yield
     finally:
-        loader.collate = plain
+        loader.as_it_is = plain
 
 
 def measure(recipe: str, shards: Path, arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
     """One run."""
-    batch = arguments.batch or bestrq2.recipe(recipe)["loader"]["batch_size"]
+    settings = bestrq2.recipe(recipe)
+    longest = settings["model"].get("max_seconds", 10.0)
+    batch = arguments.batch or round(settings["loader"]["batch_seconds"] / longest)
     if not arguments.batch and arguments.accelerator == "cpu":
         batch = min(batch, 16)
     every = 1_000_000
@@ -231,16 +231,21 @@ def measure(recipe: str, shards: Path, arguments: argparse.Namespace, workers: i
     }  # fmt: skip
     if arguments.log_every:
         trainer["log_every_n_steps"] = arguments.log_every
-    measurement = Measurement(arguments.warm_up, arguments.seconds)
+    measurement = Measurement(arguments.warm_up, arguments.seconds, batch)
     with tempfile.TemporaryDirectory() as folder, measurement.of_this_run(), _quiet():
         bestrq2.pretrain(
             recipe=recipe,
             data=shards,
             output=Path(folder) / "run",
-            loader={"batch_size": batch, "num_workers": workers, "validation_clips": 0, "statistics_clips": 16},
+            loader={
+                "batch_seconds": batch * longest,
+                "num_workers": workers,
+                "validation_clips": 0,
+                "statistics_clips": 16,
+            },
             trainer=trainer,
         )
-    gflops = cost(bestrq2.BestRQ2Config(**bestrq2.recipe(recipe)["model"])).training_gflops
+    gflops = cost(bestrq2.BestRQ2Config(**settings["model"])).training_gflops
     result = measurement.result()
     run = {"recipe": recipe, "batch": batch, "workers": workers, "lengths": arguments.lengths}
     return {**run, "training_gflops_per_clip": gflops, **result}

@@ -200,18 +200,21 @@ def masks(point: Points) -> list[dict[str, Any]]:
 
 
 def decoding_ms(clock: Callable[[], float]) -> dict[str, float]:
-    """Milliseconds to get a clip of 10 s, one thread: crops of PCM shards, FLAC, and MP3 of 44.1 kHz stereo."""
-    from bestrq2.data.loader import CropDataset
+    """Milliseconds to get a clip of 10 s, one thread: rows of PCM shards, FLAC, and MP3 of 44.1 kHz stereo."""
+    from bestrq2.data.loader import RowDataset, training_rows
     from bestrq2.data.open_source import open_source
     from bestrq2.data.order import BatchSchedule
+    from bestrq2.model.fields import ModelFields
 
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_corpus(root, 32)
         for name, place in (("PCM shards", root / "pcm"), ("FLAC", root / "folder")):
-            data = CropDataset(open_source(place), RATE, 10.0, seed=0)
-            keys = list(next(iter(BatchSchedule(data.order, 32))))
+            source, fields = open_source(place), ModelFields()
+            rows = training_rows(source, fields, seed=0)
+            data = RowDataset(source, rows, fields, seed=0)
+            keys = list(next(iter(BatchSchedule(rows.order(), 32))))
             found[name] = _median_ms(lambda data=data, keys=keys: data.__getitems__(keys), clock) / 32
         mono = np.repeat(waveform(0)[: 10 * RATE], 3)[:441_000]
         soundfile.write(root / "clip.mp3", np.stack([mono, mono[::-1]], 1), 44_100)

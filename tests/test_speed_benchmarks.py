@@ -74,7 +74,7 @@ def test_the_rows_of_a_run_add_up_to_its_time(load, tmp_path: Path, workers: int
     assert 0 <= run["device_waits"] < 1
     loading = run["workers_ms_per_clip" if workers else "host_ms_per_clip"]
     # A worker may have read all that was counted before the count began.
-    assert workers or {end_to_end.CROP, end_to_end.READ, end_to_end.MASKS} <= loading.keys()
+    assert workers or {end_to_end.CLIP, end_to_end.READ, end_to_end.MASKS} <= loading.keys()
 
 
 def test_the_expected_line_is_exact_at_the_reference_and_includes_attention(load):

@@ -14,16 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import soxr
 from recordings import noise
-from shard_crops import RATE, crop
+from shard_crops import RATE, crop, fields, rejections
 from tars import encoded, pack
 
 from bestrq2.data import audio
 from bestrq2.data.hdf5 import _Row
 from bestrq2.data.labels import load_labelled
 from bestrq2.data.libsndfile import SoundFileDecoder
-from bestrq2.data.loader import AllRejectedError, CropDataset, fixed_crops
+from bestrq2.data.loader import AllRejectedError, fixed_crops
 from bestrq2.data.open_source import open_source
-from bestrq2.data.order import CropKey
 from bestrq2.data.places import AudioBytes
 from bestrq2.data.prepare.cutting import Options, cut, read_pieces
 from bestrq2.data.shards.files import TarFiles
@@ -87,10 +86,10 @@ def problems(source, rate=RATE):
     for index in range(len(source)):
         name, one = source.describe(index), SubsetSource(source, np.array([index]), "one")
         rejected = []
-        fixed_crops(one, 1, seed=0, sampling_rate=rate, max_seconds=1.0, rejected=rejected)
+        config = fields(sampling_rate=rate, mel_max_hz=rate / 2)
+        fixed_crops(one, 1, config, seed=0, rejected=rejected)
         try:
-            item = CropDataset(source, rate, 1.0, seed=0)[CropKey(0, index, 0, 0)]
-            rejected += item.rejected[:1]
+            rejected += rejections(one, config)[:1]
         except AllRejectedError:
             with pytest.raises(AudioError, match=f"^{re.escape(name)}: ") as error:
                 crop(source, index, rate=rate)

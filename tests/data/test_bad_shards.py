@@ -10,19 +10,16 @@ import pickle
 import numpy as np
 import pytest
 from recordings import noise
-from shard_crops import RATE, batches, crop, described
+from shard_crops import RATE, batches, clips, crop, described, fields, rejections
 from tars import clip, encoded, pack, shard
 
 from bestrq2.data.audio import open_audio
-from bestrq2.data.batch import collate
-from bestrq2.data.loader import CropDataset, fixed_crops
+from bestrq2.data.loader import fixed_crops
 from bestrq2.data.open_source import open_source
-from bestrq2.data.order import CropKey
 from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.shards import files, shard_source
 from bestrq2.data.shards.building import load_index
 from bestrq2.data.shards.shard_source import open_shards
-from bestrq2.data.waveforms import to_float32
 from bestrq2.errors import AudioError, DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -39,19 +36,14 @@ BAD = {
 }
 
 
-def test_bad_clips_are_rejected_by_name_and_replaced(tmp_path, caplog):
+def test_bad_clips_are_rejected_by_name(tmp_path, caplog):
     members = [("good.wav", clip()), *((name, content) for name, (content, _) in BAD.items())]
     tar = pack(tmp_path / "x.tar", members)
     with caplog.at_level(logging.WARNING):
         source = open_source(tar)
     assert len(caplog.messages) == 1
     assert "2 of 8 clips left out; first: " in caplog.messages[0]
-    data = CropDataset(source, RATE, 1.0, seed=0)
-    rejected = {}
-    for index in range(len(data)):
-        found = data[CropKey(0, index, 0, 0)]
-        np.testing.assert_array_less(0.01, np.abs(to_float32(found.waveform)).max())
-        rejected |= dict(found.rejected)
+    rejected = dict(rejections(source))
     assert len(rejected) == len(BAD)
     for name, (_, reason) in BAD.items():
         shown = next(path for path in rejected if path.startswith(f"{tar}/") and (name in path or "member" in path))
@@ -100,7 +92,7 @@ def test_a_bad_tar_among_good_ones_is_one_rejected_clip(tmp_path, caplog):
     assert described(source, tmp_path) == [
         *("0.tar/0000.wav", "0.tar/0001.wav", "1.tar", "2.tar", "3.tar/0006.wav", "3.tar/0007.wav")
     ]
-    rejected = {entry for batch in batches(source) for entry in batch.rejected}
+    rejected = set(rejections(source))
     assert {path for path, _ in rejected} == {str(tars[1]), str(tars[2])}
     assert dict(rejected)[str(tars[2])] == "the tar is empty (0 bytes); copy or download it again."
     assert source.metadata(2) == {}
@@ -109,14 +101,14 @@ def test_a_bad_tar_among_good_ones_is_one_rejected_clip(tmp_path, caplog):
 @pytest.mark.parametrize("kind", ["WAV", "FLAC"])
 def test_of_a_truncated_tar_the_whole_clips_are_used_and_the_damage_is_one_rejected_entry(tmp_path, caplog, kind):
     tar = cut_tar(shard(tmp_path / "x.tar", range(10), kind=kind), 0.55)
-    assert len(fixed_crops(open_source(tar.as_uri()), 64, seed=0, sampling_rate=RATE, max_seconds=1.0)) == 5
+    assert len(fixed_crops(open_source(tar.as_uri()), 64, fields(), seed=0)) == 5
     for _ in range(2):
         caplog.clear()
         source = open_source(tar)
         assert described(source, tmp_path) == [*(f"x.tar/{n:04d}.{kind.lower()}" for n in range(5)), "x.tar"]
         (warning,) = caplog.messages
         assert f"1 of 1 tar left out, whole or in part; first: {tar}: the tar is truncated: its member" in warning
-        rejected = {entry for batch in batches(source, steps=6) for entry in batch.rejected}
+        rejected = set(rejections(source))
         ((path, reason),) = rejected
         assert path == str(tar)
         assert f"the file ends at {tar.stat().st_size:,}; copy or download it again; only its 5 clips" in reason
@@ -184,18 +176,14 @@ def test_a_tar_with_another_content_of_the_same_size_is_found_out_with_one_look(
 
 
 def batch_of_a_vanishing_tar(tar):
-    data = CropDataset(open_source(tar), RATE, 1.0, seed=0)
-    keys = [CropKey(0, index, 0, index) for index in range(2)]
-    items, together = [data[key] for key in keys], data.__getitems__(keys)
+    (batch,) = batches(open_source(tar), steps=1, rows=4)
     os.truncate(tar, 0)
-    alone, values = (collate(part).to("cpu").input_values.numpy() for part in (items, together))
-    np.testing.assert_array_equal(alone, values)
-    for row, item in zip(values, items, strict=True):
-        np.testing.assert_array_equal(row, to_float32(item.waveform))
-        assert row.std() > 0.05
+    found = clips(batch, fields())
+    assert len(found) == 4
+    assert all(samples.std() > 0.05 for _, samples, _ in found)
 
 
-def test_a_tar_that_vanishes_between_an_item_and_its_batch_ends_no_process(tmp_path):
+def test_a_tar_that_vanishes_after_a_batch_ends_no_process(tmp_path):
     process = multiprocessing.get_context("fork").Process(
         target=batch_of_a_vanishing_tar, args=(shard(tmp_path / "x.tar", range(2)),)
     )
@@ -228,9 +216,7 @@ def test_a_tar_that_vanishes_while_a_decoder_is_open_ends_no_process(tmp_path, k
 
 
 def test_validation_crops_of_pcm_shards_are_float32_and_those_of_the_same_files(corpora):
-    found, wanted = (
-        fixed_crops(corpora[name], 6, seed=3, sampling_rate=RATE, max_seconds=1.0) for name in ("wav", "folder")
-    )
+    found, wanted = (fixed_crops(corpora[name], 6, fields(), seed=3) for name in ("wav", "folder"))
     assert len(found) == len(wanted) == 6
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.dtype == theirs.dtype == np.float32

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from recordings import noise
+from shard_crops import fields
+from shard_crops import loader as any_loader
 
 from bestrq2.data import batch_memory
 from bestrq2.data import loader as loading
 from bestrq2.data.batch_memory import BatchMemory
-from bestrq2.data.loader import training_batches
 from bestrq2.data.sources import ArraySource
 
 RATE, CLIPS = 16_000, 4
@@ -23,7 +24,7 @@ RATE, CLIPS = 16_000, 4
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forked workers only")
 
 
-def draw_mask(lengths, step, places):
+def draw_mask(segments, step, places):
     return (torch.arange(7) + step + places[:, None]) % 3 == 0
 
 
@@ -31,16 +32,7 @@ def loader(workers: int, dtype: type = np.float32, seconds: float = 0.5, steps: 
     waveforms = [noise(0.3 + 0.1 * number, RATE, number) for number in range(9)]
     if dtype is np.int16:
         waveforms = [np.int16(np.clip(waveform, -1, 1) * 32767) for waveform in waveforms]
-    return training_batches(
-        ArraySource(waveforms, RATE),
-        sampling_rate=RATE,
-        max_seconds=seconds,
-        seed=3,
-        batch_size=CLIPS,
-        num_workers=workers,
-        draw_mask=draw_mask,
-        max_steps=steps,
-    )
+    return any_loader(ArraySource(waveforms, RATE), workers, steps, fields(seconds), rows=CLIPS, draw_mask=draw_mask)
 
 
 def memory_of(made) -> BatchMemory:

@@ -1,4 +1,4 @@
-"""Batches: the same ones whatever makes them, and what was rejected on the way."""
+"""Order and schedule of rows, lists of rejections, validation crops, and workers that end."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import announce, noise, write
+from shard_crops import RATE, batches, fields, loader
 
 from bestrq2.data import order
 from bestrq2.data.audio import read_audio
-from bestrq2.data.batch import Crop, collate
-from bestrq2.data.loader import AllRejectedError, CropDataset, end_workers, fixed_crops, training_batches
+from bestrq2.data.loader import AllRejectedError, end_workers, fixed_crops
 from bestrq2.data.open_source import open_source
-from bestrq2.data.order import BatchSchedule, CropKey, EpochOrder, Parts, epoch_order
+from bestrq2.data.order import BatchSchedule, EpochOrder, Parts, epoch_order
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.sources import ArraySource, FileSource
+from bestrq2.data.sources import ArraySource
 from bestrq2.errors import ConfigError, DataError
-
-RATE = 16_000
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +44,17 @@ def mixed(tmp_path_factory):
     return root
 
 
-BROKEN = {
-    "empty.wav": "the file is empty (0 bytes).",
-    "text.mp3": "is not audio that libsndfile or FFmpeg can read.",
-    "silent.wav": "is silent: no sample exceeds 0.0001 of full scale.",
-    "nan.float.wav": "holds NaN or infinite samples.",
-}
-
-
 def test_recordings_that_end_early_are_in_batches_and_fixed_crops_and_listed_once(tmp_path):
     announce(write(tmp_path / "early.wav", noise(0.5, RATE), RATE), RATE)
     write(tmp_path / "whole.wav", noise(0.5, RATE, 1), RATE)
     source = open_source(tmp_path)
     expected = (str(tmp_path / "early.wav"), 1.0, 0.5)
-    batches = training_batches(source, sampling_rate=RATE, max_seconds=1.0, seed=0, batch_size=2, max_steps=3)
     log = RejectionLog(tmp_path / "rejected.csv")
-    for batch in batches:
-        assert batch.shorter == [expected]
+    for batch in batches(source, rows=2):
+        assert set(batch.shorter) == {expected}
         log.shorter.add(batch.shorter)
     found = []
-    fixed_crops(source, 2, seed=0, sampling_rate=RATE, max_seconds=1.0, shorter=found)
+    fixed_crops(source, 2, fields(), seed=0, shorter=found)
     assert found == [expected]
     again = RejectionLog(tmp_path / "rejected.csv")
     assert again.shorter.add(found) == 0
@@ -74,131 +62,21 @@ def test_recordings_that_end_early_are_in_batches_and_fixed_crops_and_listed_onc
     assert not (tmp_path / "rejected.csv").exists()
 
 
-def dataset(root, seed=5):
-    return CropDataset(open_source(root), RATE, max_seconds=1.0, seed=seed)
-
-
-def draw_mask(lengths, step, places):
-    rows = [torch.rand(7, generator=torch.Generator().manual_seed(1000 * step + int(place))) for place in places]
-    return torch.stack(rows) < 0.5
-
-
-def batches(root, workers, steps=4, start=0, rank=0, world=1):
-    loader = training_batches(
-        open_source(root),
-        sampling_rate=RATE,
-        max_seconds=1.0,
-        seed=5,
-        batch_size=6,
-        start_step=start,
-        num_workers=workers,
-        draw_mask=draw_mask,
-        max_steps=steps,
-        rank=rank,
-        world_size=world,
-    )
-    return list(loader)
-
-
-def assert_same(first, second):
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        assert a.step == b.step
-        for name in ("input_values", "lengths", "places", "hidden_mask"):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
-        assert a.rejected == b.rejected
-
-
-def test_any_number_of_workers_gives_the_same_batches(mixed):
-    alone = batches(mixed, 0)
-    assert [batch.step for batch in alone] == [0, 1, 2, 3]
-    assert {len(batch) for batch in alone} == {6}
-    assert any(batch.rejected for batch in alone)
-    for workers in (1, 2):
-        assert_same(alone, batches(mixed, workers))
-
-
-def test_a_resumed_schedule_continues_where_it_stopped(mixed):
-    assert_same(batches(mixed, 0)[2:], batches(mixed, 0, start=2))
-
-
-def test_processes_share_the_batch_of_one(mixed):
-    whole = batches(mixed, 0, steps=2)
-    for rank in range(3):
-        for full, share in zip(whole, batches(mixed, 0, steps=2, rank=rank, world=3), strict=True):
-            assert share.places.tolist() == [rank, rank + 3]
-            for row, place in enumerate(share.places.tolist()):
-                length = int(share.lengths[row])
-                assert length == full.lengths[place]
-                assert torch.equal(share.input_values[row, :length], full.input_values[place, :length])
-                assert torch.equal(share.hidden_mask[row], full.hidden_mask[place])
-
-
-def test_items_do_not_depend_on_what_was_read_before(mixed):
-    """The memory of bad files saves work and changes nothing."""
-    keys = [key for batch in itertools.islice(BatchSchedule(EpochOrder(len(dataset(mixed)), 5), 6), 5) for key in batch]
-    warm = dataset(mixed)
-    for key in [*keys[::-1], *keys]:
-        fresh, again = dataset(mixed)[key], warm[key]
-        np.testing.assert_array_equal(fresh.waveform, again.waveform)
-        assert fresh.rejected == again.rejected
-
-
-def test_bad_files_are_replaced_by_the_next_of_the_epoch_and_listed(mixed):
-    data = dataset(mixed)
-    names = [data.source.describe(i).rpartition("/")[2] for i in range(len(data))]
-    row = [names[i] for i in epoch_order(len(data), 5, 0)]
-    bad = set(BROKEN)
-    for position, name in enumerate(row):
-        crop = data[CropKey(0, names.index(name), 0, position)]
-        walked = list(itertools.takewhile(lambda n: n in bad, row[position:] + row))
-        assert [path.rpartition("/")[2] for path, _ in crop.rejected] == walked
-        for path, reason in crop.rejected:
-            assert BROKEN.get(path.rpartition("/")[2], reason) == reason
-    short = data.__getitem__(CropKey(0, names.index("d.ogg"), 0, 0)).waveform
-    assert len(short) == pytest.approx(3200, abs=2 * 256)  # a packet, which FFmpeg does not trim in so short a file
-
-
-def test_a_replacement_is_not_the_crop_its_own_turn_gives(tmp_path):
-    good = write(tmp_path / "good.wav", noise(9, 16_000), 16_000)
-    (tmp_path / "bad.wav").touch()
-    data = CropDataset(FileSource("x", [good, tmp_path / "bad.wav"]), RATE, 1.0, seed=0)
-    own, replacement = data[CropKey(0, 0, 0, 0)], data[CropKey(0, 1, 0, 1)]
-    assert len(replacement.rejected) == 1
-    assert not np.array_equal(own.waveform, replacement.waveform)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_if_all_are_rejected_one_sentence_says_so(tmp_path, workers):
     for name in ("a.wav", "b.wav", "c.wav"):
-        (tmp_path / name).write_text("text")
-    settings = {"sampling_rate": RATE, "max_seconds": 1.0, "seed": 5, "batch_size": 2, "max_steps": 1}
-    loader = training_batches(open_source(tmp_path), num_workers=workers, **settings)
+        write(tmp_path / name, np.zeros(RATE), RATE)
+    made = loader(open_source(tmp_path), workers)
     with pytest.raises(DataError) as error:
-        list(loader)
+        list(made)
     if workers:
         # The stack trace holds on to the iterator; at its own time, ending the worker takes the collector five seconds.
-        end_workers(loader)
+        end_workers(made)
     assert isinstance(error.value, AllRejectedError)
     assert str(error.value).startswith(f"{tmp_path}: all 3 recordings were rejected; first: {tmp_path}/")
-    assert str(error.value).endswith(": is not audio that libsndfile or FFmpeg can read.")
+    assert str(error.value).endswith(": is silent: no sample exceeds 0.0001 of full scale.")
     assert "\n" not in str(error.value)
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
-
-
-def test_the_search_for_a_usable_recording_ends():
-    data = CropDataset(ArraySource(np.zeros((1500, 10), np.float32), RATE), RATE, 1.0, seed=0)
-    with pytest.raises(
-        AllRejectedError, match="1,000 recordings in a row were rejected; first: array clip 7: is silent"
-    ):
-        data[CropKey(0, 7, 0, 0)]
-
-
-def test_crops_differ_between_epochs_and_seeds():
-    data = CropDataset(ArraySource([noise(9, RATE)], RATE), RATE, 1.0, seed=0)
-    other = CropDataset(data.source, RATE, 1.0, seed=1)
-    crops = [data[CropKey(e, 0, 0, 0)].waveform for e in range(3)] + [other[CropKey(0, 0, 0, 0)].waveform]
-    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(crops, 2))
 
 
 @settings(max_examples=60, deadline=None)
@@ -217,7 +95,7 @@ def test_every_epoch_visits_every_recording_once(length, share, world, seed, sta
         assert key.epoch == number // length
         assert (key.step, key.place) == divmod(number, size)
     for epoch in range(len(keys) // length):
-        visited = [key.recording for key in keys[epoch * length : (epoch + 1) * length]]
+        visited = [key.row for key in keys[epoch * length : (epoch + 1) * length]]
         assert sorted(visited) == list(range(length))
         assert visited == epoch_order(length, seed, epoch).tolist()
     ranks = [list(BatchSchedule(EpochOrder(length, seed), size, start, steps, rank, world)) for rank in range(world)]
@@ -230,7 +108,7 @@ def test_an_endless_schedule_is_quick_for_a_million_recordings():
     schedule = BatchSchedule(EpochOrder(1_000_000, 0), 256, start_step=100_000)
     keys = next(iter(schedule))
     assert keys[0].epoch == 25
-    assert 0 <= keys[0].recording < 1_000_000
+    assert 0 <= keys[0].row < 1_000_000
     with pytest.raises(TypeError):
         len(schedule)
 
@@ -246,57 +124,6 @@ def test_an_endless_schedule_is_quick_for_a_million_recordings():
 def test_impossible_schedules_are_refused(arguments, reason):
     with pytest.raises(ConfigError, match=reason):
         BatchSchedule(**{"order": EpochOrder(10, 0), "batch_size": 4, **arguments})
-
-
-def test_impossible_datasets_are_refused():
-    source = ArraySource(np.ones((2, 10)), RATE)
-    for rate, seconds in [(0, 1.0), (16_000, 0.0), (16_000, float("nan"))]:
-        with pytest.raises(ConfigError, match="impossible; both must be positive"):
-            CropDataset(source, rate, seconds, seed=0)
-    with pytest.raises(DataError, match="holds no recordings"):
-        CropDataset(ArraySource([], RATE), RATE, 1.0, seed=0)
-
-
-def test_batches_are_padded_with_zeros_and_keep_lengths():
-    waveforms = [noise(s, RATE, i) for i, s in enumerate((0.5, 1.0, 0.1))]
-    items = [Crop(CropKey(0, i, 9, 2 * i), w, (("x", "bad"),) * i) for i, w in enumerate(waveforms)]
-    batch = collate(items)
-    assert batch.input_values.shape == (3, 16_000)
-    assert batch.input_values.dtype == torch.float32
-    assert batch.lengths.tolist() == [8000, 16_000, 1600]
-    assert batch.places.tolist() == [0, 2, 4]
-    assert (batch.step, len(batch.rejected), batch.hidden_mask) == (9, 3, None)
-    for row, waveform in zip(batch.input_values, waveforms, strict=True):
-        np.testing.assert_array_equal(row[: len(waveform)].numpy(), waveform)
-        assert not row[len(waveform) :].any()
-    moved = batch.to("meta")
-    assert moved.input_values.device.type == "meta"
-    assert moved.lengths.device.type == "cpu"
-
-
-def test_sixteen_bit_audio_travels_as_it_is_and_becomes_float_where_it_arrives():
-    stored = [np.arange(-5, 5, dtype=np.int16) * 3000, np.arange(8, dtype=np.int16)]
-    batch = collate([Crop(CropKey(0, i, 0, i), waveform) for i, waveform in enumerate(stored)])
-    assert batch.input_values.dtype == torch.int16
-    moved = batch.to("cpu").input_values
-    assert moved.dtype == torch.float32
-    np.testing.assert_array_equal(moved[0].numpy(), stored[0] / np.float32(32768))
-    assert not moved[1, 8:].any()
-
-
-def test_a_batch_becomes_float_with_its_first_crop_that_is():
-    class Mixed(ArraySource):
-        def read(self, index, *arguments):
-            waveform = super().read(index, *arguments)
-            return waveform if index == 2 else np.int16(waveform * 32768)
-
-    clips = np.stack([np.int16(noise(0.1, RATE, i) * 30000) for i in range(4)])
-    dataset = CropDataset(Mixed(clips, RATE), RATE, 0.1, seed=0)
-    keys = [CropKey(0, i, 0, i) for i in range(4)]
-    batch = collate(dataset.__getitems__(keys))
-    assert batch.input_values.dtype == torch.float32
-    np.testing.assert_array_equal(batch.input_values.numpy(), clips / np.float32(32768))
-    assert collate(dataset.__getitems__(keys[:2])).input_values.dtype == torch.int16
 
 
 def test_rejections_are_listed_once_and_survive(tmp_path):
@@ -328,15 +155,13 @@ def test_a_file_called_path_is_an_entry_like_others(tmp_path):
 
 def test_validation_crops_are_fixed_and_skip_bad_files(mixed):
     source = open_source(mixed)
-    crops = fixed_crops(source, 4, seed=3, sampling_rate=RATE, max_seconds=1.0)
+    crops = fixed_crops(source, 4, fields(), seed=3)
     assert len(crops) == 4
-    for first, second in zip(crops, fixed_crops(source, 4, seed=3, sampling_rate=RATE, max_seconds=1.0), strict=True):
+    for first, second in zip(crops, fixed_crops(source, 4, fields(), seed=3), strict=True):
         np.testing.assert_array_equal(first, second)
-    assert len(fixed_crops(source, 99, seed=3, sampling_rate=RATE, max_seconds=1.0)) == 6
+    assert len(fixed_crops(source, 99, fields(), seed=3)) == 6
     whole = read_audio(mixed / "d.ogg", RATE)
-    assert any(
-        np.array_equal(crop, whole) for crop in fixed_crops(source, 99, seed=3, sampling_rate=RATE, max_seconds=1.0)
-    )
+    assert any(np.array_equal(crop, whole) for crop in fixed_crops(source, 99, fields(), seed=3))
 
 
 @settings(max_examples=60, deadline=None)
@@ -364,15 +189,8 @@ def test_shards_are_read_window_by_window_and_every_recording_once(parts, seed, 
 
 
 def workers_of_a_loader(pipe):
-    loader = training_batches(
-        ArraySource(np.ones((9, 100), np.float32), RATE),
-        sampling_rate=RATE,
-        max_seconds=1.0,
-        seed=0,
-        batch_size=2,
-        num_workers=2,
-    )
-    coming = iter(loader)
+    waveforms = np.random.default_rng(0).normal(0, 0.1, (9, 1000))
+    coming = iter(loader(ArraySource(waveforms, RATE), 2, None))
     pipe.send([worker.pid for worker in coming._workers])
     time.sleep(60)
 

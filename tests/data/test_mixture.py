@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import noise, write
-from shard_crops import batches
+from shard_crops import batches, fields
 
-from bestrq2.data.loader import AllRejectedError, CropDataset
+from bestrq2.data.loader import AllRejectedError, training_rows
 from bestrq2.data.mixture import MixtureOrder, MixtureSource, apportioned, open_mixture
 from bestrq2.data.open_source import open_source
-from bestrq2.data.order import BatchSchedule, CropKey, EpochOrder
+from bestrq2.data.order import BatchSchedule, EpochOrder
 from bestrq2.data.sources import ArraySource, SubsetSource, split_source
 from bestrq2.errors import ConfigError, DataError
 
@@ -35,8 +35,13 @@ def component_of(source, index):
     return source.describe(index).split()[0]
 
 
+def order_of(source, seed=0):
+    """Order of the rows of a mixture, each of which holds one clip."""
+    return training_rows(source, fields(0.3), seed).order()
+
+
 def row(source, count, start=0, seed=0):
-    order = source.order(seed)
+    order = order_of(source, seed)
     return [order(number) for number in range(start, start + count)]
 
 
@@ -55,8 +60,8 @@ def test_shares_are_near_the_weights_already_in_few_clips():
 
 def test_a_tiny_weight_comes_up_as_seldom_as_it_says():
     source = mixture(weights=(1.0, 1e-4, 1.0))
-    row = source.order(0)
-    places = [row(number)[1] for number in range(100_000)]
+    order = order_of(source)
+    places = [order(number)[1] for number in range(100_000)]
     assert sum(7 <= index < 10 for index in places) == 5
 
 
@@ -105,33 +110,33 @@ def test_apportioned_shares_sum_up_and_are_off_by_less_than_one(total, weights):
 
 def test_processes_share_the_row_of_one_without_overlap():
     source = mixture()
-    whole = list(BatchSchedule(source.order(0), 6, start_step=3, max_steps=200))
-    ranks = [list(BatchSchedule(source.order(0), 6, 3, 200, rank, 3)) for rank in range(3)]
+    whole = list(BatchSchedule(order_of(source), 6, start_step=3, max_steps=200))
+    ranks = [list(BatchSchedule(order_of(source), 6, 3, 200, rank, 3)) for rank in range(3)]
     for step, shares in enumerate(zip(*ranks, strict=True)):
         assert sorted(itertools.chain(*shares), key=lambda key: key.place) == whole[step]
 
 
 def test_workers_give_the_same_batches():
-    settings = {"sampling_rate": RATE, "max_seconds": 0.2, "seed": 4}
-    found = [batches(mixture(), workers, 6, **settings) for workers in (0, 2)]
+    found = [batches(mixture(), workers, 6, fields(0.3)) for workers in (0, 2)]
     for a, b in zip(*found, strict=True):
         assert a.recordings == b.recordings
         assert a.input_values.equal(b.input_values)
     assert len({name for batch in found[0] for name in batch.recordings}) > 10
 
 
-def test_a_bad_recording_is_replaced_within_its_component():
+def test_a_bad_recording_leaves_its_place_in_the_share_of_its_component_empty():
     bad = ArraySource([np.zeros(5000, np.float32), noise(0.3, RATE, 1), noise(0.3, RATE, 2)], RATE, "bad")
     source = MixtureSource("mix", (tones(5, "good"), bad), (1.0, 1.0))
-    crop = CropDataset(source, RATE, 0.2, 0)[CropKey(0, 5, 0, 0)]
-    assert crop.rejected == (("bad clip 0", "is silent: no sample exceeds 0.0001 of full scale."),)
-    assert crop.recording in ("bad clip 1", "bad clip 2")
+    made = batches(source, steps=10, config=fields(0.4), rows=1)
+    assert [entry for batch in made for entry in batch.rejected] == [
+        ("bad clip 0", "is silent: no sample exceeds 0.0001 of full scale.")
+    ]
 
 
 def test_a_component_without_a_usable_recording_is_named():
     source = MixtureSource("mix", (tones(5, "good"), ArraySource(np.zeros((3, 500)), RATE, "bad")), (1.0, 1.0))
-    with pytest.raises(AllRejectedError, match="mix: all 3 recordings were rejected; first: bad clip 1: is silent"):
-        CropDataset(source, RATE, 0.2, 0)[CropKey(0, 6, 0, 0)]
+    with pytest.raises(AllRejectedError, match=r"mix: all 3 recordings were rejected; first: bad clip \d: is silent"):
+        batches(source, steps=10, rows=1)
 
 
 def test_a_mixture_reads_describes_and_travels_as_its_components_do():
@@ -248,5 +253,5 @@ def test_a_mixture_takes_remote_tars(corpus, server, own_cache):
     assert source.remote_shard(0) is None
     assert source.remote_shard(first).url == f"{server.url}/0.tar"
     assert source.parts().starts.tolist() == [0, *(first + np.array([0, 9, 14, 15, 27]))]
-    found = batches(source, sampling_rate=8_000, max_seconds=0.2)
+    found = batches(source, config=fields(0.2, sampling_rate=8_000, mel_max_hz=4000.0))
     assert any(name.startswith(server.url) for batch in found for name in batch.recordings)

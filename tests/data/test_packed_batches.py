@@ -6,24 +6,18 @@ import numpy as np
 import pytest
 import torch
 from recordings import announce, noise, write
+from shard_crops import RATE, clips, fields, loader
 
 from bestrq2.data.audio import read_audio
-from bestrq2.data.loader import AllRejectedError, end_workers, fixed_rows, packed_batches, training_rows
+from bestrq2.data.loader import AllRejectedError, end_workers, fixed_batches, training_rows
 from bestrq2.data.mixture import MixtureSource
 from bestrq2.data.open_source import open_source
 from bestrq2.data.sources import ArraySource, FileSource
 from bestrq2.data.splits import BalancedSource
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.log_mel import LogMel
 
-RATE = 16_000
 SCALE = 2**21
-SMALL = {"hop_length": 160, "n_fft": 512, "win_length": 512, "patch_size": (32, 4)}
-
-
-def fields(max_seconds=1.0, **others):
-    return BestRQ2Config(max_seconds=max_seconds, **{**SMALL, **others})
 
 
 def conformer(max_seconds=1.0):
@@ -32,39 +26,12 @@ def conformer(max_seconds=1.0):
     return fields(max_seconds, patch_size=(128, 4), **kind, **masks)
 
 
-def loader(source, config, steps=None, rows=8, workers=0, seed=5, **others):
-    plan = training_rows(source, config, seed)
-    return packed_batches(
-        source, plan, config, seed=seed, batch_rows=rows, max_steps=steps, num_workers=workers, **others
-    )
-
-
 def epoch(source, config, number=0, rows=8):
     """Batches that hold all rows of one epoch, and no other."""
     length = len(training_rows(source, config, 5))
     step = next(size for size in range(min(rows, length), 0, -1) if length % size == 0)
     count = length // step
-    return list(loader(source, config, steps=(number + 1) * count, rows=step, start_step=number * count))
-
-
-def clips(batch, config):
-    """(name, samples as far as the model sees them, length) of each clip of a batch, found by its packing."""
-    found, names, lengths = [], iter(batch.recordings), iter(batch.lengths.tolist())
-    values = batch.to("cpu").input_values.numpy()
-    for row, numbers in enumerate(batch.packing.segments):
-        assert int(numbers.max()) == batch.counts[row]
-        for number in range(1, int(numbers.max()) + 1):
-            (own,) = np.nonzero(numbers.numpy() == number)
-            length = next(lengths)
-            assert len(own) == config.columns(length)
-            assert batch.packing.positions[row, own].tolist() == list(range(len(own)))
-            frames = batch.packing.frames[row, own].tolist()
-            assert frames == [frames[0] + config.patch_size[1] * place for place in range(len(own))]
-            begin = frames[0] * config.hop_length + config.n_fft // 2
-            seen = min(length, (len(own) * config.patch_size[1] - 1) * config.hop_length + config.n_fft // 2)
-            found.append((next(names, ""), values[row, begin : begin + seen], length))
-    assert next(names, None) is next(lengths, None) is None
-    return found
+    return list(loader(source, steps=(number + 1) * count, config=config, rows=step, start_step=number * count))
 
 
 def ramp(recording, samples):
@@ -88,7 +55,6 @@ def test_each_second_of_an_uneven_corpus_is_heard_once_an_epoch():
             np.testing.assert_array_equal(samples, waveforms[recording][place : place + length])
             heard[recording][place : place + length] += 1
         assert all((one == 1).all() for one in heard)
-        assert sum(batch.seconds for batch in batches) == 110.0
         seen.append([batch.recordings for batch in batches])
     assert seen[0] != seen[1]
 
@@ -148,7 +114,7 @@ def of_mixed(root, workers=0, steps=5, start=0, rank=0, world=1, config=None):
     # Clips of less than 70 ms cannot be masked in spans.
     config = config or fields(1.0, mask_shape="span", mask_block_size=(1, 2))
     found = loader(
-        open_source(root), config, steps, 4, workers, start_step=start, rank=rank, world_size=world, draw_mask=draw_mask
+        open_source(root), workers, steps, config, start_step=start, rank=rank, world_size=world, draw_mask=draw_mask
     )
     batches = list(found)
     end_workers(found)
@@ -158,11 +124,11 @@ def of_mixed(root, workers=0, steps=5, start=0, rank=0, world=1, config=None):
 def assert_same(first, second):
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
-        for name in ("input_values", "lengths", "counts", "places", "hidden_mask"):
+        for name in ("input_values", "lengths", "places", "hidden_mask"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
         for name in ("segments", "positions", "frames"):
             assert torch.equal(getattr(a.packing, name), getattr(b.packing, name)), name
-        for name in ("step", "seconds", "recordings", "rejected", "shorter"):
+        for name in ("step", "recordings", "rejected", "shorter"):
             assert getattr(a, name) == getattr(b, name), name
 
 
@@ -215,15 +181,15 @@ def test_segments_that_cannot_be_used_are_left_out_and_listed(mixed):
 def test_a_batch_without_a_usable_clip_is_empty_unless_nothing_is_usable():
     config = fields(1.0)
     silence, sound = np.zeros((9, RATE), np.float32), noise(1, RATE, 1)[None].astype(np.float32)
-    batches = list(loader(ArraySource(np.concatenate([silence, sound]), RATE), config, steps=10, rows=1))
+    batches = list(loader(ArraySource(np.concatenate([silence, sound]), RATE), steps=10, config=config, rows=1))
     assert sorted(len(batch) for batch in batches) == [0] * 9 + [1]
     empty = next(batch for batch in batches if not len(batch))
     assert not empty.packing.segments.any()
     assert not empty.input_values.any()
     with pytest.raises(AllRejectedError, match=r"^x: all 9 recordings were rejected; first: x clip"):
-        list(loader(ArraySource(silence, RATE, "x"), config, steps=1, rows=1))
+        list(loader(ArraySource(silence, RATE, "x"), steps=1, config=config, rows=1))
     with pytest.raises(AllRejectedError, match="1,000 clips in a row were rejected"):
-        list(loader(ArraySource(np.zeros((1500, RATE), np.float32), RATE), config, steps=1, rows=1))
+        list(loader(ArraySource(np.zeros((1500, RATE), np.float32), RATE), steps=1, config=config, rows=1))
     with pytest.raises(AllRejectedError, match=r"its only recording was rejected; first: .*is too short: 0\.00 s"):
         training_rows(ArraySource([noise(0.002, RATE, 1)], RATE), conformer(), 0)
 
@@ -252,7 +218,7 @@ def test_batches_of_a_conformer_are_as_wide_as_their_longest_clip_and_of_similar
     config = conformer()
     widths = []
     for batch in epoch(source, config, rows=8):
-        assert batch.counts.tolist() == [1] * 8
+        assert batch.packing.clips().tolist() == [1] * 8
         columns = [config.columns(int(length)) for length in batch.lengths]
         assert batch.packing.segments.shape[1] == max(columns)
         widths.append((min(columns), max(columns)))
@@ -270,7 +236,7 @@ def test_components_of_a_mixture_have_their_shares_of_the_audio():
     rows = training_rows(source, config, 5)
     assert rows.clips == 180
     heard = {"long": 0.0, "short": 0.0}
-    for batch in loader(source, config, steps=50, rows=20):
+    for batch in loader(source, steps=50, config=config, rows=20):
         for name, samples, length in clips(batch, config):
             heard[name.partition(" ")[0]] += length / RATE
             place = samples * SCALE
@@ -296,11 +262,11 @@ def test_classes_are_drawn_by_their_probabilities_whatever_their_lengths():
 def test_fixed_clips_are_packed_in_any_number_of_rows():
     waveforms = [ramp(number / 64, size) for number, size in enumerate((16_000, 8_000, 7_000, 1_000))]
     for config, count in ((fields(1.0), 2), (conformer(), 4)):
-        batches = fixed_rows(waveforms, config, 1)
+        batches = fixed_batches(waveforms, config, 1)
         found = [clip for batch in batches for clip in clips(batch, config)]
         assert [len(batch.places) for batch in batches] == [1] * count
         assert sorted(length for _, _, length in found) == sorted(map(len, waveforms))
-    assert fixed_rows([], fields(1.0), 4) == []
+    assert fixed_batches([], fields(1.0), 4) == []
 
 
 def test_impossible_requests_are_refused():

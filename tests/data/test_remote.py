@@ -18,9 +18,10 @@ import pytest
 import soundfile
 import torch
 from shard_crops import batches as any_batches
+from shard_crops import fields, loader
 
 from bestrq2.data import order
-from bestrq2.data.loader import end_workers, fixed_crops, split_source, training_batches
+from bestrq2.data.loader import end_workers, fixed_crops, split_source, training_rows
 from bestrq2.data.open_source import open_source
 from bestrq2.data.shards import files, remote
 from bestrq2.data.shards.building import index_path, load_index
@@ -30,7 +31,7 @@ from shard_server import RATE, clip, serving, shards, tar_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-CROPS = {"sampling_rate": RATE, "max_seconds": 0.2}
+CONFIG = fields(0.3, sampling_rate=RATE, mel_max_hz=RATE / 2)
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +39,8 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
 
 
-def batches(source, workers=0, steps=9, **settings):
-    return any_batches(source, workers, steps, **{**CROPS, "seed": 3, **settings})
+def batches(source, workers=0, steps=9, seed=3, **settings):
+    return any_batches(source, workers, steps, CONFIG, seed, **settings)
 
 
 def pattern(server, last=8):
@@ -206,13 +207,13 @@ def test_a_shard_that_stays_unreachable_stops_the_run_with_one_sentence(server, 
     whole = batches(source)
     server.answers["3.tar"] = [500] * 99  # before the eviction: a thread may still fetch ahead
     evict_all()
-    loader = training_batches(source, **CROPS, seed=3, batch_size=4, num_workers=workers, max_steps=9)
+    made = loader(source, workers, 9, CONFIG, 3)
     found = []
     message = r"^http://[^ ]*/3\.tar cannot be fetched: 500 Internal Server Error\.$"
     with pytest.raises(UnreachableError, match=message) as error:
-        found.extend(loader)
+        found.extend(made)
     assert error.value.exit_code == 1  # nothing is wrong with the input
-    end_workers(loader)
+    end_workers(made)
     assert_same(found, whole[: len(found)])
     server.answers.clear()
     assert_same(batches(source, start_step=len(found)), whole[len(found) :])
@@ -248,7 +249,7 @@ def test_of_a_remote_tar_that_breaks_off_the_whole_clips_are_used(server, caplog
     server.files["0.tar"] = server.files["0.tar"][:40_000]
     source = open_source(f"{server.url}/{{0,1}}.tar")
     assert f"1 of 2 tars left out, whole or in part; first: {server.url}/0.tar: the tar is truncated" in caplog.text
-    assert len(fixed_crops(source, 99, seed=0, **CROPS)) == len(source) - 1
+    assert len(fixed_crops(source, 99, CONFIG, seed=0)) == len(source) - 1
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def test_held_out_clips_of_a_large_corpus_are_in_the_shards_that_training_begins
         assert not names & {training.describe(i) for i in range(67)}
         evict_all()
         server.asked.clear()
-        assert len(fixed_crops(held_out, 5, seed=7, **CROPS)) == 5
+        assert len(fixed_crops(held_out, 5, CONFIG, seed=7)) == 5
         first_window = int(130_000 // len(server.files["0.tar"]))
         assert len(server.asked) <= first_window
         fetched_before = set(server.asked)
@@ -402,13 +403,15 @@ def test_shards_are_fetched_before_they_are_needed(monkeypatch):
         source = open_source(f"{server.url}/{{0..11}}.tar")
         evict_all()
         server.asked.clear()
-        coming = iter(training_batches(source, **CROPS, seed=3, batch_size=4, max_steps=100))
+        coming = iter(loader(source, 0, 100, CONFIG, 3))
         read = [name.rpartition("/")[0] for _ in range(4) for name in next(coming).recordings]
         deadline = time.monotonic() + 10
         while len(server.asked) < len(set(read)) + 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(server.asked) >= len(set(read)) + 2
-        following = [source.remote_shard(source.order(3)(place)[1]).url for place in range(16, 72)]
+        rows = training_rows(source, CONFIG, 3)
+        coming = [one for place in range(16, 72) for one in rows.segments(*rows.order()(place))]
+        following = [source.remote_shard(one.recording).url for one in coming]
         wanted = [url for url in dict.fromkeys(following) if url not in read]
         assert {f"{server.url}/{path}" for path in server.asked} - set(read) <= set(wanted[:5])
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from recordings import noise, write, write_with_ffmpeg
-from shard_crops import RATE, batches, crop, described
+from shard_crops import RATE, batches, crop, described, fields
 from tars import clip, encoded, pack, shard
 
 from bestrq2.data.audio import read_span
-from bestrq2.data.loader import AllRejectedError, CropDataset
+from bestrq2.data.loader import AllRejectedError, RowDataset, training_rows
 from bestrq2.data.open_source import open_source
-from bestrq2.data.order import CropKey
+from bestrq2.data.order import RowKey
 from bestrq2.data.shards import files
 from bestrq2.data.shards.files import TarFiles
 from bestrq2.data.shards.shard_source import open_shards
@@ -118,14 +118,15 @@ def test_too_many_open_files_are_no_fault_of_the_recording(tmp_path, name):
         shard(tmp_path / name, [0])
     else:
         write(tmp_path / name, noise(2, RATE), RATE)
-    data = CropDataset(open_source(tmp_path / name), RATE, 1.0, seed=0)
-    key = CropKey(0, 0, 0, 0)
+    source = open_source(tmp_path / name)
+    rows = training_rows(source, fields(), 0)
+    data, key = RowDataset(source, rows, fields(), 0), RowKey(0, 0, 0, 0)
     data[key]
     files.OPEN.files.clear()
     files.OPEN_CACHED.files.clear()
     with no_more_files(), pytest.raises(AllRejectedError, match=r"cannot be opened \(Too many open files\)"):
         data[key]
-    assert len(data[key].waveform) == RATE
+    assert data[key].lengths.tolist() == [RATE]
 
 
 def test_a_tar_that_cannot_be_opened_for_too_many_files_takes_the_place_of_others(tmp_path, monkeypatch):

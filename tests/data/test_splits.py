@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from shard_crops import fields
 
+from bestrq2.data.loader import training_rows
 from bestrq2.data.sources import ArraySource, SubsetSource
 from bestrq2.data.splits import balanced, split_in, stratified_splits
 
@@ -35,8 +37,9 @@ def test_names_of_tars_tell_splits(name, split):
 def test_balanced_recordings_of_rare_classes_come_as_often_as_others():
     targets = np.zeros((100, 2), np.float32)
     targets[:10, 0] = targets[10:, 1] = 1
-    source = SubsetSource(ArraySource(np.ones((100, 10), np.float32), 16_000), np.arange(100), "all")
-    order = balanced(source, targets).order(seed=3)
-    drawn = np.array([order(place)[1] for place in range(4000)])
-    assert targets[drawn].mean(axis=0) == pytest.approx([0.5, 0.5], abs=0.03)
-    assert [order(place) for place in (0, 150, 399)] == [(0, drawn[0]), (1, drawn[150]), (3, drawn[399])]
+    source = SubsetSource(ArraySource(np.ones((100, 4000), np.float32), 16_000), np.arange(100), "all")
+    rows = training_rows(balanced(source, targets), fields(), 3)
+    drawn = [[one.recording for row in range(len(rows)) for one in rows.segments(epoch, row)] for epoch in range(40)]
+    assert targets[np.concatenate(drawn)].mean(axis=0) == pytest.approx([0.5, 0.5], abs=0.03)
+    assert len(drawn[0]) == 100
+    assert drawn[0] != drawn[1]

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from bestrq2 import BestRQ2ForPreTraining
-from bestrq2.data.batch import fixed_rows
+from bestrq2.data.batch import fixed_batches
 from bestrq2.inference.compiling import BLOCKS, MOST_GRAPHS, compile_parts
 from example_sounds import padded_batch, scene, scenes
 
@@ -69,7 +69,7 @@ def test_compiled_blocks_give_the_same_loss_and_gradients_on_packed_rows(tiny_co
     config = tiny_config(**MODERN, drop_path_rate=0.3)
     plain, compiled = both(config, partial(compile_parts, kinds=BLOCKS), "aot_eager")
     for seed in range(2):
-        (batch,) = fixed_rows([scene(length, seed) for length in (31_000, 20_000, 52_000 + seed, 9_000)], config, 4)
+        (batch,) = fixed_batches([scene(length, seed) for length in (31_000, 20_000, 52_000 + seed, 9_000)], config, 4)
         assert_equal_steps(plain, compiled, seed, batch.input_values, packing=batch.packing)
     assert counters["stats"]["unique_graphs"] <= 4
 

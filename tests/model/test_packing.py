@@ -12,7 +12,7 @@ from example_masks import CONFORMER, OBJECTIVES
 from packed_rows import by_clip, pack
 
 from bestrq2 import BestRQ2ForAudioClassification
-from bestrq2.data.batch import fixed_rows
+from bestrq2.data.batch import fixed_batches
 from bestrq2.model.masking import draw_packed_mask, split_packed
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTrainingOutput
 from bestrq2.model.packing import Packing
@@ -105,7 +105,7 @@ def test_packed_clips_have_the_embeddings_of_clips_alone(tiny_encoder, positions
 def test_batches_of_the_loader_have_the_embeddings_of_clips_alone(tiny_encoder):
     model = tiny_encoder(input_normalization="clip")
     clips = {length: scene(length, index) for index, length in enumerate([80_000, 47_000, 9_374, 30_000, 100, 19_999])}
-    (batch,) = fixed_rows(list(clips.values()), model.config, 16)
+    (batch,) = fixed_batches(list(clips.values()), model.config, 16)
     assert batch.lengths.tolist() != list(clips)  # the order is that of rows
     assert len(batch.input_values) == 3
     together = model(batch.input_values, packing=batch.packing).pooler_output

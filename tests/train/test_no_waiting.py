@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bestrq2 import BestRQ2Config, BestRQ2ForPreTraining, recipe
-from bestrq2.data.batch import fixed_rows
+from bestrq2.data.batch import fixed_batches
 from bestrq2.model.masking import draw_packed_mask
 from bestrq2.train.guard import Guard
 from bestrq2.train.objective import PretrainingTask
@@ -52,8 +52,8 @@ def step_on_device(name: str, share: float = 1.0, **changes):
         model = BestRQ2ForPreTraining(model_config).train()
     samples = model_config.max_samples
     clips = [np.zeros(int(part * samples), np.float32) for part in (1.0, share, 0.5 * share)]
-    (batch,) = fixed_rows(clips, model_config, 3)
-    batch.hidden_mask = draw_packed_mask(model_config, batch.packing.segments, 0, 0, range(len(batch.counts)))
+    (batch,) = fixed_batches(clips, model_config, 3)
+    batch.hidden_mask = draw_packed_mask(model_config, batch.packing.segments, 0, 0, range(len(batch.places)))
     batch.input_values = batch.input_values.to(META)
     return PretrainingTask(model, 0), batch
 

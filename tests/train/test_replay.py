@@ -67,8 +67,9 @@ def test_the_failure_folder_holds_the_batch_and_names_every_clip(failure: Path, 
     ((batch, loss),) = load_failure(failure).ranks[0]
     assert math.isnan(loss)
     assert batch.places.tolist() == [0, 1, 2, 3]
-    assert batch.counts.sum() == len(batch.lengths) == len(batch.recordings)
-    firsts = [(row, number) for row, count in enumerate(batch.counts.tolist()) for number in range(1, count + 1)]
+    assert batch.packing.clips().sum() == len(batch.lengths) == len(batch.recordings)
+    counts = batch.packing.clips().tolist()
+    firsts = [(row, number) for row, count in enumerate(counts) for number in range(1, count + 1)]
     for name, (row, number) in zip(batch.recordings, firsts, strict=True):
         assert Path(name).parent == recordings
         first = int(batch.packing.frames[row][batch.packing.segments[row] == number][0])

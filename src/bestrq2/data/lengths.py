@@ -41,12 +41,11 @@ _SCHEMA = pa.schema(
         "problem": pa.large_string(),
     }
 )
+_FACTS = ("samples", "rate", "problem")
 # Fewer recordings are measured before worker processes would have started.
 _FEW = 64
 # A measurement that is interrupted loses no more than this.
 _SAVE_SECONDS = 60.0
-# A file that cannot be read for the moment is tried so often.
-_TRIES = 3
 # Time between two looks whether another process has finished measuring.
 _WAIT_SECONDS = 0.5
 
@@ -90,24 +89,21 @@ def recording_lengths(source: Source, sampling_rate: int) -> Lengths | None:
 
 
 class _Found(NamedTuple):
-    """Length of a recording, or why it cannot be used."""
+    """Length of a recording, or why it cannot be used, and whether that will be so the next time."""
 
     samples: int
     rate: int
     problem: str = ""
+    lasts: bool = True
 
 
 def _measure(source: Source, index: int) -> _Found:
-    for attempt in range(_TRIES):
-        try:
-            with source.opened(index) as decoder:
-                return _Found(decoder.measure(), decoder.rate)
-        except AudioError as error:
-            problem = reason_of(error, source.describe(index))
-            if isinstance(error, UnreadableAudioError):
-                break
-            time.sleep(attempt)
-    return _Found(0, 0, problem)
+    try:
+        with source.opened(index) as decoder:
+            return _Found(decoder.measure(), decoder.rate)
+    except AudioError as error:
+        problem = reason_of(error, source.describe(index))
+        return _Found(0, 0, problem, isinstance(error, UnreadableAudioError))
 
 
 def _measured(source: Source, indices: np.ndarray) -> list[_Found]:
@@ -177,7 +173,7 @@ class _Table:
         same = (stored["size"].to_numpy()[rows] == self._sizes[places]) & (
             stored["changed_ns"].to_numpy()[rows] == self._changed[places]
         )
-        columns = [stored[name].take(pa.array(rows[same])).to_pylist() for name in _Found._fields]
+        columns = [stored[name].take(pa.array(rows[same])).to_pylist() for name in _FACTS]
         for place, *facts in zip(places[same].tolist(), *columns, strict=True):
             self.found[place] = _Found(*facts)
         return np.array([place for place, found in enumerate(self.found) if found is None], np.int64)
@@ -190,10 +186,10 @@ class _Table:
 
     def save(self) -> None:
         """Write what was found, and what the stored table has on other recordings."""
-        known = np.array([place for place, found in enumerate(self.found) if found is not None], np.int64)
+        facts = {place: found for place, found in enumerate(self.found) if found is not None and found.lasts}
+        known = np.array(list(facts), np.int64)
         paths = self._paths.take(pa.array(known))
-        facts = [found for found in self.found if found is not None]
-        columns = {name: [getattr(found, name) for found in facts] for name in _Found._fields}
+        columns = {name: [getattr(found, name) for found in facts.values()] for name in _FACTS}
         new = pa.table(
             {"path": paths, "size": self._sizes[known], "changed_ns": self._changed[known], **columns}, schema=_SCHEMA
         )

@@ -1,19 +1,19 @@
-"""Batches for training: crops of a source in worker processes, as a pure function of (seed, step, place).
+"""Batches for training: rows of clips made by worker processes, as a pure function of (seed, step, place).
 
-Workers, processes and resumption change nothing: the schedule says which recordings belong into each batch, and each
-item is made from its key alone.
+Workers, processes and resumption change nothing: the schedule says which rows belong into each batch, and each row is
+made from its key alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any
 
@@ -23,21 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from bestrq2.child_processes import end_with_parent
 from bestrq2.data.audio import errors_named, shorter_files
-from bestrq2.data.batch import (
-    AudioBatch,
-    Crop,
-    DrawMask,
-    DrawPackedMask,
-    collate,
-    fixed_batches,
-    fixed_rows,
-    row_writer,
-    sample_type,
-)
-from bestrq2.data.batch_memory import BatchMemory, memory_for, new_rows
+from bestrq2.data.batch import AudioBatch, DrawMask, fixed_batches, row_writer
+from bestrq2.data.batch_memory import BatchMemory, memory_for
 from bestrq2.data.lengths import recording_lengths
 from bestrq2.data.mixture import MixtureRows, MixtureSource
-from bestrq2.data.order import BatchSchedule, CropKey, sample_order
+from bestrq2.data.order import BatchSchedule, Order, RowKey, sample_order
 from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.rejections import Shorter
 from bestrq2.data.rows import BalancedRows, Rows, SegmentRows, SortedOrder
@@ -45,7 +35,7 @@ from bestrq2.data.segments import Crops, Segment, Segments
 from bestrq2.data.shards.remote import FetchAhead
 from bestrq2.data.sources import LoaderError, RemoteShard, Source, split_source
 from bestrq2.data.splits import BalancedSource
-from bestrq2.data.waveforms import put_samples, to_float32
+from bestrq2.data.waveforms import to_float32
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.model.fields import ModelFields
 from bestrq2.seeding import generator
@@ -55,8 +45,6 @@ __all__ = [
     "end_workers",
     "fixed_batches",
     "fixed_crops",
-    "fixed_rows",
-    "packed_batches",
     "split_source",
     "training_batches",
     "training_rows",
@@ -71,193 +59,6 @@ CROP, FIXED = 0xC409, 0xF18ED
 
 class AllRejectedError(LoaderError):
     """No recording of a source is usable."""
-
-
-def training_batches(
-    source: Source,
-    *,
-    sampling_rate: int,
-    max_seconds: float,
-    min_samples: int = 1,
-    seed: int,
-    batch_size: int,
-    start_step: int = 0,
-    num_workers: int = 0,
-    draw_mask: DrawMask | None = None,
-    max_steps: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DataLoader[Any]:
-    """Batches of random crops in the order of training; any number of workers and processes gives the same ones.
-
-    Args:
-        source: audio to draw from.
-        sampling_rate: sampling rate in Hz.
-        max_seconds: longest crop in seconds.
-        min_samples: shorter recordings are rejected.
-        seed: random seed for order and crops, 0 or more.
-        batch_size: size of the global batch, over all processes.
-        start_step: first step; a resumed run gives the number of steps done.
-        num_workers: processes that decode; 0 decodes in this one.
-        draw_mask: function that draws the hidden patches; None leaves that to the model. Picklable where workers are
-            spawned (macOS).
-        max_steps: step before which to stop; None for never.
-        rank: number of this process; it gets the places that leave this remainder when divided by `world_size`.
-        world_size: number of processes.
-
-    Returns:
-        A loader of `AudioBatch`; see `end_workers`.
-
-    Raises:
-        ConfigError: sizes or numbers that are impossible together.
-        DataError: there are no recordings.
-    """
-    dataset = CropDataset(source, sampling_rate, max_seconds, seed, min_samples)
-    schedule = _FetchingSchedule(source, seed, batch_size, start_step, max_steps, rank, world_size)
-    clips = batch_size // world_size
-    return DataLoader(
-        dataset,
-        batch_sampler=schedule,
-        collate_fn=partial(collate, draw_mask=draw_mask),
-        pin_memory=torch.cuda.is_available(),
-        **worker_settings(num_workers, clips * dataset.longest),
-    )
-
-
-class _FetchingSchedule(BatchSchedule):
-    """A schedule that has remote shards fetched before their recordings are due.
-
-    Args:
-        source: audio to draw from.
-        seed: random seed of the order.
-        *share: see `BatchSchedule`.
-    """
-
-    def __init__(self, source: Source, seed: int, *share: Any) -> None:
-        super().__init__(source.order(seed), *share)
-        self.source, self.seed = source, seed
-
-    def _shards(self, _epoch: int, recording: int) -> Iterator[RemoteShard]:
-        shard = self.source.remote_shard(recording)
-        if shard is not None:
-            yield shard
-
-    def __iter__(self) -> Iterator[list[CropKey]]:
-        if not self.source.is_remote():
-            yield from super().__iter__()
-            return
-        # Runs in the main process, from the first batch on: after the workers were forked.
-        start = self.start_step * self.batch_size
-        ahead = FetchAhead(self.source.order(self.seed), self._shards, start)
-        try:
-            for keys in super().__iter__():
-                ahead.advance(keys[-1].step * self.batch_size)
-                yield keys
-        finally:
-            ahead.end()
-
-
-class CropDataset(Dataset[Crop]):
-    """Random crops of a source, looked up by key.
-
-    A recording that cannot be used is replaced by the next one in the order of its epoch; what was passed over is
-    listed in the item. Everything is a function of (seed, epoch, index).
-
-    Args:
-        source: audio to draw from.
-        sampling_rate: sampling rate in Hz.
-        max_seconds: longest crop in seconds.
-        seed: random seed for order and crops; the same as the schedule's.
-        min_samples: shorter recordings are rejected.
-
-    Raises:
-        ConfigError: a crop of no length, or a negative seed.
-        DataError: there are no recordings.
-    """
-
-    def __init__(self, source: Source, sampling_rate: int, max_seconds: float, seed: int, min_samples: int = 1) -> None:
-        if seed < 0:
-            raise ConfigError(f"seed is {seed}; it must be 0 or more.")
-        if sampling_rate <= 0 or not max_seconds > 0:
-            raise ConfigError(f"Crops of {max_seconds} s at {sampling_rate} Hz are impossible; both must be positive.")
-        if len(source) == 0:
-            raise DataError(f"{source.name} holds no recordings.")
-        self.source = source
-        self.sampling_rate = sampling_rate
-        self.max_seconds = max_seconds
-        self.seed = seed
-        self.longest = max(1, round(max_seconds * sampling_rate))
-        self.min_samples = min_samples
-        self.order = source.order(seed)
-        # Recordings of which no crop is usable: known ones are not opened again. The outcome is the same either way.
-        self._unreadable: dict[int, str] = {}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, key: CropKey) -> Crop:
-        """The item of a key.
-
-        Raises:
-            AllRejectedError: every recording, or 1000 in a row, is unusable.
-        """
-        key = CropKey(*key)
-        tries = min(len(self.source), MAX_TRIES)
-        rejected: list[tuple[str, str]] = []
-        for attempt, index in zip(range(tries), self._candidates(key), strict=False):
-            with shorter_files() as shorter:
-                result = self._read(key.epoch, index, attempt)
-            if isinstance(result, np.ndarray):
-                return Crop(key, result, tuple(rejected), self.source.describe(index), tuple(shorter))
-            rejected.append((self.source.describe(index), result))
-        tries = len(rejected)
-        some = f"{tries:,} recordings in a row" if tries == MAX_TRIES else f"all {tries} recordings"
-        which = "its only recording was" if tries == 1 else f"{some} were"
-        name, reason = rejected[0]
-        raise AllRejectedError(f"{self.source.name}: {which} rejected; first: {name}: {reason}")
-
-    def __getitems__(self, keys: Sequence[CropKey]) -> list[Crop]:
-        """The items of one batch, each put into its row while it is still in the processor's caches.
-
-        The waveforms are views into one array [items, longest crop], which `collate` takes over: int16 where all
-        crops are, else float32.
-
-        Raises:
-            AllRejectedError: as for single items.
-        """
-        shape, rows = (len(keys), self.longest), None
-        crops: list[Crop] = []
-        for place, key in enumerate(keys):
-            crop = self[key]
-            length, kind = len(crop.waveform), sample_type(crop.waveform)
-            if rows is None or (rows.dtype != kind and kind == np.float32):
-                fresh = new_rows(shape, kind)
-                for row, before in zip(fresh, crops, strict=False):
-                    put_samples(before.waveform, row[: len(before.waveform)])
-                crops = [replace(c, waveform=row[: len(c.waveform)]) for c, row in zip(crops, fresh, strict=False)]
-                rows = fresh
-            put_samples(crop.waveform, rows[place, :length])
-            crops.append(replace(crop, waveform=rows[place, :length]))
-        return crops
-
-    def _candidates(self, key: CropKey) -> Iterator[int]:
-        yield key.recording
-        yield from self.order.replacements(key.epoch, key.recording)
-
-    def _read(self, epoch: int, index: int, attempt: int) -> np.ndarray | str:
-        """A waveform, or the reason why there is none."""
-        if index in self._unreadable:
-            return self._unreadable[index]
-        rng = generator(CROP, self.seed, epoch, index, attempt)
-        try:
-            waveform = self.source.read(index, self.sampling_rate, rng, self.max_seconds)
-            check_length(waveform, self.min_samples, self.sampling_rate)
-            return waveform
-        except AudioError as error:
-            reason = rejection(self.source, index, error)
-            if isinstance(error, UnreadableAudioError):
-                self._unreadable[index] = reason
-            return reason
 
 
 def training_rows(source: Source, fields: ModelFields, seed: int) -> Rows:
@@ -284,7 +85,7 @@ def training_rows(source: Source, fields: ModelFields, seed: int) -> Rows:
         return MixtureRows(rows, source.starts, source.weights, seed)
     lengths = recording_lengths(source, fields.sampling_rate)
     segments: Segments
-    rejected: list[tuple[str, str]] = []
+    rejected: list[tuple[int, str]] = []
     if lengths is None:
         if os.environ.get("RANK", "0") == "0":
             logger.info("%s: lengths are not known before its tars are fetched: one crop per recording", source.name)
@@ -292,16 +93,17 @@ def training_rows(source: Source, fields: ModelFields, seed: int) -> Rows:
     else:
         segments = Segments(lengths.samples, fields.max_samples, fields.min_training_samples, seed)
         for index in np.flatnonzero(np.diff(segments.firsts) == 0).tolist():
-            problem = lengths.problems.get(index) or too_short(int(lengths.samples[index]), fields)
-            rejected.append((source.describe(index), problem))
+            problem = lengths.problems.get(index) or _too_short(int(lengths.samples[index]), fields)
+            rejected.append((index, problem))
         if not len(segments):
-            raise _all_rejected(source, len(source), rejected[0])
+            raise _all_rejected(source, _every(source), *rejected[0])
+    named = [(source.describe(index), problem) for index, problem in rejected]
     if isinstance(source, BalancedSource):
-        return BalancedRows(source.probabilities, segments, fields, seed, rejected=rejected)
-    return SegmentRows(segments, fields, seed, source.parts(), rejected)
+        return BalancedRows(source.probabilities, segments, fields, seed, rejected=named)
+    return SegmentRows(segments, fields, seed, source.parts(), named)
 
 
-def packed_batches(
+def training_batches(
     source: Source,
     rows: Rows,
     fields: ModelFields,
@@ -310,7 +112,7 @@ def packed_batches(
     batch_rows: int,
     start_step: int = 0,
     num_workers: int = 0,
-    draw_mask: DrawPackedMask | None = None,
+    draw_mask: DrawMask | None = None,
     max_steps: int | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -340,20 +142,21 @@ def packed_batches(
     Raises:
         ConfigError: sizes or numbers that are impossible together.
     """
-    make_order: Callable[[], Any] = rows.order
+    make_order: Callable[[], Order] = rows.order
     if rows.by_length:
         make_order = partial(SortedOrder, rows, batch_rows * batches_per_step, seed)
     schedule = _RowSchedule(source, rows, make_order, batch_rows, start_step, max_steps, rank, world_size)
     return DataLoader(
         RowDataset(source, rows, fields, seed, draw_mask),
         batch_sampler=schedule,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         pin_memory=torch.cuda.is_available(),
         **worker_settings(num_workers, batch_rows // world_size * rows.samples),
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
+    """The batch: `RowDataset` has made all of it."""
     return batch
 
 
@@ -367,7 +170,7 @@ class _RowSchedule(BatchSchedule):
         *share: see `BatchSchedule`.
     """
 
-    def __init__(self, source: Source, rows: Rows, make_order: Callable[[], Any], *share: Any) -> None:
+    def __init__(self, source: Source, rows: Rows, make_order: Callable[[], Order], *share: Any) -> None:
         self.source, self.rows, self.make_order = source, rows, make_order
         super().__init__(make_order(), *share)
 
@@ -376,7 +179,7 @@ class _RowSchedule(BatchSchedule):
             if (shard := self.source.remote_shard(segment.recording)) is not None:
                 yield shard
 
-    def __iter__(self) -> Iterator[list[CropKey]]:
+    def __iter__(self) -> Iterator[list[RowKey]]:
         if not self.source.is_remote():
             yield from super().__iter__()
             return
@@ -405,32 +208,34 @@ class RowDataset(Dataset[AudioBatch]):
     """
 
     def __init__(
-        self, source: Source, rows: Rows, fields: ModelFields, seed: int, draw_mask: DrawPackedMask | None = None
+        self, source: Source, rows: Rows, fields: ModelFields, seed: int, draw_mask: DrawMask | None = None
     ) -> None:
         self.source, self.rows, self.fields, self.seed, self.draw_mask = source, rows, fields, seed, draw_mask
         # Recordings of which nothing is usable: known ones are not opened again. The outcome is the same either way.
         self._unreadable: dict[int, str] = {}
+        # Rows of sources of which something is usable.
+        self._usable: set[range] = set()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: CropKey) -> AudioBatch:
+    def __getitem__(self, key: RowKey) -> AudioBatch:
         """A batch of one row; see `__getitems__`."""
         return self.__getitems__([key])
 
-    def __getitems__(self, keys: Sequence[CropKey]) -> AudioBatch:
+    def __getitems__(self, keys: Sequence[RowKey]) -> AudioBatch:
         """The batch of some rows of one step; each clip is put into its row while it is in the processor's caches.
 
         Raises:
             AllRejectedError: every recording, or 1000 clips in a row, are unusable.
         """
-        keys = [CropKey(*key) for key in keys]
-        writer = row_writer(self.rows, self.fields, [key.recording for key in keys])
+        keys = [RowKey(*key) for key in keys]
+        writer = row_writer(self.rows, self.fields, [key.row for key in keys])
         recordings: list[str] = []
         rejected: list[tuple[str, str]] = []
         with shorter_files() as shorter:
             for number, key in enumerate(keys):
-                for segment in self.rows.segments(key.epoch, key.recording):
+                for segment in self.rows.segments(key.epoch, key.row):
                     clip = self._read(key.epoch, segment)
                     name = self.source.describe(segment.recording)
                     if isinstance(clip, str):
@@ -438,30 +243,34 @@ class RowDataset(Dataset[AudioBatch]):
                         continue
                     writer.add(number, clip)
                     recordings.append(name)
-        if not recordings:
-            self._check_others(keys[-1], rejected)
+                if not writer.counts[number]:
+                    self._check_others(key)
         batch = writer.batch(keys[0].step, [key.place for key in keys], recordings)
         batch.rejected, batch.shorter = rejected, list(shorter)
         if self.draw_mask is not None:
-            assert batch.packing is not None
             batch.hidden_mask = self.draw_mask(batch.packing.segments, batch.step, batch.places)
         return batch
 
-    def _check_others(self, key: CropKey, rejected: list[tuple[str, str]]) -> None:
-        """Check that one of the rows that follow a row has a usable clip.
+    def _check_others(self, key: RowKey) -> None:
+        """Check that a row without a usable clip is not one of many.
 
         Raises:
-            AllRejectedError: none has, or not one in 1000 clips.
+            AllRejectedError: no clip of the same source is usable, or not one of the next 1000.
         """
-        tried = len(rejected)
-        for row in range(key.recording + 1, key.recording + len(self.rows)):
-            for segment in self.rows.segments(key.epoch, row % len(self.rows)):
-                if tried >= MAX_TRIES:
-                    raise _all_rejected(self.source, tried, rejected[0])
-                if not isinstance(self._read(key.epoch, segment), str):
+        own = self.rows.of_source(key.row)
+        if own in self._usable:
+            return
+        tried: list[tuple[int, str]] = []
+        for row in itertools.chain(range(key.row, own.stop), range(own.start, key.row)):
+            for segment in self.rows.segments(key.epoch, row):
+                found = self._read(key.epoch, segment)
+                if not isinstance(found, str):
+                    self._usable.add(own)
                     return
-                tried += 1
-        raise _all_rejected(self.source, len(self.source), rejected[0])
+                tried.append((segment.recording, found))
+                if len(tried) == MAX_TRIES:
+                    raise _all_rejected(self.source, f"{MAX_TRIES:,} clips in a row were", *tried[0])
+        raise _all_rejected(self.source, _every({recording for recording, _ in tried}), *tried[0])
 
     def _read(self, epoch: int, segment: Segment) -> np.ndarray | str:
         """A clip, or the reason why there is none."""
@@ -474,8 +283,7 @@ class RowDataset(Dataset[AudioBatch]):
                 clip = self.source.read(index, rate, rng, self.fields.max_seconds)
             else:
                 clip = self.source.segment(index, start, segment.samples, rate)
-            if len(clip) < self.fields.min_training_samples:
-                raise AudioError(too_short(len(clip), self.fields))
+            check_length(len(clip), self.fields)
             return clip
         except AudioError as error:
             reason = rejection(self.source, index, error)
@@ -485,36 +293,28 @@ class RowDataset(Dataset[AudioBatch]):
             return f"from {start / rate:g} s on: {reason}" if start else reason
 
 
-def too_short(samples: int, fields: ModelFields) -> str:
-    """Reason for rejecting a clip of too few samples."""
+def check_length(samples: int, fields: ModelFields) -> None:
+    """Check that a clip of so many samples is long enough for a model.
+
+    Raises:
+        AudioError: it is too short.
+    """
+    if samples < fields.min_training_samples:
+        raise AudioError(_too_short(samples, fields))
+
+
+def _too_short(samples: int, fields: ModelFields) -> str:
     rate = fields.sampling_rate
     return f"is too short: {samples / rate:.2f} s, the model needs {fields.min_training_samples / rate:.2f} s."
 
 
-def _all_rejected(source: Source, tried: int, first: tuple[str, str]) -> AllRejectedError:
-    """The error for a source of which nothing is usable."""
-    which = "its only recording was" if len(source) == 1 else f"all {tried} recordings were"
-    if tried == MAX_TRIES:
-        which = f"{tried:,} clips in a row were"
-    name, reason = first
-    return AllRejectedError(f"{source.name}: {which} rejected; first: {name}: {reason}")
+def _every(recordings: Sized) -> str:
+    return "its only recording was" if len(recordings) == 1 else f"all {len(recordings):,} recordings were"
 
 
-def check_length(waveform: np.ndarray, min_samples: int, sampling_rate: int) -> None:
-    """Check that a crop is long enough.
-
-    Args:
-        waveform: [samples].
-        min_samples: least length in samples.
-        sampling_rate: sampling rate in Hz.
-
-    Raises:
-        AudioError: it is shorter.
-    """
-    if len(waveform) < min_samples:
-        raise AudioError(
-            f"is too short: {len(waveform) / sampling_rate:.2f} s, the model needs {min_samples / sampling_rate:.2f} s."
-        )
+def _all_rejected(source: Source, which: str, first: int, reason: str) -> AllRejectedError:
+    """The error for a source of which nothing is usable: what was rejected, first of all which recording, and why."""
+    return AllRejectedError(f"{source.name}: {which} rejected; first: {source.describe(first)}: {reason}")
 
 
 def rejection(source: Source, index: int, error: AudioError) -> str:
@@ -525,11 +325,9 @@ def rejection(source: Source, index: int, error: AudioError) -> str:
 def fixed_crops(
     source: Source,
     count: int,
+    fields: ModelFields,
     *,
     seed: int,
-    sampling_rate: int,
-    max_seconds: float,
-    min_samples: int = 1,
     rejected: list[tuple[str, str]] | None = None,
     shorter: list[Shorter] | None = None,
 ) -> list[np.ndarray]:
@@ -538,10 +336,8 @@ def fixed_crops(
     Args:
         source: audio to draw from.
         count: number of crops, each from another recording.
+        fields: fields of the model, which say how long crops may be.
         seed: random seed for choice and position.
-        sampling_rate: sampling rate in Hz.
-        max_seconds: longest crop in seconds.
-        min_samples: shorter recordings are rejected.
         rejected: recordings that cannot be used are added to it, each with the reason.
         shorter: recordings that end before their header promised are added to it.
 
@@ -549,13 +345,14 @@ def fixed_crops(
         Waveforms float32 [samples]; fewer than `count`, even none, where the source holds fewer usable recordings.
     """
     crops: list[np.ndarray] = []
+    rate, longest = fields.sampling_rate, fields.max_seconds
     for index in map(int, sample_order(FIXED, len(source), seed, source.parts())):
         if len(crops) == count:
             break
         try:
             with errors_named(source.describe(index)), shorter_files() as found:
-                crop = source.read(index, sampling_rate, generator(FIXED, seed, index), max_seconds)
-                check_length(crop, min_samples, sampling_rate)
+                crop = source.read(index, rate, generator(FIXED, seed, index), longest)
+                check_length(len(crop), fields)
                 crops.append(to_float32(crop))
             if shorter is not None:
                 shorter += found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +41,13 @@ def apportioned(total: int, weights: Sequence[float]) -> np.ndarray:
 
 
 class MixtureOrder:
-    """An endless sequence of recordings in which every block holds each component in its share, shuffled.
+    """An endless sequence of rows in which every block holds each component in its share, shuffled.
 
-    Each component follows its own order: none of its recordings is repeated before all of them were drawn.
+    Each component follows its own order: none of its rows is repeated before all of them were drawn.
 
     Args:
         orders: orders of the components.
-        starts: int64 [components], number of the first recording of each.
+        starts: int64 [components], number of the first row of each.
         weights: weights of the components, each above zero.
         seed: random seed of the shuffling.
     """
@@ -73,22 +73,15 @@ class MixtureOrder:
         self._number = number
 
     def __call__(self, number: int) -> tuple[int, int]:
-        """(epoch of its component, recording) at place `number` of the sequence."""
+        """(epoch of its component, row) at place `number` of the sequence."""
         block, place = divmod(number, self.block)
         if block != self._number:
             self._open_block(block)
         component = int(self._components[place])
-        # Number of this clip in the order of its component.
+        # Number of this row in the order of its component.
         turn = block * int(self.shares[component]) + int(self._earlier[place])
-        epoch, recording = self.orders[component](turn)
-        return epoch, int(self.starts[component]) + recording
-
-    def replacements(self, epoch: int, recording: int) -> Iterator[int]:
-        """Replacements from the component that the recording belongs to."""
-        component = int(np.searchsorted(self.starts, recording, side="right")) - 1
-        start = int(self.starts[component])
-        for other in self.orders[component].replacements(epoch, recording - start):
-            yield start + other
+        epoch, row = self.orders[component](turn)
+        return epoch, int(self.starts[component]) + row
 
 
 class MixtureRows(Rows):
@@ -138,15 +131,20 @@ class MixtureRows(Rows):
         component, own = self._place(row)
         return self.components[component].widths(own)
 
+    def of_source(self, row: int) -> range:
+        """The rows of the component that a row belongs to."""
+        component, _ = self._place(row)
+        return range(int(self.firsts[component]), int(self.firsts[component + 1]))
+
 
 @dataclass(frozen=True)
 class MixtureSource(Source):
-    """Several sources as one, each with a share of the clips.
+    """Several sources as one, each with a share of the audio.
 
     Attributes:
         name: path of the file that declares it.
         components: the sources; their recordings are numbered one source after the other.
-        weights: weight of each, above zero; shares of the clips are proportional to them.
+        weights: weight of each, above zero; shares of the audio are proportional to them.
     """
 
     name: str
@@ -212,11 +210,6 @@ class MixtureSource(Source):
         """Random seed of each component."""
         return generator("mixture", "components", seed).integers(2**31, size=len(self.components)).tolist()
 
-    def order(self, seed: int) -> Order:
-        """Order that draws components in proportion to their weights; see `MixtureOrder`."""
-        orders = [part.order(own) for part, own in zip(self.components, self.seeds(seed), strict=True)]
-        return MixtureOrder(orders, self.starts, self.weights, seed)
-
     def split(self, num_validation: int, seed: int) -> tuple[Source, Source | None]:
         """Split every component, with validation recordings in proportion to the weights."""
         shares = apportioned(num_validation, self.weights)
@@ -233,7 +226,7 @@ def open_mixture(path: Path, open_component: Callable[[str], Source], parents: t
     """Open the mixture that a YAML file declares.
 
     Its only key is `sources`, a list of entries with the keys `data` (what `open_source` takes; relative paths start
-    at the file's folder), `weight` (share of the clips, default 1) and the options of that kind of source.
+    at the file's folder), `weight` (share of the audio, default 1) and the options of that kind of source.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""Order of recordings and schedule of batches: pure functions of (seed, epoch) and of (seed, step, place).
+"""Order of rows and schedule of batches: pure functions of (seed, epoch) and of (seed, step, place).
 
 A corpus stored as shards is shuffled in two stages: the shards, then the recordings inside a window of neighbouring
 shards. So only the shards of one window need to be at hand, whether they are on a local disk or in the cache of remote
@@ -35,13 +35,10 @@ class Parts(NamedTuple):
 
 
 class Order(Protocol):
-    """An endless sequence of recordings."""
+    """An endless sequence of rows."""
 
     def __call__(self, number: int) -> tuple[int, int]:
-        """(epoch, recording) at place `number` (from 0) of the sequence."""
-
-    def replacements(self, epoch: int, recording: int) -> Iterator[int]:
-        """Recordings that may replace one that cannot be used, the nearest first; each once."""
+        """(epoch, row) at place `number` (from 0) of the sequence."""
 
 
 def epoch_order(length: int, seed: int, epoch: int, parts: Parts | None = None) -> np.ndarray:
@@ -134,38 +131,31 @@ class EpochOrder:
         epoch, position = divmod(number, self.length)
         return epoch, int(self._of(epoch)[position])
 
-    def replacements(self, epoch: int, recording: int) -> Iterator[int]:
-        """The recordings that follow in the order of the epoch, around its end."""
-        order = self._of(epoch)
-        place = int(np.flatnonzero(order == recording)[0])
-        for offset in range(1, len(order)):
-            yield int(order[(place + offset) % len(order)])
 
-
-class CropKey(NamedTuple):
-    """Key of one item of one batch.
+class RowKey(NamedTuple):
+    """Key of one row of one batch.
 
     Attributes:
         epoch: passes over the source before this one.
-        recording: its number in the source.
+        row: its number.
         step: number of the batch.
         place: position in the global batch.
     """
 
     epoch: int
-    recording: int
+    row: int
     step: int
     place: int
 
 
-class BatchSchedule(Sampler[list[CropKey]]):
-    """Keys of the items of every batch, for one of several processes.
+class BatchSchedule(Sampler[list[RowKey]]):
+    """Keys of the rows of every batch, for one of several processes.
 
-    Place q of step s is item number s * batch_size + q of the order; a batch may reach over the end of an epoch.
+    Place q of step s is row number s * batch_size + q of the order; a batch may reach over the end of an epoch.
 
     Args:
-        order: order of the recordings.
-        batch_size: size of the global batch, over all processes.
+        order: order of the rows.
+        batch_size: rows of the global batch, over all processes.
         start_step: first step; a resumed run gives the number of steps done.
         max_steps: step before which to stop; None for never.
         rank: number of this process; it gets the places that leave this remainder when divided by `world_size`.
@@ -213,9 +203,9 @@ class BatchSchedule(Sampler[list[CropKey]]):
             raise TypeError("an endless schedule has no length")
         return max(0, self.max_steps - self.start_step)
 
-    def __iter__(self) -> Iterator[list[CropKey]]:
+    def __iter__(self) -> Iterator[list[RowKey]]:
         step = self.start_step
         while self.max_steps is None or step < self.max_steps:
             places = range(self.rank, self.batch_size, self.world_size)
-            yield [CropKey(*self.order(step * self.batch_size + place), step, place) for place in places]
+            yield [RowKey(*self.order(step * self.batch_size + place), step, place) for place in places]
             step += 1

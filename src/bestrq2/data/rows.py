@@ -121,6 +121,10 @@ class Rows(ABC):
     def widths(self, row: int) -> list[int]:
         """Patch columns of the clips of a row, at most."""
 
+    def of_source(self, row: int) -> range:
+        """The rows of the same source as a row, itself included."""
+        return range(len(self))
+
 
 def describe_rows(rows: Rows, recordings: int, step_rows: int, fields: ModelFields) -> dict[str, str]:
     """What a run will hear, in words: facts by name, which together also make a sentence.

@@ -14,7 +14,7 @@ import numpy as np
 
 from bestrq2.data.audio import array_decoder, errors_named, open_audio, random_crop, usable_span
 from bestrq2.data.decoders import Decoder
-from bestrq2.data.order import EpochOrder, Order, Parts, sample_order
+from bestrq2.data.order import Parts, sample_order
 from bestrq2.errors import DataError
 
 # First word of its seed sequence, so that it shares no random numbers with others.
@@ -108,10 +108,6 @@ class Source(ABC):
     def parts(self) -> Parts | None:
         """Shards in which the recordings are stored, in their order; None where each can be read by itself."""
         return None
-
-    def order(self, seed: int) -> Order:
-        """Order of training: an endless sequence with every recording once per epoch, shuffled anew in each."""
-        return EpochOrder(len(self), seed, self.parts())
 
     def is_remote(self) -> bool:
         """Whether some recordings are in remote tars."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bestrq2.data.order import EpochOrder
 from bestrq2.data.sources import SubsetSource
 from bestrq2.errors import DataError
 from bestrq2.seeding import generator
@@ -24,9 +23,8 @@ _WORDS = {
     "test": ("test", "eval", "evaluation"),
 }
 _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
-# First words of the seed sequences, so that splits and sampling share no random numbers with anything else.
+# First word of the seed sequence, so that splits share no random numbers with anything else.
 _DRAWN = 0xD1715
-_BALANCED = 0xBA1A
 
 
 def split_named(word: str) -> str:
@@ -138,35 +136,15 @@ def _wanted(total: np.ndarray, split: str, splits: Sequence[str]) -> np.ndarray:
     return np.where(total > 0, np.maximum(1, total - sum(others, np.zeros_like(total))), 0)
 
 
-class BalancedOrder(EpochOrder):
-    """Recordings drawn with replacement by their probabilities, as many per epoch as there are.
-
-    Args:
-        probabilities: float64 [recordings], summing to 1.
-        seed: random seed of the orders.
-    """
-
-    def __init__(self, probabilities: np.ndarray, seed: int) -> None:
-        super().__init__(len(probabilities), seed)
-        self.probabilities = probabilities
-
-    def _drawn(self, epoch: int) -> np.ndarray:
-        return generator(_BALANCED, self.seed, epoch).choice(self.length, self.length, p=self.probabilities)
-
-
 @dataclass(frozen=True)
 class BalancedSource(SubsetSource):
-    """Recordings that are drawn by their probabilities.
+    """Recordings that are drawn by their probabilities, see `BalancedRows`.
 
     Attributes:
         probabilities: float64 [recordings], summing to 1.
     """
 
     probabilities: np.ndarray
-
-    def order(self, seed: int) -> BalancedOrder:
-        """Order of the recordings in an endless run; see `BalancedOrder`."""
-        return BalancedOrder(self.probabilities, seed)
 
 
 def balanced(subset: SubsetSource, targets: np.ndarray) -> BalancedSource:

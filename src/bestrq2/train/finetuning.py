@@ -19,7 +19,7 @@ from bestrq2.convert.loading import load_encoder
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batch import AudioBatch
 from bestrq2.data.labels import LabelledTask, load_task
-from bestrq2.data.loader import end_workers, packed_batches, training_rows
+from bestrq2.data.loader import end_workers, training_batches, training_rows
 from bestrq2.data.rejections import RejectionLog, Shorter
 from bestrq2.data.rows import describe_rows
 from bestrq2.data.sources import SubsetSource
@@ -343,7 +343,7 @@ def _loader(config: FinetuneConfig, task: ClassificationTask, run: Run) -> Any:
             f"batch_size ({config.batch_size}) makes {counted(rows, 'row')} of {task.model.config.max_seconds:g} s, "
             f"which must be a multiple of the {world} devices; give about {least}"
         )
-    return packed_batches(
+    return training_batches(
         task.source,
         task.rows,
         task.model.config,

@@ -31,7 +31,6 @@ class Heard:
 
     def add(self, batch: AudioBatch) -> None:
         """Count a batch."""
-        assert batch.packing is not None
         for name, samples in zip(batch.recordings, batch.lengths.tolist(), strict=True):
             self.samples[top_folder(name, self.root)] += samples
             self.since_start += samples

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from bestrq2.convert.weights import quiet_hub, refuse_beyond_memory
-from bestrq2.data.batch import AudioBatch, fixed_rows
+from bestrq2.data.batch import AudioBatch, fixed_batches
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
@@ -60,7 +60,7 @@ class PretrainingTask(Task):
 
     def __init__(self, model: BestRQ2ForPreTraining, seed: int, held_out: Sequence[np.ndarray] = ()) -> None:
         super().__init__(model, seed)
-        self.validation_batches = fixed_rows(list(held_out), model.config, _VALIDATION_ROWS) if held_out else []
+        self.validation_batches = fixed_batches(list(held_out), model.config, _VALIDATION_ROWS) if held_out else []
 
     def forward(self, inputs: Inputs) -> Sums:
         """Sums over the hidden patches of a batch; see `Task.forward`."""
@@ -73,7 +73,6 @@ class PretrainingTask(Task):
     def terms(self, batch: AudioBatch) -> int:
         """Number of hidden patches."""
         assert batch.hidden_mask is not None
-        assert batch.packing is not None
         # The mask also marks empty patches, so that all rows have equally many.
         in_a_clip = batch.packing.patch_segments(self.model.config.patch_rows) != 0
         of_mask = in_a_clip if batch.hidden_mask.ndim == 2 else in_a_clip[:, None]
@@ -92,7 +91,6 @@ class PretrainingTask(Task):
         config = self.model.config
         total: Sums = {}
         for index, batch in enumerate(self.validation_batches):
-            assert batch.packing is not None
             mask = draw_packed_mask(
                 config, batch.packing.segments, _VALIDATION_SEED, index, batch.places.tolist(), masks=1
             )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bestrq2.data.loader import end_workers, fixed_crops, packed_batches, split_source, training_rows
+from bestrq2.data.loader import end_workers, fixed_crops, split_source, training_batches, training_rows
 from bestrq2.data.open_source import open_source
 from bestrq2.data.prepare.summary import BandSums, prepared_statistics
 from bestrq2.data.rejections import RejectionLog, Shorter
@@ -149,7 +149,7 @@ def _loader(config: PretrainConfig, training: Source, rows: Rows, run: Run) -> A
             f"{config.rows_in_words}, which must be a multiple of the {world} devices times "
             f"trainer.accumulate_grad_batches ({batches})"
         )
-    return packed_batches(
+    return training_batches(
         training,
         rows,
         config.model,
@@ -168,17 +168,8 @@ def _fixed_crops(config: PretrainConfig, source: Source, rejections: RejectionLo
     """Crops for the validation loss and the report: always the same ones."""
     rejected: list[tuple[str, str]] = []
     shorter: list[Shorter] = []
-    fields = config.model
-    crops = fixed_crops(
-        source,
-        config.loader.validation_clips or _SHOWN,
-        seed=config.seed,
-        sampling_rate=fields.sampling_rate,
-        max_seconds=fields.max_seconds,
-        min_samples=fields.min_training_samples,
-        rejected=rejected,
-        shorter=shorter,
-    )
+    count = config.loader.validation_clips or _SHOWN
+    crops = fixed_crops(source, count, config.model, seed=config.seed, rejected=rejected, shorter=shorter)
     if first_process():
         rejections.add(rejected)
         rejections.shorter.add(shorter)
@@ -197,7 +188,7 @@ def _statistics(
     # As many rows as hold so many clips on average.
     needed = max(1, round(config.loader.statistics_clips * len(rows) / rows.clips))
     size = min(_STATISTICS_ROWS, needed)
-    batches = packed_batches(
+    batches = training_batches(
         training,
         rows,
         config.model,

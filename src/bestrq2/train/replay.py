@@ -58,8 +58,7 @@ def save_failure(
         {
             "input_values": part.input_values.detach().cpu(),
             "lengths": part.lengths,
-            "packing": {} if part.packing is None else dict(vars(part.packing)),
-            "counts": part.counts,
+            "packing": dict(vars(part.packing)),
             "places": part.places,
             "hidden_mask": part.hidden_mask,
             "recordings": list(part.recordings),
@@ -153,7 +152,6 @@ def _batch(saved: dict[str, Any]) -> tuple[AudioBatch, float]:
         hidden_mask=saved["hidden_mask"],
         recordings=saved["recordings"],
         packing=Packing(**saved["packing"]),
-        counts=saved["counts"],
     )
     return batch, float(saved["loss"])
 
@@ -377,7 +375,6 @@ def _first_not_finite(tensors: dict[str, Tensor]) -> str | None:
 
 
 def _clips(rank: int, batch: AudioBatch, config: PretrainConfig) -> Iterator[ClipCheck]:
-    assert batch.packing is not None
     fields, packing, values = config.model, batch.packing, batch.to("cpu").input_values
     log_mel = LogMel(model_config(fields)).packed(values, packing.frames)
     of_columns = log_mel.unflatten(-1, (packing.segments.shape[1], -1)).movedim(2, 1)

@@ -36,7 +36,7 @@ class Inputs:
     def __init__(
         self,
         input_values: Tensor,
-        packing: Packing | None,
+        packing: Packing,
         hidden_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> None:
