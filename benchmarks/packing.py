@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -35,7 +34,7 @@ from bestrq2.train.settings import OptimizerConfig, PretrainConfig, resolve
 
 RATE = 16_000
 Step = Callable[[], tuple[float, float, float]]
-"""Takes a training step; gives the audio in it (s), that in whole patches (s), and the share of the patches with audio."""
+"""Takes a training step; gives its audio (s), its audio in whole patches (s), and the share of patches with audio."""
 
 
 def generated(seconds: np.ndarray, name: str) -> ArraySource:
@@ -130,14 +129,10 @@ def measure(steps: dict[str, Step], rounds: int, reference: str) -> None:
             elapsed = time.perf_counter() - began
             if number:
                 figures[name].append((seconds / elapsed, whole / elapsed, share))
-    medians = {
-        name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()
-    }
+    medians = {name: np.median(rows, axis=0) for name, rows in figures.items()}
     for name, (speed, whole, share) in medians.items():
-        ratio, of_whole = speed / medians[reference][0], whole / medians[reference][1]
-        print(
-            f"{name:<22} {speed:>7.1f} s of audio/s, {share:>4.0%} of the batch audio, {ratio:.2f} x, {of_whole:.2f} x"
-        )
+        ratios = f"{speed / medians[reference][0]:.2f} x, {whole / medians[reference][1]:.2f} x"
+        print(f"{name:<22} {speed:>7.1f} s of audio/s, {share:>4.0%} of the batch audio, {ratios}")
 
 
 def main() -> None:

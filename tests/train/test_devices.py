@@ -94,6 +94,7 @@ def assert_close(one: Path, other: Path) -> None:
     assert len(rows) == STEPS["max_steps"]
     for row, twin in rows:
         assert row.keys() == twin.keys()
+        assert row["audio_seconds"] == twin["audio_seconds"]
         for name, value in row.items():
             assert (value == "") == (twin[name] == "")
             if value:
