@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bestrq2.data.audio import AudioError
-from bestrq2.data.loader import packed_batches, training_rows
+from bestrq2.data.loader import training_batches, training_rows
 from bestrq2.data.open_source import open_source
 from bestrq2.data.order import EpochOrder
 from bestrq2.data.sources import ArraySource, Source
@@ -66,7 +66,7 @@ class Trainer:
         """Steps on packed rows, and how full these are."""
         rows, number = training_rows(source, self.config, 0), self.settings.step_rows
         draw = MaskDrawer(self.config, 0, 1, number)
-        batches = iter(packed_batches(source, rows, self.config, seed=0, batch_rows=number, draw_mask=draw))
+        batches = iter(training_batches(source, rows, self.config, seed=0, batch_rows=number, draw_mask=draw))
 
         def step() -> tuple[float, float, float]:
             batch = next(batches)

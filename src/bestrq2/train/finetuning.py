@@ -52,7 +52,7 @@ from bestrq2.train.processes import (
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import FinetuneConfig, LoaderConfig, LoggingConfig, TrainerConfig, WatchConfig
 from bestrq2.train.stopping import StopRequest
-from bestrq2.train.task import Inputs, Sums, Task
+from bestrq2.train.task import Inputs, Sums, Task, without_empty_rows
 from bestrq2.train.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -188,6 +188,8 @@ class ClassificationTask(Task):
         """A batch with its labels on the device."""
         targets = torch.from_numpy(self.targets[[self.number[name] for name in batch.recordings]])
         labels = targets if self.data.multi_label else targets.argmax(dim=1)
+        if self.model.config.encoder_type == "conformer":
+            batch = without_empty_rows(batch)
         return Inputs(batch.to(device).input_values, batch.packing, labels=labels.to(device))
 
     def terms(self, batch: AudioBatch) -> int:

@@ -20,7 +20,7 @@ from bestrq2.model.masking import draw_packed_mask
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.model.quantizer import code_usage
 from bestrq2.train.settings import PretrainConfig
-from bestrq2.train.task import Inputs, Sums, Task, added
+from bestrq2.train.task import Inputs, Sums, Task, added, without_empty_rows
 
 _VALIDATION_SEED = 0x7A11D
 _VALIDATION_ROWS = 16
@@ -64,11 +64,14 @@ class PretrainingTask(Task):
 
     def forward(self, inputs: Inputs) -> Sums:
         """Sums over the hidden patches of a batch; see `Task.forward`."""
-        return _sums(self.model, inputs)
+        sums = _sums(self.model, inputs)
+        return sums if inputs.counts else {name: 0 * value for name, value in sums.items()}
 
     def inputs(self, batch: AudioBatch, device: torch.device) -> Inputs:
         """A batch on the device; packing and masks stay on the CPU, where counting them costs no synchronisation."""
-        return Inputs(batch.to(device).input_values, batch.packing, batch.hidden_mask)
+        if self.model.config.encoder_type == "conformer":
+            batch = without_empty_rows(batch)
+        return Inputs(batch.to(device).input_values, batch.packing, batch.hidden_mask, counts=len(batch.lengths) > 0)
 
     def terms(self, batch: AudioBatch) -> int:
         """Number of hidden patches."""

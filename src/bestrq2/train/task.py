@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Inputs:
         packing: clips of the rows, on the CPU, where counting costs no synchronisation.
         hidden_mask: bool [B, N] or [B, masks, N] on the CPU, patches to hide; None where nothing is hidden.
         labels: targets of a classifier, on the device.
+        counts: whether the batch has a clip at all, and so counts.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Inputs:
         packing: Packing,
         hidden_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        counts: bool = True,
     ) -> None:
         self.input_values, self.packing, self.hidden_mask, self.labels = input_values, packing, hidden_mask, labels
+        self.counts = counts
 
 
 class Task(nn.Module, ABC):
@@ -136,3 +140,22 @@ def seed_noise(seed: int, batch: int, rank: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(state)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(state)
+
+
+def without_empty_rows(batch: AudioBatch) -> AudioBatch:
+    """The rows of a batch that hold a clip, since a Conformer takes no others.
+
+    Where there is none the first row stays, as one silent clip: every process needs a gradient, and `Inputs.counts`
+    tells that it is zero.
+    """
+    used = (batch.packing.segments != 0).any(dim=1)
+    if bool(used.all()):
+        return batch
+    packing, mask = Packing(*vars(batch.packing).values()), batch.hidden_mask
+    if not bool(used.any()):
+        used[0] = True
+        packing.segments = torch.ones_like(packing.segments)
+        mask = None if mask is None else (torch.arange(mask.shape[-1]) % 2 == 0).expand_as(mask)
+    packing = Packing(*(values[used] for values in vars(packing).values()))
+    mask = None if mask is None else mask[used]
+    return replace(batch, input_values=batch.input_values[used], packing=packing, hidden_mask=mask)
