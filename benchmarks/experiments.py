@@ -34,8 +34,9 @@ def settings_of(arm: str, budget: str | None, gflops: float | None, steps: int |
         settings = merge(settings, recipe(budget))
     settings.pop("description", None)
     if gflops is not None:
-        each = cost(BestRQ2Config(**settings["model"])).training_gflops * settings["loader"]["batch_size"]
-        steps = max(1, round(gflops / each))
+        model = BestRQ2Config(**settings["model"])
+        rows = max(1, round(settings["loader"]["batch_seconds"] / model.max_seconds))
+        steps = max(1, round(gflops / (cost(model).training_gflops * rows)))
     if steps is not None:
         settings = merge(settings, {"trainer": {"max_steps": steps}})
     settings.setdefault("trainer", {})["checkpoint_every_n_steps"] = max(1, settings["trainer"]["max_steps"] // 4)

@@ -241,7 +241,7 @@ def processes(steps: int, most: int) -> list[dict[str, Any]]:
             run = Path(folder) / f"run-{number}"
             command = [
                 str(Path(sys.executable).with_name("bestrq2")), "pretrain", "--recipe", REFERENCE,
-                "--data", str(Path(folder) / "pcm"), "--output", str(run), "--loader.batch_size", "32",
+                "--data", str(Path(folder) / "pcm"), "--output", str(run), "--loader.batch_seconds", "320",
                 "--loader.num_workers", "0", "--loader.validation_clips", "0", "--trainer.accelerator", "cpu",
                 "--trainer.devices", str(number), "--trainer.max_steps", str(steps + 2),
                 "--trainer.log_every_n_steps", "1", "--trainer.val_every_n_steps", "0",

@@ -52,7 +52,8 @@ def test_arms_of_an_experiment_get_the_steps_that_cost_the_same(arm: str):
     spec.loader.exec_module(experiments)
     budget = str(SLURM.parent / "ablations" / "_budget.yaml")
     settings = experiments.settings_of(arm, budget, 8000.0, None)
-    step = cost(BestRQ2Config(**settings["model"])).training_gflops * settings["loader"]["batch_seconds"]
+    rows = settings["loader"]["batch_seconds"] / settings["model"]["max_seconds"]
+    step = cost(BestRQ2Config(**settings["model"])).training_gflops * rows
     assert abs(settings["trainer"]["max_steps"] * step - 8000) <= step / 2
     assert settings["model"]["max_seconds"] == 5.0  # the budget lies over the recipe
 
