@@ -27,8 +27,8 @@ print("memory", max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1e6)
 sys.exit(code)
 """
 PRETRAIN = {
-    "seed": 1, "trainer.max_steps": 12, "loader.batch_size": 8, "loader.num_workers": 2, "trainer.accelerator": "cpu",
-    "trainer.report": "false",
+    "seed": 1, "trainer.max_steps": 12, "loader.batch_seconds": 40, "loader.num_workers": 2,
+    "trainer.accelerator": "cpu", "trainer.report": "false",
 }  # fmt: skip
 ODD = {"itself.wav", "gone.mp3", "pipe.wav", "device.flac", "socket.wav", "empty.opus"}
 REJECTED = ODD | {"rate.wav", "loud.wav", "source.ts"}
