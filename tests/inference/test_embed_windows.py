@@ -8,7 +8,7 @@ import soundfile
 
 import bestrq2
 from bestrq2 import Embedder
-from bestrq2.inference.windows import WindowGrid, plan_batches
+from bestrq2.inference.windows import WindowGrid, plan_batches, plan_rows
 from example_sounds import RATE, scene
 
 WINDOW = 40_000  # 2.5 s: four frames of 0.625 s
@@ -136,6 +136,30 @@ def test_batches_pad_by_no_more_than_another_batch_would_cost():
     assert plan_batches(lengths, 100, most_padding=0) == [[0], [1], [2], [3], [4, 5], [6]]
     assert plan_batches(lengths, 100, most_padding=3) == [[0, 1, 2], [3, 4, 5], [6]]
     assert plan_batches(lengths, 100, most_padding=99) == [[0, 1, 2, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "widest", "width", "count"),
+    [
+        ([16] * 5, 100, 16, 5),
+        ([9] * 5, 100, 9, 5),
+        (list(range(1, 17)), 100, 17, 8),
+        ([16, 3], 100, 19, 1),
+        ([16, 3], 18, 16, 2),  # learned positions end there
+        ([16, 3], 1, 16, 2),
+        ([1], 100, 1, 1),
+    ],
+)
+def test_rows_are_as_wide_as_leaves_little_room(tiny_config, columns, widest, width, count):
+    rows, found = plan_rows(columns, tiny_config(), widest)
+    assert (found, len(rows)) == (width, count)
+    assert sorted(index for row in rows for index in row) == list(range(len(columns)))
+    assert max(sum(columns[index] for index in row) for row in rows) <= width
+
+
+def test_rows_stay_narrow_where_attention_would_cost_more_than_padding(tiny_config):
+    """A row of 19 columns has no room left, but each token attends to twice as many others."""
+    assert plan_rows([10, 9], tiny_config(), 100)[1] == 10
 
 
 MEASURE = """

@@ -29,7 +29,7 @@ from bestrq2.inference.readout import (
     pooled_width,
     unit_length,
 )
-from bestrq2.inference.windows import JoinedFrames, Window, WindowGrid, padded, plan_batches
+from bestrq2.inference.windows import JoinedFrames, Window, WindowGrid, packed, padded, plan_batches, plan_rows
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
@@ -209,24 +209,42 @@ class Embedder:
     def _states(self, pieces: list[_Piece], layers: list[int] | None) -> list[np.ndarray]:
         """Frames of every window, float32 [columns, D] each."""
         states: list[np.ndarray] = [np.empty(0)] * len(pieces)
-        # In hops: the encoder hardly sees smaller differences.
-        hop = self.config.frame_hop_samples
-        hops = [-(-len(piece.window.waveform) // hop) for piece in pieces]
-        most_padding = round(_BATCH_COST_SECONDS.get(self.device.type, _GPU_BATCH_COST_SECONDS) / self.hop_seconds)
-        for batch in plan_batches(hops, max(1, self._budget // hop), most_padding):
-            frames = self._run([pieces[index].window.waveform for index in batch], layers)
-            for index, clip in zip(batch, frames, strict=True):
-                # A copy, so that a short clip does not keep its whole batch in memory.
-                states[index] = clip[: pieces[index].window.columns].copy()
+        for batch in self._batches([piece.window for piece in pieces]):
+            frames = self._run([[pieces[index].window.waveform for index in row] for row in batch], layers)
+            for row, own in zip(batch, frames, strict=True):
+                column = 0
+                for index in row:
+                    end = column + pieces[index].window.columns
+                    # A copy, so that a short clip does not keep its whole batch in memory.
+                    states[index] = own[column:end].copy()
+                    column = end
         return states
 
+    def _batches(self, windows: list[Window]) -> list[list[list[int]]]:
+        """Indices of the windows in each row of each batch."""
+        config, hop = self.config, self.config.frame_hop_samples
+        budget = max(1, self._budget // hop)
+        if config.encoder_type != "conformer" and config._attn_implementation in (None, "eager", "sdpa"):
+            widest = config.max_columns if config.position_embedding == "learned" else budget
+            rows, columns = plan_rows([window.columns for window in windows], config, widest)
+            size = max(1, budget // columns)
+            return [rows[first : first + size] for first in range(0, len(rows), size)]
+        # In hops: the encoder hardly sees smaller differences.
+        hops = [-(-len(window.waveform) // hop) for window in windows]
+        most_padding = round(_BATCH_COST_SECONDS.get(self.device.type, _GPU_BATCH_COST_SECONDS) / self.hop_seconds)
+        return [[[index] for index in batch] for batch in plan_batches(hops, budget, most_padding)]
+
     @torch.inference_mode()
-    def _run(self, waveforms: list[np.ndarray], layers: list[int] | None) -> np.ndarray:
-        """One batch through the model: float32 [B, T', D]."""
-        batch, mask = padded(waveforms)
+    def _run(self, rows: list[list[np.ndarray]], layers: list[int] | None) -> np.ndarray:
+        """One batch of rows of windows through the model: float32 [B, T', D]."""
+        mask = packing = None
+        if max(map(len, rows)) == 1:
+            batch, mask = padded([row[0] for row in rows])
+        else:
+            batch, packing = packed(self.config, rows)
         autocast = torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
         with autocast:
-            output = self.model(batch.to(self.device), mask, output_hidden_states=layers is not None)
+            output = self.model(batch.to(self.device), mask, packing=packing, output_hidden_states=layers is not None)
         if layers is None:
             return output.last_hidden_state.float().cpu().numpy()
         return mean_frames(output.hidden_states, layers, self.config.patch_rows).cpu().numpy()

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bestrq2.data.batch import RowWriter
+from bestrq2.data.rows import buffer_samples, row_templates
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.model.packing import Packing
+
+# Share of the columns of all rows that is worth no search for a better width of the rows.
+_GOOD_FILL = 0.97
 
 
 @dataclass(frozen=True)
@@ -116,12 +122,12 @@ class _Reader:
 
     def read_to(self, end: int) -> None:
         """Read up to sample `end`, or to the end of the clip."""
-        pieces, held = [self.held], self.end
+        pieces, held = [self.held] if len(self.held) else [], self.end
         while held < end and (block := next(self.blocks, None)) is not None:
             pieces.append(block)
             held += len(block)
-        if len(pieces) > 1:
-            self.held = np.concatenate(pieces)
+        if pieces:
+            self.held = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def drop(self, end: int) -> None:
         """Discard the samples before `end`."""
@@ -196,6 +202,24 @@ def padded(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
     return torch.from_numpy(batch), mask
 
 
+def packed(config: BestRQ2Config, rows: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Packing]:
+    """Batch of rows of waveforms, each reflected at its own ends: float32 [R, S], and where the waveforms are.
+
+    Args:
+        config: architecture.
+        rows: waveforms float32 [samples] in each row.
+    """
+    columns = [sum(config.columns(len(waveform)) for waveform in row) for row in rows]
+    samples = max(buffer_samples(count, len(row), config) for count, row in zip(columns, rows, strict=True))
+    writer = RowWriter(config, len(rows), max(columns), samples)
+    for number, row in enumerate(rows):
+        for waveform in row:
+            writer.add(number, waveform)
+    batch = writer.batch(0, range(len(rows)))
+    assert batch.packing is not None
+    return batch.input_values, batch.packing
+
+
 def plan_batches(lengths: Sequence[int], budget: int, most_padding: int) -> list[list[int]]:
     """Batches of windows of similar length, longest first.
 
@@ -218,3 +242,31 @@ def plan_batches(lengths: Sequence[int], budget: int, most_padding: int) -> list
             batches.append([index])
             longest, padding = lengths[index], 0
     return batches
+
+
+def plan_rows(columns: Sequence[int], config: BestRQ2Config, widest: int) -> tuple[list[list[int]], int]:
+    """Rows of several windows each, as wide as costs the encoder least.
+
+    Args:
+        columns: patch columns of every window.
+        config: architecture.
+        widest: most columns of a row, unless a window has more.
+
+    Returns:
+        Indices of the windows in every row, and the columns of a row.
+    """
+    counts = np.bincount(columns)
+    longest = len(counts) - 1
+    plans = []
+    for capacity in range(longest, max(longest, min(2 * longest, widest)) + 1, -(-longest // 16)):
+        templates = row_templates(np.pad(counts, (0, capacity - longest)), capacity)
+        size = capacity * sum(number for _, number in templates)
+        # A block's products for a token take as long as its attention to 6 times as many tokens as it has values.
+        plans.append((size * (6 * config.hidden_size + config.patch_rows * capacity), capacity, templates))
+        if sum(columns) >= _GOOD_FILL * size:
+            break
+    _, capacity, templates = min(plans)
+    waiting: list[list[int]] = [[] for _ in counts]
+    for index in reversed(range(len(columns))):
+        waiting[columns[index]].append(index)
+    return [[waiting[width].pop() for width in widths] for widths, number in templates for _ in range(number)], capacity

@@ -111,7 +111,7 @@ class LogMel(nn.Module):
         device = waveform.device
         with torch.autocast(device.type, enabled=False):
             padded, frames = self._pad(waveform.float(), lengths)
-            return self._decibels(padded), frames
+            return self._decibels(padded).transpose(1, 2), frames
 
     def packed(self, rows: Tensor, frames: Tensor) -> Tensor:
         """Compute the spectrograms of packed rows, in which every clip has been reflected at its ends already.
@@ -131,12 +131,12 @@ class LogMel(nn.Module):
         if frames.device.type == "cpu" and not traced() and (last := int(frames.max()) + width) > available:
             raise ValueError(f"the packing reads {last} frames of rows that have {available}")
         index = (frames[..., None] + torch.arange(width, device=frames.device)).flatten(1)
-        index = to_device(index, device)[:, None].expand(-1, self.config.num_mel_bands, -1)
+        index = to_device(index + available * torch.arange(len(index), device=index.device)[:, None], device)
         with torch.autocast(device.type, enabled=False):
-            return self._decibels(rows.float()).gather(2, index)
+            return self._decibels(rows.float()).flatten(0, 1)[index].transpose(1, 2)
 
     def _decibels(self, padded: Tensor) -> Tensor:
-        """Map padded waveforms [B, S + n_fft] to [B, bands, T] in dB."""
+        """Map padded waveforms [B, S + n_fft] to [B, T, bands] in dB."""
         config, device = self.config, padded.device
         in_pieces = device.type == "cpu" and not traced()
         # On a CPU each product reads few bins.
@@ -147,13 +147,13 @@ class LogMel(nn.Module):
         window = _window(config.win_length, config.n_fft, device)
         frames = padded.unfold(1, config.n_fft, config.hop_length)
         if not in_pieces:
-            return self._bands(frames, window, filters).transpose(1, 2)
+            return self._bands(frames, window, filters)
         # Pieces of long clips, and several short ones at a time, fit the CPU caches.
         count, size = frames.shape[1], max(1, torch.get_num_threads() * _SAMPLES_ON_CPU // config.n_fft)
         clips = frames.split(max(1, size // count))
         pieces = [piece for some in clips for piece in some.tensor_split(-(-count // size), dim=1)]
         bands = torch.cat([self._bands(piece, window, filters).flatten(0, 1) for piece in pieces])
-        return bands.unflatten(0, (len(padded), count)).transpose(1, 2)
+        return bands.unflatten(0, (len(padded), count))
 
     def _bands(self, frames: Tensor, window: Tensor, filters: list[tuple[int, int, Tensor]]) -> Tensor:
         """Map frames [B, T, n_fft] to [B, T, bands] in dB."""
