@@ -73,7 +73,7 @@ class Trainer:
             output = self.task(self.task.inputs(batch, torch.device("cpu")))
             self._learn(output["loss"] / output["terms"])
             taken = batch.packing.segments != 0
-            return batch.seconds, self._duration(int(taken.sum())), float(taken.float().mean())
+            return int(batch.lengths.sum()) / RATE, self._duration(int(taken.sum())), float(taken.float().mean())
 
         fill = "unknown" if rows.fill is None else f"{rows.fill:.1%}"
         return f"{len(rows):,} rows, fill {fill}", step

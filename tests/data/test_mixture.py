@@ -65,6 +65,18 @@ def test_a_tiny_weight_comes_up_as_seldom_as_it_says():
     assert sum(7 <= index < 10 for index in places) == 5
 
 
+def test_shares_are_those_of_the_audio_however_full_the_rows_are():
+    clips = {0.3: 40, 0.6: 30, 1.0: 10}  # three, one and one of them fill a row
+    parts = [ArraySource(np.ones((count, round(16_000 * s)), np.float32), 16_000, f"{s}") for s, count in clips.items()]
+    weights = (1.0, 2.0, 1.0)
+    rows = training_rows(MixtureSource("mix", tuple(parts), weights), fields(), 0)
+    order, heard = rows.order(), Counter()
+    for number in range(4000):
+        for segment in rows.segments(*order(number)):
+            heard[int(np.searchsorted([40, 70], segment.recording, side="right"))] += segment.samples
+    assert np.allclose([heard[part] / heard.total() for part in range(3)], [0.25, 0.5, 0.25], atol=0.005)
+
+
 def test_no_clip_comes_again_before_all_of_its_component_were_there():
     source = mixture()
     seen = {}

@@ -85,7 +85,9 @@ class MixtureOrder:
 
 
 class MixtureRows(Rows):
-    """Rows of several sources, numbered one source after the other, in shares of all rows by weights.
+    """Rows of several sources, numbered one source after the other, in shares of the audio by weights.
+
+    Where the lengths of recordings are not known, the weights are shares of the rows.
 
     Args:
         components: rows of the sources.
@@ -95,14 +97,17 @@ class MixtureRows(Rows):
     """
 
     def __init__(self, components: Sequence[Rows], recordings: np.ndarray, weights: Sequence[float], seed: int) -> None:
-        self.components, self.recordings, self.weights, self.seed = components, recordings, weights, seed
+        self.components, self.recordings, self.seed = components, recordings, seed
         self.firsts = np.cumsum([0, *map(len, components)])
         self.by_length = components[0].by_length
         self.clips = sum(rows.clips for rows in components)
         known = [rows for rows in components if rows.seconds is not None and rows.fill is not None]
         is_known = len(known) == len(components)
         self.seconds = sum(rows.seconds or 0.0 for rows in known) if is_known else None
-        shares = np.array(weights) / math.fsum(weights)
+        # Of the rows: one source may have more audio in each than another.
+        each = [(rows.seconds or 1.0) / len(rows) if is_known else 1.0 for rows in components]
+        self.weights = (np.array(weights) / each).tolist()
+        shares = np.array(self.weights) / math.fsum(self.weights)
         self.fill = float(shares @ [rows.fill or 0.0 for rows in known]) if is_known else None
         self.capacity, self.samples = components[0].capacity, max(rows.samples for rows in components)
         self.rejected = [entry for rows in components for entry in rows.rejected]
