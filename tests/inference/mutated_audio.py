@@ -34,6 +34,8 @@ CASES = 64
 SECONDS, MEBIBYTES = 20, 200
 # Above what is in use when the first case begins: a decoder that asks for more gets nothing, and the machine lives.
 MOST_BYTES = 2 << 30
+# Formats without a header: any bytes are sound.
+HEADERLESS = {f".{suffix}" for suffix in "al ul alaw ulaw sln g722 722 g723 g723_1 g726 g728 g729 gsm".split()}
 # The lowest rate taken is 100 Hz, of which a sample of 4 bits or more gives 160 samples; codecs stay below that.
 BYTES_PER_FRAME = 20
 
@@ -267,7 +269,10 @@ def run(folder: Path, names: list[str]) -> None:
             print(name, number, sep="\t", end="\t", flush=True)
             draw = random.Random(f"{name} {number}")
             if name == "no audio":
-                kind, content = draw.choice(["wav", *sorted(AUDIO_SUFFIXES)]).removeprefix("."), no_audio(draw)
+                kind, content = (
+                    draw.choice(["wav", *sorted(AUDIO_SUFFIXES - HEADERLESS)]).removeprefix("."),
+                    no_audio(draw),
+                )
             else:
                 others = [content for other, content in contents.items() if other != name]
                 kind, content = STARTS[name][0], mutated(contents[name], others, draw)
