@@ -35,7 +35,10 @@ SECONDS, MEBIBYTES = 20, 200
 # Above what is in use when the first case begins: a decoder that asks for more gets nothing, and the machine lives.
 MOST_BYTES = 2 << 30
 # Formats without a header: any bytes are sound.
-HEADERLESS = {f".{suffix}" for suffix in "al ul alaw ulaw sln g722 722 g723 g723_1 g726 g728 g729 gsm".split()}
+HEADERLESS = {
+    f".{suffix}"
+    for suffix in ["al", "ul", "alaw", "ulaw", "sln", "g722", "722", "g723", "g723_1", "g726", "g728", "g729", "gsm"]
+}
 # The lowest rate taken is 100 Hz, of which a sample of 4 bits or more gives 160 samples; codecs stay below that.
 BYTES_PER_FRAME = 20
 
