@@ -1,9 +1,7 @@
-"""Figures of embedded clips: a map in two dimensions, nearest neighbours, and audio players."""
+"""Figures of embedded clips: a map in two dimensions, and nearest neighbours."""
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -14,13 +12,13 @@ from numpy.typing import NDArray
 
 from bestrq2.data.labels import LabelledTask
 from bestrq2.inference.embedder import Embedder
+from bestrq2.report.sounds import HIGHEST_RATE, Sound, int16, playable
 
 MAP_WIDTH, MAP_HEIGHT, MARGIN = 640, 520, 16
 # Fewer points say no more by t-SNE than by their principal components, and scikit-learn takes a second to import.
 FEWEST_FOR_TSNE, MOST_POINTS = 40, 2000
 SEED = 0
 QUERIES, NEIGHBOURS = 6, 3
-SECONDS, HIGHEST_RATE, OUTLINE_POINTS = 4.0, 16_000, 120
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def embedded_task_clips(embedder: Embedder, tasks: Sequence[LabelledTask], per_t
         vectors = embedder.embed(audio, task.test.sampling_rate).clip
         for place, vector in enumerate(vectors):
             sound = audio[place]
-            waveform = _int16(sound) if isinstance(sound, np.ndarray) else None
+            waveform = int16(sound) if isinstance(sound, np.ndarray) else None
             label = task.classes[int(task.test.labels[place])]
             rate = task.test.sampling_rate or HIGHEST_RATE
             clips.append(EmbeddedClip(vector, task.domain, task.name, label, waveform, rate))
@@ -64,13 +62,9 @@ def embedded_clips(embedder: Embedder, waveforms: Sequence[np.ndarray], names: S
     rate = embedder.config.sampling_rate
     vectors = embedder.embed(list(waveforms), rate).clip
     return [
-        EmbeddedClip(vector, "recordings", "recordings", name, _int16(sound), rate)
+        EmbeddedClip(vector, "recordings", "recordings", name, int16(sound), rate)
         for vector, sound, name in zip(vectors, waveforms, names, strict=True)
     ]
-
-
-def _int16(waveform: np.ndarray) -> NDArray[np.int16]:
-    return (32767 * np.clip(waveform, -1, 1)).astype(np.int16)
 
 
 def directions(clips: Sequence[EmbeddedClip]) -> NDArray[np.float64]:
@@ -154,24 +148,6 @@ def _fitted(flat: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Sound:
-    """Playable cut of a clip.
-
-    Attributes:
-        name: unique on the page.
-        uri: data URI of a FLAC file; "" where the page holds the sound of this name already.
-        start, seconds: place and length of the cut in the clip.
-        outline: SVG path of its loudness.
-    """
-
-    name: str
-    uri: str
-    start: float
-    seconds: float
-    outline: str
-
-
-@dataclass(frozen=True)
 class Neighbour:
     """A clip in a row; `similarity` is the cosine to the query (1 for the query itself)."""
 
@@ -250,49 +226,5 @@ def _agreement(groups: NDArray[np.int64], nearest: NDArray[np.intp]) -> tuple[fl
     return float(np.mean(groups[nearest] == groups[:, None])), chance
 
 
-# --- sound ---
-
-
 def _sound(clip: EmbeddedClip, name: str, again: bool) -> Sound | None:
-    if clip.waveform is None or not clip.waveform.size:
-        return None
-    samples, rate = _at_most_16_khz(np.asarray(clip.waveform, dtype=np.int16).reshape(-1), clip.sampling_rate)
-    start = loudest_start(samples, rate)
-    cut = samples[start : start + int(SECONDS * rate)]
-    return Sound(name, "" if again else flac_uri(cut, rate), start / rate, len(cut) / rate, _outline(cut))
-
-
-def loudest_start(samples: NDArray[np.int16], rate: int) -> int:
-    """First sample of the loudest SECONDS of `samples` [S], on a grid of a quarter of a second."""
-    length = int(SECONDS * rate)
-    if len(samples) <= length:
-        return 0
-    energy = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
-    starts = np.arange(0, len(samples) - length + 1, max(rate // 4, 1))
-    return int(starts[np.argmax(energy[starts + length] - energy[starts])])
-
-
-def flac_uri(samples: NDArray[np.int16], rate: int) -> str:
-    """A mono FLAC file of `samples` [S] at `rate` Hz as a data URI: as exact as WAV in half the bytes."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="FLAC", subtype="PCM_16")
-    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _at_most_16_khz(samples: NDArray[np.int16], rate: int) -> tuple[NDArray[np.int16], int]:
-    if rate <= HIGHEST_RATE:
-        return samples, rate
-    import soxr
-
-    return np.asarray(soxr.resample(samples, rate, HIGHEST_RATE), dtype=np.int16), HIGHEST_RATE
-
-
-def _outline(samples: NDArray[np.int16]) -> str:
-    """SVG path of the loudness in a box of OUTLINE_POINTS × 100, peaks scaled to fill it."""
-    groups = np.array_split(np.abs(samples.astype(np.float64)), min(OUTLINE_POINTS, len(samples)))
-    peaks = np.array([group.max() for group in groups])
-    heights = np.maximum(46 * peaks / max(float(peaks.max()), 1.0), 1.0)
-    width = OUTLINE_POINTS / len(heights)
-    return "".join(f"M{(i + 0.5) * width:.1f} {50 - h:.0f}v{2 * h:.0f}" for i, h in enumerate(heights))
+    return None if clip.waveform is None else playable(clip.waveform, clip.sampling_rate, name, again)

@@ -30,6 +30,7 @@ from bestrq2.report.embeddings import EmbeddedClip, embedded_clips, map_figure, 
 from bestrq2.report.patches import MaskExample, level_gradient, mask_example, mask_figure
 from bestrq2.report.runs import find_xares, read_curves
 from bestrq2.report.scores import probe_section, short_task, xares_section
+from bestrq2.report.sounds import OUTLINE_POINTS
 
 FOLDER = Path(__file__).parent
 EXAMPLES = 3
@@ -166,7 +167,7 @@ def render(contents: ReportContents) -> str:
         map=on_map,
         map_box=(embeddings.MAP_WIDTH, embeddings.MAP_HEIGHT),
         neighbours=neighbour_figure(clips),
-        outline_width=embeddings.OUTLINE_POINTS,
+        outline_width=OUTLINE_POINTS,
         domain_colours=domain_colours(
             [*(one.domain for one in contents.probes), *(clip.domain for clip in contents.clips)]
         ),
