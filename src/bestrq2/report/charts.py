@@ -108,6 +108,7 @@ class LineChart:
         title, y_label, x_label: texts around the chart.
         series: curves in the order of the legend; none where `empty` says why.
         unit: unit of the vertical axis.
+        better: "lower" or "higher" where such values are better, else "".
         shared_y: vertical axis shared with another chart; None for one that holds the series and the reference.
         pointer: text of the pointer's place, such as "step {}".
         explanation: sentence below the chart, "" for none.
@@ -118,8 +119,9 @@ class LineChart:
     title: str
     y_label: str
     series: Sequence[Series]
-    x_label: str = "step →"
+    x_label: str = "step"
     unit: Unit = "number"
+    better: str = ""
     shared_y: Axis | None = None
     pointer: str = "step {}"
     explanation: str = ""
@@ -142,6 +144,8 @@ class LineChart:
             return self.shared_y or Axis(0, 1)
         ends = [end for one in self.series for end in one.limits]
         ends += [] if self.reference is None else [self.reference]
+        if self.unit == "count":
+            return Axis(0, 1.06 * max(1.0, *ends), self.unit)
         return padded_axis(min(ends), max(ends), self.unit)
 
     @property
@@ -162,7 +166,8 @@ class LineChart:
             f"{number_text(float(one.y[-1]), self.y.unit)}"
             for one in self.series
         ]
-        return f"{self.title}, horizontal axis {self.x_label}: {'; '.join(parts) or self.empty}."
+        better = f", {self.better} is better" if self.better else ""
+        return f"{self.title} by {self.x_label}{better}: {'; '.join(parts) or self.empty}."
 
     @property
     def readings(self) -> dict[str, object]:
@@ -305,8 +310,8 @@ class ScoreChart:
     def reading(self, row: ScoreRow, score: Score) -> str:
         """Text beside the pointer."""
         lines = [f"{row.label}, {score.method}: {score.text} %"]
-        if score.low is not None and score.high is not None:
-            lines.append(f"95 % interval {max(score.low, 0):.1f} to {min(score.high, 100):.1f} %")
+        if interval := _interval(score):
+            lines.append(interval.removeprefix(", "))
         if len(score.seeds) > 1:
             lines.append(f"seeds {', '.join(f'{value:.1f}' for value in score.seeds)} %")
         if self.chance is not None:
@@ -317,11 +322,19 @@ class ScoreChart:
     def alternative(self) -> str:
         """The chart in words."""
         rows = [
-            f"{row.label} " + (row.note or ", ".join(f"{one.method} {one.text} %" for one in row.scores))
+            f"{row.label} "
+            + (row.note or ", ".join(f"{one.method} {one.text} %{_interval(one)}" for one in row.scores))
             for row in self.rows
         ]
         chance = "" if self.chance is None else f"; chance {self.chance:.1f} %"
         return f"{self.title} ({self.detail}): {'; '.join(rows)}{chance}."
+
+
+def _interval(score: Score) -> str:
+    """The interval of a score as the end of a phrase; "" for a score without one."""
+    if score.low is None or score.high is None:
+        return ""
+    return f", 95 % interval {max(score.low, 0):.1f} to {min(score.high, 100):.1f} %"
 
 
 def score_axis(scores: Iterable[Score]) -> Axis:
@@ -362,10 +375,12 @@ def svg_of_lines(rows: Sequence[Sequence[LineChart]]) -> str:
 
 def _panel(chart: LineChart, left: float, top: float, width: float, height: float) -> str:
     """One line chart with its texts; `left`, `top`, `width` and `height` are those of the plot."""
-    name, inside = f"clip{left:g}-{top:g}", f"M{left:g} {top - 3:g}h{width + 4:g}v{height + 6:g}h-{width + 4:g}z"
+    # dots at the sides stay whole
+    name, inside = f"clip{left:g}-{top:g}", f"M{left - 4:g} {top - 3:g}h{width + 8:g}v{height + 6:g}h-{width + 8:g}z"
+    better = f" · {chart.better} is better" if chart.better else ""
     parts = [
         _text(left, top - 24, chart.title, size=12, weight=600),
-        _text(left, top - 9, f"↑ {chart.y_label}", "var(--muted)"),
+        _text(left, top - 9, chart.y_label + better, "var(--muted)"),
         f'<clipPath id="{name}"><path d="{inside}"/></clipPath>',
         f'<g clip-path="url(#{name})">{chart.plot(left, top, width, height)}</g>',
         _text(left + width, top + height + 31, chart.x_label, "var(--muted)", "end"),

@@ -38,28 +38,34 @@ class Quantity:
     title: str
     y_label: str
     unit: Unit = "number"
+    better: str = ""
     explanation: str = ""
     reference: float | None = None
 
 
 QUANTITIES = {
-    "loss": Quantity("Loss", "cross-entropy (nats)", explanation="On the codes of hidden patches; lower is better."),
+    "loss": Quantity("Loss", "cross-entropy (nats)", better="lower", explanation="On the codes of hidden patches."),
     "excess_loss": Quantity(
         "Excess loss",
         "loss − target entropy (nats)",
+        better="lower",
         explanation="Below 0, predictions are better than the frequencies of the codes.",
         reference=0.0,
     ),
-    "accuracy": Quantity("Accuracy", "hidden codes predicted (%)", "percent", "Share of codes predicted exactly."),
+    "accuracy": Quantity(
+        "Accuracy", "hidden codes predicted (%)", "percent", "higher", "Share of codes predicted exactly."
+    ),
     "code_perplexity": Quantity(
         "Code perplexity", "effective number of codes", explanation="exp(entropy) of the codes in a batch."
     ),
-    "code_coverage": Quantity("Code coverage", "codebook in use (%)", "percent", "Share of codes that occur at all."),
+    "code_coverage": Quantity(
+        "Code coverage", "codebook in use (%)", "percent", explanation="Share of codes that occur at all."
+    ),
     "top_code_share": Quantity(
         "Top code’s share",
         "share of patches (%)",
         "percent",
-        "Share of the most frequent code; high values mean that the targets collapse.",
+        explanation="Share of the most frequent code; high values mean that the targets collapse.",
     ),
     "target_entropy": Quantity(
         "Target entropy", "entropy of the codes (nats)", explanation="Loss of predicting by frequency alone."
@@ -67,6 +73,8 @@ QUANTITIES = {
     "skipped_steps": Quantity(
         "Skipped steps",
         "optimiser steps",
+        "count",
+        "lower",
         explanation="Steps whose loss or gradient was not finite; they are skipped and left out of averages.",
     ),
 }
@@ -117,7 +125,7 @@ def presented(name: str) -> Quantity:
         return QUANTITIES[name]
     words = name.removeprefix("probe/").replace("_", " ").replace("/", " · ")
     title = words[:1].upper() + words[1:]
-    return Quantity(title, "score (%)", "percent") if name.startswith("probe/") else Quantity(title, words)
+    return Quantity(title, "score (%)", "percent", "higher") if name.startswith("probe/") else Quantity(title, words)
 
 
 def _split_of(column: str) -> tuple[str, str]:

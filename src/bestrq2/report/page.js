@@ -2,8 +2,12 @@
 (() => {
   const tip = document.getElementById("tip");
 
-  /** Shows `content` (text or an element) beside the point (x, y) of the window, inside the window. */
-  function showTip(content, x, y) {
+  /**
+   * Shows `content` (text or an element) beside the point (x, y) of the window, inside the window. Screen readers read
+   * it aloud unless `silent`, for elements that tell their value themselves.
+   */
+  function showTip(content, x, y, silent = false) {
+    tip.setAttribute("aria-live", silent ? "off" : "polite");
     tip.replaceChildren(content);
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
@@ -32,10 +36,11 @@
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
   window.addEventListener("scroll", hideTip, { passive: true });
 
-  // Curves: the values nearest to the pointer.
+  // Curves: the values nearest to the pointer, or at the place of a slider that arrow keys move.
   const narrow = "\u202f";
   function valueText(value, unit) {
     if (unit === "percent") return (100 * value).toFixed(1) + narrow + "%";
+    if (unit === "count") return value.toLocaleString("en", { maximumFractionDigits: 1 });
     const size = Math.abs(value);
     if (size > 0 && size < 0.001) return value.toExponential(2).replace(/-/g, "−");
     const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : size >= 0.1 || size === 0 ? 3 : 5;
@@ -54,27 +59,42 @@
     const cursor = area.querySelector(".cursor");
     const places = [...new Set(data.series.flatMap((series) => series.x))].sort((a, b) => a - b);
     let current = null;
+    function atPlace(place) {
+      const title = data.pointer.replace("{}", place.toLocaleString("en", { maximumFractionDigits: 2 }));
+      const readings = data.series.map((series) => {
+        const index = nearest(series.x, place), text = (values) => valueText(values[index], data.unit);
+        const range = series.low && series.low[index] < series.high[index];
+        return text(series.y) + (range ? ` (${text(series.low)} to ${text(series.high)})` : "");
+      });
+      area.setAttribute("aria-valuenow", place);
+      area.setAttribute("aria-valuetext", [title, ...data.series.map((one, i) => `${one.label} ${readings[i]}`)].join("; "));
+      return [title, readings];
+    }
+    area.setAttribute("role", "slider");
+    area.setAttribute("aria-valuemin", data.low);
+    area.setAttribute("aria-valuemax", data.high);
+    area.tabIndex = 0;
+    atPlace(places[places.length - 1]);
     function read(place, y) {
       current = place;
+      const [title, readings] = atPlace(place);
       const share = (place - data.low) / (data.high - data.low);
       const box = area.getBoundingClientRect();
       cursor.hidden = false;
       cursor.style.left = `${100 * share}%`;
       const table = document.createElement("table");
-      const title = table.insertRow().insertCell();
-      title.textContent = data.pointer.replace("{}", place.toLocaleString("en", { maximumFractionDigits: 2 }));
-      title.colSpan = 2;
-      for (const series of data.series) {
-        const row = table.insertRow(), index = nearest(series.x, place);
+      const head = table.insertRow().insertCell();
+      head.textContent = title;
+      head.colSpan = 2;
+      data.series.forEach((series, index) => {
+        const row = table.insertRow();
         const stroke = document.createElement("i");
         stroke.className = series.dashed ? "stroke dashed" : "stroke";
         stroke.style.borderColor = series.colour;
         row.insertCell().append(stroke, series.label);
-        const text = (values) => valueText(values[index], data.unit);
-        const range = series.low && series.low[index] < series.high[index];
-        row.insertCell().textContent = text(series.y) + (range ? ` (${text(series.low)} to ${text(series.high)})` : "");
-      }
-      showTip(table, box.left + share * box.width, y);
+        row.insertCell().textContent = readings[index];
+      });
+      showTip(table, box.left + share * box.width, y, true);
     }
     function point(event) {
       const box = area.getBoundingClientRect();
@@ -87,7 +107,7 @@
     area.addEventListener("pointerleave", leave);
     area.addEventListener("blur", leave);
     area.addEventListener("keydown", (event) => {
-      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      const move = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, Home: -Infinity, End: Infinity }[event.key];
       if (!move) return;
       event.preventDefault();
       const stride = Math.max(1, Math.round(places.length / 40));
@@ -170,7 +190,7 @@
     if (audio.dataset.sound) audio.src = document.getElementById(audio.dataset.sound).src;
     audio.hidden = true;
     button.hidden = false;
-    const name = button.getAttribute("aria-label");
+    const name = button.getAttribute("aria-label"), sign = button.firstElementChild;
     button.addEventListener("click", () => (audio.paused ? audio.play() : audio.pause()));
     outline.addEventListener("click", (event) => {
       const box = outline.getBoundingClientRect();
@@ -185,14 +205,14 @@
     audio.addEventListener("play", () => {
       for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
       player.classList.add("playing");
-      button.textContent = "❚❚";
+      sign.textContent = "❚❚";
       button.setAttribute("aria-label", name.replace("Play", "Pause"));
       follow();
     });
     for (const end of ["pause", "ended"]) {
       audio.addEventListener(end, () => {
         player.classList.remove("playing");
-        button.textContent = "▶";
+        sign.textContent = "▶";
         button.setAttribute("aria-label", name);
       });
     }

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["number", "percent"]
+Unit = Literal["number", "percent", "count"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Axis:
-    """Linear axis from `low` to `high` (low < high); the unit "percent" is for shares in 0..1."""
+    """Linear axis from `low` to `high` (low < high).
+
+    The unit "percent" is for shares in 0..1, "count" for whole numbers.
+    """
 
     low: float
     high: float
@@ -32,6 +35,7 @@ class Axis:
     def ticks(self, about: int = 4) -> list[Tick]:
         """Roughly `about` ticks at round values inside the axis."""
         step = _round_step((self.high - self.low) / about)
+        step = max(1.0, step) if self.unit == "count" else step
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [
             Tick(self.percent(index * step), tick_text(index * step, step, self.unit))
@@ -94,6 +98,8 @@ def number_text(value: float, unit: Unit = "number") -> str:
         return "–"
     if unit == "percent":
         return _minus(f"{100 * value:.1f}", 100 * value, 1) + "\u202f%"
+    if unit == "count":
+        return f"{value:,.1f}".removesuffix(".0")
     size = abs(value)
     if 0 < size < 1e-3:
         return _power_of_ten(value)
