@@ -186,7 +186,7 @@ def test_other_settings_and_other_data_are_refused_and_every_difference_is_named
     with pytest.raises(ConfigError, match=r"trainer\.max_steps was 6 and is now 4"):
         small_pretrain(recordings, finished_run, resume=True, trainer={"max_steps": 4})
     fewer = write_recordings(tmp_path / "fewer", 5)
-    with pytest.raises(ConfigError, match="data held 12 recordings and now holds 5"):
+    with pytest.raises(ConfigError, match="its data held 12 recordings and now holds 5"):
         small_pretrain(fewer, finished_run, resume=True, trainer={"max_steps": 8})
 
 
@@ -195,7 +195,7 @@ def test_an_extended_run_follows_the_learning_rate_of_the_longer_one(
 ):
     run = small_pretrain(recordings, tmp_path / "run", trainer={"max_steps": 4})
     with caplog.at_level("INFO"):
-        small_pretrain(recordings, run, resume=True, trainer={"max_steps": 8})
+        bestrq2.pretrain(output=run, resume=True, trainer={"max_steps": 8})
     assert "extended from 4 to 8 steps; the learning rate follows the curve of the longer run" in caplog.text
     rates = {int(row["step"]): float(row["train/learning_rate"]) for row in metrics(run) if row["train/learning_rate"]}
     settings = OptimizerConfig(lr=1.5e-3)
@@ -329,9 +329,21 @@ def test_settings_of_another_kind_of_run_are_refused(tmp_path: Path, recordings:
         small_pretrain(recordings, tmp_path, resume=True)
 
 
-def test_a_finished_run_is_left_alone(finished_run: Path, recordings: Path):
+def test_a_run_is_resumed_with_its_own_data_and_settings(
+    tmp_path: Path, recordings: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(ConfigError, match="holds no run to resume; to start one, name where the audio is"):
+        bestrq2.pretrain(output=tmp_path / "killed", resume=True)
+    killed = killed_copy(tmp_path, recordings, monkeypatch, seed=3)
+    bestrq2.pretrain(output=killed, resume=True)
+    assert same_runs(undisturbed(seed=3), killed)
+
+
+def test_a_finished_run_is_left_alone(finished_run: Path, caplog: pytest.LogCaptureFixture):
     before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
-    small_pretrain(recordings, finished_run, resume=True, trainer={"report": True})
+    caplog.set_level("INFO")
+    assert cli.run(["pretrain", "--output", str(finished_run), "--resume"]) == 0
+    assert f"{finished_run}: finished at step 6; to extend it, add --trainer.max_steps" in caplog.text
     assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
 
 

@@ -105,6 +105,20 @@ def test_a_configuration_written_as_yaml_is_read_back_and_removed_fields_are_ign
     assert resolve(written).to_dict() == config.to_dict()
 
 
+def test_a_resumed_run_keeps_what_is_not_given_and_takes_what_is(tmp_path: Path):
+    config = resolve(
+        {**BASE, "output": str(tmp_path), "seed": 5, "model": {"hidden_size": 96}, "trainer": {"ema": True}}
+    )
+    stored, given = config.to_dict(), tmp_path / "given.yaml"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    given.write_text("trainer: {max_steps: 900}\n")
+    stored["trainer"] |= {"max_steps": 900, "keep_last": 4}
+    flags = ["--output", str(tmp_path), "--resume", "--config", str(given), "--trainer.keep_last", "4"]
+    assert parse_arguments(flags)[0].to_dict() == stored
+    groups = {"trainer": {"max_steps": 900, "keep_last": 4}}
+    assert resolve({"data": None, "output": str(tmp_path), "resume": True, **groups}).to_dict() == stored
+
+
 def test_settings_are_read_without_torch():
     code = (
         "import sys\nfrom bestrq2.train.settings import parse_arguments\n"

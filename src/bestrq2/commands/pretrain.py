@@ -18,10 +18,10 @@ _LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS")
 
 def pretrain(
     *,
-    data: str | os.PathLike[str] | Source,
+    data: str | os.PathLike[str] | Source | None = None,
     output: str | os.PathLike[str],
-    recipe: str = "best-rq-2",
-    seed: int = 0,
+    recipe: str | None = None,
+    seed: int | None = None,
     resume: bool = False,
     model: dict[str, Any] | None = None,
     loader: dict[str, Any] | None = None,
@@ -34,11 +34,14 @@ def pretrain(
     """Pretrain an encoder on unlabelled audio.
 
     Args:
-        data: folder, file, list, tars or another source of audio, "soundworld", or a `Source`.
+        data: folder, file, list, tars or another source of audio, "soundworld", or a `Source`; may be left out to
+            resume.
         output: run folder to write.
-        recipe: recipe that the settings start from: a name of `bestrq2.recipes()` or a YAML file.
-        seed: random seed of weights, data order, crops and masks.
-        resume: continue the run in `output`, or start it if there is none.
+        recipe: recipe that the settings start from: a name of `bestrq2.recipes()` or a YAML file; "best-rq-2" by
+            default.
+        seed: random seed of weights, data order, crops and masks; 0 by default.
+        resume: continue the run in `output` with its own data and settings, or start it if there is none. A larger
+            `max_steps` extends the run; other settings that would make it another run are refused.
         model: fields of `BestRQ2Config` that differ from the recipe; likewise for the other groups.
         loader: see `LoaderConfig`.
         optimizer: see `OptimizerConfig`.
@@ -58,11 +61,11 @@ def pretrain(
     from bestrq2.train.pretraining import run_pretraining
     from bestrq2.train.settings import resolve
 
-    source = data if isinstance(data, Source) else None
+    source, spec = (data, data.name) if isinstance(data, Source) else (None, data and os.fspath(data))
     settings: dict[str, Any] = {
-        "recipe": recipe, "data": source.name if source else str(data), "output": str(output), "seed": seed,
-        "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer, "probe": probe,
-        "watch": watch, "logging": logging,
+        "recipe": recipe, "data": spec, "output": os.fspath(output),
+        "seed": seed, "resume": resume, "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer,
+        "probe": probe, "watch": watch, "logging": logging,
     }  # fmt: skip
     return run_pretraining(resolve(settings), resume=resume, source=source)
 

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from bestrq2.errors import CheckpointError
 from bestrq2.files import is_full, whole_file, write_text
+from bestrq2.train.settings import earlier_order
 
 logger = logging.getLogger(__name__)
 
@@ -180,14 +181,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if facts is None or "heard" not in facts or not {"global_step", "state_dict", "optimizer_states"} <= state.keys():
         raise earlier_order(path)
     return state
-
-
-def earlier_order(path: Path) -> CheckpointError:
-    """The error for a run, or a state of one, that another version of the package began."""
-    return CheckpointError(
-        f"{path}: was begun by another version of bestrq2, which drew its batches in another order; finish the run "
-        "with that version, or name a new folder with --output"
-    )
 
 
 def optimizer_state(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from bestrq2.data.prepare.summary import BandSums, prepared_statistics
 from bestrq2.data.rejections import RejectionLog, Shorter
 from bestrq2.data.rows import Rows, describe_rows
 from bestrq2.data.sources import Source
-from bestrq2.errors import ConfigError
+from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.compiling import compile_parts
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.report.page import write_run_report
-from bestrq2.train.checkpoints import earlier_order, read_checkpoint
+from bestrq2.train.checkpoints import read_checkpoint
 from bestrq2.train.heard import Heard
 from bestrq2.train.loop import Run, make_run, train
 from bestrq2.train.objective import MaskDrawer, PretrainingTask, build_model, model_config
@@ -66,14 +66,18 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
     follow_launcher()
     folder, first, stop = RunFolder(config.output), first_process(), StopRequest()
     with stop.listening(), quiet_fabric(), disk_errors(folder.root):
-        source = open_source(config.data) if source is None else source
+        exists = resume and folder.config.exists()
+        if exists and _is_finished(folder, config):
+            logger.info(
+                "%s: finished at step %d; to extend it, add --trainer.max_steps with a larger number",
+                folder.root, config.trainer.max_steps,
+            )  # fmt: skip
+            return folder.root
+        source = _open(config, exists) if source is None else source
         if first:
             folder.create(resume)
         with folder_lock(folder.root) if first else nullcontext(), lost_processes_named(folder.root):
-            start, checkpoint = _resume_point(folder, config, len(source)) if resume else (0, None)
-            if start == config.trainer.max_steps and (folder.report.exists() or not config.trainer.report):
-                logger.info("%s: all %d steps are done already", folder.root, start)
-                return folder.root
+            start, checkpoint = _resume_point(folder, config, len(source)) if exists else (0, None)
             probing = OnlineProbing(config.probe, config.seed) if config.probe.data is not None else None
             training, held_out = split_source(source, config.loader.validation_clips, config.seed)
             if first:
@@ -213,27 +217,48 @@ def _statistics(
     return sums.statistics()
 
 
-def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int) -> tuple[int, Path | None]:
-    """Steps done in the run of a folder, and its newest undamaged state; (0, None) where there is none.
+def _is_finished(folder: RunFolder, config: PretrainConfig) -> bool:
+    """Whether the run of a folder has taken all its steps and written its report.
 
     Raises:
-        ConfigError: if settings or data differ in what makes it another run.
+        ConfigError: if settings differ in what makes it another run.
+    """
+    if changes := changed_settings(folder.read_config(), config.to_dict()):
+        raise ConfigError(
+            f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}; leave out what "
+            "differs, or name a new folder with --output"
+        )
+    store, last = folder.store(config.trainer), config.trainer.max_steps
+    done = store.steps()[-1:] == [last] and store.damage(store.path(last)) is None
+    return done and (folder.report.exists() or not config.trainer.report)
+
+
+def _open(config: PretrainConfig, exists: bool) -> Source:
+    """The audio of a run that exists already, or of a new one."""
+    try:
+        return open_source(config.data)
+    except DataError as error:
+        if not exists:
+            raise
+        hint = f"if the audio of {config.output} has moved, give its place with --data"
+        raise DataError(f"{str(error).rstrip('.')}; {hint}") from error
+
+
+def _resume_point(folder: RunFolder, config: PretrainConfig, recordings: int) -> tuple[int, Path | None]:
+    """Steps done in the run of a folder, and its newest undamaged state; (0, None) where none was saved.
+
+    Raises:
+        ConfigError: if the number of recordings differs.
         CheckpointError: if every state is damaged.
     """
-    if not folder.config.exists():
-        return 0, None
     old, new = folder.read_config(), config.to_dict()
-    if not all(isinstance(old.get(group), dict) for group in ("model", "trainer")):
-        raise ConfigError(f"{folder.root}: holds another kind of run; name a new folder with --output")
-    if "batch_seconds" not in old.get("loader", {}):
-        raise earlier_order(folder.root)
     step, path = folder.store(config.trainer).newest()
-    changes = changed_settings(old, new)
     before = folder.read_environment().get("recordings")
     if before not in (None, recordings):
-        changes.append(f"data held {before} recordings and now holds {recordings}")
-    if changes:
-        raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")
+        raise ConfigError(
+            f"{folder.root}: cannot be resumed, since its data held {before} recordings and now holds {recordings}; "
+            "give the same recordings, or name a new folder with --output"
+        )
     if path is not None and (rounding := changed_rounding(old, new)):
         logger.info("%s: goes on, equal but for rounding: %s", folder.root, "; ".join(rounding))
     planned = old["trainer"]["max_steps"]

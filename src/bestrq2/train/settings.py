@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
 
-from bestrq2.errors import ConfigError
+from bestrq2.errors import CheckpointError, ConfigError, DataError
 from bestrq2.files import regular_file
 from bestrq2.flags import (
     add_argument,
@@ -435,8 +435,8 @@ _DATA = (
 )
 
 
-def pretrain_parser(name: str = DEFAULT_RECIPE) -> ArgumentParser:
-    """A parser of all settings of a pretraining run, with the values of a recipe as defaults."""
+def pretrain_parser(name: str = DEFAULT_RECIPE, stored: dict[str, Any] | None = None) -> ArgumentParser:
+    """A parser of all settings of a pretraining run, with the values of a recipe, or of a stored run, as defaults."""
     parser = make_parser("pretrain", _DESCRIPTION, "bestrq2 pretrain --data DATA --output FOLDER [settings]")
     most_used = parser.add_argument_group("settings that most runs need")
     add_argument(most_used, "data", str | None, None, _DATA)
@@ -447,17 +447,21 @@ def pretrain_parser(name: str = DEFAULT_RECIPE) -> ArgumentParser:
     parser.add_argument_group("example", _EXAMPLE)
     run = parser.add_argument_group("run")
     add_argument(run, "seed", NonNegativeInt, 0, "random seed of weights, data order, crops and masks")
-    add_argument(run, "resume", bool, False, "continue the run in --output, or start it if there is none")
+    add_argument(run, "resume", bool, False, _RESUME)
     for group, kind in {"model": ModelFields, **GROUPS}.items():
         title = document(kind)[0].splitlines()[0].rstrip(".")
         heading = parser.add_argument_group(f"settings of {group}: {title}")
         add_arguments(heading, kind, group=group, skip=_MOST_USED.get(group, ()))
-    parser.set_defaults(_defaults(parser, name))
+    parser.set_defaults(_defaults(parser, name) if stored is None else stored)
     return parser
 
 
 _DESCRIPTION = "Pretrain an encoder on unlabelled audio and write a run folder."
 _EXAMPLE = "  bestrq2 pretrain --data recordings/ --output run --recipe best-rq-2-tiny --trainer.max_steps 2000"
+_RESUME = (
+    "continue the run in --output with its own data and settings, or start it if there is none; a larger "
+    "--trainer.max_steps extends it"
+)
 _MOST_USED = {"trainer": ("max_steps",), "loader": ("batch_seconds",)}
 _SIZES = ("tiny", "small", "base", "large")
 
@@ -484,8 +488,41 @@ def _defaults(parser: ArgumentParser, name: str) -> dict[str, Any]:
     return {f"{group}.{key}": value for group, values in settings.items() for key, value in values.items()}
 
 
+def stored_settings(output: Path) -> dict[str, Any] | None:
+    """All settings of the pretraining run in a folder by dotted name, for `--resume`; None where there is no run.
+
+    Raises:
+        CheckpointError: its config.yaml cannot be read, or another version of the package began the run.
+        ConfigError: the folder holds a run of another kind.
+    """
+    from bestrq2.run_records import flatten, read_settings  # imports numpy
+
+    path = output / "config.yaml"
+    if not path.exists():
+        return None
+    try:
+        settings = read_settings(path)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    if not all(isinstance(settings.get(group), dict) for group in ("model", "loader", "trainer")):
+        raise ConfigError(f"{output}: holds another kind of run; name a new folder with --output")
+    if "batch_seconds" not in settings["loader"]:
+        raise earlier_order(output)
+    return flatten(_without_removed({**_with_defaults(settings), "output": str(output)}))
+
+
+def earlier_order(path: Path) -> CheckpointError:
+    """The error for a run, or a state of one, that another version of the package began."""
+    return CheckpointError(
+        f"{path}: was begun by another version of bestrq2, which drew its batches in another order; finish the run "
+        "with that version, or name a new folder with --output"
+    )
+
+
 def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, bool]:
     """Flags (and the files they name) to a configuration, and whether to resume.
+
+    A run that is resumed keeps the settings that are not given.
 
     Raises:
         ConfigError: for unknown flags, wrong values, or values at odds with each other.
@@ -497,8 +534,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, bool]:
     for name in ("batch_size", "batch-size"):
         if f"--loader.{name}" in given:
             refuse_batch_size({"loader": {"batch_size": given[f"--loader.{name}"]}}, longest)
-    parsed = parse_flags(parser, argv)
-    return build_config(parsed), parsed.resume
+    parsed = parse_flags(parser, [word for word in argv if not word.startswith("--print")])
+    stored = stored_settings(Path(parsed.output)) if parsed.resume and parsed.output else None
+    if stored is not None:
+        parser = pretrain_parser(stored=stored)
+    return build_config(parse_flags(parser, argv)), parsed.resume
 
 
 def refuse_batch_size(settings: dict[str, Any], max_seconds: Any) -> None:
@@ -527,20 +567,25 @@ def refuse_batch_size(settings: dict[str, Any], max_seconds: Any) -> None:
 
 
 def resolve(settings: dict[str, Any]) -> PretrainConfig:
-    """Nested settings, such as those of `config.yaml` or of a notebook, laid over their recipe.
+    """Nested settings, such as those of `config.yaml` or of a notebook, laid over their recipe or the resumed run.
 
     Raises:
         ConfigError: as `parse_arguments`.
     """
-    kept = {
+    kept = _without_removed(settings)
+    stored = stored_settings(Path(kept["output"])) if kept.get("resume") else None
+    parser = pretrain_parser(_base_of(kept) if stored is None else DEFAULT_RECIPE, stored)
+    refuse_batch_size(kept, parser.get_default("model.max_seconds"))
+    return build_config(parse_settings(parser, kept))
+
+
+def _without_removed(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
         group: {key: value for key, value in values.items() if key not in _REMOVED.get(group, ())}
         if isinstance(values, dict)
         else values
         for group, values in settings.items()
     }
-    parser = pretrain_parser(_base_of(kept))
-    refuse_batch_size(kept, parser.get_default("model.max_seconds"))
-    return build_config(parse_settings(parser, kept))
 
 
 def _recipe_of(argv: Sequence[str]) -> str:
@@ -593,8 +638,12 @@ def build_config(parsed: Namespace) -> PretrainConfig:
         ConfigError: for values out of range or at odds with each other.
     """
     settings = parsed.as_dict()
-    for name, meaning in (("data", "where the audio is, for instance a folder"), ("output", "the run folder to write")):
+    for name, meaning in (("output", "the run folder to write"), ("data", "where the audio is, for instance a folder")):
         if not settings.get(name):
+            if name == "data" and settings["resume"]:
+                raise ConfigError(
+                    f"{settings['output']}: holds no run to resume; to start one, name {meaning}, with --data"
+                )
             raise ConfigError(f"--{name} is missing: name {meaning}")
     model = ModelFields()
     try:
