@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestrq2.text import cell_text, counted, csv_cell, csv_line, nearest
+from bestrq2.text import cell_text, counted, csv_cell, csv_line, nearest, nearest_name
 
 
 @pytest.mark.parametrize(
@@ -24,15 +24,24 @@ def test_nouns_agree_with_their_number(number: int, noun: str, words: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"),
-    [("slcies", "; did you mean 'slices'?"), ("ovn", "; did you mean 'oven'?"), ("colour", "")],
+    ("name", "known"),
+    [
+        ("slcies", "slices"),
+        ("ovn", "oven"),
+        ("--hepl", "--help"),
+        ("Slices_Per_Cake", "slices-per-cake"),
+        ("per-cake", "slices-per-cake"),
+        ("slices-per-cakes-eaten", "slices-per-cake"),
+        ("minutes", "oven.minutes"),
+        ("cake.minutes", "oven.minutes"),
+        ("ovne.minuts", "oven.minutes"),
+        *((nonsense, None) for nonsense in ("colour", "hot", "oven.colour", "steps", "x", "", "-")),
+    ],
 )
-def test_the_nearest_known_name_is_suggested_where_one_is_similar(name: str, hint: str) -> None:
-    assert nearest(name, ["slices", "oven"]) == hint
-
-
-def test_a_higher_cutoff_suggests_less() -> None:
-    assert nearest("ovn", ["oven"], 0.9) == ""
+def test_the_nearest_known_name_is_suggested_where_one_is_near(name: str, known: str | None) -> None:
+    names = ["replay", "--help", "slices", "slices-per-cake", "oven.ema", "oven.minutes", "oven"]
+    assert nearest_name(name, names) == known
+    assert nearest(name, names) == ("" if known is None else f"; did you mean '{known}'?")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ COMMANDS = {
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if argv and argv[0] == "help":  # `bestrq2 help embed`
+        argv = [*argv[1:2], "--help"]
+    if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0
     if argv[0] in ("-V", "--version"):
@@ -52,7 +54,8 @@ def run(argv: Sequence[str]) -> int:
         if name not in COMMANDS:
             from bestrq2.text import nearest
 
-            raise ConfigError(f"there is no such command{nearest(name, COMMANDS)}")
+            hint = nearest(name, [*COMMANDS, "--help", "--version"]) or "; `bestrq2 --help` lists the commands"
+            raise ConfigError(f"there is no such command{hint}")
         importlib.import_module(f"bestrq2.commands.{name.replace('-', '_')}").main(argv[1:])
     except BestRQ2Error as error:
         print(f"bestrq2 {name}: {error}", file=sys.stderr)

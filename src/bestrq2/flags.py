@@ -219,7 +219,7 @@ def parse_settings(parser: ArgumentParser, settings: dict[str, Any]) -> Namespac
     for group, values in settings.items():
         for key in [f"{group}.{key}" for key in values] if isinstance(values, dict) else [group]:
             if key not in known and group not in known:
-                raise ConfigError(f"there is no setting '{key}'{nearest(key, known)}")
+                raise ConfigError(_unknown(key, parser))
     try:
         return _whole(parser, parser.parse_object(settings))
     except (ParserError, TypeError, ValueError) as error:
@@ -227,7 +227,7 @@ def parse_settings(parser: ArgumentParser, settings: dict[str, Any]) -> Namespac
 
 
 def _canonical(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """The command line with every flag in its own spelling, and `--flag=true` for switches."""
+    """The command line with every flag in its own spelling, joined to its value as `--flag=value`."""
     actions = {option: action for action in parser._actions for option in action.option_strings}
     words = list(argv)
     found: list[str] = []
@@ -235,7 +235,7 @@ def _canonical(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
         word = words.pop(0)
         if word == "--":
             return [*found, word, *words]
-        if not word.startswith("--"):
+        if not re.match(r"--|-[A-Za-z]", word):
             found.append(word)
             continue
         given, equals, value = word.partition("=")
@@ -245,17 +245,24 @@ def _canonical(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
         if flag not in actions and opposite in actions and _is_switch(actions[opposite]) and not equals:
             flag, equals, value = opposite, "=", "false"
         if flag not in actions:
-            raise ConfigError(f"there is no setting '{given}'{nearest(given, _shown_options(actions))}")
+            raise ConfigError(_unknown(given, parser))
         if _is_switch(actions[flag]) and not equals:
             # The spelling `--frames true` is accepted, too.
             value = words.pop(0) if words and words[0].lower() in _BOOLEANS else "true"
             equals = "="
+        elif actions[flag].nargs is None and not equals:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(f"{flag} has no value; write {flag} {actions[flag].metavar or 'FILE'}")
+            equals, value = "=", words.pop(0)
         found.append(f"{flag}{equals}{value}")
     return found
 
 
-def _shown_options(actions: Iterable[str]) -> list[str]:
-    return [option for option in actions if option.startswith("--") and not option.endswith("+")]
+def _unknown(name: str, parser: ArgumentParser) -> str:
+    """The sentence on an unknown flag, or on an unknown setting in a file or from Python."""
+    flags = [flag for action in parser._actions for flag in action.option_strings if not flag.endswith("+")]
+    known = flags if name.startswith("-") else [action.dest for action in parser._actions]
+    return f"there is no setting '{name}'{nearest(name, known) or f'; `{parser.prog} --help` lists them'}"
 
 
 def _is_switch(action: argparse.Action) -> bool:
@@ -358,12 +365,15 @@ def _one_sentence(error: Exception, parser: ArgumentParser) -> str:
     """What a user needs of an error of the parser."""
     text = " ".join(str(error).split())
     if refused := _REFUSED.search(text):
-        key = next(group for group in refused.groups() if group)
-        return f"there is no setting '{key}'{nearest(key, [action.dest for action in parser._actions])}"
+        return _unknown(next(group for group in refused.groups() if group), parser)
+    usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
+    if unexpected := re.search(r"[Uu]nrecognized arguments: (.*)", text):
+        return f"'{unexpected[1]}' is not expected; write {usage}, with quotes around names that have spaces"
     if missing := re.search(r"the following arguments are required: (.*)", text):
-        positional = [action.dest for action in parser._actions if not action.option_strings]
-        names = [name.upper() if name in positional else f"--{name}" for name in missing[1].split(", ")]
-        return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing; see `{parser.prog} --help`"
+        positional = {action.dest: action.metavar for action in parser._actions if not action.option_strings}
+        names = [str(positional.get(name) or f"--{name.replace('_', '-')}") for name in missing[1].split(", ")]
+        listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+        return f"{listed} {'are' if names[1:] else 'is'} missing; write {usage}"
     if wrong := _KEY.search(text):
         hint = next((getattr(a, "_typehint", None) for a in parser._actions if a.dest == wrong[1]), None)
         if hint is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
+import math
 import re
 from collections.abc import Iterable
 
@@ -22,19 +22,52 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name, such as "; did you mean 'slices'?".
 
     Args:
-        name: the unknown name.
-        known: the names that exist.
-        cutoff: least similarity of a suggestion, from 0 to 1 (the ratio of `difflib.SequenceMatcher`).
+        name: the unknown name; its case, leading hyphens, and hyphens in the place of underscores do not count.
+        known: the names that exist, with or without groups, such as trainer.max_steps.
 
     Returns:
-        The hint, or "" where no known name is similar enough.
+        The hint, or "" where no known name is near. Near is one typing error per three letters, and a name that lacks a
+        beginning or an end, or has one too many, such as "train" for "pretrain".
     """
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean '{found[0]}'?" if found else ""
+    found = nearest_name(name, known)
+    return "" if found is None else f"; did you mean '{found}'?"
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name that an unknown one most likely stands for; None where none is near."""
+    near = [(_distance(_plain(name), _plain(one)), abs(len(name) - len(one)), one) for one in known]
+    distance, _, best = min(near, key=lambda one: one[:2], default=(math.inf, 0, ""))
+    return best if distance < math.inf else None
+
+
+def _plain(name: str) -> str:
+    return name.strip().lstrip("-").lower().replace("_", "-")
+
+
+def _distance(word: str, known: str) -> float:
+    """Letters to insert, delete, replace or swap with their neighbour; infinite above one per three letters."""
+    if "." in word or "." in known:
+        (group, _, last), (known_group, _, known_last) = word.rpartition("."), known.rpartition(".")
+        # A setting may be given without its group, or with another group.
+        apart = 0 if not group or last == known_last else _distance(group, known_group)
+        return apart + _distance(last, known_last)
+    rows = [list(range(len(known) + 1))]
+    for i, letter in enumerate(word, 1):
+        rows.append([i])
+        for j, other in enumerate(known, 1):
+            steps = [rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (letter != other)]
+            if i > 1 and j > 1 and (letter, word[i - 2]) == (known[j - 2], other):
+                steps.append(rows[i - 2][j - 2] + 1)
+            rows[i].append(min(steps))
+    distance, limit = rows[-1][-1], max(len(word) > 1, len(word) // 3)
+    short, long = sorted((word, known), key=len)
+    if distance > limit and len(short) > 2 and (long.startswith(short) or long.endswith(short)):
+        return limit
+    return distance if distance <= limit else math.inf
 
 
 def csv_line(cells: Iterable[object]) -> str:

@@ -71,11 +71,22 @@ def test_a_recipe_is_an_untrained_encoder_from_seed_0():
     assert np.array_equal(first.embed(clip).frames, again.embed(clip).frames)
 
 
-@pytest.mark.parametrize("source", ["best-rq-3", "no such thing", "/no/such/folder", "./no/folder", "a/b/c"])
-def test_nonsense_is_refused_with_the_names_of_the_recipes(source):
-    with pytest.raises(
-        CheckpointError, match=r"no such run folder, model folder, checkpoint file or recipe.*best-rq-2"
-    ):
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("best-rq2-tiny", "no such recipe, and no such file or folder; did you mean 'best-rq-2-tiny'"),
+        ("no such thing", r"no such model; name a run folder, .* or a recipe such as best-rq-2-tiny$"),
+        ("/no/such/folder", "does not exist; name a run folder, an exported folder or a checkpoint$"),
+        ("./no/folder", "does not exist"),
+        ("a/b/c", "does not exist"),
+        ("model.safetensors", "does not exist"),
+        ("run/modle", "does not exist"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_refused_with_what_was_probably_meant(source, message, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"^{source}: .*{message}"):
         bestrq2.load(source)
 
 
@@ -112,5 +123,5 @@ def test_a_model_of_another_kind_is_refused(model, tmp_path):
 
 
 def test_a_hub_id_is_looked_up_where_there_is_no_such_folder():
-    with pytest.raises(CheckpointError, match="nobody/nothing-of-the-kind: the model cannot be loaded"):
+    with pytest.raises(CheckpointError, match="nobody/nothing-of-the-kind: is not a local folder, nor a hub id"):
         bestrq2.load("nobody/nothing-of-the-kind")

@@ -156,7 +156,7 @@ def test_models_that_are_none(tmp_path: Path, finished_run: Path, recordings: Pa
     def embed(model: Path | str) -> str:
         return refused(capsys, "embed", str(model), str(recordings), "--output", str(tmp_path / "e.parquet"))
 
-    assert "no such run folder" in embed("nonsense")
+    assert "no such model" in embed("nonsense")
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "wav2vec2"}))

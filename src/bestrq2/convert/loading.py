@@ -20,6 +20,7 @@ from bestrq2.model.modeling_bestrq2 import (
     BestRQ2PreTrainedModel,
 )
 from bestrq2.recipe_book import is_recipe_file, recipe, recipes
+from bestrq2.text import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +73,20 @@ def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedMod
     if os.path.isfile(path):
         load_file = load_reference_encoder if model_class is BestRQ2Model else load_reference
         return load_file(path, configuration_beside(path))
-    if name.count("/") == 1 and not name.startswith((".", "/")):
+    if name.count("/") == 1 and not name.startswith((".", "/")) and not path.parent.exists():
         export = _downloaded_export(name)
         return load_model_folder(name, model_class) if export is None else _load_export(export, model_class)
-    raise CheckpointError(
-        f"{name}: no such run folder, model folder, checkpoint file or recipe; recipes are {', '.join(recipes())}"
+    raise CheckpointError(_no_such_model(name))
+
+
+def _no_such_model(name: str) -> str:
+    if hint := nearest(name, recipes()):
+        return f"{name}: there is no such recipe, and no such file or folder{hint}"
+    if "/" in name or Path(name).suffix:
+        return f"{name}: does not exist; name a run folder, an exported folder or a checkpoint"
+    return (
+        f"{name}: there is no such model; name a run folder, an exported folder, a checkpoint, a hub id (USER/MODEL) "
+        "or a recipe such as best-rq-2-tiny"
     )
 
 
@@ -101,8 +111,8 @@ def configuration_beside(checkpoint: Path) -> Path:
         if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
             raise CheckpointError(f"{checkpoint}: is part of the model in {folder}; name that folder")
     raise CheckpointError(
-        f"{checkpoint}: its configuration is expected beside it as {beside[0].name} or {beside[1].name}; for "
-        "another file use bestrq2.load_reference(checkpoint, config)"
+        f"{checkpoint}: is not a model; the configuration of a reference checkpoint is expected beside it as "
+        f"{beside[0].name} or {beside[1].name}, or given to bestrq2.load_reference(checkpoint, config)"
     )
 
 
@@ -116,7 +126,7 @@ def _downloaded_export(name: str) -> Path | None:
             if config.get("model_type") != HUB_MODEL_TYPE:
                 return None
     except OSError as error:  # a second attempt would wait for the network again
-        raise CheckpointError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
+        raise CheckpointError(f"{name}: is not a local folder, nor a hub id that can be read: {first_line(error)}") from error
     except ValueError:
         return None  # loading it as a model of ours reports what is wrong
     try:

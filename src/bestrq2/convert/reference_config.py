@@ -205,7 +205,7 @@ def _part(name: str, values: Any, part: str) -> Section:
 def _refuse_unknown(section: Section, known: frozenset[str]) -> None:
     for name, value in section.values.items():
         if name not in known:
-            hint = nearest(str(name)[:80], sorted(known), 0.6) or "; remove it if it does not affect the model"
+            hint = nearest(str(name)[:80], sorted(known)) or "; remove it if it does not affect the model"
             found = f"{section.field(reprlib.repr(name).strip(chr(39)))} ({reprlib.repr(value)})"
             raise _does_not_fit(f"{found} is not a known field{hint}")
 

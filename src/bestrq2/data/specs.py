@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import regular_file
-from bestrq2.text import cell_text, nearest
+from bestrq2.text import cell_text, nearest, nearest_name
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
 LIST_SUFFIXES = TABLE_SUFFIXES | {".txt"}
@@ -135,8 +134,7 @@ def _present(path: Path, found: list[str], choices: Sequence[str]) -> str:
     for name in choices:
         if name in found:
             return name
-    lowered = {name.lower(): name for name in found}
-    near = [lowered[n] for c in choices for n in difflib.get_close_matches(c, lowered, n=1)]
-    hint = f" (did you mean {near[0]!r}? rename it)" if near else ""
+    near = next(filter(None, (nearest_name(name, found) for name in choices)), None)
+    hint = f" (did you mean {near!r}? rename it)" if near else ""
     wanted = " or ".join(repr(name) for name in choices)
     raise DataError(f"{path} has no column {wanted}; found {', '.join(map(repr, found)) or 'none'}{hint}.")
