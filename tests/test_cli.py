@@ -105,7 +105,10 @@ def test_help_of_pretrain_opens_with_five_settings_and_an_example(capsys: pytest
         (["dmeo"], "did you mean 'demo'?"),
         (["--hepl"], "did you mean '--help'?"),
         (["foo"], "`bestrq2 --help` lists the commands"),
-        (["embed", "demo", "a", "folder", "--output", "x"], "'folder' is not expected; write bestrq2 embed MODEL SOURCE"),
+        (
+            ["embed", "demo", "a", "folder", "--output", "x"],
+            "'folder' is not expected; write bestrq2 embed MODEL SOURCE",
+        ),
         (["xares"], "MODEL is missing"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

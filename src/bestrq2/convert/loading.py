@@ -126,7 +126,9 @@ def _downloaded_export(name: str) -> Path | None:
             if config.get("model_type") != HUB_MODEL_TYPE:
                 return None
     except OSError as error:  # a second attempt would wait for the network again
-        raise CheckpointError(f"{name}: is not a local folder, nor a hub id that can be read: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{name}: is not a local folder, nor a hub id that can be read: {first_line(error)}"
+        ) from error
     except ValueError:
         return None  # loading it as a model of ours reports what is wrong
     try:
