@@ -156,6 +156,7 @@ def parse_command(
     name: str | None = None,
     positional: Sequence[str] = (),
     optional: Sequence[str] = (),
+    usual: Sequence[str] = (),
     switches: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Parse the command line of a command that is one function.
@@ -166,6 +167,7 @@ def parse_command(
         name: name of the command; that of the function by default.
         positional: parameters given without a flag.
         optional: required parameters of the function that the command line may leave out; they are then None.
+        usual: parameters with a default that the usage line names nevertheless.
         switches: further switches of the command line and their help.
 
     Returns:
@@ -176,14 +178,14 @@ def parse_command(
     """
     command = name or function.__name__.replace("_", "-")
     parameters = inspect.signature(function).parameters
-    needed = [one for one in parameters if parameters[one].default is _EMPTY and one not in optional]
+    required = [one for one in parameters if parameters[one].default is _EMPTY and one not in optional]
     description, helps = document(function)
     parser = make_parser(command, description)
     for one in optional:
         add_argument(parser, one, str | None, None, helps[one], positional=True)
     add_arguments(parser, function, only=positional, positional=positional, skip=optional)
     words = ["%(prog)s", *(_usage(action) for action in parser._actions if not action.option_strings)]
-    words += [f"--{one.replace('_', '-')} {one.upper()}" for one in needed if one not in positional]
+    words += [f"--{one.replace('_', '-')} {one.upper()}" for one in [*required, *usual] if one not in positional]
     parser.usage = " ".join([*words, "[settings]"])
     settings = parser.add_argument_group("settings")
     add_arguments(settings, function, skip=positional)

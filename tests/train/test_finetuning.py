@@ -22,7 +22,7 @@ from bestrq2 import BestRQ2ForAudioClassification, cli
 from bestrq2.commands.finetune import finetune
 from bestrq2.data.audio import read_audio
 from bestrq2.data.open_source import open_source
-from bestrq2.errors import BestRQ2Error, StoppedBySignal
+from bestrq2.errors import BestRQ2Error, ConfigError, StoppedBySignal
 from bestrq2.evaluate.finetuned import ONE_CLASS, format_finetune_result
 from bestrq2.inference.classifier import load_classifier
 from bestrq2.train import finetuning
@@ -202,13 +202,15 @@ def test_a_stopped_run_resumes_to_the_same_bits(
             small_finetune(encoder, tones, tmp_path / "stopped", balanced=True)
     assert (tmp_path / "stopped" / "checkpoints" / f"step-{steps + 2:08d}.ckpt").exists()
     assert bestrq2.load(tmp_path / "stopped", "cpu").config.hidden_size == 32  # the model is whole
-    resumed = small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True)
-    assert all(torch.equal(one, weights(resumed.output)[name]) for name, one in weights(whole.output).items())
-    for name in ("metrics.csv", "test-classes.csv", "test-predictions.csv"):
-        assert (whole.output / name).read_bytes() == (resumed.output / name).read_bytes()
+    with pytest.raises(ConfigError, match="holds no run to resume; to start one, give MODEL"):
+        finetune(output=tmp_path / "none", resume=True)
+    resumed = finetune(output=tmp_path / "stopped", resume=True)
     again = small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True)
-    assert again.result.provenance == resumed.result.provenance, "read, not trained again"
-    assert [one.score for one in resumed.result.scores] == [one.score for one in whole.result.scores]
+    assert all(torch.equal(one, weights(again.output)[name]) for name, one in weights(whole.output).items())
+    for name in ("metrics.csv", "test-classes.csv", "test-predictions.csv"):
+        assert (whole.output / name).read_bytes() == (again.output / name).read_bytes()
+    assert again.result.provenance == resumed.provenance, "read, not trained again"
+    assert [one.score for one in resumed.scores] == [one.score for one in whole.result.scores]
     with pytest.raises(BestRQ2Error, match="cannot be resumed with other settings: epochs was 3 and is now 4"):
         small_finetune(encoder, tones, tmp_path / "stopped", balanced=True, resume=True, epochs=4)
     with pytest.raises(BestRQ2Error, match="holds a run already; add --resume"):

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def finetune(
-    model: str | os.PathLike[str],
-    labelled: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
+    labelled: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
     mode: Literal["linear", "partial", "full"] = "full",
     layers: int | None = None,
     epochs: int = 10,
@@ -36,7 +36,8 @@ def finetune(
     """Fine-tune an encoder as a classifier of recordings; the best epoch on the validation split is kept and tested.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        model: run folder, exported folder, reference checkpoint, recipe name or hub id; it and `labelled` may be left
+            out to resume.
         labelled: folder with one subfolder per class (optionally inside `train`, `valid` and `test`), table with
             columns path and label (or labels, separated by ";", for several classes per recording), WebDataset tars
             with labels, or hub:NAME with a column label.
@@ -56,7 +57,8 @@ def finetune(
         num_workers: processes that decode audio; 0 decodes in the main process.
         device: device to run on, such as "cpu" or "cuda:0"; by default CUDA with bfloat16 where available.
         devices: processes, one per device; torchrun and SLURM override it.
-        resume: continue the run in `output`, or start it if there is none.
+        resume: continue the run in `output` with its own settings where these are left at their defaults, or start it
+            if there is none.
 
     Returns:
         Scores on the test split, over all classes and for each.
@@ -65,21 +67,26 @@ def finetune(
         BestRQ2Error: with one sentence that says what to change.
         KeyboardInterrupt: when stopped by Ctrl-C; the run can be resumed.
     """
-    from bestrq2.train.finetuning import run_finetuning
-    from bestrq2.train.settings import FinetuneConfig
+    from bestrq2.train.settings import finetune_config
 
-    config = FinetuneConfig(
-        model=os.fspath(model), labelled=os.fspath(labelled), output=Path(output), mode=mode, layers=layers,
-        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_fraction=warmup_fraction,
-        layer_decay=layer_decay, balanced=balanced, max_seconds=max_seconds, seed=seed, num_workers=num_workers,
-        device=device, devices=devices,
+    config = finetune_config(
+        {
+            "model": model and os.fspath(model), "labelled": labelled and os.fspath(labelled), "output": output,
+            "mode": mode, "layers": layers, "epochs": epochs, "batch_size": batch_size, "lr": lr,
+            "weight_decay": weight_decay, "warmup_fraction": warmup_fraction,
+            "layer_decay": layer_decay, "balanced": balanced, "max_seconds": max_seconds, "seed": seed,
+            "num_workers": num_workers, "device": device, "devices": devices,
+        },
+        resume,
     )  # fmt: skip
+    from bestrq2.train.finetuning import run_finetuning
+
     return run_finetuning(config, resume=resume)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `bestrq2 finetune`."""
-    values = flags.parse_command(finetune, argv, positional=("model", "labelled"))
+    values = flags.parse_command(finetune, argv, positional=("model", "labelled"), usual=("output",))
     result, output = finetune(**values), Path(values["output"])
     from bestrq2.evaluate.finetuned import format_finetune_result
 

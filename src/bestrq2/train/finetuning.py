@@ -89,7 +89,7 @@ def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
         with folder_lock(folder.root) if first else nullcontext(), lost_processes_named(folder.root):
             step, checkpoint = folder.store(_trainer(config, task)).newest()
             if step == task.max_steps and (known := read_finetune_result(folder.root)) is not None:
-                logger.info("%s: all %d epochs are done already", folder.root, config.epochs)
+                logger.info("%s: finished, all %d epochs are done", folder.root, config.epochs)
                 return known
             if first:
                 folder.remove_leftovers()
@@ -365,15 +365,15 @@ def _check_resumable(folder: RunFolder, config: FinetuneConfig, data: LabelledTa
     Raises:
         ConfigError: naming what differs.
     """
-    old = folder.read_config()
-    if "labelled" not in old:
-        raise ConfigError(f"{folder.root}: holds another kind of run; name a new folder with --output")
-    changes = config.changes_from(old)
+    changes = config.changes_from(folder.read_config())
     before, now = folder.read_environment().get("recordings"), _count(data)
     if before not in (None, now):
         changes.append(f"there were {before} labelled recordings and are now {now}")
     if changes:
-        raise ConfigError(f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}")
+        raise ConfigError(
+            f"{folder.root}: cannot be resumed with other settings: {'; '.join(changes)}; leave out what "
+            "differs, or name a new folder with --output"
+        )
 
 
 def _facts(config: FinetuneConfig, data: LabelledTask) -> dict[str, Any]:

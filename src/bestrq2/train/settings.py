@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -363,6 +363,32 @@ class FinetuneConfig(Checked):
         return _differences(old, self.to_dict(), [one.name for one in fields(self) if one.name not in free])
 
 
+def finetune_config(settings: dict[str, Any], resume: bool) -> FinetuneConfig:
+    """The configuration of a fine-tuning run; one that is resumed keeps the settings that are left at their defaults.
+
+    Args:
+        settings: values by field of `FinetuneConfig`, None for those that are not given.
+        resume: whether to continue the run in `output`.
+
+    Raises:
+        ConfigError: model, labelled or output is missing, or a value is out of range.
+        CheckpointError: config.yaml of the run cannot be read.
+    """
+    stored = _stored(Path(settings["output"])) if resume and settings["output"] else None
+    if stored is not None and "labelled" not in stored:
+        raise ConfigError(f"{settings['output']}: holds another kind of run; name a new folder with --output")
+    values = {}
+    for one in fields(FinetuneConfig):
+        given = settings[one.name]
+        values[one.name] = (stored or {}).get(one.name, given) if given in (None, one.default) else given
+        if values[one.name] is None and one.default is MISSING:
+            missing = f"--{one.name}" if one.name == "output" else one.name.upper()
+            if resume and one.name != "output":
+                raise ConfigError(f"{settings['output']}: holds no run to resume; to start one, give {missing}")
+            raise ConfigError(f"{missing} is missing; see `bestrq2 finetune --help`")
+    return FinetuneConfig(**{**values, "output": Path(values["output"])})
+
+
 GROUPS: dict[str, type] = {
     "loader": LoaderConfig,
     "optimizer": OptimizerConfig,
@@ -495,20 +521,26 @@ def stored_settings(output: Path) -> dict[str, Any] | None:
         CheckpointError: its config.yaml cannot be read, or another version of the package began the run.
         ConfigError: the folder holds a run of another kind.
     """
-    from bestrq2.run_records import flatten, read_settings  # imports numpy
+    from bestrq2.run_records import flatten  # imports numpy
 
-    path = output / "config.yaml"
-    if not path.exists():
+    if (settings := _stored(output)) is None:
         return None
-    try:
-        settings = read_settings(path)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
     if not all(isinstance(settings.get(group), dict) for group in ("model", "loader", "trainer")):
         raise ConfigError(f"{output}: holds another kind of run; name a new folder with --output")
     if "batch_seconds" not in settings["loader"]:
         raise earlier_order(output)
     return flatten(_without_removed({**_with_defaults(settings), "output": str(output)}))
+
+
+def _stored(output: Path) -> dict[str, Any] | None:
+    """What config.yaml of a folder holds; None where there is no such file."""
+    from bestrq2.run_records import read_settings
+
+    path = output / "config.yaml"
+    try:
+        return read_settings(path) if path.exists() else None
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def earlier_order(path: Path) -> CheckpointError:
