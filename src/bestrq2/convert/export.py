@@ -6,14 +6,10 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import safe_open
-
 from bestrq2.convert.hub import check_upload, upload, write_model
-from bestrq2.convert.loading import configuration_beside, load_classification, load_encoder, load_pretraining
-from bestrq2.convert.reference import is_hub_export, load_reference, load_reference_encoder, write_reference
-from bestrq2.convert.reference_config import read_config
-from bestrq2.convert.weights import UNREADABLE, load_model_folder
-from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.convert.loading import load_classification, load_encoder, load_pretraining, load_whole_or_encoder
+from bestrq2.convert.reference import write_reference
+from bestrq2.errors import ConfigError
 from bestrq2.files import disk_errors, write_folder, write_text
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2Model
 from bestrq2.text import nearest
@@ -58,7 +54,7 @@ def export_reference(source: str, output: Path) -> Path:
     A source with predictor and quantizer becomes the state dict of the research module, other sources the encoder
     alone. A reference checkpoint that was loaded comes back bit for bit.
     """
-    write_reference(_load_with_quantizer(source), output)
+    write_reference(load_whole_or_encoder(source), output)
     return output
 
 
@@ -119,28 +115,3 @@ def _load_for_hub(source: str, with_predictor: bool) -> AnyModel:
             "model that it was fine-tuned from"
         )
     return load_classification(source)
-
-
-def _load_with_quantizer(source: str) -> BestRQ2ForPreTraining | BestRQ2Model:
-    """The whole pretraining model where the source holds one, else its encoder."""
-    path = Path(source)
-    if path.is_file():
-        config = configuration_beside(path)
-        if read_config(config).get("model_type") is None:
-            return load_reference(path, config)
-        return load_reference_encoder(path, config)
-    folder = path / "model" if (path / "model").is_dir() else path
-    if folder.is_dir() and not is_hub_export(folder) and _holds_quantizer(folder):
-        return load_model_folder(folder, BestRQ2ForPreTraining)
-    return load_encoder(source)
-
-
-def _holds_quantizer(folder: Path) -> bool:
-    try:
-        for path in folder.glob("*.safetensors"):
-            with safe_open(path, framework="pt") as file:
-                if any(key.startswith("quantizer.") for key in file.keys()):  # noqa: SIM118
-                    return True
-    except UNREADABLE as error:
-        raise CheckpointError(f"{folder}: its weights cannot be read ({error}); copy or export them again") from error
-    return False

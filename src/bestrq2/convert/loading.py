@@ -46,6 +46,13 @@ def load_pretraining(source: str | os.PathLike[str]) -> BestRQ2ForPreTraining:
     return model
 
 
+def load_whole_or_encoder(source: str | os.PathLike[str]) -> BestRQ2ForPreTraining | BestRQ2Model:
+    """Load the whole pretraining model of `source`, or its encoder where it holds no more, on the CPU."""
+    encoder = load_encoder(source)
+    whole = encoder.config.architectures == [BestRQ2ForPreTraining.__name__]
+    return load_pretraining(source) if whole else encoder
+
+
 def load_classification(source: str | os.PathLike[str]) -> BestRQ2ForAudioClassification:
     """Load the classifier in a run of `bestrq2 finetune` or a model folder, on the CPU.
 
