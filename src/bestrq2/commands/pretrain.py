@@ -21,6 +21,7 @@ def pretrain(
     data: str | os.PathLike[str] | Source | None = None,
     output: str | os.PathLike[str],
     recipe: str | None = None,
+    init: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     resume: bool = False,
     model: dict[str, Any] | None = None,
@@ -37,8 +38,10 @@ def pretrain(
         data: folder, file, list, tars or another source of audio, "soundworld", or a `Source`; may be left out to
             resume.
         output: run folder to write.
-        recipe: recipe that the settings start from: a name of `bestrq2.recipes()` or a YAML file; "best-rq-2" by
-            default.
+        recipe: recipe that the settings start from: a name of `bestrq2.recipes()` or a YAML file; by default that of
+            the run in `init`, else "best-rq-2".
+        init: model whose weights and architecture a new run starts from, as in `bestrq2.load`; what it lacks is
+            initialised from the seed.
         seed: random seed of weights, data order, crops and masks; 0 by default.
         resume: continue the run in `output` with its own data and settings, or start it if there is none. A larger
             `max_steps` extends the run; other settings that would make it another run are refused.
@@ -63,7 +66,7 @@ def pretrain(
 
     source, spec = (data, data.name) if isinstance(data, Source) else (None, data and os.fspath(data))
     settings: dict[str, Any] = {
-        "recipe": recipe, "data": spec, "output": os.fspath(output),
+        "recipe": recipe, "data": spec, "output": os.fspath(output), "init": None if init is None else os.fspath(init),
         "seed": seed, "resume": resume, "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer,
         "probe": probe, "watch": watch, "logging": logging,
     }  # fmt: skip

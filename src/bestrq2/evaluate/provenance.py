@@ -71,7 +71,7 @@ def model_provenance(
     known: dict[str, Any] = dict.fromkeys(("recipe", "data", "seed", "steps", "batch_seconds", "training_gflops"))
     known |= {"step": None, "finished": None}
     if is_run_folder(model):
-        known |= _run_provenance(Path(model))
+        known |= run_provenance(Path(model))
         known["training_gflops"] = (
             numbers.training_gflops * known["batch_seconds"] / config.max_seconds * known["steps"]
         )
@@ -84,7 +84,12 @@ def model_provenance(
     }
 
 
-def _run_provenance(run: Path) -> dict[str, Any]:
+def run_provenance(run: Path) -> dict[str, Any]:
+    """Recipe, data, seed, planned steps and `batch_seconds` of a run, the step of its weights, and if it is finished.
+
+    Raises:
+        CheckpointError: config.yaml or metrics.csv cannot be read.
+    """
     try:
         settings = read_run_settings(run / "config.yaml")
         known = {

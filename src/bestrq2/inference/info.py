@@ -185,6 +185,8 @@ def _provenance(run: Path) -> dict[str, str]:
     if (run / "environment.json").is_file():
         with suppress(OSError, ValueError, KeyError, TypeError):  # damaged: a fact less
             environment = json.loads((run / "environment.json").read_text())
+            if "init" in environment:
+                facts["started from"] = "{model} (sha256 {sha256})".format(**environment["init"])
             facts["made with"] = f"bestrq2 {environment['bestrq2']}, torch {environment['packages']['torch']}"
             facts |= environment.get("heard", {})
     return facts

@@ -65,7 +65,7 @@ class Origin:
         tests: tables of a classifier's test scores by title.
         limits: sentences.
         dataset: hub id of the dataset it was trained on; None for anything else.
-        base_model: hub id of the model it was fine-tuned from; None for anything else.
+        base_model: hub id of the model whose weights it started from; None for anything else.
     """
 
     sentence: str
@@ -217,15 +217,23 @@ def _of_run(folder: Path, name: str) -> Origin:
         limits.append(
             f"Its excess loss is {excess:+.3f} nats: it predicts hidden codes no better than their frequencies do."
         )
-    data = str(run.settings["data"])
+    data, init = str(run.settings["data"]), _environment(folder).get("init")
+    start = "" if init is None else f"from the weights of {_initial_model(init)} "
     return Origin(
-        f"It was pretrained for {step:,} steps on {_public_name(data)} by the recipe {run.recipe}.",
+        f"It was pretrained {start}for {step:,} steps on {_public_name(data)} by the recipe {run.recipe}.",
         training=_training(folder, run, step, data),
         figures=training_figures(run),
         probes=_probes(folder, step),
         limits=tuple(limits),
         dataset=_hub_dataset(data),
+        base_model=init and init.get("base_model"),
     )
+
+
+def _initial_model(init: dict[str, Any]) -> str:
+    """Public name of the model whose weights a run started from."""
+    hub = init.get("base_model")
+    return _public_name(str(init["model"])) if hub is None else f"the hub's model `{hub}`"
 
 
 def _of_finetuning(folder: Path) -> Origin:
@@ -302,10 +310,12 @@ def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
     facts = {label: cells[0] for label, cells in runs_table([read_curves(folder)])}
     stage = "validation" if "validation/loss" in run.curves else "training"
     finals = {f"{name} ({stage})": facts[name] for name in _FINALS if name in facts}
-    gflops = cost(run.model).training_gflops * run.step_rows * step
+    gflops, environment = cost(run.model).training_gflops * run.step_rows * step, _environment(folder)
+    init = environment.get("init")
     seconds = run.seconds()
     return {
         "recipe": run.recipe,
+        **({} if init is None else {"started from": f"{_initial_model(init)}, sha256 {init['sha256']}"}),
         "data": ", ".join([_public_name(data), *_data_summary(folder, Path(data))]),
         "steps": f"{step:,} of {run.max_steps:,}, {run.settings['loader.batch_seconds']:g} s each, in "
         f"rows of {run.model.max_seconds:g} s",
@@ -313,7 +323,7 @@ def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
         "training compute": flops_text(gflops),
         **({} if seconds is None else {"wall time": time_text(seconds)}),
         **finals,
-        **_software(_environment(folder)),
+        **_software(environment),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.report.page import write_run_report
 from bestrq2.train.checkpoints import read_checkpoint
 from bestrq2.train.heard import Heard
+from bestrq2.train.initial import Initial, load_fitting
 from bestrq2.train.loop import Run, make_run, train
 from bestrq2.train.objective import MaskDrawer, PretrainingTask, build_model, model_config
 from bestrq2.train.online_probe import OnlineProbing
@@ -78,6 +80,11 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
             folder.create(resume)
         with folder_lock(folder.root) if first else nullcontext(), lost_processes_named(folder.root):
             start, checkpoint = _resume_point(folder, config, len(source)) if exists else (0, None)
+            initial = None
+            if checkpoint is not None:
+                config = replace(config, init=folder.read_config().get("init"))
+            elif config.init is not None:
+                initial = load_fitting(config.init, config.model, keep_statistics=not config.loader.statistics_clips)
             probing = OnlineProbing(config.probe, config.seed) if config.probe.data is not None else None
             training, held_out = split_source(source, config.loader.validation_clips, config.seed)
             if first:
@@ -88,8 +95,9 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
             logger.info("%s: %s", training.name, "; ".join(facts.values()))
             if first:
                 counts = {"recordings": len(source), "held_out": len(held_out) if held_out else 0}
-                folder.write_environment({**counts, "heard": facts})
-            _pretrain(config, folder, (training, rows), held_out, (start, checkpoint), stop, probing)
+                origin = folder.read_environment().get("init") if initial is None else initial.origin()
+                folder.write_environment({**counts, "heard": facts} | ({"init": origin} if origin else {}))
+            _pretrain(config, folder, (training, rows), held_out, initial, (start, checkpoint), stop, probing)
             disconnect()
     return folder.root
 
@@ -99,6 +107,7 @@ def _pretrain(
     folder: RunFolder,
     corpus: tuple[Source, Rows],
     held_out: Source | None,
+    initial: Initial | None,
     resumed: tuple[int, Path | None],
     stop: StopRequest,
     probing: OnlineProbing | None,
@@ -110,11 +119,14 @@ def _pretrain(
         rejections.add(rows.rejected)
     shown = _fixed_crops(config, held_out or training, rejections)
     fabric = launch(config.trainer)
-    task = PretrainingTask(build_model(config), config.seed, shown if held_out else [])
+    model = build_model(config)
+    if initial is not None:
+        logger.info("%s: %s", folder.root, initial.fill(model))
+    task = PretrainingTask(model, config.seed, shown if held_out else [])
     if config.trainer.compile:
         compile_parts(task.model)
     state = None if checkpoint is None else read_checkpoint(checkpoint)
-    if state is None and config.model.uses_dataset_statistics:
+    if state is None and config.model.uses_dataset_statistics and config.loader.statistics_clips:
         task.model.base_model.set_statistics(*_statistics(config, training, rows, task.model.base_model, rejections))
     run = make_run(
         task,

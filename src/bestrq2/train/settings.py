@@ -104,14 +104,15 @@ class LoaderConfig(Checked):
             which as many clips share a row as fit.
         num_workers: processes that decode audio; 0 decodes in the training process.
         validation_clips: clips held out for the validation loss; 0 for none.
-        statistics_clips: clips from which mean and deviation per mel band are estimated, where the model uses them.
+        statistics_clips: clips from which mean and deviation per mel band are estimated, where the model uses them; 0
+            keeps those of the model in `init`.
     """
 
     GROUP: ClassVar[str] = "loader"
     batch_seconds: PositiveFloat = 2560.0
     num_workers: NonNegativeInt = 1
     validation_clips: NonNegativeInt = 64
-    statistics_clips: PositiveInt = 512
+    statistics_clips: NonNegativeInt = 512
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,7 @@ class PretrainConfig(Checked):
         output: run folder.
         model: architecture.
         recipe: recipe from which the settings start.
+        init: model whose weights the run starts from; None for random weights.
         seed: random seed for weights, data order, crops and masks.
         loader, optimizer, trainer, probe, watch, logging: groups of settings.
     """
@@ -255,6 +257,7 @@ class PretrainConfig(Checked):
     output: Path
     model: ModelFields
     recipe: str = DEFAULT_RECIPE
+    init: str | None = None
     seed: NonNegativeInt = 0
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -282,6 +285,10 @@ class PretrainConfig(Checked):
             raise ConfigError(
                 f"trainer.precision must keep weights and targets in float32; use bf16-mixed, got {trainer.precision}"
             )
+        if not self.loader.statistics_clips and self.model.uses_dataset_statistics and self.init is None:
+            raise ConfigError(
+                "loader.statistics_clips 0 keeps the statistics of the model in --init; name one, or a number of clips"
+            )
         if self.step_rows % trainer.accumulate_grad_batches:
             raise ConfigError(
                 f"{self.rows_in_words}, which must be a multiple of trainer.accumulate_grad_batches "
@@ -306,6 +313,7 @@ class PretrainConfig(Checked):
         groups = {name: _plain(getattr(self, name)) for name in GROUPS}
         model = {name: _list(getattr(self.model, name)) for name in FIELD_TYPES}
         top = {"recipe": self.recipe, "data": self.data, "output": str(self.output), "seed": self.seed}
+        top |= {} if self.init is None else {"init": self.init}
         return {**top, "model": model, **groups}
 
 
@@ -411,7 +419,7 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """
     from bestrq2.run_records import flatten  # imports numpy
 
-    free = {"output", "data", "probe", "watch", "logging", "loader.num_workers"}
+    free = {"output", "data", "init", "probe", "watch", "logging", "loader.num_workers"}
     free |= {f"trainer.{one.name}" for one in fields(TrainerConfig) if one.name not in _FIXED}
     flat_old, flat_new = flatten(_with_defaults(old)), flatten(new)
     if flat_new["trainer.max_steps"] > flat_old.get("trainer.max_steps", 0):
@@ -460,9 +468,22 @@ _DATA = (
     '(.h5), Hub dataset ("hub:NAME"), remote tars ("https://host/shard-{000..099}.tar"), or "soundworld"'
 )
 
+_INIT = (
+    "model whose weights and architecture the run starts from: run folder, exported folder, reference checkpoint or "
+    "hub id; what it lacks is initialised from the seed"
+)
 
-def pretrain_parser(name: str = DEFAULT_RECIPE, stored: dict[str, Any] | None = None) -> ArgumentParser:
-    """A parser of all settings of a pretraining run, with the values of a recipe, or of a stored run, as defaults."""
+
+def pretrain_parser(
+    name: str = DEFAULT_RECIPE, stored: dict[str, Any] | None = None, init: str | None = None
+) -> ArgumentParser:
+    """A parser of all settings of a pretraining run.
+
+    Args:
+        name: recipe whose values are the defaults.
+        stored: values of a stored run, which are the defaults instead.
+        init: model whose architecture replaces that of the recipe.
+    """
     parser = make_parser("pretrain", _DESCRIPTION, "bestrq2 pretrain --data DATA --output FOLDER [settings]")
     most_used = parser.add_argument_group("settings that most runs need")
     add_argument(most_used, "data", str | None, None, _DATA)
@@ -473,12 +494,17 @@ def pretrain_parser(name: str = DEFAULT_RECIPE, stored: dict[str, Any] | None = 
     parser.add_argument_group("example", _EXAMPLE)
     run = parser.add_argument_group("run")
     add_argument(run, "seed", NonNegativeInt, 0, "random seed of weights, data order, crops and masks")
+    add_argument(run, "init", str | None, None, _INIT)
     add_argument(run, "resume", bool, False, _RESUME)
     for group, kind in {"model": ModelFields, **GROUPS}.items():
         title = document(kind)[0].splitlines()[0].rstrip(".")
         heading = parser.add_argument_group(f"settings of {group}: {title}")
         add_arguments(heading, kind, group=group, skip=_MOST_USED.get(group, ()))
     parser.set_defaults(_defaults(parser, name) if stored is None else stored)
+    if init is not None:
+        from bestrq2.train.initial import initial_fields  # imports torch
+
+        parser.set_defaults({f"model.{field}": value for field, value in initial_fields(init).items()})
     return parser
 
 
@@ -570,6 +596,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, bool]:
     stored = stored_settings(Path(parsed.output)) if parsed.resume and parsed.output else None
     if stored is not None:
         parser = pretrain_parser(stored=stored)
+    elif parsed.init:
+        parser = pretrain_parser(_recipe_of(argv, parsed.init), init=parsed.init)
     return build_config(parse_flags(parser, argv)), parsed.resume
 
 
@@ -606,7 +634,12 @@ def resolve(settings: dict[str, Any]) -> PretrainConfig:
     """
     kept = _without_removed(settings)
     stored = stored_settings(Path(kept["output"])) if kept.get("resume") else None
-    parser = pretrain_parser(_base_of(kept) if stored is None else DEFAULT_RECIPE, stored)
+    # Settings of a run, which hold an architecture, do not need the model that it started from.
+    whole = isinstance(kept.get("model"), dict) and kept["model"].keys() >= FIELD_TYPES.keys()
+    init = None if stored is not None else kept.get("init")
+    parser = pretrain_parser(
+        _base_of(kept, init) if stored is None else DEFAULT_RECIPE, stored, None if whole else init
+    )
     refuse_batch_size(kept, parser.get_default("model.max_seconds"))
     return build_config(parse_settings(parser, kept))
 
@@ -620,12 +653,12 @@ def _without_removed(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _recipe_of(argv: Sequence[str]) -> str:
+def _recipe_of(argv: Sequence[str], init: str | None = None) -> str:
     """The recipe that the flags, or the YAML file they name, start from: its values are the defaults of all others."""
     found = _values_of(argv, "--recipe", "--config")
-    if "--recipe" not in found and "--config" in found and (loaded := _read_config(found["--config"])):
-        return _base_of(loaded)
-    return found.get("--recipe", DEFAULT_RECIPE)
+    if "--recipe" in found:
+        return found["--recipe"]
+    return _base_of(_read_config(found["--config"]) if "--config" in found else {}, init)
 
 
 def _values_of(argv: Sequence[str], *names: str) -> dict[str, str]:
@@ -649,11 +682,14 @@ def _read_config(path: str) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _base_of(settings: dict[str, Any]) -> str:
-    """The recipe that settings start from.
+def _base_of(settings: dict[str, Any], init: str | None = None) -> str:
+    """The recipe that settings start from; by default that of the run from whose weights another one starts.
 
     The config.yaml of a run holds every setting: it needs no recipe, and remains valid when a recipe file is deleted.
     """
+    if not settings.get("recipe") and init is not None and (Path(init) / "config.yaml").is_file():
+        own = _read_config(str(Path(init) / "config.yaml")).get("recipe")
+        return own if own in recipes() else DEFAULT_RECIPE
     name = str(settings.get("recipe") or DEFAULT_RECIPE)
     gone = is_recipe_file(name) and not Path(name).expanduser().is_file()
     return (
@@ -684,6 +720,7 @@ def build_config(parsed: Namespace) -> PretrainConfig:
         raise ConfigError(f"model: {error}") from error
     return PretrainConfig(
         recipe=settings["recipe"],
+        init=settings["init"],
         data=settings["data"],
         output=Path(settings["output"]),
         seed=settings["seed"],
