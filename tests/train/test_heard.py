@@ -15,8 +15,8 @@ from bestrq2.data.batch import RowWriter
 from bestrq2.data.labels import load_task
 from bestrq2.data.loader import training_batches
 from bestrq2.data.rejections import RejectionLog
-from bestrq2.data.sources import FileSource
-from bestrq2.train import finetuning, heard
+from bestrq2.data.sources import common_folder, top_folder
+from bestrq2.train import finetuning
 from bestrq2.train.objective import MaskDrawer, PretrainingTask, build_model
 from bestrq2.train.settings import FinetuneConfig, resolve
 
@@ -109,12 +109,12 @@ def test_what_was_heard_is_exact_over_a_resume(uneven: Path, tmp_path: Path, mon
     ],
 )
 def test_the_top_folder_of_a_recording_is_below_what_all_have_in_common(name: str, root: str, expected: str):
-    assert heard.top_folder(name, root) == expected
+    assert top_folder(name, root) == expected
 
 
 def test_the_folder_in_common_is_found_from_the_names():
     def folder_of(*names: str) -> str:
-        return heard.common_folder(FileSource("list", [Path(name) for name in names]))
+        return common_folder(names)
 
     assert folder_of("/a/b/c/1.wav", "/a/b/d/2.wav") == "/a/b/"
     assert folder_of("/a/b/1.wav", "/a/bc/2.wav") == "/a/"

@@ -45,6 +45,7 @@ __all__ = [
     "end_workers",
     "fixed_batches",
     "fixed_crops",
+    "numbered_crops",
     "split_source",
     "training_batches",
     "training_rows",
@@ -322,7 +323,7 @@ def rejection(source: Source, index: int, error: AudioError) -> str:
     return str(error).removeprefix(f"{source.describe(index)}: ")
 
 
-def fixed_crops(
+def numbered_crops(
     source: Source,
     count: int,
     fields: ModelFields,
@@ -330,8 +331,8 @@ def fixed_crops(
     seed: int,
     rejected: list[tuple[str, str]] | None = None,
     shorter: list[Shorter] | None = None,
-) -> list[np.ndarray]:
-    """Crops for a validation loss, always the same ones.
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Crops for a validation loss or a report, always the same ones, with the numbers of their recordings.
 
     Args:
         source: audio to draw from.
@@ -341,25 +342,31 @@ def fixed_crops(
         rejected: recordings that cannot be used are added to it, each with the reason.
         shorter: recordings that end before their header promised are added to it.
 
-    Returns:
-        Waveforms float32 [samples]; fewer than `count`, even none, where the source holds fewer usable recordings.
+    Yields:
+        Number of the recording, and a waveform float32 [samples]; fewer than `count`, even none, where the source holds
+        fewer usable recordings.
     """
-    crops: list[np.ndarray] = []
-    rate, longest = fields.sampling_rate, fields.max_seconds
+    rate, longest, usable = fields.sampling_rate, fields.max_seconds, 0
     for index in map(int, sample_order(FIXED, len(source), seed, source.parts())):
-        if len(crops) == count:
+        if usable == count:
             break
         try:
             with errors_named(source.describe(index)), shorter_files() as found:
                 crop = source.read(index, rate, generator(FIXED, seed, index), longest)
                 check_length(len(crop), fields)
-                crops.append(to_float32(crop))
-            if shorter is not None:
-                shorter += found
         except AudioError as error:
             if rejected is not None:
                 rejected.append((source.describe(index), rejection(source, index, error)))
-    return crops
+        else:
+            if shorter is not None:
+                shorter += found
+            usable += 1
+            yield index, to_float32(crop)
+
+
+def fixed_crops(source: Source, count: int, fields: ModelFields, **options: Any) -> list[np.ndarray]:
+    """Waveforms of `numbered_crops`."""
+    return [crop for _, crop in numbered_crops(source, count, fields, **options)]
 
 
 # How long a worker outlives SIGTERM: the step in hand may still need its batches.

@@ -343,3 +343,20 @@ def split_source(source: Source, num_validation: int, seed: int) -> tuple[Source
     if num_validation <= 0 or len(source) < 2:
         return source, None
     return source.split(num_validation, seed)
+
+
+def common_folder(names: Iterable[str]) -> str:
+    """The folder that all recordings are in, with a slash at its end; "" for none."""
+    root: str | None = None
+    for name in names:
+        if root is None:
+            root = name[: name.rfind("/") + 1]
+        while not name.startswith(root):
+            root = root[: root.rfind("/", 0, -1) + 1]
+    return root or ""
+
+
+def top_folder(name: str, root: str) -> str:
+    """The folder of a recording that is directly in `root`; "" for one in no such folder. Tars are no folders."""
+    folder, inside, _ = name[len(root) :].partition("/")
+    return folder if inside and root and not folder.endswith(".tar") else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bestrq2.data.batch import AudioBatch
-from bestrq2.data.sources import Source
+from bestrq2.data.sources import Source, common_folder, top_folder
 from bestrq2.files import write_text
 from bestrq2.text import csv_line
 from bestrq2.train.processes import all_reduced, gathered
@@ -23,7 +23,9 @@ class Heard:
     """
 
     def __init__(self, source: Source, sampling_rate: int) -> None:
-        self.root, self.sampling_rate = common_folder(source), sampling_rate
+        # Names in remote shards are not known before these have been fetched.
+        self.root = "" if source.is_remote() else common_folder(source.names())
+        self.sampling_rate = sampling_rate
         # Of this process; the first one also has what was heard before this start of the run.
         self.samples: Counter[str] = Counter()
         self.before = self.since_start = 0
@@ -72,22 +74,3 @@ class Heard:
         rows = sorted(samples.items(), key=lambda entry: (-entry[1], entry[0]))
         lines = [csv_line([folder or ".", repr(count / self.sampling_rate)]) for folder, count in rows]
         write_text(path, "".join([csv_line(["folder", "seconds"]), *lines]))
-
-
-def common_folder(source: Source) -> str:
-    """The folder that all recordings of a source are in, with a slash at its end; "" for none, or for remote ones."""
-    if source.is_remote():  # names are not known before the shards have been fetched
-        return ""
-    root: str | None = None
-    for name in source.names():
-        if root is None:
-            root = name[: name.rfind("/") + 1]
-        while not name.startswith(root):
-            root = root[: root.rfind("/", 0, -1) + 1]
-    return root or ""
-
-
-def top_folder(name: str, root: str) -> str:
-    """The folder of a recording that is directly in `root`; "" for one in no such folder. Tars are no folders."""
-    folder, inside, _ = name[len(root) :].partition("/")
-    return folder if inside and root and not folder.endswith(".tar") else ""
