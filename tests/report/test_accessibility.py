@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chromium import CHROMIUM, visit
 from example_runs import together, write_run
@@ -43,6 +44,21 @@ for (const key of ["Home", "ArrowRight", "End"]) {
 }
 const [skip] = stops;
 return { stops: visible.length, first: skip.textContent, target: page.querySelector(skip.hash).tagName, readings };
+"""
+
+MAP = """
+const played = [], list = page.querySelector("#map svg"), audio = page.querySelector("#map audio");
+audio.play = () => played.push(audio.src.slice(0, 15));
+const named = () => page.getElementById(list.getAttribute("aria-activedescendant"))?.getAttribute("aria-label");
+const press = (key) => list.dispatchEvent(new inside.KeyboardEvent("keydown", { key, bubbles: true }));
+const names = [];
+for (const key of ["End", "Home", "ArrowRight", "ArrowLeft", "ArrowDown"]) { press(key); names.push(named()); }
+press("Enter");
+const point = page.getElementById("point-3"), box = point.getBoundingClientRect();
+const at = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 };
+point.dispatchEvent(new inside.PointerEvent("click", { bubbles: true, ...at }));
+return { roles: [list.getAttribute("role"), point.getAttribute("role")], tabs: list.tabIndex, names, played,
+         clicked: named(), heard: page.querySelector(".playing-now").textContent };
 """
 
 
@@ -97,3 +113,18 @@ def test_keyboard_reads_curves_and_skips_bars(contents: ReportContents, tmp_path
     last, first, next_, again = found["readings"]
     assert first.startswith("step 5; two steps, training ")
     assert again == last != next_ != first
+
+
+def test_points_of_the_map_are_reached_by_arrow_keys_and_played(contents: ReportContents, tmp_path: Path) -> None:
+    clips = [
+        replace(clip, vector=np.eye(3)[number % 3] + number, name=f"{number}.wav", domain="cats", task="")
+        for number, clip in enumerate(contents.clips[:12])
+    ]
+    found, console = visit(render(ReportContents("t", "l", clips=clips)), tmp_path, 1400, MAP)
+    assert console == []
+    assert (found["roles"], found["tabs"]) == (["listbox", "option"], 0)
+    last, first, right, *_ = found["names"]
+    assert (last, first) == ("11.wav, cats", "0.wav, cats")
+    assert right != first
+    assert found["played"] == ["data:audio/mpeg"] * 2
+    assert (found["clicked"], found["heard"]) == ("3.wav, cats", "♪ 3.wav, cats")

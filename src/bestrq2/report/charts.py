@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from bestrq2.report.scales import Axis, Tick, Unit, number_text, padded_axis
 
 STYLE_SHEET = Path(__file__).parent / "page.css"
-SERIES_COLOURS, DOMAIN_COLOURS = 8, 6
+SERIES_COLOURS, DOMAIN_COLOURS, GROUP_COLOURS = 8, 6, 8
 # Where colours repeat, strokes tell series apart.
 DASHES = ("", "7 3", "2 2.5")
 MOST_POINTS, SMOOTH_FROM, MOST_DOTS = 400, 60, 40
@@ -37,9 +37,11 @@ def series_style(index: int) -> tuple[str, str]:
 
 
 def domain_colours(domains: Iterable[str]) -> dict[str, str]:
-    """CSS colour of every domain; speech, music and environment always keep theirs."""
+    """CSS colour of every domain; speech, music and environment always keep theirs, other groups have eight in turn."""
     names = list(dict.fromkeys(domains))
     usual = {"speech": 0, "music": 1, "environment": 2}
+    if not any(name.casefold() in usual for name in names):
+        return {name: f"var(--c{index % GROUP_COLOURS})" for index, name in enumerate(names)}
     others = [name for name in names if name.casefold() not in usual]
     numbers = usual | {name.casefold(): 3 + index % (DOMAIN_COLOURS - 3) for index, name in enumerate(others)}
     return {name: f"var(--d{numbers[name.casefold()]})" for name in names}

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from bestrq2.data.labels import LabelledTask
 from bestrq2.inference.embedder import Embedder
-from bestrq2.report.sounds import HIGHEST_RATE, Sound, int16, playable
+from bestrq2.report.recordings import Recordings
+from bestrq2.report.sounds import HIGHEST_RATE, Sound, cut_seconds, int16, playable
 
-MAP_WIDTH, MAP_HEIGHT, MARGIN = 640, 520, 16
+MAP_WIDTH, MAP_HEIGHT, MARGIN = 640, 560, 16
 # Fewer points say no more by t-SNE than by their principal components, and scikit-learn takes a second to import.
 FEWEST_FOR_TSNE, MOST_POINTS = 40, 2000
 SEED = 0
@@ -27,9 +28,10 @@ class EmbeddedClip:
 
     Attributes:
         vector: float [D], the clip embedding.
-        domain, task, label: where the clip comes from and what it holds.
+        domain, task, label: where the clip comes from and what it holds; "" for what is unknown.
         waveform: int16 [S], or None where the clip cannot be played.
         sampling_rate: sampling rate of `waveform` in Hz.
+        name: name of the clip; "" for one that goes by its label.
     """
 
     vector: NDArray[np.floating]
@@ -38,6 +40,12 @@ class EmbeddedClip:
     label: str
     waveform: NDArray[np.int16] | None
     sampling_rate: int
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name or label."""
+        return self.name or self.label
 
 
 def embedded_task_clips(embedder: Embedder, tasks: Sequence[LabelledTask], per_task: int = 40) -> list[EmbeddedClip]:
@@ -57,14 +65,20 @@ def embedded_task_clips(embedder: Embedder, tasks: Sequence[LabelledTask], per_t
     return clips
 
 
-def embedded_clips(embedder: Embedder, waveforms: Sequence[np.ndarray], names: Sequence[str]) -> list[EmbeddedClip]:
-    """Embed unlabelled clips under their names, float32 [samples] each at the model's sampling rate."""
+def embedded_recordings(embedder: Embedder, recordings: Recordings) -> list[EmbeddedClip]:
+    """Embed recordings under their names, with their groups as domains, in the order of the groups."""
     rate = embedder.config.sampling_rate
-    vectors = embedder.embed(list(waveforms), rate).clip
-    return [
-        EmbeddedClip(vector, "recordings", "recordings", name, int16(sound), rate)
-        for vector, sound, name in zip(vectors, waveforms, names, strict=True)
+    if not recordings.waveforms:
+        return []
+    vectors = embedder.embed(recordings.waveforms, rate).clip
+    several = len(set(recordings.groups)) > 1
+    clips = [
+        EmbeddedClip(vector, (group or f"no {recordings.grouped_by}") if several else "", "", "", sound, rate, name)
+        for vector, group, sound, name in zip(
+            vectors, recordings.groups, recordings.waveforms, recordings.names, strict=True
+        )
     ]
+    return sorted(clips, key=lambda clip: clip.domain)
 
 
 def directions(clips: Sequence[EmbeddedClip]) -> NDArray[np.float64]:
@@ -86,13 +100,16 @@ class MapFigure:
     """Map of `of` clips.
 
     Attributes:
-        points: x and y in a box of MAP_WIDTH × MAP_HEIGHT, domain, task and label of every clip, as JSON types.
+        points: x and y in a box of MAP_WIDTH × `height`, title, domain, task and label of every clip, and the number
+            of its sound, -1 for none, as JSON types.
+        height: at most MAP_HEIGHT.
         method: name of the projection.
-        tasks: every (domain, task) in order.
+        tasks: every (domain, task) with labels, in order.
         of: number of clips, of which a part may be shown.
     """
 
-    points: list[dict[str, float | str]]
+    points: list[dict[str, float | int | str]]
+    height: float
     method: str
     tasks: list[tuple[str, str]]
     of: int
@@ -100,18 +117,29 @@ class MapFigure:
 
 def map_figure(clips: Sequence[EmbeddedClip]) -> MapFigure | None:
     """Map of the clips (at most MOST_POINTS, evenly taken); None where there is nothing to lay out."""
-    kept = [clips[i] for i in np.linspace(0, len(clips) - 1, min(len(clips), MOST_POINTS)).astype(int)] if clips else []
+    numbers = np.linspace(0, len(clips) - 1, min(len(clips), MOST_POINTS)).astype(int).tolist()
+    kept = [clips[number] for number in numbers] if clips else []
     if len(kept) < 2:
         return None
     vectors = directions(kept)
     if not np.any(np.ptp(vectors, axis=0) > 1e-9):
         return None
     flat, method = project(vectors)
-    points: list[dict[str, float | str]] = [
-        {"x": round(x, 1), "y": round(y, 1), "domain": clip.domain, "task": clip.task, "label": clip.label}
-        for (x, y), clip in zip(_fitted(flat).tolist(), kept, strict=True)
+    places, height = _fitted(flat)
+    points: list[dict[str, float | int | str]] = [
+        {
+            "x": round(x, 1),
+            "y": round(y, 1),
+            "title": clip.title,
+            "domain": clip.domain,
+            "task": clip.task,
+            "label": clip.label,
+            "sound": -1 if clip.waveform is None or not clip.waveform.size else number,
+        }
+        for (x, y), clip, number in zip(places.tolist(), kept, numbers, strict=True)
     ]
-    return MapFigure(points, method, list(dict.fromkeys((clip.domain, clip.task) for clip in kept)), len(clips))
+    tasks = list(dict.fromkeys((clip.domain, clip.task) for clip in kept if clip.label))
+    return MapFigure(points, height, method, tasks, len(clips))
 
 
 def project(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
@@ -134,14 +162,16 @@ def project(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
     return np.asarray(flat, dtype=np.float64), f"t-SNE, perplexity {perplexity:.0f}, from a PCA start"
 
 
-def _fitted(flat: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points [N, 2] turned so that the longer side lies across, and scaled to fill the box inside its margin."""
+def _fitted(flat: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Points [N, 2] turned so that the longer side lies across and scaled to the box, and the height that they take."""
     if np.ptp(flat[:, 1]) > np.ptp(flat[:, 0]):
         flat = flat[:, ::-1]
     low, span = flat.min(axis=0), np.ptp(flat, axis=0)
     box = np.array([MAP_WIDTH - 2 * MARGIN, MAP_HEIGHT - 2 * MARGIN])
     scale = float(np.min(box / np.maximum(span, 1e-12)))
-    return np.asarray(MARGIN + (box - span * scale) / 2 + (flat - low) * scale)
+    height = round(max(MAP_HEIGHT / 2, 2 * MARGIN + float(span[1]) * scale))
+    box[1] = height - 2 * MARGIN
+    return MARGIN + (box - span * scale) / 2 + (flat - low) * scale, height
 
 
 # --- nearest neighbours ---
@@ -184,11 +214,12 @@ def neighbour_figure(clips: Sequence[EmbeddedClip]) -> NeighbourFigure | None:
     np.fill_diagonal(similarity, -np.inf)
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(clips) - 1)]
     domains = _numbers([clip.domain for clip in clips])
-    labels = _numbers([(clip.domain, clip.task, clip.label) for clip in clips])
+    # clips without a label agree with none
+    labels = _numbers([(clip.domain, clip.task, clip.label) if clip.label else i for i, clip in enumerate(clips)])
     heard: set[int] = set()
 
     def entry(index: int, query: int) -> Neighbour:
-        sound = _sound(clips[index], f"sound-{index}", again=index in heard)
+        sound = _sound(clips, index, again=index in heard)
         heard.add(index)
         cosine = 1.0 if index == query else float(similarity[index, query])
         return Neighbour(
@@ -208,7 +239,8 @@ def choose_queries(clips: Sequence[EmbeddedClip], count: int = QUERIES) -> list[
             seen[clip.domain, clip.task] += 1
             # sorting by the number of the clip within its task takes one clip of every task first
             by_domain.setdefault(clip.domain, []).append((seen[clip.domain, clip.task], index))
-    turns = itertools.zip_longest(*(sorted(own) for own in by_domain.values()))
+    largest_first = sorted(by_domain.values(), key=len, reverse=True)
+    turns = itertools.zip_longest(*(sorted(own) for own in largest_first))
     chosen = [ranked[1] for turn in turns for ranked in turn if ranked is not None][:count]
     domains = list(by_domain)
     return sorted(chosen, key=lambda index: (domains.index(clips[index].domain), index))
@@ -226,5 +258,21 @@ def _agreement(groups: NDArray[np.int64], nearest: NDArray[np.intp]) -> tuple[fl
     return float(np.mean(groups[nearest] == groups[:, None])), chance
 
 
-def _sound(clip: EmbeddedClip, name: str, again: bool) -> Sound | None:
-    return None if clip.waveform is None else playable(clip.waveform, clip.sampling_rate, name, again)
+# --- sounds ---
+
+
+def map_sounds(
+    clips: Sequence[EmbeddedClip], on_map: MapFigure | None, beside: NeighbourFigure | None
+) -> dict[str, str]:
+    """Number of a clip on the map → its sound as a data URI, without those that the neighbours have already."""
+    heard = {entry.sound.name for row in beside.rows for entry in row if entry.sound} if beside else set()
+    numbers = [int(point["sound"]) for point in on_map.points] if on_map else []
+    sounds = {number: _sound(clips, number) for number in numbers if number >= 0 and f"sound-{number}" not in heard}
+    return {str(number): sound.uri for number, sound in sounds.items() if sound}
+
+
+def _sound(clips: Sequence[EmbeddedClip], number: int, again: bool = False) -> Sound | None:
+    clip, longest = clips[number], cut_seconds(len(clips))
+    if clip.waveform is None:
+        return None
+    return playable(clip.waveform, clip.sampling_rate, f"sound-{number}", again, longest)

@@ -129,13 +129,15 @@
   const mapData = document.getElementById("map-data");
   if (mapData) drawMap(JSON.parse(mapData.textContent));
 
-  function drawMap({ points, colours }) {
+  function drawMap({ points, colours, sounds }) {
     const marks = [...document.querySelectorAll("#map .point")];
     const choice = document.getElementById("map-colour");
     const legend = document.getElementById("map-legend");
-    choice.closest("label").hidden = false;
+    for (const part of document.querySelectorAll("#map .needs-js")) part.hidden = false;
+    choice.closest("label").hidden = choice.options.length < 2;
     choice.addEventListener("change", recolour);
-    recolour();
+    if (legend) recolour();
+    hearMap(points, sounds, marks);
 
     function groupOf(option) {
       if (option.value === "domain") return (point) => point.domain;
@@ -183,7 +185,84 @@
     }
   }
 
+  /** A list of points: arrow keys go to the next one in their direction, Enter and clicks play. */
+  function hearMap(points, sounds, marks) {
+    const list = document.querySelector("#map svg"), audio = document.querySelector("#map audio");
+    const now = document.querySelector("#map .playing-now");
+    list.setAttribute("role", "listbox");
+    list.tabIndex = 0;
+    let current = -1;
+    marks.forEach((mark, index) => {
+      mark.id = `point-${index}`;
+      mark.setAttribute("role", "option");
+      mark.setAttribute("aria-selected", "false");
+      mark.setAttribute("aria-label", mark.dataset.tip.trim().replace("\n", ", "));
+    });
+    const seen = () => points.map((_, index) => index).filter((index) => !marks[index].classList.contains("off"));
+
+    function choose(index) {
+      if (index === undefined) return;
+      if (current >= 0) marks[current].setAttribute("aria-selected", "false");
+      current = index;
+      const mark = marks[index], box = mark.getBoundingClientRect();
+      mark.setAttribute("aria-selected", "true");
+      list.setAttribute("aria-activedescendant", mark.id);
+      mark.parentNode.append(mark);  // above its neighbours
+      showTip(mark.dataset.tip, box.right, box.bottom, true);
+    }
+    /** The nearest point within 45° of a direction; those farther off it count as farther away. */
+    function neighbour([right, down]) {
+      const from = points[current];
+      let best, least = Infinity;
+      for (const index of seen()) {
+        const x = points[index].x - from.x, y = points[index].y - from.y;
+        const along = x * right + y * down, across = Math.abs(x * down) + Math.abs(y * right);
+        if (index !== current && along > 0 && across <= along && along + 2 * across < least) {
+          least = along + 2 * across;
+          best = index;
+        }
+      }
+      return best;
+    }
+    function play(index) {
+      const { sound } = points[index];
+      if (sound < 0) return;
+      const again = audio.dataset.point === String(index);
+      if (again && !audio.paused) { audio.pause(); return; }
+      if (!again) audio.src = sounds[sound] || document.getElementById(`sound-${sound}`).src;
+      audio.dataset.point = index;
+      now.hidden = false;
+      now.textContent = `♪ ${marks[index].getAttribute("aria-label")}`;
+      audio.play();
+    }
+    audio.addEventListener("play", () => marks[audio.dataset.point].classList.add("playing"));
+    for (const end of ["pause", "ended", "emptied"]) {
+      audio.addEventListener(end, () => { for (const mark of marks) mark.classList.remove("playing"); });
+    }
+    list.addEventListener("focus", () => { if (current < 0 && list.matches(":focus-visible")) choose(seen()[0]); });
+    list.addEventListener("click", (event) => {
+      const box = list.getBoundingClientRect(), scale = list.viewBox.baseVal.width / box.width;
+      const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
+      const far = (index) => Math.hypot(points[index].x - x, points[index].y - y);
+      const nearest = seen().reduce((best, index) => (far(index) < far(best) ? index : best));
+      if (far(nearest) > 12 * Math.max(1, scale)) return;
+      choose(nearest);
+      play(nearest);
+    });
+    list.addEventListener("keydown", (event) => {
+      const direction = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      const shown = seen(), end = { Home: shown[0], End: shown[shown.length - 1] }[event.key];
+      if (direction || end !== undefined) choose(direction && current >= 0 ? neighbour(direction) : end ?? shown[0]);
+      else if ((event.key === "Enter" || event.key === " ") && current >= 0) play(current);
+      else return;
+      event.preventDefault();
+    });
+  }
+
   // Players: one sounds at a time; the outline shows where it is and can be clicked.
+  document.addEventListener("play", (event) => {
+    for (const other of document.querySelectorAll("audio")) if (other !== event.target) other.pause();
+  }, true);
   for (const player of document.querySelectorAll(".player")) {
     const audio = player.querySelector("audio"), button = player.querySelector("button");
     const outline = player.querySelector(".outline"), line = outline.querySelector("i");
@@ -203,7 +282,6 @@
       if (!audio.paused) requestAnimationFrame(follow);
     }
     audio.addEventListener("play", () => {
-      for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
       player.classList.add("playing");
       sign.textContent = "❚❚";
       button.setAttribute("aria-label", name.replace("Play", "Pause"));

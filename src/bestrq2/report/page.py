@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,16 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.report import embeddings
 from bestrq2.report.charts import domain_colours
 from bestrq2.report.curves import FURTHER, RunCurves, curve_charts, run_colours, run_labels, runs_table
-from bestrq2.report.embeddings import EmbeddedClip, embedded_clips, map_figure, neighbour_figure
+from bestrq2.report.embeddings import EmbeddedClip, embedded_recordings, map_figure, map_sounds, neighbour_figure
 from bestrq2.report.patches import MaskExample, level_gradient, mask_example, mask_figure
+from bestrq2.report.recordings import Recordings
 from bestrq2.report.runs import find_xares, read_curves
 from bestrq2.report.scores import probe_section, short_task, xares_section
-from bestrq2.report.sounds import OUTLINE_POINTS
+from bestrq2.report.sounds import OUTLINE_POINTS, cut_seconds
+from bestrq2.text import counted
 
 FOLDER = Path(__file__).parent
 EXAMPLES = 3
-# Facts of `bestrq2 info` that the lead or the curves give already.
-_GIVEN = ("model", "objective", "trained", "data")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class ReportContents:
         probes: scores; domains, tasks and features are shown in the order of their first appearance.
         xares: result of X-ARES; a model called by a run's name or label shares its colour.
         clips: embedded clips for the map and the neighbours, all from the same encoder.
+        grouped_by: what the domains of the clips are, such as "folder".
         notes: paragraphs at the end of the page, for instance how the figures were made.
     """
 
@@ -62,15 +63,16 @@ class ReportContents:
     probes: list[TaskScore] = field(default_factory=list)
     xares: Result | None = None
     clips: list[EmbeddedClip] = field(default_factory=list)
+    grouped_by: str = "domain"
     notes: list[str] = field(default_factory=list)
 
 
-def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
+def write_run_report(run: Path, recordings: Recordings) -> Path:
     """Write `report.html` into a run folder.
 
     Args:
         run: folder with `model/`, `metrics.csv` and `config.yaml`.
-        waveforms: recordings to show, float32 [samples] each at the model's sampling rate; held-out ones if possible.
+        recordings: recordings to show.
 
     Returns:
         Path of the report.
@@ -79,7 +81,6 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
         BestRQ2Error: the run folder is not complete.
     """
     model = load_model_folder(run / "model", BestRQ2ForPreTraining)
-    names = [f"recording {number}" for number in range(1, len(waveforms) + 1)]
     facts = model_info(run)
     xares, unread = None, []
     try:
@@ -87,26 +88,53 @@ def write_run_report(run: Path, waveforms: Sequence[np.ndarray]) -> Path:
     except DataError as error:  # a damaged result must not cost the report
         unread = [f"{error}."]
     contents = ReportContents(
-        title=f"Pretraining run {run.resolve().name}",
-        lead=f"A {facts['objective']} encoder of {facts['encoder parameters']} parameters, pretrained on "
-        f"{facts['data']}: {facts.get('trained', 'no step logged yet')}. Excess loss is the loss minus the entropy of "
-        "the codes: below zero, the model predicts hidden codes better than their frequencies do.",
-        facts={name: value for name, value in facts.items() if name not in _GIVEN},
+        title=f"Audio encoder trained on {corpus_name(facts['data'])}",
+        lead=_lead(facts),
+        facts={"run": run.resolve().name, **{name: text for name, text in facts.items() if name != "model"}},
         runs=[read_curves(run)],
         examples=[
-            mask_example(model, waveform, name)
-            for waveform, name in zip(waveforms[:EXAMPLES], names[:EXAMPLES], strict=True)
+            mask_example(model, recordings.waveforms[place] / np.float32(32768), recordings.names[place], seed=place)
+            for place in _examples(recordings)
         ],
         xares=xares,
-        clips=embedded_clips(Embedder(model.bestrq2, model.device), waveforms, names) if waveforms else [],
-        notes=[
-            *_warnings(run / "warnings.txt"),
-            *unread,
-            "The recordings were cropped by the fixed seed of validation. Made by: bestrq2 pretrain",
-        ],
+        clips=embedded_recordings(Embedder(model.bestrq2), recordings),
+        grouped_by=recordings.grouped_by,
+        notes=[*_warnings(run / "warnings.txt"), *unread, _origin(recordings, model.config.max_seconds)],
     )
     write_report(run / "report.html", contents)
     return run / "report.html"
+
+
+def corpus_name(data: str) -> str:
+    """Short name of a --data argument: the last part of a path, everything else as it is."""
+    return data if ":" in data else Path(data).name or data
+
+
+def _examples(recordings: Recordings) -> list[int]:
+    """Long recordings of different groups, as far as there are any."""
+    longest_first = sorted(range(len(recordings.names)), key=lambda place: -len(recordings.waveforms[place]))
+    of_groups = {recordings.groups[place]: place for place in reversed(longest_first)}
+    return list(dict.fromkeys([*reversed(of_groups.values()), *longest_first]))[:EXAMPLES]
+
+
+def _lead(facts: Mapping[str, str]) -> str:
+    """What the model is and how it learns, for readers who know nothing of the method."""
+    corpus = corpus_name(facts["data"]) + (f" ({facts['corpus']})" if "corpus" in facts else "")
+    return (
+        f"This model ({facts['recipe']}, {facts['encoder parameters']} parameters) learnt from {corpus} without "
+        "labels, by filling gaps: a part of each recording is hidden, and it predicts that part from the rest. It "
+        "turns a recording into a list of numbers, its embedding; recordings that the model takes to be alike have "
+        "similar embeddings. This page shows how well it learnt to fill the gaps, and a map of recordings to hear."
+    )
+
+
+def _origin(recordings: Recordings, seconds: float) -> str:
+    """How the figures of a run were made."""
+    held_out = f"{recordings.held_out} of them held out of training, " if recordings.held_out else ""
+    return (
+        f"{counted(len(recordings.names), 'recording')} are shown, {held_out}each by up to {seconds:g} s at a place "
+        "that the seed draws. Made by: bestrq2 pretrain"
+    )
 
 
 def write_xares_pages(model: str | os.PathLike[str], output: Path | None) -> list[Path]:
@@ -149,7 +177,8 @@ def render(contents: ReportContents) -> str:
     charts = curve_charts(contents.runs)
     further = charts.pop(FURTHER, [])
     clips = [clip for clip in contents.clips if np.isfinite(clip.vector).all()]
-    on_map, probes = map_figure(clips), probe_section(contents.probes, contents.runs)
+    on_map, neighbours = map_figure(clips), neighbour_figure(clips)
+    probes = probe_section(contents.probes, contents.runs)
     labels, colours = run_labels(contents.runs), run_colours(contents.runs)
     return render_page(
         "report.html.jinja",
@@ -165,8 +194,11 @@ def render(contents: ReportContents) -> str:
         level_gradient=level_gradient(),
         scores=[one for one in (probes, xares_section(contents.xares, contents.runs)) if one],
         map=on_map,
-        map_box=(embeddings.MAP_WIDTH, embeddings.MAP_HEIGHT),
-        neighbours=neighbour_figure(clips),
+        map_width=embeddings.MAP_WIDTH,
+        sounds=map_sounds(clips, on_map, neighbours),
+        cut_seconds=cut_seconds(len(clips)),
+        neighbours=neighbours,
+        grouped_by=contents.grouped_by,
         outline_width=OUTLINE_POINTS,
         domain_colours=domain_colours(
             [*(one.domain for one in contents.probes), *(clip.domain for clip in contents.clips)]

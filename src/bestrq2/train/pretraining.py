@@ -23,6 +23,7 @@ from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.compiling import compile_parts
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.report.page import write_run_report
+from bestrq2.report.recordings import shown_recordings
 from bestrq2.train.checkpoints import read_checkpoint
 from bestrq2.train.heard import Heard
 from bestrq2.train.initial import Initial, load_fitting
@@ -46,8 +47,6 @@ from bestrq2.train.watch import Watch
 logger = logging.getLogger(__name__)
 
 _STATISTICS_ROWS = 16
-# Recordings in the report of a run that holds none out.
-_SHOWN = 16
 
 
 def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Source | None = None) -> Path:
@@ -117,12 +116,12 @@ def _pretrain(
     rejections = RejectionLog(folder.rejected)
     if first_process():
         rejections.add(rows.rejected)
-    shown = _fixed_crops(config, held_out or training, rejections)
+    validation = _fixed_crops(config, held_out, rejections) if held_out is not None else []
     fabric = launch(config.trainer)
     model = build_model(config)
     if initial is not None:
         logger.info("%s: %s", folder.root, initial.fill(model))
-    task = PretrainingTask(model, config.seed, shown if held_out else [])
+    task = PretrainingTask(model, config.seed, validation)
     if config.trainer.compile:
         compile_parts(task.model)
     state = None if checkpoint is None else read_checkpoint(checkpoint)
@@ -153,7 +152,7 @@ def _pretrain(
         finally:
             end_workers(loader)
     if fabric.is_global_zero and config.trainer.report and run.step == config.trainer.max_steps:
-        write_run_report(folder.root, shown)
+        write_run_report(folder.root, shown_recordings(training, held_out, config.model, config.seed))
 
 
 def _loader(config: PretrainConfig, training: Source, rows: Rows, run: Run) -> Any:
@@ -181,10 +180,10 @@ def _loader(config: PretrainConfig, training: Source, rows: Rows, run: Run) -> A
 
 
 def _fixed_crops(config: PretrainConfig, source: Source, rejections: RejectionLog) -> list[np.ndarray]:
-    """Crops for the validation loss and the report: always the same ones."""
+    """Crops for the validation loss, always the same ones."""
     rejected: list[tuple[str, str]] = []
     shorter: list[Shorter] = []
-    count = config.loader.validation_clips or _SHOWN
+    count = config.loader.validation_clips
     crops = fixed_crops(source, count, config.model, seed=config.seed, rejected=rejected, shorter=shorter)
     if first_process():
         rejections.add(rejected)
