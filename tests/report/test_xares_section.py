@@ -17,8 +17,11 @@ from bestrq2.errors import BestRQ2Error, DataError
 from bestrq2.evaluate.result import XARES, Result, write_result
 from bestrq2.report.charts import ScoreChart
 from bestrq2.report.page import ReportContents, render, write_run_report, write_xares_pages
+from bestrq2.report.recordings import Recordings
 from bestrq2.report.scores import PUBLISHED, PUBLISHED_FAMILY, ScoreSection, xares_section
 from published_models import published_result, xares_score
+
+NO_RECORDINGS = Recordings([], [], "folder", [], held_out=0)
 
 
 def section(result: Result) -> ScoreSection:
@@ -110,9 +113,9 @@ def test_a_damaged_result_of_a_run_is_noted_in_its_report(tiny_pretraining: Call
     run = write_run(tmp_path / "run")
     tiny_pretraining().save_pretrained(run / "model")
     write_result(run / "xares.json", partial())
-    assert '<section id="xares">' in write_run_report(run, []).read_text()
+    assert '<section id="xares">' in write_run_report(run, NO_RECORDINGS).read_text()
     (run / "xares.json").write_text('{"benchmark": "x-ares"')
-    page = write_run_report(run, []).read_text()
+    page = write_run_report(run, NO_RECORDINGS).read_text()
     assert '<section id="xares">' not in page
     assert "xares.json: is not a JSON file" in page
 
