@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,12 @@ def write_run_report(run: Path, recordings: Recordings) -> Path:
         xares = find_xares(run)
     except DataError as error:  # a damaged result must not cost the report
         unread = [f"{error}."]
+    curves = read_curves(run)
     contents = ReportContents(
         title=f"Audio encoder trained on {corpus_name(facts['data'])}",
         lead=_lead(facts),
         facts={"run": run.resolve().name, **{name: text for name, text in facts.items() if name != "model"}},
-        runs=[read_curves(run)],
+        runs=[replace(curves, facts={name: text for name, text in curves.facts.items() if name not in facts})],
         examples=[
             mask_example(model, recordings.waveforms[place] / np.float32(32768), recordings.names[place], seed=place)
             for place in _examples(recordings)

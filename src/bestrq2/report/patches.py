@@ -99,9 +99,9 @@ class PatchCell:
 def mask_figure(example: MaskExample) -> dict[str, Any]:
     """Geometry, image and texts of one example for the template; frames beyond the last whole patch are cut off.
 
-    The image covers columns × rows patches exactly; `table` has the cells by row, high mel bands first, or is None
-    where they are too many to read; `long` has the panels below each other; `cross` is the width and height, in cells,
-    of the mark of a wrong prediction.
+    The image covers columns × rows patches exactly; `table` has the name and the cells of each row, high mel bands
+    first, or is None where they are too many to read; `long` has the panels below each other; `cross` is the width and
+    height, in cells, of the mark of a wrong prediction.
     """
     rows, columns = example.hidden.shape
     mel, frames = rows * example.patch_shape[0], columns * example.patch_shape[1]
@@ -109,6 +109,7 @@ def mask_figure(example: MaskExample) -> dict[str, Any]:
     low, high = _level_range(picture)
     seconds = example.seconds * frames / example.log_mel.shape[1]
     cells = [[_cell(example, row, column, seconds / columns) for column in range(columns)] for row in range(rows)]
+    bands = [f"mel {row * example.patch_shape[0]}–{(row + 1) * example.patch_shape[0] - 1}" for row in range(rows)]
     right = sum(cell.right for line in cells for cell in line)
     hidden = int(example.hidden.sum())
     return {
@@ -128,7 +129,8 @@ def mask_figure(example: MaskExample) -> dict[str, Any]:
         "patch": f"{example.patch_shape[0]} mel bands × {1000 * seconds / columns:,.0f} ms",
         "low_db": f"{low:.0f}".replace("-", "−"),
         "high_db": f"{high:.0f} dB".replace("-", "−"),
-        "table": cells[::-1] if rows * columns <= MOST_TABLE_CELLS else None,
+        "column_names": [f"{column * seconds / columns:.2f} s" for column in range(columns)],
+        "table": list(zip(bands, cells, strict=True))[::-1] if rows * columns <= MOST_TABLE_CELLS else None,
     }
 
 

@@ -14,6 +14,8 @@ from bestrq2.model.fields import ModelFields
 from bestrq2.report.sounds import int16
 
 MOST_RECORDINGS = 400
+# Each recording in remote tars may need a tar of its own to be fetched.
+MOST_REMOTE = 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def shown_recordings(
     waveforms: list[NDArray[np.int16]] = []
     unheard = 0
     for source in [held_out, training] if held_out is not None else [training]:
-        for index, crop in numbered_crops(source, most - len(waveforms), fields, seed=seed):
+        wanted = min(most, MOST_REMOTE) if source is training and source.is_remote() else most
+        for index, crop in numbered_crops(source, max(0, wanted - len(waveforms)), fields, seed=seed):
             known = source.metadata(index)
             # clips of a prepared folder remember the file they are from
             paths.append(str(known.get("path") or source.describe(index)))

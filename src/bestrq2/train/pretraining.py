@@ -152,6 +152,7 @@ def _pretrain(
         finally:
             end_workers(loader)
     if fabric.is_global_zero and config.trainer.report and run.step == config.trainer.max_steps:
+        logger.info("%s: writing report.html", folder.root)
         write_run_report(folder.root, shown_recordings(training, held_out, config.model, config.seed))
 
 
