@@ -1,10 +1,19 @@
 import io
 import logging
 import sys
+import time
 
 import pytest
 
+from bestrq2 import progress as display
 from bestrq2.progress import Progress, format_duration
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """A line was printed just now, and the thread prints none by itself."""
+    monkeypatch.setattr(Progress, "_line_at", time.monotonic())
+    monkeypatch.setattr(display, "_TICK_SECONDS", 60.0)
 
 
 class Terminal(io.StringIO):
@@ -48,6 +57,41 @@ def test_a_terminal_gets_a_bar_and_log_messages_above_it(monkeypatch):
     assert logging.getLogger().handlers == [handler]
     assert "100%" in screen.getvalue()
     assert "\na message\n" in screen.getvalue().replace("\r", "\n")
+
+
+@pytest.mark.parametrize(("hours", "pause"), [(0.0, 4.0), (1.0, 24.0), (10.0, 60.0)])
+def test_lines_become_rarer_in_the_course_of_hours(capsys, monkeypatch, hours, pause):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Progress("train", 100, "steps") as progress:
+        progress._started -= 3600 * hours
+        Progress._line_at = now
+        now += 0.95 * pause
+        progress.advance()
+        assert capsys.readouterr().err == ""
+        now += 0.1 * pause
+        progress.advance()
+    assert capsys.readouterr().err.startswith("train: 2/100 steps, ")
+
+
+def test_a_step_that_takes_long_is_no_silence(capsys, monkeypatch):
+    monkeypatch.setattr(display, "_TICK_SECONDS", 0.01)
+    with Progress("train", 2, "steps", lines_every_seconds=0.05) as progress:
+        progress._started -= 9
+        time.sleep(0.5)
+    assert "train: 0/2 steps, 00:09 so far\n" in capsys.readouterr().err
+
+
+def test_of_nested_displays_the_innermost_is_seen(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Progress("train", 2, "steps"):
+        shown = len(screen.getvalue())
+        with Progress("validation", 4, "clips", leave=False) as inner:
+            inner.show(2, now=True)
+            assert "train" not in screen.getvalue()[shown:].rpartition("validation")[2]
+            assert " 50%" in screen.getvalue()
+        assert "train" in screen.getvalue().rpartition("validation")[2]
 
 
 def test_nothing_is_shown_where_it_is_not_wanted(capsys):

@@ -1,11 +1,27 @@
-"""Progress display: a bar on a terminal, a plain line every ten seconds elsewhere; always on standard error."""
+"""Progress display: a bar on a terminal, plain lines elsewhere; always on standard error.
+
+Displays may be nested, such as that of a validation in that of the training: the innermost one is seen. A thread keeps
+it up to date, so that a long step is not taken for a standstill.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
+
+# Time between two lines where standard error is no terminal (s), and the job's time up to which it stays as it is: from
+# then on it grows in proportion, up to a minute.
+_LINES_SECONDS, _STEADY_SECONDS, _MOST = 4.0, 600.0, 15.0
+# Time between two updates of the display by the thread, and least time between two of a bar (s).
+_TICK_SECONDS, _BAR_SECONDS = 1.0, 0.1
+_drawing = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # No process is forked while another thread holds a lock of the display, which would never be released there.
+    os.register_at_fork(before=_drawing.acquire, after_in_parent=_drawing.release, after_in_child=_drawing.release)
 
 
 class Progress:
@@ -21,12 +37,16 @@ class Progress:
     Args:
         label: text in front of the display, such as the name of the command.
         total: number of units; None where only the end will tell.
-        unit: what is counted, in the plural: "files", "steps", "parts", "tasks".
+        unit: what is counted, in the plural: "files", "steps", "parts", "tasks"; "" for nothing but the time.
         done: units done before this job began, as after a resume; the rate does not count them.
-        lines_every_seconds: least time between two lines where standard error is no terminal.
-        shown: False for no output at all, as in all processes but the first.
+        lines_every_seconds: least time between two lines where standard error is no terminal; it grows with the time.
+        shown: False for no output at all; only the first of several processes shows any.
         leave: keep the bar on the terminal after the end.
+        details: text that is shown at once, and until `show` gives another.
     """
+
+    _open: ClassVar[list[Progress]] = []
+    _line_at: ClassVar[float] = time.monotonic()
 
     def __init__(
         self,
@@ -34,70 +54,125 @@ class Progress:
         total: int | None = None,
         unit: str = "files",
         done: float = 0.0,
-        lines_every_seconds: float = 10.0,
+        lines_every_seconds: float = _LINES_SECONDS,
         shown: bool = True,
         leave: bool = True,
+        details: str = "",
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.first = self.done = done
-        self.lines_every_seconds, self.shown, self.leave = lines_every_seconds, shown, leave
+        self.lines_every_seconds, self.leave, self.details = lines_every_seconds, leave, details
+        self.shown = shown and all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+        self.hours: float | None = None
         self._bar: Any = None
         self._stack = ExitStack()
-        self._started = self._line_at = time.monotonic()
+        self._started, self._drawn_at = time.monotonic(), 0.0
+        self._ended = threading.Event()
 
     def __enter__(self) -> Progress:
-        self._started = self._line_at = time.monotonic()
-        if self.shown and sys.stderr.isatty():
-            from tqdm import tqdm
-            from tqdm.contrib.logging import logging_redirect_tqdm
-
-            self._bar = tqdm(
-                total=self.total, initial=self.first, desc=self.label, unit=self.unit, dynamic_ncols=True,
-                leave=self.leave,
-                bar_format="{desc} {postfix}" if self.total is None else "{desc} {percentage:3.0f}% |{bar}| {postfix}",
-            )  # fmt: skip
-            self._stack.callback(self._bar.close)
-            # log messages appear above the bar instead of in the middle of it
-            self._stack.enter_context(logging_redirect_tqdm())
+        self._started = time.monotonic()
+        if self.shown:
+            with _drawing:
+                if self._open:
+                    self._open[-1]._close_bar(leave=False)
+                self._open.append(self)
+                self._open_bar()
+                if self._bar is not None or self.details:
+                    self._draw(now=True)
+            threading.Thread(target=self._tick, daemon=True, name="progress").start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
-        self._bar = None
+        with _drawing:
+            self._ended.set()
+            self._close_bar(self.leave)
+            if self in self._open:
+                self._open.remove(self)
+                if self._open:
+                    self._open[-1]._open_bar()
+                    self._open[-1]._draw()
 
-    def show(self, done: float, hours: float | None = None, *, details: str = "", now: bool = False) -> None:
+    def show(
+        self, done: float | None = None, hours: float | None = None, *, details: str = "", now: bool = False
+    ) -> None:
         """Update the display.
 
         Args:
-            done: units done; a part of a unit counts as that part.
+            done: units done; a part of a unit counts as that part. None for as many as before.
             hours: hours of audio so far, where audio is read.
             details: more to show, such as a loss.
             now: print a line even if the last one is not old, as for the last step.
         """
-        self.done = done
-        if not self.shown:
-            return
-        time_now = time.monotonic()
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._status(hours, details, time_now), refresh=False)
-            self._bar.update(done - self._bar.n)
-        elif now or time_now - self._line_at >= self.lines_every_seconds:
-            self._line_at = time_now
-            print(f"{self.label}: {self._status(hours, details, time_now)}", file=sys.stderr, flush=True)
+        self.done = self.done if done is None else done
+        self.hours, self.details = hours, details
+        if self.shown:
+            with _drawing:
+                self._draw(now)
 
     def advance(self, units: float = 1) -> None:
         """Count units as done."""
         self.show(self.done + units)
 
-    def _status(self, hours: float | None, details: str, now: float) -> str:
-        speed = (self.done - self.first) / max(1e-9, now - self._started)
+    def _tick(self) -> None:
+        while not self._ended.wait(_TICK_SECONDS):
+            with _drawing:
+                if self._open and self._open[-1] is self:
+                    self._draw()
+
+    def _open_bar(self) -> None:
+        if not sys.stderr.isatty():
+            return
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        self._bar = tqdm(
+            total=self.total, initial=self.done, desc=self.label, dynamic_ncols=True,
+            bar_format="{desc} {postfix}" if self.total is None else "{desc} {percentage:3.0f}% |{bar}| {postfix}",
+        )  # fmt: skip
+        self._stack.callback(self._bar.close)
+        # log messages appear above the bar instead of in the middle of it
+        self._stack.enter_context(logging_redirect_tqdm())
+
+    def _close_bar(self, leave: bool) -> None:
+        if self._bar is not None:
+            self._bar.leave = leave
+        self._stack.close()
+        self._bar = None
+
+    def _draw(self, now: bool = False) -> None:
+        clock = time.monotonic()
+        if self._bar is not None:
+            self._bar.n = self.done
+            self._bar.set_postfix_str(self._status(clock), refresh=False)
+            if now or clock - self._drawn_at >= _BAR_SECONDS:
+                self._drawn_at = clock
+                self._bar.refresh()
+            return
+        pause = self.lines_every_seconds * min(_MOST, max(1.0, (clock - self._started) / _STEADY_SECONDS))
+        if now or clock - Progress._line_at >= pause:
+            Progress._line_at = clock
+            status = self._status(clock)
+            print(f"{self.label}: {status}" if status else self.label, file=sys.stderr, flush=True)
+
+    def _status(self, clock: float) -> str:
+        elapsed, moved = max(1e-9, clock - self._started), self.done > self.first
+        speed = (self.done - self.first) / elapsed
         count = f"{int(self.done)}" if self.total is None else f"{int(self.done)}/{self.total}"
-        parts = [f"{count} {self.unit}", f"{speed:.3g} {self.unit}/s"]
-        parts += [f"{hours:.2f} h of audio"] if hours is not None else []
-        parts += [details] if details else []
-        if self.total is not None:
-            parts.append(f"{format_duration((self.total - self.done) / speed) if speed else '?'} left")
+        parts = [f"{count} {self.unit}"] if self.unit else []
+        parts += [f"{speed:.3g} {self.unit}/s"] if moved else []
+        parts += [f"{self.hours:.2f} h of audio"] if self.hours is not None else []
+        parts += [self.details] if self.details else []
+        if moved and self.total is not None:
+            parts.append(f"{format_duration((self.total - self.done) / speed)} left")
+        elif not moved and elapsed >= 1:
+            parts.append(f"{format_duration(elapsed)} so far")
         return ", ".join(parts)
+
+
+def starting(command: str) -> Progress:
+    """The display of a whole command, seen while no part of it has its own: importing PyTorch alone takes seconds."""
+    details = "" if "torch" in sys.modules else "loading PyTorch"
+    return Progress(command, unit="", leave=False, details=details)
 
 
 def format_duration(seconds: float) -> str:
