@@ -21,11 +21,18 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_without_a_terminal_progress_is_plain_lines(capsys):
+@pytest.fixture
+def still(monkeypatch):
+    """Time does not pass."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+
+def test_without_a_terminal_progress_is_plain_lines(capsys, still):
     with Progress("prepare", 200, "files", done=100, lines_every_seconds=0) as progress:
         progress._started -= 10
         progress.show(150, 1.5)
-    assert capsys.readouterr().err == "prepare: 150/200 files, 5 files/s, 1.50 h of audio, 00:10 left\n"
+    assert capsys.readouterr().err == "prepare: 150/200 files, 5 files/s, 00:10 left, 1.50 h of audio\n"
 
 
 def test_lines_are_rare_unless_asked_for(capsys):
@@ -35,10 +42,10 @@ def test_lines_are_rare_unless_asked_for(capsys):
         progress.show(2, details="loss 1.000", now=True)
     line = capsys.readouterr().err
     assert line.startswith("train: 2/2 steps, ")
-    assert line.endswith("loss 1.000, 00:00 left\n")
+    assert line.endswith("00:00 left, loss 1.000\n")
 
 
-def test_an_unknown_total_shows_count_and_rate_only(capsys):
+def test_an_unknown_total_shows_count_and_rate_only(capsys, still):
     with Progress("embed", None, "files", lines_every_seconds=0) as progress:
         progress._started -= 10
         progress.advance(5)

@@ -127,7 +127,9 @@ class Progress:
 
         self._bar = tqdm(
             total=self.total, initial=self.done, desc=self.label, dynamic_ncols=True,
-            bar_format="{desc} {postfix}" if self.total is None else "{desc} {percentage:3.0f}% |{bar}| {postfix}",
+            unit=self._status(time.monotonic()),
+            # the status stands for the unit: what tqdm calls postfix begins with a comma
+            bar_format="{desc}: {unit}" if self.total is None else "{desc} {percentage:3.0f}% |{bar:12}| {unit}",
         )  # fmt: skip
         self._stack.callback(self._bar.close)
         # log messages appear above the bar instead of in the middle of it
@@ -135,17 +137,21 @@ class Progress:
 
     def _close_bar(self, leave: bool) -> None:
         if self._bar is not None:
+            self._update_bar()
             self._bar.leave = leave
         self._stack.close()
         self._bar = None
 
+    def _update_bar(self) -> None:
+        self._bar.n = self.done
+        self._bar.unit = self._status(time.monotonic())
+
     def _draw(self, now: bool = False) -> None:
         clock = time.monotonic()
         if self._bar is not None:
-            self._bar.n = self.done
-            self._bar.set_postfix_str(self._status(clock), refresh=False)
             if now or clock - self._drawn_at >= _BAR_SECONDS:
                 self._drawn_at = clock
+                self._update_bar()
                 self._bar.refresh()
             return
         pause = self.lines_every_seconds * min(_MOST, max(1.0, (clock - self._started) / _STEADY_SECONDS))
@@ -160,12 +166,12 @@ class Progress:
         count = f"{int(self.done)}" if self.total is None else f"{int(self.done)}/{self.total}"
         parts = [f"{count} {self.unit}"] if self.unit else []
         parts += [f"{speed:.3g} {self.unit}/s"] if moved else []
-        parts += [f"{self.hours:.2f} h of audio"] if self.hours is not None else []
-        parts += [self.details] if self.details else []
         if moved and self.total is not None:
             parts.append(f"{format_duration((self.total - self.done) / speed)} left")
         elif not moved and elapsed >= 1:
             parts.append(f"{format_duration(elapsed)} so far")
+        parts += [f"{self.hours:.2f} h of audio"] if self.hours is not None else []
+        parts += [self.details] if self.details else []
         return ", ".join(parts)
 
 

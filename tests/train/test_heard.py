@@ -85,7 +85,7 @@ def test_first_line_and_progress_tell_of_audio(
     caplog.set_level("INFO")
     small_pretrain(uneven, tmp_path / "run", loader={"validation_clips": 0}, trainer={"max_steps": 1})
     segments = "19 segments of up to 2.5 s, in 11 rows, 97.7% of them audio; 11 s of audio in 4 rows per step"
-    assert f"{uneven}: 12 recordings, 0.01 h; {segments}; 2.8 steps per epoch" in caplog.text
+    assert f"training on 12 recordings, 0.01 h; {segments}; 2.8 steps per epoch" in caplog.text
     line = capsys.readouterr().err.splitlines()[-1]
     assert "0.00 h heard, " in line
     assert "% of the batch audio, " in line

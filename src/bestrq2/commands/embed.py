@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bestrq2 import flags
+from bestrq2.progress import starting
 
 
 def embed(
@@ -55,12 +56,14 @@ def embed(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.inference.corpus import embed_corpus
+    with starting("embed") as progress:
+        from bestrq2.inference.corpus import embed_corpus
 
-    return embed_corpus(
-        model, source, output, frames=frames, phases=phases, layers=layers, pooling=pooling,
-        normalize=normalize, device=device, num_workers=num_workers, ray=ray, ray_actors=ray_actors,
-    )  # fmt: skip
+        progress.show()
+        return embed_corpus(
+            model, source, output, frames=frames, phases=phases, layers=layers, pooling=pooling,
+            normalize=normalize, device=device, num_workers=num_workers, ray=ray, ray_actors=ray_actors,
+        )  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bestrq2 import flags
+from bestrq2.progress import starting
 
 if TYPE_CHECKING:
     from bestrq2.evaluate.result import Result
@@ -79,9 +80,11 @@ def finetune(
         },
         resume,
     )  # fmt: skip
-    from bestrq2.train.finetuning import run_finetuning
+    with starting("finetune") as progress:
+        from bestrq2.train.finetuning import run_finetuning
 
-    return run_finetuning(config, resume=resume)
+        progress.show()
+        return run_finetuning(config, resume=resume)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bestrq2 import flags
+from bestrq2.progress import starting
 
 
 def predict(
@@ -47,12 +48,14 @@ def predict(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.inference.corpus import predict_corpus
+    with starting("predict") as progress:
+        from bestrq2.inference.corpus import predict_corpus
 
-    return predict_corpus(
-        model, source, output, threshold=threshold, batch_size=batch_size, num_workers=num_workers, device=device,
-        ray=ray, ray_actors=ray_actors,
-    )  # fmt: skip
+        progress.show()
+        return predict_corpus(
+            model, source, output, threshold=threshold, batch_size=batch_size, num_workers=num_workers, device=device,
+            ray=ray, ray_actors=ray_actors,
+        )  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:

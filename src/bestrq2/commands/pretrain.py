@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as log
 import os
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestrq2.errors import BestRQ2Error
+from bestrq2.files import disk_errors
+from bestrq2.progress import starting
+from bestrq2.text import counted
 
 if TYPE_CHECKING:
     from bestrq2.data.sources import Source
+    from bestrq2.train.settings import PretrainConfig
+
+logger = log.getLogger(__name__)
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS")
 
@@ -60,17 +67,33 @@ def pretrain(
         BestRQ2Error: with one sentence that says what to change.
         KeyboardInterrupt: when stopped by Ctrl-C; the run can be resumed.
     """
-    from bestrq2.data.sources import Source
-    from bestrq2.train.pretraining import run_pretraining
     from bestrq2.train.settings import resolve
 
-    source, spec = (data, data.name) if isinstance(data, Source) else (None, data and os.fspath(data))
+    if data is None or isinstance(data, str | os.PathLike):
+        source, spec = None, data and os.fspath(data)
+    else:
+        source, spec = data, data.name
     settings: dict[str, Any] = {
         "recipe": recipe, "data": spec, "output": os.fspath(output), "init": None if init is None else os.fspath(init),
         "seed": seed, "resume": resume, "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer,
         "probe": probe, "watch": watch, "logging": logging,
     }  # fmt: skip
-    return run_pretraining(resolve(settings), resume=resume, source=source)
+    return _pretrain(resolve(settings), resume, source)
+
+
+def _pretrain(config: PretrainConfig, resume: bool, source: Source | None = None) -> Path:
+    """Open the audio, which takes a second, before what trains is imported, which takes many."""
+    with starting("pretrain") as progress, disk_errors(config.output):
+        if source is None and not resume:
+            from bestrq2.data.open_source import open_source
+
+            source = open_source(config.data)
+            if progress.shown:
+                logger.info("%s: %s", source.name, counted(len(source), "recording"))
+        from bestrq2.train.pretraining import run_pretraining
+
+        progress.show()
+        return run_pretraining(config, resume=resume, source=source)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,17 +101,16 @@ def main(argv: Sequence[str]) -> None:
     try:
         from bestrq2.train.settings import parse_arguments
 
-        config, resume = parse_arguments(argv)
-        from bestrq2.train.pretraining import run_pretraining
-
-        folder = run_pretraining(config, resume=resume)
+        folder = _pretrain(*parse_arguments(argv))
     except BestRQ2Error as error:
         # Wrong input is the same for all processes; one of them prints the error.
         if type(error) is not BestRQ2Error and not _first_process():
             sys.exit(2)
         raise
     if _first_process():
-        print(f"{folder}: done. Embed audio with: bestrq2 embed {folder} FOLDER --output embeddings.parquet")
+        report = folder / "report.html"
+        print(f"{folder}: done.{f' Report: {report}' if report.exists() else ''}")
+        print(f"Embed audio with: bestrq2 embed {folder} FOLDER --output embeddings.parquet")
 
 
 def _first_process() -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bestrq2 import flags
+from bestrq2.progress import starting
 
 if TYPE_CHECKING:
     from bestrq2.evaluate.result import Result
@@ -40,9 +41,11 @@ def probe(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.evaluate.probe import run_probe
+    with starting("probe") as progress:
+        from bestrq2.evaluate.probe import run_probe
 
-    return run_probe(model, labelled, baselines=baselines, output=output, seed=seed, device=device)
+        progress.show()
+        return run_probe(model, labelled, baselines=baselines, output=output, seed=seed, device=device)
 
 
 def main(argv: Sequence[str]) -> None:

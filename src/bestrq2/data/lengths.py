@@ -108,7 +108,11 @@ def _measure(source: Source, index: int) -> _Found:
 
 def _measured(source: Source, indices: np.ndarray) -> list[_Found]:
     """Lengths from the table, or measured and added to it."""
-    stamps = [source.stamp(int(index)) for index in indices]
+    with Progress("lengths", len(indices), "files looked up", leave=False) as progress:
+        stamps = []
+        for index in indices.tolist():
+            stamps.append(source.stamp(index))
+            progress.advance()
     if None in stamps:
         return list(_measure_all(source, indices))
     table = _Table(source.name, [stamp for stamp in stamps if stamp is not None])
@@ -128,15 +132,14 @@ def _measured(source: Source, indices: np.ndarray) -> list[_Found]:
 
 
 def _measure_all(source: Source, indices: np.ndarray) -> Iterator[_Found]:
-    if len(indices) < _FEW:
-        yield from (_measure(source, int(index)) for index in indices)
-        return
-    with (
-        Progress("lengths", len(indices), "recordings", leave=False) as progress,
-        WorkerPool(partial(_measure_span, source), available_cpus(), source.describe) as pool,
-    ):
-        for span in pool.in_order(Task(int(index)) for index in indices):
-            yield span.content
+    with Progress("lengths", len(indices), "recordings", leave=False) as progress, ExitStack() as stack:
+        found: Iterator[_Found] = (_measure(source, int(index)) for index in indices)
+        if len(indices) >= _FEW:
+            pool = WorkerPool(partial(_measure_span, source), available_cpus(), source.describe)
+            in_order = stack.enter_context(pool).in_order
+            found = (span.content for span in in_order(Task(int(index)) for index in indices))
+        for one in found:
+            yield one
             progress.advance()
 
 

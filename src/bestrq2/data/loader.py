@@ -38,6 +38,7 @@ from bestrq2.data.splits import BalancedSource
 from bestrq2.data.waveforms import to_float32
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.model.fields import ModelFields
+from bestrq2.progress import Progress
 from bestrq2.seeding import generator
 
 __all__ = [
@@ -366,7 +367,12 @@ def numbered_crops(
 
 def fixed_crops(source: Source, count: int, fields: ModelFields, **options: Any) -> list[np.ndarray]:
     """Waveforms of `numbered_crops`."""
-    return [crop for _, crop in numbered_crops(source, count, fields, **options)]
+    crops: list[np.ndarray] = []
+    with Progress("validation clips", min(count, len(source)), "clips", leave=False) as progress:
+        for _, crop in numbered_crops(source, count, fields, **options):
+            crops.append(crop)
+            progress.advance()
+    return crops
 
 
 # How long a worker outlives SIGTERM: the step in hand may still need its batches.

@@ -26,6 +26,7 @@ from bestrq2.evaluate.metrics import (
 from bestrq2.evaluate.result import TaskScore
 from bestrq2.evaluate.score_table import mean_of_means
 from bestrq2.inference.embedder import Embeddings
+from bestrq2.progress import Progress
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def probe_features(
             standardised on the training clips.
         seed: random seed of validation folds, the choice of training frames and the bootstrap.
         batch: number of clips embedded at a time.
-        progress: show a bar on a terminal.
+        progress: show progress.
 
     Returns:
         One score per task and method, tasks in the given order, methods within.
@@ -124,7 +125,8 @@ def probe_task(
     embedded = time.perf_counter()
     if len(np.unique(train.labels)) < 2:
         raise DataError(f"The train split of {task.name} shows one class only: a probe needs at least two.")
-    scores = score(train, test)
+    with Progress(f"{features.name}: probes of {task.name}", unit="", leave=False, shown=progress):
+        scores = score(train, test)
     logger.info(
         "%s on %s: embedded %s in %.1f s, probed in %.1f s",
         features.name,
@@ -149,8 +151,8 @@ def embed_split(
     if len(clips.labels) != len(clips):
         raise DataError(f"The {where} has {counted(len(clips), 'clip')} but {counted(len(clips.labels), 'label')}.")
     rows, labels, clip, seconds, skipped = [], [], [], [], []
-    bar = f"{features.name}: {task.name} {split}" if progress else None
-    for place, embedded in enumerate(_embed_batches(features, clips, batch, bar)):
+    shown = Progress(f"{features.name}: {task.name} {split}", len(clips), "clips", leave=False, shown=progress)
+    for place, embedded in enumerate(_embed_batches(features, clips, batch, shown)):
         if isinstance(embedded, AudioError):
             skipped.append(f"{split} clip {place}: {embedded}")
             continue
@@ -195,16 +197,14 @@ def event_present(timestamps: np.ndarray, events: np.ndarray) -> np.ndarray:
 
 
 def _embed_batches(
-    features: FeatureExtractor, clips: LabelledClips, batch: int, bar: str | None
+    features: FeatureExtractor, clips: LabelledClips, batch: int, progress: Progress
 ) -> Iterator[_Embedded | AudioError]:
     """Yield the embedding of every clip in order, or the error that rejects it."""
-    from tqdm import tqdm
-
-    with tqdm(total=len(clips), desc=bar, unit="clip", leave=False, disable=None if bar else True) as shown:
+    with progress:
         for first in range(0, len(clips), batch):
             places = range(first, min(first + batch, len(clips)))
             yield from _embed_batch(features, clips, places)
-            shown.update(len(places))
+            progress.advance(len(places))
 
 
 def _embed_batch(features: FeatureExtractor, clips: LabelledClips, places: range) -> list[_Embedded | AudioError]:
@@ -337,9 +337,7 @@ class OnlineProbe:
         for task in self.tasks:
             value = math.nan
             try:
-                (score,) = probe_features(
-                    features, [task], methods=("linear",), seed=self.seed, batch=self.batch, progress=False
-                )
+                (score,) = probe_features(features, [task], methods=("linear",), seed=self.seed, batch=self.batch)
                 value = score.score
             except (DataError, AudioError) as error:
                 if first:

@@ -34,6 +34,7 @@ from bestrq2.inference.classifier import AudioClassifier, load_classifier
 from bestrq2.inference.embedder import checked_device
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.model.modeling_bestrq2 import MULTI, SINGLE, BestRQ2ForAudioClassification, BestRQ2Model
+from bestrq2.progress import Progress
 from bestrq2.recipe_book import recipes
 from bestrq2.text import counted
 from bestrq2.train.checkpoints import read_checkpoint
@@ -247,10 +248,11 @@ class ClassificationTask(Task):
         part = SubsetSource(source, own, source.name)
         shorter: list[Shorter] = []
         results = classifier.predict(part, self.config.batch_size, self.config.num_workers, shorter)
-        found = [
-            (place, str(one), np.zeros(0)) if isinstance(one, AudioError) else (place, "", one)
-            for place, one in zip(own.tolist(), results, strict=True)
-        ]
+        found: list[tuple[int, str, np.ndarray]] = []
+        with Progress(f"{split} split", len(part), "recordings", leave=False) as progress:
+            for place, one in zip(own.tolist(), results, strict=True):
+                found.append((place, str(one), np.zeros(0)) if isinstance(one, AudioError) else (place, "", one))
+                progress.advance()
         every = sorted((entry for entries in gathered(found) for entry in entries), key=lambda entry: entry[0])
         shorter = [entry for entries in gathered(shorter) for entry in entries]
         if fabric.is_global_zero:

@@ -24,7 +24,7 @@ from bestrq2.data.batch import AudioBatch
 from bestrq2.data.rejections import RejectionLog, Shorter
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.files import write_folder
-from bestrq2.progress import Progress
+from bestrq2.progress import Progress, format_duration
 from bestrq2.text import counted
 from bestrq2.train.checkpoints import load_optimizer, model_state, optimizer_state
 from bestrq2.train.clock import RunClock
@@ -43,6 +43,9 @@ from bestrq2.train.task import Sums, Task, added, seed_noise
 from bestrq2.train.watch import Watch
 
 logger = logging.getLogger(__name__)
+
+# Time after the first step from which the duration of the run is estimated (s).
+_PACE_SECONDS = 4.0
 
 
 def train(run: Run, batches: Iterable[AudioBatch]) -> None:
@@ -173,7 +176,8 @@ class Run:
         self._window: Sums = {}
         self._rejected: list[tuple[str, str]] = []
         self._shorter: list[Shorter] = []
-        self._validated = False
+        self._validated = self._told = False
+        self._paced: tuple[int, float] | None = None
         self.progress = Progress(
             self.task.label, self.settings.max_steps, "steps", self.step, shown=self.fabric.is_global_zero
         )
@@ -275,7 +279,7 @@ class Run:
         better = self.best is None or rank > self.best
         if better:
             self.best, self.best_step = rank, step
-        if line := self.task.describe(self.latest, better):
+        if line := self.task.describe({**self.latest, "step": step}, better):
             logger.info(line)
         return better
 
@@ -302,6 +306,21 @@ class Run:
         parts.append(self.heard.describe(elapsed, self.fabric.world_size))
         parts.append(f"{self.clock.waited / elapsed:.0%} waiting for data")
         self.progress.show(step, details=", ".join(parts), now=step == self.settings.max_steps)
+        if not self._told and self.fabric.is_global_zero:
+            self.tell_duration(step, elapsed)
+
+    def tell_duration(self, step: int, elapsed: float) -> None:
+        """Log once how long the run takes at the pace of its first seconds, less the first one, which also loads."""
+        if self._paced is None:
+            self._paced = step, elapsed
+        elif elapsed - self._paced[1] >= _PACE_SECONDS:
+            self._told = True
+            seconds = (elapsed - self._paced[1]) / (step - self._paced[0])
+            left = self.settings.max_steps - step
+            logger.info(
+                "%s: the other %s take about %s at %.3g s each",
+                self.task.label, counted(left, "step"), format_duration(left * seconds), seconds,
+            )  # fmt: skip
 
     def list_rejected(self, parts: list[AudioBatch]) -> None:
         """Collect recordings that could not be used or end early; one process lists them at once, several on saving."""

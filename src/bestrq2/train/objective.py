@@ -102,6 +102,13 @@ class PretrainingTask(Task):
                 total = added(total, _sums(model, inputs))
         return {name: float(value) for name, value in summarise("validation", total).items()}
 
+    def describe(self, values: Mapping[str, float], better: bool) -> str:
+        """One line on a validation."""
+        return (
+            f"step {values['step']:.0f}: validation loss {values['validation/loss']:.4f}, accuracy "
+            f"{values['validation/accuracy']:.1%}{', the best so far' if better else ''}"
+        )
+
     def export(self, model: nn.Module, folder: Path, state: dict[str, Tensor] | None) -> None:
         """Write the model with predictor, head and quantizer, and its feature extractor."""
         with quiet_hub():

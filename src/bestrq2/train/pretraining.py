@@ -22,8 +22,10 @@ from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.compiling import compile_parts
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
+from bestrq2.progress import Progress
 from bestrq2.report.page import write_run_report
 from bestrq2.report.recordings import shown_recordings
+from bestrq2.text import counted
 from bestrq2.train.checkpoints import read_checkpoint
 from bestrq2.train.heard import Heard
 from bestrq2.train.initial import Initial, load_fitting
@@ -91,7 +93,8 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
                 folder.write_config(config.to_dict())
             rows = training_rows(training, config.model, config.seed)
             facts = describe_rows(rows, len(training), config.step_rows, config.model)
-            logger.info("%s: %s", training.name, "; ".join(facts.values()))
+            aside = f"; {counted(len(held_out), 'recording')} held out for validation" if held_out else ""
+            logger.info("training on %s%s", "; ".join(facts.values()), aside)
             if first:
                 counts = {"recordings": len(source), "held_out": len(held_out) if held_out else 0}
                 origin = folder.read_environment().get("init") if initial is None else initial.origin()
@@ -152,8 +155,8 @@ def _pretrain(
         finally:
             end_workers(loader)
     if fabric.is_global_zero and config.trainer.report and run.step == config.trainer.max_steps:
-        logger.info("%s: writing report.html", folder.root)
-        write_run_report(folder.root, shown_recordings(training, held_out, config.model, config.seed))
+        with Progress("report", unit="", leave=False):
+            write_run_report(folder.root, shown_recordings(training, held_out, config.model, config.seed))
 
 
 def _loader(config: PretrainConfig, training: Source, rows: Rows, run: Run) -> Any:
@@ -216,13 +219,14 @@ def _statistics(
     sums = BandSums(encoder.config.num_mel_bands)
     rejected: list[tuple[str, str]] = []
     shorter: list[Shorter] = []
-    with torch.no_grad():
+    with torch.no_grad(), Progress("statistics", -(-needed // size), "batches", leave=False) as progress:
         for batch in batches:
             rejected += batch.rejected
             shorter += batch.shorter
             columns = encoder.log_mel.packed(batch.to("cpu").input_values, batch.packing.frames)
             columns = columns.unflatten(-1, (batch.packing.segments.shape[1], -1)).movedim(1, -1)
             sums.add_frames(columns[batch.packing.segments != 0].flatten(0, 1))
+            progress.advance()
     if first_process():
         rejections.add(rejected)
         rejections.shorter.add(shorter)
