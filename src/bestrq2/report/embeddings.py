@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bestrq2.data.labels import LabelledTask
 from bestrq2.inference.embedder import Embedder
+from bestrq2.progress import Progress
 from bestrq2.report.recordings import Recordings
 from bestrq2.report.sounds import HIGHEST_RATE, Sound, cut_seconds, int16, playable
 
@@ -20,6 +21,8 @@ MAP_WIDTH, MAP_HEIGHT, MARGIN = 640, 560, 16
 FEWEST_FOR_TSNE, MOST_POINTS = 40, 2000
 SEED = 0
 QUERIES, NEIGHBOURS = 6, 3
+# A model of base size takes 8 s for so many clips on two CPU cores, so that the progress moves.
+_EMBEDDED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,11 @@ def embedded_task_clips(embedder: Embedder, tasks: Sequence[LabelledTask], per_t
 def embedded_recordings(embedder: Embedder, recordings: Recordings) -> list[EmbeddedClip]:
     """Embed recordings under their names, with their groups as domains, in the order of the groups."""
     rate = embedder.config.sampling_rate
-    if not recordings.waveforms:
-        return []
-    vectors = embedder.embed(recordings.waveforms, rate).clip
+    vectors: list[NDArray[np.floating]] = []
+    with Progress("report", len(recordings.waveforms), "recordings") as progress:
+        for start in range(0, len(recordings.waveforms), _EMBEDDED_AT_ONCE):
+            vectors += list(embedder.embed(recordings.waveforms[start : start + _EMBEDDED_AT_ONCE], rate).clip)
+            progress.show(len(vectors))
     several = len(set(recordings.groups)) > 1
     clips = [
         EmbeddedClip(vector, (group or f"no {recordings.grouped_by}") if several else "", "", "", sound, rate, name)

@@ -18,6 +18,9 @@
   }
   function hideTip() { tip.hidden = true; }
 
+  /** Plays a sound; a pause before it began is no error. */
+  function start(audio) { Promise.resolve(audio.play()).catch(() => {}); }
+
   // Anything with data-tip: point at it, tap it or focus it.
   for (const kind of ["pointermove", "pointerdown"]) {
     document.addEventListener(kind, (event) => {
@@ -62,6 +65,7 @@
     function atPlace(place) {
       const title = data.pointer.replace("{}", place.toLocaleString("en", { maximumFractionDigits: 2 }));
       const readings = data.series.map((series) => {
+        if (place < series.x[0] || place > series.x[series.x.length - 1]) return "–";
         const index = nearest(series.x, place), text = (values) => valueText(values[index], data.unit);
         const range = series.low && series.low[index] < series.high[index];
         return text(series.y) + (range ? ` (${text(series.low)} to ${text(series.high)})` : "");
@@ -136,7 +140,23 @@
     for (const part of document.querySelectorAll("#map .needs-js")) part.hidden = false;
     choice.closest("label").hidden = choice.options.length < 2;
     choice.addEventListener("change", recolour);
-    if (legend) recolour();
+    if (legend) {
+      recolour();
+      legend.setAttribute("role", "toolbar");
+      legend.setAttribute("aria-orientation", "vertical");
+      legend.setAttribute("aria-label", "Groups, to show one alone");
+      // One tab stop for all groups: arrow keys go on from there.
+      legend.addEventListener("keydown", (event) => {
+        const sibling = { ArrowUp: "previousElementSibling", ArrowDown: "nextElementSibling" }[event.key];
+        if (!sibling) return;
+        event.preventDefault();
+        const next = document.activeElement[sibling];
+        if (!next) return;
+        document.activeElement.tabIndex = -1;
+        next.tabIndex = 0;
+        next.focus();
+      });
+    }
     hearMap(points, sounds, marks);
 
     function groupOf(option) {
@@ -161,10 +181,12 @@
         mark.classList.toggle("off", !seen);
       });
       legend.replaceChildren(...names.map((name) => legendButton(name, look.get(name), groups)));
+      legend.firstElementChild.tabIndex = 0;
     }
     function legendButton(name, look, groups) {
       const button = document.createElement("button");
       button.type = "button";
+      button.tabIndex = -1;
       button.setAttribute("aria-pressed", "false");
       const picture = document.createElementNS("http://www.w3.org/2000/svg", "svg");
       picture.setAttribute("viewBox", "-8 -8 16 16");
@@ -233,7 +255,7 @@
       audio.dataset.point = index;
       now.hidden = false;
       now.textContent = `♪ ${marks[index].getAttribute("aria-label")}`;
-      audio.play();
+      start(audio);
     }
     audio.addEventListener("play", () => marks[audio.dataset.point].classList.add("playing"));
     for (const end of ["pause", "ended", "emptied"]) {
@@ -270,12 +292,12 @@
     audio.hidden = true;
     button.hidden = false;
     const name = button.getAttribute("aria-label"), sign = button.firstElementChild;
-    button.addEventListener("click", () => (audio.paused ? audio.play() : audio.pause()));
+    button.addEventListener("click", () => (audio.paused ? start(audio) : audio.pause()));
     outline.addEventListener("click", (event) => {
       const box = outline.getBoundingClientRect();
       const seek = () => { audio.currentTime = (audio.duration || 0) * (event.clientX - box.left) / box.width; };
       if (audio.readyState) seek(); else audio.addEventListener("loadedmetadata", seek, { once: true });
-      audio.play();
+      start(audio);
     });
     function follow() {
       line.style.left = `${100 * audio.currentTime / (audio.duration || 1)}%`;
