@@ -30,7 +30,6 @@ class Accepted(Exception):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_on_a_page_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch):
     from bestrq2 import cli
-    from bestrq2.train import pretraining
 
     parse = flags.parse_command
 
@@ -42,7 +41,7 @@ def test_commands_on_a_page_are_accepted(page: Path, monkeypatch: pytest.MonkeyP
         raise Accepted
 
     monkeypatch.setattr(flags, "parse_command", parse_only)
-    monkeypatch.setattr(pretraining, "run_pretraining", stop)
+    monkeypatch.setattr("bestrq2.commands.pretrain._pretrain", stop)
     for words in commands_of(page):
         with pytest.raises(Accepted):
             assert cli.run(words) == 0, words
