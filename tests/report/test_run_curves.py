@@ -115,6 +115,28 @@ def test_every_logged_quantity_has_one_chart() -> None:
     }
 
 
+def test_charts_say_which_direction_is_better() -> None:
+    names = ["loss", "excess_loss", "accuracy", "code_perplexity", "skipped_steps", "probe/music"]
+    run = RunCurves("r", "r", {}, {name: curve([0.1, 0.2]) for name in names})
+    better = {chart.title: chart.better for charts in curve_charts([run]).values() for chart in charts}
+    assert better == {
+        "Loss": "lower",
+        "Excess loss": "lower",
+        "Accuracy": "higher",
+        "Code perplexity": "",
+        "Skipped steps": "lower",
+        "Music": "higher",
+    }
+
+
+@pytest.mark.parametrize(("values", "ticks"), [([0.0, 0.0], ["0", "1"]), ([0.0, 7.0], ["0", "2", "4", "6"])])
+def test_skipped_steps_are_whole_numbers(values: list[float], ticks: list[str]) -> None:
+    run = RunCurves("r", "r", {}, {"train/skipped_steps": curve(values)})
+    (chart,) = curve_charts([run])[FURTHER]
+    assert [tick.text for tick in chart.y_ticks] == ticks
+    assert ("final skipped steps", [f"{values[-1]:.0f}"]) in runs_table([run])
+
+
 def test_long_records_are_thinned_but_end_where_they_end() -> None:
     values = np.sin(np.arange(5000) / 300) + 2
     (series,) = loss_chart(RunCurves("r", "r", {}, {"train/loss": (np.arange(5000), values)})).series

@@ -72,7 +72,7 @@ def embedded_recordings(embedder: Embedder, recordings: Recordings) -> list[Embe
     """Embed recordings under their names, with their groups as domains, in the order of the groups."""
     rate = embedder.config.sampling_rate
     vectors: list[NDArray[np.floating]] = []
-    with Progress("report", len(recordings.waveforms), "recordings") as progress:
+    with Progress("report", len(recordings.waveforms), "recordings", leave=False) as progress:
         for start in range(0, len(recordings.waveforms), _EMBEDDED_AT_ONCE):
             vectors += list(embedder.embed(recordings.waveforms[start : start + _EMBEDDED_AT_ONCE], rate).clip)
             progress.show(len(vectors))
