@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 # then on it grows in proportion, up to a minute.
 _LINES_SECONDS, _STEADY_SECONDS, _MOST = 4.0, 600.0, 15.0
 # Time between two updates of the display by the thread, and least time between two of a bar (s).
-_TICK_SECONDS, _BAR_SECONDS = 1.0, 0.1
+_TICK_SECONDS, _BAR_SECONDS = 0.5, 0.1
 _drawing = threading.RLock()
 if hasattr(os, "register_at_fork"):
     # No process is forked while another thread holds a lock of the display, which would never be released there.
@@ -164,14 +164,14 @@ class Progress:
         elapsed, moved = max(1e-9, clock - self._started), self.done > self.first
         speed = (self.done - self.first) / elapsed
         count = f"{int(self.done)}" if self.total is None else f"{int(self.done)}/{self.total}"
-        parts = [f"{count} {self.unit}"] if self.unit else []
+        parts = [f"{count} {self.unit}"] if self.unit else [self.details] if self.details else []
         parts += [f"{speed:.3g} {self.unit}/s"] if moved else []
         if moved and self.total is not None:
             parts.append(f"{format_duration((self.total - self.done) / speed)} left")
         elif not moved and elapsed >= 1:
             parts.append(f"{format_duration(elapsed)} so far")
         parts += [f"{self.hours:.2f} h of audio"] if self.hours is not None else []
-        parts += [self.details] if self.details else []
+        parts += [self.details] if self.details and self.unit else []
         return ", ".join(parts)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bestrq2 import flags
 from bestrq2.errors import ConfigError
+from bestrq2.progress import starting
 
 if TYPE_CHECKING:
     from bestrq2.data.labels import LabelledTask
@@ -69,7 +70,7 @@ def demo(
             raise ConfigError(f"{name} must be at least 1, got {value}")
     from bestrq2.files import disk_errors
 
-    with disk_errors(Path(output)):
+    with starting("demo"), disk_errors(Path(output)):
         return _demo(_fresh_folder(Path(output)), seed, steps, clips, train, test)
 
 

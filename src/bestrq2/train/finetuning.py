@@ -79,6 +79,9 @@ def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
     folder, first, stop = RunFolder(config.output), first_process(), StopRequest()
     with stop.listening(), quiet_fabric(), disk_errors(folder.root):
         data = load_task(config.labelled, config.seed)
+        if first:
+            sizes = ", ".join(f"{len(data.clips(split)):,} {split}" for split in SPLITS)
+            logger.info("%s: %s; recordings: %s", config.labelled, counted(len(data.classes), "class"), sizes)
         if resume and folder.config.exists():
             _check_resumable(folder, config, data)
         model = make_classifier(

@@ -185,7 +185,9 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint; the weights of the task are loaded already."""
         facts = state["bestrq2"]
-        self.step = self.progress.first = int(state["global_step"])
+        self.step = self.progress.first = self.progress.done = int(state["global_step"])
+        if self.fabric.is_global_zero:
+            logger.info("%s: continues after step %d of %d", self.folder.root, self.step, self.settings.max_steps)
         load_optimizer(self.task, self.optimizer.optimizer, state["optimizer_states"][0])
         self.fabric.strategy.precision.load_state_dict(facts["precision"])
         self.guard.load_state_dict(facts["guard"])
