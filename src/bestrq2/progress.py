@@ -62,7 +62,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.first = self.done = done
         self.lines_every_seconds, self.leave, self.details = lines_every_seconds, leave, details
-        self.shown = shown and all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+        self.shown = shown and is_first_process()
         self.hours: float | None = None
         self._bar: Any = None
         self._stack = ExitStack()
@@ -173,6 +173,11 @@ class Progress:
         parts += [f"{self.hours:.2f} h of audio"] if self.hours is not None else []
         parts += [self.details] if self.details and self.unit else []
         return ", ".join(parts)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the only one, or the first of those that a launcher started, as its variables tell."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def starting(command: str) -> Progress:

@@ -38,7 +38,7 @@ from bestrq2.data.splits import BalancedSource
 from bestrq2.data.waveforms import to_float32
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.model.fields import ModelFields
-from bestrq2.progress import Progress
+from bestrq2.progress import Progress, is_first_process
 from bestrq2.seeding import generator
 
 __all__ = [
@@ -89,7 +89,7 @@ def training_rows(source: Source, fields: ModelFields, seed: int) -> Rows:
     segments: Segments
     rejected: list[tuple[int, str]] = []
     if lengths is None:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process():
             logger.info("%s: lengths are not known before its tars are fetched: one crop per recording", source.name)
         segments = Crops(len(source), fields.max_samples)
     else:

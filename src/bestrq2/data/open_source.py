@@ -22,6 +22,7 @@ from bestrq2.data.shards.shard_source import open_shards
 from bestrq2.data.sources import ArraySource, FileSource, PathList, Source
 from bestrq2.data.specs import LIST_SUFFIXES, check_keys, read_rows, resolved, split_options
 from bestrq2.errors import AudioError, DataError
+from bestrq2.progress import Progress, is_first_process
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ def log_skipped(folder: Path, skipped: Counter[str]) -> None:
         folder: the folder.
         skipped: number of files by suffix, "none" for files without one.
     """
-    if not skipped or os.environ.get("RANK", "0") != "0":  # one of several processes started by torchrun is enough
+    if not skipped or not is_first_process():
         return
     kinds = [f"{suffix} {count:,}" for suffix, count in sorted(skipped.most_common(_SUFFIXES_SHOWN))]
     if len(skipped) > len(kinds):
@@ -280,6 +281,11 @@ class _Listing(NamedTuple):
 
 def _listed(folder: Path) -> _Listing:
     """Search a folder by suffix; what is no regular file, or a folder that cannot be listed, is rejected when read."""
+    with Progress(f"{folder}", unit="files and folders", leave=False) as progress:
+        return _search(folder, progress)
+
+
+def _search(folder: Path, progress: Progress) -> _Listing:
     found: list[str] = []
     tars: list[str] = []
     skipped: Counter[str] = Counter()
@@ -295,6 +301,7 @@ def _listed(folder: Path) -> _Listing:
                 continue
             seen.add(identity)
             entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+            progress.advance(len(entries))
         except OSError as error:
             if current == str(folder):
                 raise DataError(f"{current} cannot be listed ({error.strerror}); check its permissions.") from error

@@ -203,8 +203,7 @@ def span_samples(spans: Iterable[Span]) -> Iterator[np.ndarray]:
 def names_digest(source: Source, label: str) -> str:
     """Hash of the descriptions of all recordings, in hexadecimal; reading them is shown as progress of `label`."""
     digest = hashlib.blake2b(digest_size=16)
-    first = os.environ.get("RANK", "0") == "0"  # of several processes started by torchrun
-    with Progress(f"{label} reads names", len(source), "files", shown=first) as progress:
+    with Progress(f"{label} reads names", len(source), "files", leave=False) as progress:
         for number, name in enumerate(source.names()):
             digest.update(os.fsencode(name) + b"\n")
             if not number % _NAMES_SHOWN:
