@@ -15,7 +15,7 @@ from example_runs import write_run
 import bestrq2
 from bestrq2 import BestRQ2Model
 from bestrq2.convert.hub import write_model
-from bestrq2.evaluate.finetuned import finetune_result, write_finetune_result
+from bestrq2.evaluate.finetuned import Predictions, finetune_result, write_finetune_result
 from bestrq2.evaluate.metrics import wilson_interval
 from bestrq2.evaluate.result import PROBE, Result, write_result
 from bestrq2.report import model_card
@@ -172,8 +172,9 @@ def finetuned_run(folder: Path, multi_label: bool = False, tested: bool = True, 
     if tested:
         targets = np.eye(3, dtype=np.float32)[[0, 0, 0, 1]]
         probabilities = np.array([[0.9, 0.1, 0], [0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1]])
-        result = finetune_result("run", ("finch", "tit", "a|b"), multi_label, 6, targets, probabilities, 0)
-        write_finetune_result(folder, result, list("abcd"), targets, probabilities)
+        predictions = Predictions(list("abcd"), targets, probabilities)
+        result = finetune_result("run", ("finch", "tit", "a|b"), multi_label, 6, predictions, 0)
+        write_finetune_result(folder, result, predictions)
     return folder
 
 

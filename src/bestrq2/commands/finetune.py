@@ -94,4 +94,5 @@ def main(argv: Sequence[str]) -> None:
     from bestrq2.evaluate.finetuned import format_finetune_result
 
     print(format_finetune_result(result, output))
-    print(f"\nClassify audio with: bestrq2 predict {output} FOLDER --output predictions.csv")
+    print(f"\nReport, with the wrong clips to hear: {output / 'report.html'}")
+    print(f"Classify audio with: bestrq2 predict {output} FOLDER --output predictions.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,27 @@ ONE_CLASS = "class"
 _SHOWN = 20
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for recordings.
+
+    Attributes:
+        names: names of the recordings.
+        targets: 1 for the classes of each recording, else 0, [recordings, classes].
+        probabilities: predictions, float [recordings, classes].
+    """
+
+    names: Sequence[str]
+    targets: np.ndarray
+    probabilities: np.ndarray
+
+
 def finetune_result(
     model: str,
     classes: Sequence[str],
     multi_label: bool,
     best_epoch: int,
-    targets: np.ndarray,
-    probabilities: np.ndarray,
+    predictions: Predictions,
     seed: int,
     provenance: dict[str, Any] | None = None,
 ) -> Result:
@@ -44,11 +59,11 @@ def finetune_result(
         classes: names of the classes.
         multi_label: whether a recording may have any number of classes.
         best_epoch: epoch whose weights were kept, from 1.
-        targets: 1 for the classes of each recording, else 0, [recordings, classes].
-        probabilities: predictions, float [recordings, classes].
+        predictions: predictions for the test recordings.
         seed: random seed of the bootstrap.
         provenance: further facts, as plain JSON types.
     """
+    targets, probabilities = predictions.targets, predictions.probabilities
     count = len(targets)
     scores = [
         TaskScore(model, ALL_CLASSES, FINETUNE, one.name, one.score, one.low, one.high, one.chance, count)
@@ -64,23 +79,19 @@ def finetune_result(
     return Result(FINETUNE, model, tuple(scores), {}, {**(provenance or {}), **facts})
 
 
-def write_finetune_result(
-    folder: Path, result: Result, names: Sequence[str], targets: np.ndarray, probabilities: np.ndarray
-) -> None:
+def write_finetune_result(folder: Path, result: Result, predictions: Predictions) -> None:
     """Write predictions, the table of classes and, last, the result into a run folder.
 
     Args:
         folder: the run folder.
         result: scores of the predictions.
-        names: names of the test recordings.
-        targets: true classes, [recordings, classes].
-        probabilities: predictions, float [recordings, classes].
+        predictions: predictions for the test recordings.
     """
     classes, multi_label = tuple(result.provenance["classes"]), bool(result.provenance["multi_label"])
     header = ("path", "true", "label", *(f"p({name})" for name in classes))
     rows = [
         (name, *(label_of(row, classes, multi_label) for row in (true, found)), *(f"{value:.6g}" for value in found))
-        for name, true, found in zip(names, targets, probabilities, strict=True)
+        for name, true, found in zip(predictions.names, predictions.targets, predictions.probabilities, strict=True)
     ]
     write_text(folder / PREDICTIONS_NAME, Table(header, tuple(rows)).csv())
     write_text(

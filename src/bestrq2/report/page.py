@@ -100,7 +100,7 @@ def write_run_report(run: Path, recordings: Recordings) -> Path:
         xares=xares,
         clips=embedded_recordings(Embedder(model.bestrq2), recordings),
         grouped_by=recordings.grouped_by,
-        notes=[*_warnings(run / "warnings.txt"), *unread, _origin(recordings, model.config.max_seconds)],
+        notes=[*run_warnings(run / "warnings.txt"), *unread, _origin(recordings, model.config.max_seconds)],
     )
     write_report(run / "report.html", contents)
     return run / "report.html"
@@ -228,7 +228,7 @@ def _templates() -> Environment:
     )
 
 
-def _warnings(path: Path) -> list[str]:
+def run_warnings(path: Path) -> list[str]:
     """Warnings of a run, one line each."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     return [f"Warning at {line}" for line in lines]

@@ -25,7 +25,7 @@ from bestrq2.data.rows import describe_rows
 from bestrq2.data.sources import SubsetSource
 from bestrq2.data.splits import SPLITS, balanced
 from bestrq2.errors import AudioError, ConfigError, DataError
-from bestrq2.evaluate.finetuned import finetune_result, read_finetune_result, write_finetune_result
+from bestrq2.evaluate.finetuned import Predictions, finetune_result, read_finetune_result, write_finetune_result
 from bestrq2.evaluate.metrics import BEST_BY, log_loss, point_metrics
 from bestrq2.evaluate.provenance import model_name, software_provenance
 from bestrq2.evaluate.result import Result
@@ -36,6 +36,7 @@ from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.model.modeling_bestrq2 import MULTI, SINGLE, BestRQ2ForAudioClassification, BestRQ2Model
 from bestrq2.progress import Progress
 from bestrq2.recipe_book import recipes
+from bestrq2.report.classifier import write_classifier_report
 from bestrq2.text import counted
 from bestrq2.train.checkpoints import read_checkpoint
 from bestrq2.train.heard import Heard
@@ -92,7 +93,8 @@ def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
             folder.create(resume)
         with folder_lock(folder.root) if first else nullcontext(), lost_processes_named(folder.root):
             step, checkpoint = folder.store(_trainer(config, task)).newest()
-            if step == task.max_steps and (known := read_finetune_result(folder.root)) is not None:
+            known = read_finetune_result(folder.root)
+            if step == task.max_steps and known is not None and folder.report.exists():
                 logger.info("%s: finished, all %d epochs are done", folder.root, config.epochs)
                 return known
             if first:
@@ -138,15 +140,16 @@ def _finetune(
         finally:
             end_workers(loader)
     classifier = load_classifier(folder.root, fabric.device)
-    names, targets, probabilities = task.predictions(classifier, "test", fabric)
+    predictions = task.predictions(classifier, "test", fabric)
     best_epoch = run.best_step // task.steps_per_epoch
     provenance = software_provenance(["bestrq2 finetune", config.model, config.labelled])
     result = finetune_result(
-        model_name(folder.root), task.data.classes, task.data.multi_label, best_epoch, targets, probabilities,
-        config.seed, provenance,
+        model_name(folder.root), task.data.classes, task.data.multi_label, best_epoch, predictions, config.seed,
+        provenance,
     )  # fmt: skip
     if fabric.is_global_zero:
-        write_finetune_result(folder.root, result, names, targets, probabilities)
+        write_finetune_result(folder.root, result, predictions)
+        write_classifier_report(folder.root, classifier.model.config, result, predictions, task.data.source("test"))
     return result
 
 
@@ -213,7 +216,8 @@ class ClassificationTask(Task):
     def validate(self, model: nn.Module, fabric: Fabric, step: int) -> dict[str, float]:
         """Loss and metrics on the validation recordings, in float32."""
         classifier = AudioClassifier(self.model, fabric.device)
-        _, targets, probabilities = self.predictions(classifier, "valid", fabric)
+        predictions = self.predictions(classifier, "valid", fabric)
+        targets, probabilities = predictions.targets, predictions.probabilities
         several = self.data.multi_label
         metrics = point_metrics(targets, probabilities, several)
         values = {"epoch": step // self.steps_per_epoch, "valid/loss": log_loss(targets, probabilities, several)}
@@ -236,10 +240,8 @@ class ClassificationTask(Task):
         """Write the classifier with its code and preprocessor."""
         write_model(folder, self.model)
 
-    def predictions(
-        self, classifier: AudioClassifier, split: str, fabric: Fabric
-    ) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Names, targets and probabilities [recordings, classes] of the readable recordings of a split.
+    def predictions(self, classifier: AudioClassifier, split: str, fabric: Fabric) -> Predictions:
+        """Predictions for the readable recordings of a split.
 
         Processes share the recordings; all get the whole result.
 
@@ -267,7 +269,8 @@ class ClassificationTask(Task):
                 f"{source.name}: none of {counted(len(source), 'recording')} can be read; see {self.rejections.path}"
             )
         probabilities = np.stack([values for _, reason, values in every if not reason])
-        return [source.describe(place) for place in places], self.data.targets(split)[places], probabilities
+        names = [source.describe(place) for place in places]
+        return Predictions(names, self.data.targets(split)[places], probabilities)
 
 
 def make_classifier(
