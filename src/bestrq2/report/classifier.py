@@ -23,7 +23,7 @@ from bestrq2.inference.info import architecture
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.report.charts import LineChart, Score, ScoreChart, ScoreRow, Series, series_style
 from bestrq2.report.model_card import origin_of
-from bestrq2.report.page import render_page, run_warnings
+from bestrq2.report.page import corpus_name, render_page, run_warnings
 from bestrq2.report.scales import number_text
 from bestrq2.report.sounds import HIGHEST_RATE, OUTLINE_POINTS, Sound, int16, playable
 from bestrq2.run_records import read_settings, read_table
@@ -86,7 +86,7 @@ def write_classifier_report(
     unread = len(test) - len(predictions.names)
     page = render_page(
         "classifier.html.jinja",
-        title=f"Classifier {run.resolve().name}",
+        title=f"Classifier trained on {corpus_name(str(settings['labelled']))}",
         lead=_lead(result, predictions),
         scores=score_charts(result, predictions),
         matrix=None if several or len(classes) > MOST_IN_MATRIX else confusion(predictions),
@@ -103,7 +103,7 @@ def write_classifier_report(
         curves=_curves(run, int(settings["epochs"])),
         best_epoch=result.provenance["best_epoch"],
         best_by=BEST_BY[several],
-        facts={**origin.training, **architecture(config)},
+        facts={"run": run.resolve().name, **origin.training, **architecture(config)},
         run=os.fspath(run),
         notes=[
             *origin.limits,
@@ -276,7 +276,7 @@ def _curves(run: Path, epochs: int) -> list[LineChart]:
         name: (steps * (epochs / steps[-1]), values)
         for name, (steps, values) in read_table(run / "metrics.csv").items()
     }
-    by_epoch = functools.partial(LineChart, x_label="epoch →", pointer="epoch {}")
+    by_epoch = functools.partial(LineChart, x_label="epoch", pointer="epoch {}")
     (first, _), (second, _) = series_style(0), series_style(1)
     losses = [
         Series(label, colour, *logged[name], kind=kind)
@@ -285,10 +285,10 @@ def _curves(run: Path, epochs: int) -> list[LineChart]:
         )
         if name in logged
     ]  # fmt: skip
-    charts = [by_epoch(title="Loss", y_label="cross-entropy (nats)", series=losses)]
+    charts = [by_epoch(title="Loss", y_label="cross-entropy (nats)", better="lower", series=losses)]
     for name in METRICS:
         if (curve := logged.get(f"valid/{name}")) is not None:
             one = Series("validation", second, *curve, kind="checks")
             title = name[:1].upper() + name[1:]
-            charts.append(by_epoch(title=title, y_label="score (%)", series=[one], unit="percent"))
+            charts.append(by_epoch(title=title, y_label="score (%)", better="higher", series=[one], unit="percent"))
     return charts
