@@ -24,8 +24,8 @@ VARIANTS = {
     "rope": {"norm": "rmsnorm", "activation": "swiglu", "qk_norm": True, "position_embedding": "rope_2d"},
     "conformer": {
         "encoder_type": "conformer", "position_embedding": "relative", "objective": "one_stage", "patch_size": [80, 4],
-        "num_mel_bands": 80, "n_fft": 400, "win_length": 400, "hop_length": 160, "mask_shape": "span",
-        "mask_block_size": [1, 4], "mask_fill": "noise", "input_normalization": "clip",
+        "num_mel_bands": 80, "n_fft": 400, "win_length": 400, "hop_length": 160, "mask_fill": "noise",
+        "mask_ratio": [0.6, 0.6], "input_normalization": "clip",
         "conformer_channels": [8, 4], "conformer_kernel_size": 7,
     },
 }  # fmt: skip

@@ -21,7 +21,7 @@ SCALE = 2**21
 
 
 def conformer(max_seconds=1.0):
-    masks = {"mask_shape": "span", "mask_block_size": (1, 2), "mask_fill": "noise", "input_normalization": "clip"}
+    masks = {"mask_ratio": [0.6, 0.6], "mask_fill": "noise", "input_normalization": "clip"}
     kind = {"encoder_type": "conformer", "objective": "one_stage", "position_embedding": "relative"}
     return fields(max_seconds, patch_size=(128, 4), **kind, **masks)
 
@@ -111,8 +111,8 @@ def draw_mask(segments, step, places):
 
 
 def of_mixed(root, workers=0, steps=5, start=0, rank=0, world=1, config=None):
-    # Clips of less than 70 ms cannot be masked in spans.
-    config = config or fields(1.0, mask_shape="span", mask_block_size=(1, 2))
+    # Clips of less than 70 ms are a single patch, which cannot be masked.
+    config = config or fields(1.0, patch_size=(128, 4))
     found = loader(
         open_source(root), workers, steps, config, start_step=start, rank=rank, world_size=world, draw_mask=draw_mask
     )
@@ -152,7 +152,7 @@ def test_processes_share_the_batch_of_one(mixed):
 
 
 def test_segments_that_cannot_be_used_are_left_out_and_listed(mixed):
-    config = fields(1.0, mask_shape="span", mask_block_size=(1, 2))
+    config = fields(1.0, patch_size=(128, 4))
     source = open_source(mixed)
     rows = training_rows(source, config, 5)
     listed = {name.rpartition("/")[2]: reason for name, reason in rows.rejected}

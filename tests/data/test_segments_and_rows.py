@@ -153,7 +153,7 @@ def test_clips_of_large_shards_share_rows_with_their_shard_only():
 def test_rows_of_a_conformer_hold_one_clip_each():
     config = BestRQ2Config(
         max_seconds=1.0, hop_length=160, patch_size=(128, 4), encoder_type="conformer", objective="one_stage",
-        position_embedding="relative", mask_shape="span", mask_block_size=(1, 2), mask_fill="noise",
+        position_embedding="relative", mask_fill="noise",
         input_normalization="clip",
     )  # fmt: skip
     segments = Segments(np.array([RATE // 4, 5 * RATE // 2]), config.max_samples, 1, 0)

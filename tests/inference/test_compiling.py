@@ -19,7 +19,7 @@ MODERN = {"position_embedding": "rope_2d", "norm": "rmsnorm", "activation": "swi
 
 CONFORMER = {
     "encoder_type": "conformer", "position_embedding": "relative", "objective": "one_stage", "mask_fill": "noise",
-    "mask_shape": "span", "mask_block_size": [1, 4], "num_mel_bands": 80, "patch_size": [80, 4], "n_fft": 400,
+    "mask_ratio": [0.6, 0.6], "num_mel_bands": 80, "patch_size": [80, 4], "n_fft": 400,
     "hop_length": 160, "conformer_channels": [8, 4], "input_normalization": "clip",
 }  # fmt: skip
 

@@ -127,10 +127,10 @@ def test_facts_of_a_recipe_name_units_and_say_that_it_is_untrained():
     assert facts["trained"] == "no: a recipe, whose weights are random"
 
 
-def test_facts_of_the_conformer_name_its_spans_and_noise():
+def test_facts_of_the_conformer_name_its_mask_and_noise():
     facts = model_info("best-rq-conformer-tiny")
     assert facts["encoder"] == "Conformer, 6 layers x 128, 4 heads, relative positions"
-    assert facts["mask"] == "spans of 4 columns, 48 % of the patches on average, filled with noise"
+    assert facts["mask"] == "60 % of the patches, filled with noise"
     assert facts["tokens"] == "25 per second of audio"
     assert facts["parameters in pretraining"].endswith("M (with its head)")
 

@@ -14,7 +14,7 @@ N, COLUMNS = 64, 8
 CONFORMER = {
     "encoder_type": "conformer", "position_embedding": "relative", "objective": "one_stage", "mask_fill": "noise",
     "num_mel_bands": 80, "patch_size": [80, 4], "n_fft": 400, "win_length": 400, "hop_length": 160, "max_seconds": 2.0,
-    "mask_shape": "span", "mask_block_size": [1, 4], "input_normalization": "clip", "drop_path_rate": 0.0,
+    "mask_ratio": [0.6, 0.6], "input_normalization": "clip", "drop_path_rate": 0.0,
     "quantizer_normalization": "layernorm", "conformer_channels": [8, 4], "conformer_kernel_size": 5,
 }  # fmt: skip
 

@@ -13,8 +13,7 @@ VIT: dict[str, object] = {}
 CONFORMER = {
     "objective": "one_stage",
     "mask_fill": "noise",
-    "mask_shape": "span",
-    "mask_block_size": [1, 4],
+    "mask_ratio": [0.6, 0.6],
     "input_normalization": "clip",
     "quantizer_normalization": "layernorm",
     "encoder_type": "conformer",

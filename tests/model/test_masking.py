@@ -177,26 +177,3 @@ def test_the_first_of_several_masks_is_the_only_one_otherwise(tiny_config):
 def test_masks_per_clip_sets_the_number_of_masks(tiny_config):
     assert draw_hidden_mask(tiny_config(masks_per_clip=3), [8, 8], 0, 0, [0, 1]).shape == (2, 3, 64)
     assert draw_hidden_mask(tiny_config(masks_per_clip=3), [8, 8], 0, 0, [0, 1], masks=1).shape == (2, 64)
-
-
-def test_spans_hide_whole_columns_at_their_probability(tiny_config):
-    config = tiny_config(mask_shape="span", mask_block_size=[1, 4], mask_span_probability=0.15)
-    masks = drawn(config, [40] * 400)
-    assert (masks == masks[:, :1]).all()  # whole columns
-    columns = masks[:, 0]
-    assert config.mean_hidden_share == pytest.approx(1 - 0.85**4)
-    # The first columns have fewer places before them from which a span could reach them.
-    for column, reach in ((0, 1), (1, 2), (2, 3), (10, 4), (39, 4)):
-        expected = 1 - 0.85**reach
-        assert columns[:, column].mean() == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5)
-    starts = columns & ~np.pad(columns, ((0, 0), (1, 0)))[:, :-1]
-    lengths = [int(np.argmin(np.append(row[first:], False))) for row, s in zip(columns, starts, strict=True)
-               for first in np.flatnonzero(s) if first < 36]  # fmt: skip
-    assert min(lengths) == 4
-
-
-@pytest.mark.parametrize("probability", [1e-9, 1 - 1e-9])
-def test_spans_hide_and_show_at_least_one_column(tiny_config, probability):
-    masks = drawn(tiny_config(mask_shape="span", mask_block_size=[1, 4], mask_span_probability=probability), [2, 8])
-    hidden = masks[:, 0].sum(axis=1).tolist()
-    assert hidden == ([1, 4] if probability < 0.5 else [1, 7])

@@ -44,7 +44,7 @@ TRAINER: dict[str, Any] = {
 CONFORMER: dict[str, Any] = {
     "encoder_type": "conformer", "position_embedding": "relative", "objective": "one_stage", "mask_fill": "noise",
     "num_mel_bands": 80, "patch_size": [80, 4], "n_fft": 400, "win_length": 400, "hop_length": 160,
-    "mask_shape": "span", "mask_block_size": [1, 4], "norm": "layernorm", "activation": "gelu", "use_bias": True,
+    "mask_ratio": [0.6, 0.6], "norm": "layernorm", "activation": "gelu", "use_bias": True,
     "qk_norm": False, "input_normalization": "clip", "conformer_channels": [8, 4], "conformer_kernel_size": 5,
     "conformer_dropout": 0.1,
 }  # fmt: skip

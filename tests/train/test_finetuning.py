@@ -237,8 +237,9 @@ def test_two_processes_learn_what_one_does(encoder: Path, tones: Path, tmp_path:
     ]
     finished = [rank.finish(120) for rank in ranks]
     assert [one.returncode for one in finished] == [0, 0], finished[0].stderr + finished[1].stderr
+    # Biases of keys have no gradient but rounding errors, which Adam enlarges.
     assert all(
-        torch.allclose(one, weights(tmp_path / "two")[name], atol=1e-5) for name, one in weights(alone.output).items()
+        torch.allclose(one, weights(tmp_path / "two")[name], atol=3e-5) for name, one in weights(alone.output).items()
     )
     for row, twin in zip(metrics(alone.output), metrics(tmp_path / "two"), strict=True):
         assert {name: float(value) for name, value in row.items()} == pytest.approx(

@@ -131,7 +131,6 @@ def _mask(config: ModelFields) -> str:
     shapes = {
         "uniform": f"{share} of the patches",
         "block": f"{share} of the patches, in blocks of {rows} x {columns}",
-        "span": f"spans of {columns} columns, {100 * config.mean_hidden_share:.0f} % of the patches on average",
     }
     noise = ", filled with noise" if config.mask_fill == "noise" else ""
     several = f", {config.masks_per_clip} masks per clip" if config.masks_per_clip > 1 else ""

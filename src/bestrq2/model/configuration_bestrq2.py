@@ -28,6 +28,8 @@ _OF_TRANSFORMERS = (
     "transformers_weights use_bfloat16 use_cache"
 )
 
+# Fields of earlier versions that a stored configuration may hold.
+_REMOVED = ("mask_span_probability",)
 _MOST_LABELS = 2**16
 
 
@@ -52,7 +54,8 @@ class BestRQ2Config(PreTrainedConfig, ModelFields):
 
     def __init__(self, **fields: Any) -> None:
         for name in fields:
-            if name not in FIELD_TYPES and name not in _names_of_transformers() and not name.startswith("_"):
+            known = name in FIELD_TYPES or name in _REMOVED or name in _names_of_transformers()
+            if not known and not name.startswith("_"):
                 found = difflib.get_close_matches(name, FIELD_TYPES, n=1, cutoff=0.5)
                 hint = f"; did you mean '{found[0]}'?" if found else ""
                 raise ValueError(f"BestRQ2Config has no field '{name}'{hint}")
@@ -60,7 +63,9 @@ class BestRQ2Config(PreTrainedConfig, ModelFields):
         if isinstance(labels, int) and labels > _MOST_LABELS:  # transformers makes a name for each
             raise ValueError(f"num_labels must be at most {_MOST_LABELS}, got {labels}")
         self.set_fields(fields)
-        PreTrainedConfig.__init__(self, **{name: value for name, value in fields.items() if name not in FIELD_TYPES})
+        PreTrainedConfig.__init__(
+            self, **{name: value for name, value in fields.items() if name not in (*FIELD_TYPES, *_REMOVED)}
+        )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

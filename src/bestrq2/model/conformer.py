@@ -6,6 +6,8 @@ by a norm per token, so that no clip depends on the others in its batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,24 +18,36 @@ from .configuration_bestrq2 import BestRQ2Config
 from .kernels import cached
 from .patches import unpatchify
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
 
-@torch.no_grad()
-def init_convolution(convolution: nn.Conv1d | nn.Conv2d) -> None:
-    """Initialize by a truncated normal of variance 1 / fan-in and zero bias, which keeps the scale of the signal."""
-    nn.init.trunc_normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
+
+class XavierLinear(nn.Linear):
+    """Linear layer with Xavier normal weights, as all matrices of SpeechBrain's Conformer."""
+
+    def reset_parameters(self) -> None:
+        """Draw weights and bias."""
+        super().reset_parameters()
+        nn.init.xavier_normal_(self.weight)
+
+
+class XavierConv1d(nn.Conv1d):
+    """Convolution with Xavier normal weights."""
+
+    def reset_parameters(self) -> None:
+        """Draw weights and bias."""
+        super().reset_parameters()
+        nn.init.xavier_normal_(self.weight)
 
 
 class StridedConvolution(nn.Module):
-    """Convolution that halves time and frequency, followed by LayerNorm per time step and LeakyReLU."""
+    """Convolution that halves time and frequency, followed by LayerNorm per time step, LeakyReLU and dropout."""
 
     def __init__(self, config: BestRQ2Config, inputs: int, channels: int, bands: int) -> None:
         super().__init__()
         self.bands = (bands + 1) // 2
         self.conv = nn.Conv2d(inputs, channels, kernel_size=3, stride=2, padding=1)
         self.norm = nn.LayerNorm(channels * self.bands, eps=config.norm_eps)
-        init_convolution(self.conv)
+        self.dropout = nn.Dropout(config.conformer_dropout)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map [B, inputs, T, bands] to [B, channels, ceil(T / 2), ceil(bands / 2)].
@@ -41,7 +55,7 @@ class StridedConvolution(nn.Module):
         Channels-last memory makes the convolution faster and a time step contiguous.
         """
         steps = self.conv(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1).flatten(2)
-        steps = F.leaky_relu(self.norm(steps))
+        steps = self.dropout(F.leaky_relu(self.norm(steps)))
         return steps.unflatten(2, (self.bands, -1)).permute(0, 3, 1, 2)
 
 
@@ -59,7 +73,7 @@ class ConvolutionalEmbedding(nn.Module):
         first = StridedConvolution(config, 1, outer, config.num_mel_bands)
         second = StridedConvolution(config, outer, inner, first.bands)
         self.convolutions = nn.Sequential(first, second)
-        self.proj = nn.Linear(inner * second.bands, config.hidden_size)
+        self.proj = XavierLinear(inner * second.bands, config.hidden_size)
         self.dropout = nn.Dropout(config.conformer_dropout)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -103,19 +117,19 @@ class RelativeAttention(nn.Module):
         self.config = config
         self.heads = config.num_attention_heads
         width = config.hidden_size
-        self.qkv = nn.Linear(width, 3 * width)
-        self.position = nn.Linear(width, width, bias=False)
+        self.qkv = XavierLinear(width, 3 * width)
+        self.position = XavierLinear(width, width, bias=False)
         # u and v of the paper: biases of the queries against keys and against positions.
         self.content_bias = nn.Parameter(torch.empty(self.heads, width // self.heads))
         self.position_bias = nn.Parameter(torch.empty(self.heads, width // self.heads))
-        self.proj = nn.Linear(width, width)
+        self.proj = XavierLinear(width, width)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set both biases to zero."""
-        nn.init.zeros_(self.content_bias)
-        nn.init.zeros_(self.position_bias)
+        """Draw both biases."""
+        nn.init.xavier_normal_(self.content_bias)
+        nn.init.xavier_normal_(self.position_bias)
 
     def forward(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Attend: [B, N, D] to [B, N, D] and the weights of `attend`.
@@ -134,18 +148,19 @@ class RelativeAttention(nn.Module):
 
 
 class HalfFeedForward(nn.Module):
-    """Feed-forward branch with SiLU, scaled by one half; a block has one at either end."""
+    """Feed-forward branch, scaled by one half; a block has one at either end."""
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = XavierLinear(config.hidden_size, config.intermediate_size)
+        self.fc2 = XavierLinear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.conformer_dropout)
+        self.activation = ACTIVATIONS[config.conformer_activation]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map [B, N, D] to [B, N, D]."""
-        inner = self.dropout(F.silu(self.fc1(self.norm(tokens))))
+        inner = self.dropout(self.activation(self.fc1(self.norm(tokens))))
         return 0.5 * self.dropout(self.fc2(inner))
 
 
@@ -156,12 +171,12 @@ class ConvolutionModule(nn.Module):
         super().__init__()
         width, kernel = config.hidden_size, config.conformer_kernel_size
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.pointwise1 = nn.Linear(width, 2 * width)
-        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.pointwise1 = XavierLinear(width, 2 * width)
+        self.depthwise = XavierConv1d(width, width, kernel, padding=kernel // 2, groups=width)
         self.depthwise_norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.pointwise2 = nn.Linear(width, width)
+        self.pointwise2 = XavierLinear(width, width)
         self.dropout = nn.Dropout(config.conformer_dropout)
-        init_convolution(self.depthwise)
+        self.activation = ACTIVATIONS[config.conformer_activation]
 
     def forward(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
         """Map [B, N, D] to [B, N, D]; tokens outside `valid`, bool [B, N], are zeroed before the convolution."""
@@ -169,7 +184,7 @@ class ConvolutionModule(nn.Module):
         if valid is not None:
             gated = gated.masked_fill(~valid[..., None], 0.0)
         mixed = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
-        return self.dropout(self.pointwise2(F.silu(self.depthwise_norm(mixed))))
+        return self.dropout(self.pointwise2(self.activation(self.depthwise_norm(mixed))))
 
 
 class ConformerBlock(GradientCheckpointingLayer):

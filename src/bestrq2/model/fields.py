@@ -29,15 +29,16 @@ class ModelFields:
         mel_max_hz: upper edge of the highest mel band, Hz.
         max_seconds: longest clip in pretraining, and the window in which longer audio is embedded, s.
         input_normalization: normalization of the log-mel spectrogram: "none" (raw dB, the paper), "dataset" (per band,
-            with statistics stored in the model) or "clip" (one mean and deviation per clip).
+            with statistics stored in the model), "clip" (one mean and deviation per clip) or "clip_band" (a mean and
+            deviation per clip and band).
         patch_size: size of a patch: mel bands, frames.
         encoder_type: "vit", or "conformer" (strided convolutions, then Conformer blocks; one-stage only).
         hidden_size: width of the encoder.
         num_hidden_layers: number of encoder blocks.
         num_attention_heads: number of attention heads in the encoder.
         intermediate_size: hidden width of the encoder's feed-forward layers.
-        activation: activation of the feed-forward layers: "gelu" or "swiglu" (a Conformer always uses SiLU; leave this
-            at "gelu").
+        activation: activation of the feed-forward layers: "gelu" or "swiglu" (leave it at "gelu" for a Conformer,
+            which has `conformer_activation`).
         norm: "layernorm" or "rmsnorm".
         norm_eps: epsilon of the norms.
         use_bias: biases in the linear layers of the blocks, the patch embedding and the predictor.
@@ -49,7 +50,8 @@ class ModelFields:
             Conformer has dropout instead).
         conformer_channels: channels of the two convolutions (kernel 3, stride 2) in front of a Conformer.
         conformer_kernel_size: kernel size of the depthwise convolution in a Conformer block, frames; odd.
-        conformer_dropout: dropout rate inside a Conformer.
+        conformer_dropout: dropout rate in a Conformer and the convolutions in front of it.
+        conformer_activation: activation in the blocks of a Conformer: "silu" (arXiv 2005.08100) or "gelu".
         objective: "two_step" (the encoder sees visible patches, a predictor names the codes of the hidden ones) or
             "one_stage" (mask tokens in the encoder's input, head on the encoder).
         predictor_hidden_size: width of the predictor.
@@ -62,18 +64,19 @@ class ModelFields:
         num_codebooks: number of independent quantizers; their losses are averaged.
         quantizer_seed: random seed of the projection and the codebook.
         quantizer_normalization: normalization of the quantizer's input: "none" (the encoder's own input), "layernorm"
-            (each patch of it to mean 0 and deviation 1) or "dataset" (log-mel per band with the stored statistics).
+            (each patch of it to mean 0 and deviation 1), or, whatever the encoder's input is, "decibels" (raw dB),
+            "dataset", "clip" or "clip_band" (as `input_normalization`).
         mask_ratio: lowest and highest share of hidden patches, drawn once per step.
-        mask_shape: "uniform" (independent patches), "block" (rectangles of `mask_block_size`) or "span" (each column
-            starts a span of `mask_block_size[1]` whole columns with `mask_span_probability`; ignores `mask_ratio`).
+        mask_shape: "uniform" (independent patches, without replacement) or "block" (rectangles of `mask_block_size`).
         mask_block_size: size of a block: rows, columns of patches.
-        mask_span_probability: probability that a column starts a span.
         mask_fill: replacement of hidden patches in one-stage models: "token" (learned) or "noise" (Gaussian with
             deviation `mask_noise_std` in place of the normalized values).
         mask_noise_std: standard deviation of that noise.
         masks_per_clip: masks per clip and step; they share one spectrogram and its targets. Uniform masks overlap as
             little as possible (two masks of ratio 0.5 are complements), other shapes are independent.
-        initializer_range: standard deviation of the truncated normal initialization.
+        initializer_range: standard deviation of the truncated normal from which the linear layers of a transformer's
+            blocks, learned positions and the mask token are drawn; a Conformer's blocks are Xavier normal, and all
+            other layers have PyTorch's defaults.
     """
 
     sampling_rate: int = 16_000
@@ -84,7 +87,7 @@ class ModelFields:
     mel_min_hz: float = 0.0
     mel_max_hz: float = 8000.0
     max_seconds: float = 10.0
-    input_normalization: Literal["none", "dataset", "clip"] = "none"
+    input_normalization: Literal["none", "dataset", "clip", "clip_band"] = "none"
     patch_size: IntPair = (16, 16)
     encoder_type: Literal["vit", "conformer"] = "vit"
     hidden_size: int = 768
@@ -102,6 +105,7 @@ class ModelFields:
     conformer_channels: IntPair = (128, 32)
     conformer_kernel_size: int = 31
     conformer_dropout: float = 0.1
+    conformer_activation: Literal["silu", "gelu"] = "silu"
     objective: Literal["two_step", "one_stage"] = "two_step"
     predictor_hidden_size: int = 768
     predictor_num_layers: int = 4
@@ -112,11 +116,10 @@ class ModelFields:
     codebook_dim: int = 16
     num_codebooks: int = 1
     quantizer_seed: int = 0
-    quantizer_normalization: Literal["none", "layernorm", "dataset"] = "none"
+    quantizer_normalization: Literal["none", "layernorm", "decibels", "dataset", "clip", "clip_band"] = "none"
     mask_ratio: FloatPair = (0.4, 0.6)
-    mask_shape: Literal["uniform", "block", "span"] = "uniform"
+    mask_shape: Literal["uniform", "block"] = "uniform"
     mask_block_size: IntPair = (2, 2)
-    mask_span_probability: float = 0.15
     mask_fill: Literal["token", "noise"] = "token"
     mask_noise_std: float = 0.1
     masks_per_clip: int = 1
@@ -145,8 +148,7 @@ class ModelFields:
     @property
     def min_training_samples(self) -> int:
         """Samples of the shortest clip in pretraining: of two patches one must stay visible."""
-        one_column = self.patch_rows > 1 and self.mask_shape != "span"
-        return 1 if one_column else 2 * self.frame_hop_samples - self.hop_length
+        return 1 if self.patch_rows > 1 else 2 * self.frame_hop_samples - self.hop_length
 
     @property
     def uses_dataset_statistics(self) -> bool:
@@ -156,8 +158,6 @@ class ModelFields:
     @property
     def mean_hidden_share(self) -> float:
         """Expected share of hidden patches, up to rounding to whole patches."""
-        if self.mask_shape == "span":
-            return 1.0 - (1.0 - self.mask_span_probability) ** self.mask_block_size[1]
         return sum(self.mask_ratio) / 2
 
     def columns(self, samples: int) -> int:
@@ -172,13 +172,26 @@ class ModelFields:
         Raises:
             ValueError: for a value of the wrong type or out of range, or values that do not fit together.
         """
+        spans = values.get("mask_shape") == "span"
+        values = {**values, "mask_shape": "block"} if spans else values
         for name, hint in FIELD_TYPES.items():
             value = values.get(name, getattr(ModelFields, name))
             setattr(self, name, _as_pair(value, name) if get_origin(hint) is tuple else value)
         for name, hint in FIELD_TYPES.items():
             _check_type(name, getattr(self, name), hint)
+        if spans:
+            self._hide_blocks_for_spans(values.get("mask_span_probability", 0.15))
         for check in (_check_ranges, _check_spectrogram, _check_transformers, _check_masks, _check_conformer):
             check(self)
+
+    def _hide_blocks_for_spans(self, probability: Any) -> None:
+        """Give a model of an earlier version, whose masks were spans of columns, blocks of that size and mean share."""
+        _check_type("mask_span_probability", probability, float)
+        _require(0 < probability < 1, f"mask_span_probability must lie between 0 and 1, got {probability!r}")
+        width = self.mask_block_size[1]
+        share = 1.0 - (1.0 - probability) ** width
+        for name, pair in (("mask_block_size", [self.patch_rows, width]), ("mask_ratio", [share, share])):
+            setattr(self, name, pair)
 
 
 FIELD_TYPES: dict[str, Any] = get_type_hints(ModelFields)
@@ -241,8 +254,6 @@ def _check_ranges(config: ModelFields) -> None:
     for name in _BELOW_ONE:
         value = getattr(config, name)
         _require(0 <= value < 1, f"{name} must lie in [0, 1), got {value!r}")
-    start = config.mask_span_probability
-    _require(0 < start < 1, f"mask_span_probability must lie between 0 and 1, got {start!r}")
     _require(config.codebook_size > 1, f"codebook_size must be above 1, got {config.codebook_size!r}")
 
 
@@ -312,9 +323,8 @@ def _check_masks(config: ModelFields) -> None:
     _require(0.0 < low <= high < 1.0, f"mask_ratio must satisfy 0 < lowest <= highest < 1, got {config.mask_ratio}")
     rows, columns = config.mask_block_size
     limits = (config.patch_rows, config.columns(config.max_samples))
-    fits = {"block": rows <= limits[0] and columns <= limits[1], "span": columns < limits[1]}
     _require(
-        fits.get(config.mask_shape, True),
+        config.mask_shape == "uniform" or (rows <= limits[0] and columns <= limits[1]),
         f"mask_block_size {config.mask_block_size} does not fit the {limits[0]} x {limits[1]} patches of a clip of "
         f"{config.max_seconds:g} s",
     )
@@ -324,7 +334,7 @@ def _check_masks(config: ModelFields) -> None:
     )
     _require(
         config.mask_fill == "token" or config.input_normalization != "none",
-        "mask_fill 'noise' needs input_normalization 'dataset' or 'clip': among decibels, noise of deviation "
+        "mask_fill 'noise' needs a normalized input (input_normalization): among decibels, noise of deviation "
         f"mask_noise_std = {config.mask_noise_std:g} around 0 would be the loudest sound of all",
     )
 

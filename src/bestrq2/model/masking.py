@@ -22,7 +22,7 @@ def draw_hidden_mask(
     """Draw the hidden patches of every clip of a batch.
 
     The ratio is drawn once per step, so clips of equal length hide equally many patches: floor(ratio * patches), at
-    least one, and at least one stays visible. Spans are drawn without a ratio: clips hide unequally many.
+    least one, and at least one stays visible.
 
     Args:
         config: configuration with the rows of the grid and the `mask_*` fields.
@@ -58,7 +58,7 @@ def draw_packed_mask(
     The ratio is drawn once per step. Every clip hides its share, rounded up or down such that a row hides the rounded
     share of its patches; at least one patch of a clip is hidden and one stays visible. Empty patches count as hidden
     where the clips of a row hide fewer than floor(ratio * N), so that all rows, whatever their clips, have equally many
-    hidden and equally many other patches (spans, and clips so short that they cannot hide their share, excepted).
+    hidden and equally many other patches (clips so short that they cannot hide their share excepted).
 
     Args:
         config: configuration with the rows of the grid and the `mask_*` fields.
@@ -87,11 +87,10 @@ def draw_packed_mask(
             rng = np.random.default_rng([seed, step, place, clip])
             _draw_clip(config, of_row[:, :, own[0] : own[-1] + 1], hidden, rng)
             before = through
-        if config.mask_shape != "span":
-            missing = int(ratio * height * columns) - of_row.sum(axis=(1, 2))
-            (empty,) = np.broadcast_to(numbers == 0, (height, columns)).ravel().nonzero()
-            for mask, count in zip(of_row.reshape(number, -1), missing, strict=True):
-                mask[empty[: max(0, count)]] = True
+        missing = int(ratio * height * columns) - of_row.sum(axis=(1, 2))
+        (empty,) = np.broadcast_to(numbers == 0, (height, columns)).ravel().nonzero()
+        for mask, count in zip(of_row.reshape(number, -1), missing, strict=True):
+            mask[empty[: max(0, count)]] = True
     flat = torch.from_numpy(drawn.reshape(len(segments), number, -1))
     return flat[:, 0] if number == 1 else flat
 
@@ -108,20 +107,18 @@ def _draw_clip(config: BestRQ2Config, masks: np.ndarray, hidden: int, rng: np.ra
     Args:
         config: configuration with the `mask_*` fields.
         masks: the masks, changed in place.
-        hidden: number of patches to hide, unless that is none or all of them; spans ignore it.
+        hidden: number of patches to hide, unless that is none or all of them.
         rng: random generator of the clip.
     """
     _, rows, columns = masks.shape
     patches = rows * columns
-    if patches < 2 or (config.mask_shape == "span" and columns < 2):
+    if patches < 2:
         raise ValueError("a clip of one patch cannot be masked; drop clips shorter than two patches")
     hidden = min(max(1, hidden), patches - 1)
     order = rng.permutation(patches) if config.mask_shape == "uniform" else None
     for index, mask in enumerate(masks):
         if config.mask_shape == "block":
             mask[:] = _blocks(rows, columns, hidden, config.mask_block_size, rng)
-        elif config.mask_shape == "span":
-            mask[:] = _spans(columns, config, rng)
         elif order is not None:
             mask.flat[_section(order, hidden, index)] = True
 
@@ -134,22 +131,6 @@ def _section(order: np.ndarray, hidden: int, index: int) -> np.ndarray:
     """
     visible = len(order) - hidden
     return np.roll(order, -index * visible)[:hidden]
-
-
-def _spans(columns: int, config: BestRQ2Config, rng: np.random.Generator) -> np.ndarray:
-    """Draw spans of whole columns, bool [columns]; each column starts one at random (arXiv 2202.01855, section 3).
-
-    There is at least one span, and at least one column stays visible.
-    """
-    length = config.mask_block_size[1]
-    starts = rng.random(columns) < config.mask_span_probability
-    reached = np.convolve(starts, np.ones(length, dtype=int))[:columns] > 0
-    if not reached.any():
-        start = rng.integers(max(1, columns - length + 1))
-        reached[start : start + length] = True
-    if reached.all():
-        reached[rng.integers(columns)] = False
-    return reached
 
 
 def _blocks(rows: int, columns: int, hidden: int, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:

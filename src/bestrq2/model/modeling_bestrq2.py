@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,15 +16,15 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention import Record
 from .configuration_bestrq2 import BestRQ2Config
-from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention, init_convolution
+from .conformer import Conformer, ConvolutionalEmbedding, RelativeAttention
 from .kernels import head_cross_entropy, to_device, traced
 from .log_mel import InputStatistics, LogMel
 from .masking import Split, draw_hidden_mask, draw_packed_mask, split_by_mask, split_packed
 from .outputs import BestRQ2ForPreTrainingOutput, BestRQ2ModelOutput
-from .packing import Packing, mean_over_clips, normalize_clips
+from .packing import MIN_DEVIATION, Packing, mean_over_clips, normalize_clips
 from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
-from .transformer import Transformer, TransformerShape
+from .transformer import BlockLinear, Transformer, TransformerShape
 
 logger = logging.get_logger(__name__)
 
@@ -69,14 +71,19 @@ class BestRQ2PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize linear layers and tokens by a truncated normal, biases by zero (paper section 3)."""
+        """Initialize as the public code does (paper section 3; SpeechBrain's BEST-RQ for a Conformer).
+
+        The linear layers of a transformer's blocks and the mask token are truncated normal, with zero biases; a
+        Conformer's blocks are Xavier normal. All other layers keep PyTorch's defaults.
+        """
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv1d | nn.Conv2d):
-            init_convolution(module)
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            if isinstance(module, BlockLinear):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            else:
+                module.reset_parameters()
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)
             if isinstance(bias := getattr(module, "bias", None), Tensor):
@@ -153,7 +160,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         columns = max(1, log_mel.shape[-1] // width)
         log_mel = log_mel[..., : columns * width]
         valid = patch_validity(clip_columns, self.config.patch_rows, columns) if padded else None
-        values = self._patch_values(log_mel, self._normalize(log_mel, clip_columns * width))
+        values = self._patch_values(partial(self._normalized, log_mel, clip_columns * width))
         return Patches(*values, columns, clip_columns, valid)
 
     def _packed_patches(self, rows: Tensor, packing: Packing) -> Patches:
@@ -165,7 +172,7 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         if conformer and segments.device.type == "cpu" and not traced() and bool((segments > 1).any()):
             raise ValueError("a Conformer's convolutions join the clips of a row; give it rows of one clip")
         log_mel = self.log_mel.packed(rows, packing.frames)
-        values = self._patch_values(log_mel, self._normalize_packed(log_mel, segments))
+        values = self._patch_values(partial(self._normalized_rows, log_mel, segments))
         if segments.device.type == "cpu" and not traced() and bool((segments == 1).all()):
             # One whole clip in every row needs no attention mask, which would slow the attention down.
             return Patches(*values, segments.shape[1], (segments != 0).sum(dim=1), None)
@@ -173,34 +180,37 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         own = (None, None) if conformer else (numbers, packing.patch_positions(height))
         return Patches(*values, segments.shape[1], (segments != 0).sum(dim=1), numbers != 0, *own)
 
-    def _patch_values(self, log_mel: Tensor, encoder_input: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut whole patches in dB, and normalized for the encoder, into inputs of encoder and quantizer."""
-        quantizer_input = encoder_input
-        if self.config.quantizer_normalization == "dataset" and self.config.input_normalization != "dataset":
-            quantizer_input = self.statistics(log_mel)
-        size = (self.config.patch_size[0], self.config.patch_size[1])
-        encoder_patches = patchify(encoder_input, size)
-        same = quantizer_input is encoder_input
-        return encoder_patches, encoder_patches if same else patchify(quantizer_input, size)
+    def _patch_values(self, normalized: Callable[[str], Tensor]) -> tuple[Tensor, Tensor]:
+        """Cut the log-mel spectrogram, which `normalized` returns by the name of a normalization, into patches.
 
-    def _normalize(self, log_mel: Tensor, frames: Tensor) -> Tensor:
-        """Apply `input_normalization`; `frames` [B] is the number of frames inside each clip."""
-        if self.config.input_normalization == "dataset":
+        Returns:
+            The inputs of the encoder and of the quantizer, float32 [B, N, patch values] each.
+        """
+        own, size = self.config.input_normalization, (self.config.patch_size[0], self.config.patch_size[1])
+        # "none" and "layernorm" start from the encoder's own input.
+        of_quantizer = {"none": own, "layernorm": own, "decibels": "none"}
+        other = of_quantizer.get(self.config.quantizer_normalization, self.config.quantizer_normalization)
+        encoder_patches = patchify(normalized(own), size)
+        return encoder_patches, encoder_patches if other == own else patchify(normalized(other), size)
+
+    def _normalized(self, log_mel: Tensor, frames: Tensor, normalization: str) -> Tensor:
+        """Normalize a batch [B, bands, T] of clips with `frames` [B] frames each."""
+        if normalization == "dataset":
             return self.statistics(log_mel)
-        if self.config.input_normalization == "clip":
-            inside = torch.arange(log_mel.shape[-1], device=log_mel.device) < to_device(frames, log_mel.device)[:, None]
-            weights = inside[:, None].float()
-            count = weights.sum(dim=(1, 2), keepdim=True) * log_mel.shape[1]
-            mean = (log_mel * weights).sum(dim=(1, 2), keepdim=True) / count
-            variance = ((log_mel - mean).square() * weights).sum(dim=(1, 2), keepdim=True) / count
-            return (log_mel - mean) / variance.sqrt().clamp_min(1e-3)
-        return log_mel
+        if normalization == "none":
+            return log_mel
+        inside = torch.arange(log_mel.shape[-1], device=log_mel.device) < to_device(frames, log_mel.device)[:, None]
+        weights, over = inside[:, None].float(), (2,) if normalization == "clip_band" else (1, 2)
+        count = weights.sum(dim=(1, 2), keepdim=True) * (log_mel.shape[1] if 1 in over else 1)
+        mean = (log_mel * weights).sum(dim=over, keepdim=True) / count
+        variance = ((log_mel - mean).square() * weights).sum(dim=over, keepdim=True) / count
+        return (log_mel - mean) / variance.sqrt().clamp_min(MIN_DEVIATION)
 
-    def _normalize_packed(self, log_mel: Tensor, segments: Tensor) -> Tensor:
-        """Apply `input_normalization` to the spectrogram of packed rows with `segments` [R, C]."""
-        if self.config.input_normalization == "clip":
-            return normalize_clips(log_mel, segments)
-        return self._normalize(log_mel, segments)
+    def _normalized_rows(self, log_mel: Tensor, segments: Tensor, normalization: str) -> Tensor:
+        """Normalize packed rows [R, bands, T] with `segments` [R, C], each clip as if it were alone."""
+        if normalization in ("none", "dataset"):
+            return self._normalized(log_mel, segments, normalization)
+        return normalize_clips(log_mel, segments, per_band=normalization == "clip_band")
 
     @can_return_tuple
     def forward(

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .kernels import to_device
 
+# Smallest deviation (dB) that a clip, or a band of it, is divided by: silence has none.
+MIN_DEVIATION = 1e-3
+
 
 @dataclass
 class Packing:
@@ -44,24 +47,27 @@ class Packing:
         return (self.positions[:, None] + first[:, None]).flatten(1)
 
 
-def normalize_clips(log_mel: Tensor, segments: Tensor) -> Tensor:
-    """Standardize each clip of packed rows to mean 0 and deviation 1 over its bands and frames.
+def normalize_clips(log_mel: Tensor, segments: Tensor, per_band: bool) -> Tensor:
+    """Standardize each clip of packed rows to mean 0 and deviation 1.
 
     Args:
         log_mel: float32 [R, bands, C * width] in dB.
         segments: int64 [R, C] as in `Packing`.
+        per_band: one mean and deviation per band, over its frames, instead of one over all bands and frames.
     """
     segments, grid = to_device(segments, log_mel.device), log_mel.unflatten(-1, (segments.shape[1], -1))
-    # Not a matrix product: that may round to fewer bits on an accelerator.
-    same = segments[:, :, None] == segments[:, None, :]
-    count = same.sum(dim=-1) * (grid.shape[1] * grid.shape[3])
+    # In float64, because a matrix product in float32 may round to fewer bits on an accelerator; Apple's has no float64.
+    wide = torch.float32 if log_mel.device.type == "mps" else torch.float64
+    same = (segments[:, :, None] == segments[:, None, :]).to(wide)
+    count = same.sum(dim=-1)[:, None] * (grid.shape[3] if per_band else grid.shape[1] * grid.shape[3])
 
     def mean(values: Tensor) -> Tensor:
-        """Mean over the clip of each column: [R, bands, C, width] to [R, 1, C, 1]."""
-        return ((values.sum(dim=(1, 3))[:, None] * same).sum(dim=-1) / count)[:, None, :, None]
+        """Mean over the clip of each column: [R, bands, C, width] to [R, bands or 1, C, 1]."""
+        sums = values.sum(dim=3) if per_band else values.sum(dim=(1, 3))[:, None]
+        return (sums.to(wide) @ same / count)[..., None].to(values.dtype)
 
     centred = grid - mean(grid)
-    return (centred / mean(centred.square()).sqrt().clamp_min(1e-3)).flatten(2)
+    return (centred / mean(centred.square()).sqrt().clamp_min(MIN_DEVIATION)).flatten(2)
 
 
 def mean_over_clips(frames: Tensor, packing: Packing) -> Tensor:

@@ -92,6 +92,10 @@ def branch_scales(rates: tuple[float, ...], clips: int, device: torch.device) ->
     return (torch.rand(len(rates), 2, clips, 1, 1, device=device) < kept) / kept
 
 
+class BlockLinear(nn.Linear):
+    """Linear layer of a block, which the models initialize unlike those outside."""
+
+
 class Attention(nn.Module):
     """Multi-head self-attention by the configured implementation."""
 
@@ -102,8 +106,8 @@ class Attention(nn.Module):
         self.config = config
         self.heads = shape.heads
         self.rotary_parts = 2 if config.position_embedding == "rope_2d" else 1
-        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=config.use_bias)
-        self.proj = nn.Linear(shape.width, shape.width, bias=config.use_bias)
+        self.qkv = BlockLinear(shape.width, 3 * shape.width, bias=config.use_bias)
+        self.proj = BlockLinear(shape.width, shape.width, bias=config.use_bias)
         head_width = shape.width // shape.heads
         self.q_norm = make_norm(config, head_width) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, head_width) if config.qk_norm else nn.Identity()
@@ -131,8 +135,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = config.activation == "swiglu"
         inner = shape.intermediate * (2 if self.gated else 1)
-        self.fc1 = nn.Linear(shape.width, inner, bias=config.use_bias)
-        self.fc2 = nn.Linear(shape.intermediate, shape.width, bias=config.use_bias)
+        self.fc1 = BlockLinear(shape.width, inner, bias=config.use_bias)
+        self.fc2 = BlockLinear(shape.intermediate, shape.width, bias=config.use_bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""

@@ -30,7 +30,8 @@ def make_optimizer(
     if groups is None:
         groups = parameter_groups(model, config.weight_decay, config.decay_all)
     groups = [{"initial_lr": config.lr, **group} for group in groups]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=not precision.startswith("16"))
+    fused = not precision.startswith("16")
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
@@ -78,18 +79,23 @@ def _depth(name: str, top: int) -> int:
 
 
 def learning_rate_factor(step: int, max_steps: int, config: OptimizerConfig) -> float:
-    """Share of the peak rate at a step (from 0): linear warm-up, then cosine down to `final_lr_ratio`."""
+    """Share of the peak rate at a step (from 0), 0 at the first step of a warm-up, as in the public code.
+
+    The rate rises linearly, then falls with a cosine to `final_lr_ratio` or with the inverse root of the step ("noam").
+    """
     warmup = warmup_steps(max_steps, config)
     if step < warmup:
-        return (step + 1) / warmup
+        return step / warmup
+    if config.schedule == "noam":
+        return (max(1, warmup) / max(1, step)) ** 0.5
     progress = min(1.0, (step - warmup) / max(1, max_steps - warmup))
     cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.final_lr_ratio + (1.0 - config.final_lr_ratio) * cosine
 
 
 def warmup_steps(max_steps: int, config: OptimizerConfig) -> int:
-    """Number of steps in which the learning rate rises."""
-    return round(config.warmup_fraction * max_steps)
+    """Number of steps in which the learning rate rises, rounded down as in the public code."""
+    return int(config.warmup_fraction * max_steps)
 
 
 def ema_decay(max_steps: int, config: OptimizerConfig) -> float:

@@ -117,14 +117,17 @@ class LoaderConfig(Checked):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Checked):
-    """AdamW with linear warm-up and cosine decay.
+    """AdamW with linear warm-up and decay of the learning rate.
 
     Args:
         lr: peak learning rate.
         weight_decay: decoupled weight decay.
         betas: decay rates of AdamW's first and second moment.
+        eps: AdamW's epsilon.
         decay_all: weight decay for biases, norms and tokens too, as in the paper.
         warmup_fraction: share of the steps in which the learning rate rises linearly.
+        schedule: decay after the warm-up: "cosine" (to `final_lr_ratio` at the last step) or "noam" (with the inverse
+            root of the step, which leaves `final_lr_ratio` without effect).
         final_lr_ratio: last learning rate as a share of the peak.
     """
 
@@ -132,8 +135,10 @@ class OptimizerConfig(Checked):
     lr: PositiveFloat = 1e-4
     weight_decay: NonNegativeFloat = 0.05
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
     decay_all: bool = False
     warmup_fraction: BelowOne = 0.05
+    schedule: Literal["cosine", "noam"] = "cosine"
     final_lr_ratio: UnitInterval = 0.001
 
 
@@ -409,7 +414,7 @@ GROUPS: dict[str, type] = {
 _FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
 _ROUNDING = ("accelerator", "compile", "devices", "gradient_checkpointing", "num_nodes", "strategy")
 # Fields of earlier versions that a config.yaml may still hold; none of them changed what was learned.
-_REMOVED = {"probe": ("max_share",), "logging": ("mlflow",)}
+_REMOVED = {"model": ("mask_span_probability",), "probe": ("max_share",), "logging": ("mlflow",)}
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

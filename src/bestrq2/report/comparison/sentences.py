@@ -31,7 +31,7 @@ TARGETS = tuple(
         "sampling_rate",
     )
 )
-HIDDEN = tuple(f"model.{name}" for name in ("mask_ratio", "mask_shape", "mask_block_size", "mask_span_probability"))
+HIDDEN = tuple(f"model.{name}" for name in ("mask_ratio", "mask_shape", "mask_block_size"))
 # Metrics that tables and figures show.
 SHOWN = ("loss", "excess_loss", "accuracy", "code_perplexity", "code_coverage", "top_code_share")
 # Metric → the smallest distance from the mean of the reference that counts as outside.
@@ -128,7 +128,7 @@ def _targets(arms: Sequence[Arm]) -> list[str]:
 def _target_settings(arm: Arm) -> dict[str, object]:
     """Settings of the targets; without a normalisation of its own the quantizer sees the input of the encoder."""
     settings = {name: arm.settings.get(name) for name in TARGETS}
-    own = settings["model.quantizer_normalization"] == "dataset"
+    own = settings["model.quantizer_normalization"] not in ("none", "layernorm")
     return settings | {"model.input_normalization": None if own else arm.settings.get("model.input_normalization")}
 
 
