@@ -58,7 +58,7 @@ def test_metrics_hold_loss_and_code_usage_at_the_logged_steps(finished_run: Path
 
 
 def test_training_learns_more_than_how_frequent_each_code_is(tmp_path: Path, recordings: Path):
-    trainer = {"max_steps": 100, "log_every_n_steps": 50, "checkpoint_every_n_steps": 100}
+    trainer = {"max_steps": 100, "val_every_n_steps": 50, "log_every_n_steps": 50, "checkpoint_every_n_steps": 100}
     run = small_pretrain(recordings, tmp_path / "run", trainer=trainer, model={"quantizer_normalization": "none"})
     first, last = (row for row in metrics(run))
     assert float(last["train/loss"]) < float(first["train/loss"]) - 0.1
