@@ -381,7 +381,9 @@ def _one_sentence(error: Exception, parser: ArgumentParser) -> str:
         if hint is None:
             return f"{wrong[1]}: {wrong[2]}"
         value = _VALUE.search(wrong[2])
-        got = "" if value is None else f", got {next(group for group in value.groups() if group is not None)}"
+        got = (
+            "" if value is None else f", got {next(group for group in value.groups() if group is not None) or repr('')}"
+        )
         if limits := range_in_words(wrong[2]):
             return f"{wrong[1]} must be {limits}{got}"
         words = type_words(hint)

@@ -20,6 +20,7 @@ from bestrq2.text import nearest
 
 _FOLDER = resources.files("bestrq2") / "recipes"
 _SUFFIXES = (".yaml", ".yml")
+_SIZES = ("tiny", "small", "base", "large")
 # Groups of settings in a recipe.
 GROUPS = ("model", "loader", "optimizer", "trainer", "probe", "watch", "logging")
 
@@ -27,6 +28,16 @@ GROUPS = ("model", "loader", "optimizer", "trainer", "probe", "watch", "logging"
 def recipes() -> list[str]:
     """Names of the recipes of the package, sorted."""
     return [name for name in _shipped() if not name.startswith("_")]
+
+
+def recipe_names() -> str:
+    """Names of the recipes in a line: those of one method and several sizes as "best-rq-2[-tiny|-small|-base]"."""
+    names, shown = recipes(), []
+    for name in names:
+        sizes = [f"-{size}" for size in _SIZES if f"{name}-{size}" in names]
+        if not any(name == f"{other}-{size}" for other in names for size in _SIZES):
+            shown.append(f"{name}[{'|'.join(sizes)}]" if sizes else name)
+    return ", ".join(shown)
 
 
 def _shipped() -> list[str]:
@@ -61,10 +72,8 @@ def recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _unknown(name: str) -> str:
-    return (
-        f"there is no recipe '{name}'{nearest(name, recipes())}; recipes are {', '.join(recipes())}, or a file "
-        "ending in .yaml"
-    )
+    hint = nearest(name, recipes()) or f"; recipes are {recipe_names()}, or a file ending in .yaml"
+    return f"there is no recipe '{name}'{hint}"
 
 
 def _read(name: str, chain: tuple[str, ...]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,15 @@ def list_line(path: str, *facts: str | float) -> bytes:
     """One line of a list, with its line feed."""
     cells = [" ".join(fact.split()) if isinstance(fact, str) else f"{fact:.3f}" for fact in facts]
     return csv_line([path, *cells]).encode("utf-8", "surrogateescape")
+
+
+def reasons_in_words(listing: Path) -> str:
+    """First entry of a `rejected.csv`, and the number of recordings for each kind of reason if there are several."""
+    with listing.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = [(cell_text(path), reason.rstrip(".")) for path, reason in csv.reader(file)][1:]
+    kinds = Counter(reason.partition(":")[0] for _, reason in rows).most_common()
+    counts = ", ".join(f'{count:,} "{kind}"' for kind, count in kinds)
+    return f"the first, {rows[0][0]}, {rows[0][1]}" + (f" (in all {counts})" if len(kinds) > 1 else "")
 
 
 class ListedKeys:

@@ -28,7 +28,7 @@ from bestrq2._version import __version__
 from bestrq2.data.corpus_pass import Workers, choose_workers, share_parts
 from bestrq2.data.open_source import absolute_spec, open_source
 from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, Process, part_of, read_identity
-from bestrq2.data.rejections import REJECTED_HEADER, SHORTER_HEADER, Shorter, list_line
+from bestrq2.data.rejections import REJECTED_HEADER, SHORTER_HEADER, Shorter, list_line, reasons_in_words
 from bestrq2.data.sources import Source
 from bestrq2.data.spans import Span, names_digest, printable, sample_reader, span_samples
 from bestrq2.errors import AudioError, ConfigError, DataError
@@ -340,7 +340,8 @@ def _process(
     listing, shorter = _listings(output)
     if not counts.rows:
         total = counted(counts.rejected, "recording")
-        raise DataError(f"{job.source.name}: not one of {total} could be {verb}; see {listing}")
+        reasons = reasons_in_words(listing)
+        raise DataError(f"{job.source.name}: not one of {total} could be {verb}; {reasons}; see {listing}")
     rows = "" if counts.rows == counts.processed else f" in {counted(counts.rows, 'frame')}"
     logger.info(
         "%s: %s %s%s, %d rejected%s%s",

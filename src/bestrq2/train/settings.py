@@ -29,7 +29,7 @@ from bestrq2.flags import (
     range_in_words,
 )
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
-from bestrq2.recipe_book import is_recipe_file, recipe, recipes
+from bestrq2.recipe_book import is_recipe_file, recipe, recipe_names, recipes
 from bestrq2.text import counted, nearest
 
 if TYPE_CHECKING:
@@ -493,7 +493,7 @@ def pretrain_parser(
     most_used = parser.add_argument_group("settings that most runs need")
     add_argument(most_used, "data", str | None, None, _DATA)
     add_argument(most_used, "output", str | None, None, "run folder to write")
-    add_argument(most_used, "recipe", str, name, f"recipe to start from: {_recipe_names()}, or a YAML file")
+    add_argument(most_used, "recipe", str, name, f"recipe to start from: {recipe_names()}, or a YAML file")
     add_arguments(most_used, TrainerConfig, group="trainer", only=_MOST_USED["trainer"])
     add_arguments(most_used, LoaderConfig, group="loader", only=_MOST_USED["loader"])
     parser.add_argument_group("example", _EXAMPLE)
@@ -520,17 +520,6 @@ _RESUME = (
     "--trainer.max_steps extends it"
 )
 _MOST_USED = {"trainer": ("max_steps",), "loader": ("batch_seconds",)}
-_SIZES = ("tiny", "small", "base", "large")
-
-
-def _recipe_names() -> str:
-    """Names of the recipes, those of one method and several sizes as one: "best-rq-2[-tiny|-small|-base|-large]"."""
-    names, shown = recipes(), []
-    for name in names:
-        sizes = [f"-{size}" for size in _SIZES if f"{name}-{size}" in names]
-        if not any(name == f"{other}-{size}" for other in names for size in _SIZES):
-            shown.append(f"{name}[{'|'.join(sizes)}]" if sizes else name)
-    return ", ".join(shown)
 
 
 def _defaults(parser: ArgumentParser, name: str) -> dict[str, Any]:
@@ -683,7 +672,8 @@ def _read_config(path: str) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(regular_file(Path(path)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read as YAML ({reason}); name a file of settings") from error
     return loaded if isinstance(loaded, dict) else {}
 
 

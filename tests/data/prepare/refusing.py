@@ -8,9 +8,10 @@ from bestrq2 import cli
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The sentence that refuses a command line; progress may come before it."""
     capsys.readouterr()
     assert cli.run(["prepare", *map(str, arguments)]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("bestrq2 prepare: ")
-    return lines[0].removeprefix("bestrq2 prepare: ")
+    *progress, last = capsys.readouterr().err.strip().splitlines()
+    assert all(line.startswith("prepare") for line in progress)
+    assert last.startswith("bestrq2 prepare: ")
+    return last.removeprefix("bestrq2 prepare: ")

@@ -309,9 +309,11 @@ def test_names_are_read_once_and_together(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "open_source", lambda _: source)
     monkeypatch.setattr("bestrq2.data.spans._NAMES_SHOWN", 1)
     monkeypatch.setattr("bestrq2.data.spans.Progress", partial(Progress, lines_every_seconds=0))
-    monkeypatch.setattr(run, "_pack", lambda *_: None)
+    monkeypatch.setattr(
+        run, "_pack", lambda packing, _: (packing.folder / "rejected.csv").write_text("path,reason\na,b")
+    )
     with pytest.raises(DataError, match="not one of 3 recordings"):
         run_prepare("generated", tmp_path / "out", num_workers=1)
     assert OneByOne.asked == 0
     lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(" files,")[0] for line in lines] == [f"prepare reads names: {done}/3" for done in range(3)]
+    assert [line.partition(" files")[0] for line in lines] == [f"prepare reads names: {done}/3" for done in range(3)]

@@ -70,8 +70,10 @@ def test_a_source_without_usable_audio_is_refused(tmp_path, capsys):
     (tmp_path / "in" / "a.wav").write_bytes(b"no audio" * 100)
     soundfile.write(tmp_path / "in" / "b.wav", np.zeros(RATE), RATE)
     message = refused(capsys, tmp_path / "in", tmp_path / "out")
-    assert (
-        message == f"{tmp_path / 'in'}: not one of 2 recordings could be used; see {tmp_path / 'out' / 'rejected.csv'}"
+    assert message == (
+        f"{tmp_path / 'in'}: not one of 2 recordings could be used; the first, {tmp_path / 'in' / 'a.wav'}, is not "
+        'audio that libsndfile or FFmpeg can read (in all 1 "is not audio that libsndfile or FFmpeg can read", 1 "is '
+        f'silent"); see {tmp_path / "out" / "rejected.csv"}'
     )
     assert len((tmp_path / "out" / "rejected.csv").read_text().splitlines()) == 3
     soundfile.write(tmp_path / "in" / "b.wav", scene(RATE, 1), RATE)

@@ -30,7 +30,7 @@ from bestrq2.data.prepare.folder import (
     shard_path,
 )
 from bestrq2.data.prepare.summary import SUMMARY, BandSums, describe_summary, statistics_entry, write_summary
-from bestrq2.data.rejections import RejectionLog
+from bestrq2.data.rejections import RejectionLog, reasons_in_words
 from bestrq2.data.shards.writer import ShardWriter
 from bestrq2.data.spans import Span, SpanReader, Stretch, names_digest, printable
 from bestrq2.errors import ConfigError, DataError
@@ -312,9 +312,10 @@ def _finish(packing: Packing) -> dict[str, Any]:
     """
     job, totals, options = packing.job, packing.totals, packing.options
     if not totals.clips:
+        listing = packing.folder / REJECTED
+        reasons = reasons_in_words(listing)
         raise DataError(
-            f"{job.source.name}: not one of {counted(len(job), 'recording')} could be used; "
-            f"see {packing.folder / REJECTED}"
+            f"{job.source.name}: not one of {counted(len(job), 'recording')} could be used; {reasons}; see {listing}"
         )
     hour = 3600 * options.sampling_rate
     summary = {
