@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,3 +67,20 @@ def test_labels_that_recur_come_before_folders(
 def test_most_recordings_are_kept_to(folder: Path) -> None:
     shown = shown_recordings(*split_source(open_source(str(folder)), 2, 0), ModelFields(), seed=0, most=3)
     assert (len(shown.names), shown.held_out) == (3, 1)
+
+
+@dataclass(frozen=True)
+class PreparedSource(FileSource):
+    """Files with the metadata of a prepared folder."""
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        return {"path": f"/field/{'north' if index % 2 else 'south'}/long.wav", "start": 10.0 * index}
+
+
+def test_clips_of_prepared_folders_have_the_names_of_their_recordings(folder: Path) -> None:
+    source = PreparedSource("prepared", [folder / name for name in FILES])
+    shown = shown_recordings(source, None, ModelFields(), seed=0)
+    assert set(zip(shown.names, shown.groups, strict=True)) == {
+        ("long.wav" + (f", from {10 * index} s" if index else ""), "north" if index % 2 else "south")
+        for index in range(len(FILES))
+    }

@@ -23,7 +23,7 @@ class Recordings:
     """Crops of recordings, held-out ones first.
 
     Attributes:
-        names: file name of each.
+        names: file name of each, with the place of the clip in it where a prepared folder tells.
         groups: its label, or the top folder that it is in; "" for none.
         grouped_by: "label" or "folder".
         waveforms: int16 [samples] each, at the sampling rate of the model.
@@ -50,6 +50,7 @@ def shown_recordings(
         most: largest number of recordings.
     """
     paths: list[str] = []
+    places: list[str] = []
     labels: list[object] = []
     waveforms: list[NDArray[np.int16]] = []
     unheard = 0
@@ -59,11 +60,14 @@ def shown_recordings(
             known = source.metadata(index)
             # clips of a prepared folder remember the file they are from
             paths.append(str(known.get("path") or source.describe(index)))
+            start = known.get("start")
+            places.append(f", from {start:g} s" if isinstance(start, float) and start > 0 else "")
             labels.append(known.get("label"))
             waveforms.append(int16(crop))
         unheard = len(waveforms) if source is held_out else unheard
     groups, grouped_by = _groups(paths, labels)
-    return Recordings([path.rpartition("/")[2] for path in paths], groups, grouped_by, waveforms, unheard)
+    names = [path.rpartition("/")[2] + place for path, place in zip(paths, places, strict=True)]
+    return Recordings(names, groups, grouped_by, waveforms, unheard)
 
 
 def _groups(paths: Sequence[str], labels: Sequence[object]) -> tuple[list[str], str]:
