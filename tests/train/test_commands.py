@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
-from small_run import flags, write_recordings
+from small_run import flags, metrics, write_recordings
 
 import bestrq2
 from bestrq2 import cli
@@ -29,11 +29,21 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
 
 
 def test_pretrain_embed_probe_and_info_work_in_a_row(
-    tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
+    caplog.set_level("INFO")
     run = tmp_path / "run"
     assert cli.run(["pretrain", "--data", str(recordings), "--output", str(run), *flags(), "--trainer.report"]) == 0
     assert (run / "report.html").is_file()
+    printed = capsys.readouterr().out
+    assert f"{run}: done. Report: {run / 'report.html'}\nEmbed audio with: bestrq2 embed {run} FOLDER" in printed
+    loss = float(metrics(run)[-1]["validation/loss"])
+    for line in (
+        f"{recordings}: 12 recordings",
+        "1 recording held out",
+        f"step 6: validation loss {loss:.4f}, accuracy",
+    ):
+        assert line in caplog.text
     table = tmp_path / "e.parquet"
     assert cli.run(["embed", str(run), str(recordings), "--output", str(table)]) == 0
     rows = pq.read_table(table).to_pydict()

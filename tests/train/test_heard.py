@@ -16,7 +16,7 @@ from bestrq2.data.labels import load_task
 from bestrq2.data.loader import training_batches
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import common_folder, top_folder
-from bestrq2.train import finetuning
+from bestrq2.train import finetuning, loop
 from bestrq2.train.objective import MaskDrawer, PretrainingTask, build_model
 from bestrq2.train.settings import FinetuneConfig, resolve
 
@@ -79,15 +79,21 @@ def test_info_tells_what_a_run_of_a_recipe_would_hear(uneven: Path, tmp_path: Pa
     assert "--data belongs to a recipe" in capsys.readouterr().err
 
 
-def test_first_line_and_progress_tell_of_audio(
-    uneven: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+def test_a_run_tells_what_it_hears_and_how_long_it_takes(
+    uneven: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     caplog.set_level("INFO")
-    small_pretrain(uneven, tmp_path / "run", loader={"validation_clips": 0}, trainer={"max_steps": 1})
+    monkeypatch.setattr(loop, "_PACE_SECONDS", 0.0)
+    small_pretrain(uneven, tmp_path / "run", loader={"validation_clips": 0}, trainer={"max_steps": 4})
+    assert "pretrain: the other 2 steps take about 00:" in caplog.text
     segments = "19 segments of up to 2.5 s, in 11 rows, 97.7% of them audio; 11 s of audio in 4 rows per step"
     assert f"training on 12 recordings, 0.01 h; {segments}; 2.8 steps per epoch" in caplog.text
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "0.00 h heard, " in line
+    assert "0.01 h heard, " in line
     assert "% of the batch audio, " in line
     assert " x real time, " in line
 
