@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestrq2.errors import DataError
-from bestrq2.report.charts import LineChart
+from bestrq2.report.charts import LineChart, Series
 from bestrq2.report.curves import FURTHER, RunCurves, curve_charts, model_colours, run_labels, runs_table
 from bestrq2.report.runs import read_curves
 from bestrq2.report.scales import padded_axis
@@ -135,6 +135,13 @@ def test_skipped_steps_are_whole_numbers(values: list[float], ticks: list[str]) 
     (chart,) = curve_charts([run])[FURTHER]
     assert [tick.text for tick in chart.y_ticks] == ticks
     assert ("final skipped steps", [f"{values[-1]:.0f}"]) in runs_table([run])
+
+
+def test_every_curve_spans_the_width_of_its_chart() -> None:
+    line = np.array([0.0, 2.0])
+    series = [Series(kind, "red", line, line + 1, kind=kind) for kind in ("mean", "checks", "mean")]
+    drawn = str(LineChart(title="t", y_label="y", series=series).plot())
+    assert re.findall(r'd="M([\d.]+) [\d.]+L([\d.]+)', drawn) == [("0.0", "1000.0")] * 3
 
 
 def test_long_records_are_thinned_but_end_where_they_end() -> None:

@@ -227,8 +227,8 @@ class LineChart:
             if one.smoothed is not one.y:
                 records.append(_path(curve, one.colour, 1, opacity=0.28))
             # a single value is a dot as large as those of checks
-            width, dash = (2, one.dash) if len(one.y) > 1 else (6, "")
-            means.append(_path("M" + line(one.x, one.smoothed), one.colour, width, dash))
+            stroke, dash = (2, one.dash) if len(one.y) > 1 else (6, "")
+            means.append(_path("M" + line(one.x, one.smoothed), one.colour, stroke, dash))
         return Markup("".join(parts + bands + records + means + checks))
 
 
