@@ -118,6 +118,20 @@ def test_one_stage_ignores_predictor_fields():
         BestRQ2Config(objective="two_step", **sizes)
 
 
+def test_a_stored_conformer_of_an_earlier_version_keeps_its_activation_and_the_share_it_hides():
+    stored = {
+        "encoder_type": "conformer", "position_embedding": "relative", "objective": "one_stage", "mask_fill": "noise",
+        "num_mel_bands": 80, "patch_size": [80, 4], "n_fft": 400, "win_length": 400, "hop_length": 160,
+        "activation": "gelu", "input_normalization": "clip", "quantizer_normalization": "layernorm",
+        "mask_shape": "span", "mask_block_size": [1, 4], "mask_span_probability": 0.15, "model_type": "bestrq2",
+    }  # fmt: skip
+    config = BestRQ2Config.from_dict(stored)
+    assert config.conformer_activation == "silu"
+    assert (config.mask_shape, config.mask_block_size) == ("block", [1, 4])
+    assert config.mean_hidden_share == pytest.approx(1 - 0.85**4)
+    assert "mask_span_probability" not in config.to_dict()
+
+
 def test_a_configuration_round_trips_through_json(tmp_path):
     config = BestRQ2Config(patch_size=(128, 4), mask_ratio=(0.8, 0.8), position_embedding="rope_time", qk_norm=True)
     config.save_pretrained(tmp_path)

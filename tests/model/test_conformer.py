@@ -88,7 +88,7 @@ def reference_config(config: BestRQ2Config) -> Wav2Vec2ConformerConfig:
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
         intermediate_size=config.intermediate_size,
-        hidden_act="swish",
+        hidden_act=config.conformer_activation,
         position_embeddings_type="relative",
         conv_depthwise_kernel_size=config.conformer_kernel_size,
         max_source_positions=50,
@@ -132,10 +132,10 @@ def reference_block(block: ConformerBlock, config: BestRQ2Config) -> nn.Module:
     return layer.eval()
 
 
-@pytest.mark.parametrize("count", [1, 2, 23])
+@pytest.mark.parametrize(("count", "activation"), [(1, "silu"), (2, "gelu"), (23, "silu"), (23, "gelu")])
 @torch.no_grad()
-def test_conformer_block_equals_wav2vec2_conformer(count):
-    config = conformer_config()
+def test_conformer_block_equals_wav2vec2_conformer(count, activation):
+    config = conformer_config(conformer_activation=activation)
     block = strengthened(ConformerBlock(config))
     positions = reference.Wav2Vec2ConformerRelPositionalEmbedding(reference_config(config))
     tokens = random_tokens(3, count, 32)

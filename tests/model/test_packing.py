@@ -83,7 +83,7 @@ def test_packed_clips_have_the_logits_loss_and_gradients_of_clips_alone(
         torch.testing.assert_close(parameter.grad, expected.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("normalization", ["none", "clip"])
+@pytest.mark.parametrize("normalization", ["none", "clip", "clip_band"])
 @pytest.mark.parametrize("positions", ["sincos", "rope_2d", "rope_time", "learned"])
 @torch.no_grad()
 def test_packed_clips_have_the_embeddings_of_clips_alone(tiny_encoder, positions, normalization):

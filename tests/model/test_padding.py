@@ -51,7 +51,7 @@ def test_padding_does_not_change_embeddings(tiny_encoder, architecture):
         assert torch.all(together.last_hidden_state[index, own:] == 0)
 
 
-@pytest.mark.parametrize("normalization", ["none", "clip"])
+@pytest.mark.parametrize("normalization", ["none", "clip", "clip_band"])
 @torch.no_grad()
 def test_padding_beyond_the_longest_clip_changes_nothing(tiny_encoder, normalization):
     model = tiny_encoder(input_normalization=normalization)
