@@ -6,14 +6,17 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import test_classifier_report
 from chromium import CHROMIUM, visit
 from example_runs import together, write_run
 
+from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.report.page import ReportContents, render
 
 pytestmark = [
@@ -80,13 +83,21 @@ def axe() -> str:
     return script.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module", params=["report", "comparison", "xares"])
+@pytest.fixture(scope="module", params=["report", "comparison", "xares", "classifier", "classifier of several"])
 def example_page(
-    request: pytest.FixtureRequest, contents: ReportContents, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    contents: ReportContents,
+    tiny_config: Callable[..., BestRQ2Config],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
+    folder = tmp_path_factory.mktemp("runs")
     if request.param == "comparison":
-        folder = tmp_path_factory.mktemp("runs")
         return together(*(write_run(folder / f"{seed}", seed=seed, quality=1 + seed) for seed in range(2))).html()
+    if request.param.startswith("classifier"):
+        several = request.param.endswith("several")
+        return test_classifier_report.report(
+            folder, tiny_config, *test_classifier_report.drawn(30, 4, several), several
+        )
     return render(contents if request.param == "report" else ReportContents("t", "l", xares=contents.xares))
 
 
