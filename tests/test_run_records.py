@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bestrq2.errors import DataError
-from bestrq2.run_records import flatten, newest_step, read_columns, read_settings, read_table, whole_windows
+from bestrq2.run_records import flatten, newest_step, read_columns, read_metrics, read_settings, read_table
 
 
 def test_truncated_rows_of_metrics_lose_only_their_missing_values(tmp_path: Path) -> None:
@@ -45,9 +45,19 @@ def test_a_last_value_over_fewer_steps_is_left_out_of_curves(
     rows = "".join(f"{step},1.5,0.001,1.6,0.5\n" for step in logged)
     header = "step,train/excess_loss,train/learning_rate,validation/loss,probe/mean\n"
     (tmp_path / "metrics.csv").write_text(header + rows)
-    curves = whole_windows(read_table(tmp_path / "metrics.csv"))
+    curves = read_metrics(tmp_path / "metrics.csv")
     assert curves.pop("train/excess_loss")[0].tolist() == shown
     assert [steps.tolist() for steps, _ in curves.values()] == [logged] * 3
+
+
+def test_validation_of_an_earlier_version_gets_the_entropy_of_training(tmp_path: Path) -> None:
+    names = ("loss", "excess_loss", "target_entropy", "code_perplexity")
+    header = ",".join(["step", *(f"{stage}/{name}" for stage in ("train", "validation") for name in names)])
+    rows = "20,5.0,0.4,4.6,99,,,,\n40,4.5,-0.5,5.0,148,4.8,0.9,3.9,49\n"
+    (tmp_path / "metrics.csv").write_text(f"{header}\n{rows}")
+    curves = read_metrics(tmp_path / "metrics.csv")
+    assert curves["validation/excess_loss"][1].tolist() == [pytest.approx(4.8 - 5.0)]
+    assert sorted(curves) == sorted([*(f"train/{name}" for name in names), "validation/loss", "validation/excess_loss"])
 
 
 def test_settings_have_dotted_names_with_the_root_first(tmp_path: Path) -> None:

@@ -18,14 +18,10 @@ from bestrq2.files import regular_file
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
-AVERAGED = frozenset(
-    f"train/{name}"
-    for name in (
-        *("loss", "excess_loss", "accuracy"),
-        *("target_entropy", "code_perplexity", "code_coverage", "top_code_share"),
-    )
-)
-"""Columns of metrics.csv that are means over the steps since the previous row."""
+CODE_USAGE = ("target_entropy", "code_perplexity", "code_coverage", "top_code_share")
+AVERAGED = frozenset(f"train/{name}" for name in ("loss", "excess_loss", "accuracy", *CODE_USAGE))
+"""Columns of metrics.csv that are means over the steps since the previous row; in runs of this version those of
+`CODE_USAGE` are over all steps since the first."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -122,13 +118,25 @@ def read_table(path: Path) -> dict[str, Curve]:
     return curves
 
 
-def whole_windows(curves: dict[str, Curve]) -> dict[str, Curve]:
-    """Drop the last training values of metrics.csv where they average fewer steps than the others.
+def read_metrics(path: Path) -> dict[str, Curve]:
+    """Read metrics.csv of a pretraining run as `read_table` does, for everything that shows or compares its values.
 
-    A run always logs its last step, and the codes of a few batches have less entropy than those of many: the excess
-    loss would seem to jump at the end.
+    The last training values are dropped where they average fewer steps than the others: a run always logs its last
+    step. In runs of earlier versions, validation/excess_loss was the loss minus the entropy of the validation clips,
+    which are so few that it is a nat too low: it is computed again with the entropy of training, as in runs of this
+    version, and the usage of codes in validation is left out.
+
+    Raises:
+        DataError: as `read_table`.
     """
-    return {name: without_rest(curve) if name in AVERAGED else curve for name, curve in curves.items()}
+    curves = {name: without_rest(curve) if name in AVERAGED else curve for name, curve in read_table(path).items()}
+    usage = [f"validation/{name}" for name in CODE_USAGE if f"validation/{name}" in curves]
+    if usage:
+        curves = {name: curve for name, curve in curves.items() if name not in (*usage, "validation/excess_loss")}
+        if "validation/loss" in curves and "train/target_entropy" in curves:
+            steps, losses = curves["validation/loss"]
+            curves["validation/excess_loss"] = steps, losses - np.interp(steps, *curves["train/target_entropy"])
+    return curves
 
 
 def without_rest(curve: Curve) -> Curve:

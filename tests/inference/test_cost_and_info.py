@@ -152,7 +152,7 @@ def test_facts_of_a_run_tell_where_the_model_comes_from(tiny_pretraining, tmp_pa
     (tmp_path / "environment.json").write_text(json.dumps({"bestrq2": "0.1.0", "packages": {"torch": "2.9.0"}}))
     facts = model_info(tmp_path)
     assert (facts["recipe"], facts["data"], facts["seed"]) == ("best-rq-vit-tiny", "/recordings", "3")
-    assert facts["trained"] == "200 of 500 steps of 160 s, loss 3.250 (excess -0.750)"
+    assert facts["trained"] == "200 of 500 steps of 160 s, training loss 3.250 (excess -0.750)"
     assert facts["made with"] == "bestrq2 0.1.0, torch 2.9.0"
     assert facts["objective"] == "one-stage"
 

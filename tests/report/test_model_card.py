@@ -100,7 +100,7 @@ def test_unfinished_runs_and_stale_probes_are_noted(tmp_path):
     card = card_text(run)  # its scores are of step 220
     assert "Training was not finished: these weights are of step 200 of 400." in card
     assert row(card, "steps").startswith("200 of 400")
-    assert re.search(r"Its excess loss is \+\d\.\d+ nats", card)
+    assert re.search(r"Its validation excess loss is \+\d\.\d+ nats", card)
     assert "This model was not probed." in card
 
 

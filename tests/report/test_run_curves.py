@@ -168,15 +168,16 @@ def test_records_of_nothing_finite_have_no_chart() -> None:
     assert curve_charts([RunCurves("r", "r", {}, {"train/loss": curve([np.nan, np.inf])})]) == {}
 
 
-def test_table_prefers_validation_and_marks_what_is_missing() -> None:
+def test_table_labels_training_and_validation_and_marks_what_is_missing() -> None:
     runs = [
         RunCurves("a", "a", {"seed": "1"}, {"train/loss": curve([3.0]), "validation/loss": curve([3.5])}),
         RunCurves("b", "b", {}, {"train/loss": curve([2.5]), "train/accuracy": curve([0.125])}),
     ]
     assert runs_table(runs) == [
         ("seed", ["1", "–"]),
-        ("final loss", ["3.500", "2.500"]),
-        ("final accuracy", ["–", "12.5\u202f%"]),
+        ("final loss (training)", ["3.000", "2.500"]),
+        ("final loss (validation)", ["3.500", "–"]),
+        ("final accuracy (training)", ["–", "12.5\u202f%"]),
     ]
 
 

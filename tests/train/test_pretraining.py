@@ -55,6 +55,12 @@ def test_metrics_hold_loss_and_code_usage_at_the_logged_steps(finished_run: Path
         assert 0 < row["train/top_code_share"] <= 1
     assert float(rows[3]["validation/loss"]) > 0
     assert rows[2]["validation/loss"] == ""
+    # one entropy for both, over all targets so far
+    entropy = float(rows[6]["validation/loss"]) - float(rows[6]["validation/excess_loss"])
+    assert entropy == pytest.approx(float(rows[6]["train/target_entropy"]), abs=1e-5)
+    used = [float(rows[step]["train/code_coverage"]) for step in (2, 4, 6)]
+    assert used == sorted(used)
+    assert used[0] < used[2]
 
 
 def test_training_learns_more_than_how_frequent_each_code_is(tmp_path: Path, recordings: Path):

@@ -157,7 +157,7 @@ def _hours_heard(path: Path) -> str:
 
 def _provenance(run: Path) -> dict[str, str]:
     """Origin of the model of a run folder; for other models, that it is unknown."""
-    from bestrq2.run_records import is_finetuned, read_run_settings, read_settings, read_table
+    from bestrq2.run_records import is_finetuned, read_metrics, read_run_settings, read_settings
 
     if not (run / "config.yaml").is_file():
         return {"trained": "unknown: not a run folder"}
@@ -171,14 +171,16 @@ def _provenance(run: Path) -> dict[str, str]:
     except (DataError, KeyError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: holds no settings of a run") from error
     if (run / "metrics.csv").is_file():
-        curves = read_table(run / "metrics.csv")
-        if "train/loss" in curves and "train/excess_loss" in curves:
-            (logged, losses), (_, excesses) = curves["train/loss"], curves["train/excess_loss"]
+        curves = read_metrics(run / "metrics.csv")
+        losses = [
+            f", {words} loss {curves[f'{stage}/loss'][1][-1]:.3f} (excess {curves[f'{stage}/excess_loss'][1][-1]:+.3f})"
+            for stage, words in (("train", "training"), ("validation", "validation"))
+            if f"{stage}/loss" in curves and f"{stage}/excess_loss" in curves
+        ]
+        if losses:
+            step = max(int(logged[-1]) for name, (logged, _) in curves.items() if not name.startswith("probe/"))
             steps, seconds = settings["trainer.max_steps"], settings["loader.batch_seconds"]
-            facts["trained"] = (
-                f"{logged[-1]:,} of {counted(steps, 'step')} of {seconds:g} s, loss {losses[-1]:.3f} "
-                f"(excess {excesses[-1]:+.3f})"
-            )
+            facts["trained"] = f"{step:,} of {counted(steps, 'step')} of {seconds:g} s{''.join(losses)}"
     if hours := _hours_heard(run / "heard.csv"):
         facts["heard"] = hours
     if (run / "environment.json").is_file():

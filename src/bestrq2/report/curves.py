@@ -49,14 +49,15 @@ QUANTITIES = {
         "Excess loss",
         "loss − target entropy (nats)",
         better="lower",
-        explanation="Below 0, predictions are better than the frequencies of the codes.",
+        explanation="Minus the entropy of all training codes so far: below 0, predictions are better than the "
+        "frequencies of the codes.",
         reference=0.0,
     ),
     "accuracy": Quantity(
         "Accuracy", "hidden codes predicted (%)", "percent", "higher", "Share of codes predicted exactly."
     ),
     "code_perplexity": Quantity(
-        "Code perplexity", "effective number of codes", explanation="exp(entropy) of the codes in a batch."
+        "Code perplexity", "effective number of codes", explanation="exp(entropy) of all training codes so far."
     ),
     "code_coverage": Quantity(
         "Code coverage", "codebook in use (%)", "percent", explanation="Share of codes that occur at all."
@@ -68,7 +69,9 @@ QUANTITIES = {
         explanation="Share of the most frequent code; high values mean that the targets collapse.",
     ),
     "target_entropy": Quantity(
-        "Target entropy", "entropy of the codes (nats)", explanation="Loss of predicting by frequency alone."
+        "Target entropy",
+        "entropy of the codes (nats)",
+        explanation="Of all training codes so far: loss of predicting by frequency alone.",
     ),
     "skipped_steps": Quantity(
         "Skipped steps",
@@ -83,7 +86,9 @@ GROUPS = {
     "Use of the codebook": ["code_perplexity", "code_coverage", "top_code_share", "target_entropy"],
 }
 FURTHER = "Everything else that was logged"
-_SPLITS = {"train/": "training", "validation/": "validation", "val/": "validation", "valid/": "validation"}
+# Prefix of columns in metrics.csv → its word in tables and charts.
+STAGES = {"train": "training", "validation": "validation"}
+_SPLITS = {**{f"{stage}/": words for stage, words in STAGES.items()}, "val/": "validation", "valid/": "validation"}
 
 
 def run_colours(runs: Sequence[RunCurves]) -> dict[str, str]:
@@ -154,20 +159,19 @@ def _series(name: str, runs: Sequence[RunCurves]) -> list[Series]:
 
 
 def runs_table(runs: Sequence[RunCurves]) -> list[tuple[str, list[str]]]:
-    """(heading, one cell per run): every fact, then last values (validation where there is one, else training)."""
+    """(heading, one cell per run): every fact, then the last values in training and in validation."""
     facts = dict.fromkeys(fact for run in runs for fact in run.facts)
     table = [(fact, [run.facts.get(fact, "–") for run in runs]) for fact in facts]
     for name, quantity in QUANTITIES.items():
-        last = [_last(run, name) for run in runs]
-        if any(value is not None for value in last):
-            cells = ["–" if value is None else number_text(value, quantity.unit) for value in last]
-            table.append((f"final {quantity.title.lower()}", cells))
+        for stage, words in STAGES.items():
+            last = [_last(run, f"{stage}/{name}") for run in runs]
+            if any(value is not None for value in last):
+                cells = ["–" if value is None else number_text(value, quantity.unit) for value in last]
+                of_stage = "" if quantity.unit == "count" else f" ({words})"
+                table.append((f"final {quantity.title.lower()}{of_stage}", cells))
     return table
 
 
-def _last(run: RunCurves, quantity: str) -> float | None:
-    for split in ("validation/", "train/"):
-        _, values = run.curves.get(split + quantity, (None, np.array([])))
-        if len(values) and np.isfinite(values[-1]):
-            return float(values[-1])
-    return None
+def _last(run: RunCurves, column: str) -> float | None:
+    _, values = run.curves.get(column, (None, np.array([])))
+    return float(values[-1]) if len(values) and np.isfinite(values[-1]) else None

@@ -31,7 +31,7 @@ from bestrq2.model.modeling_bestrq2 import (
 )
 from bestrq2.recipe_book import is_recipe_file, recipes
 from bestrq2.report.comparison.figures import training_figures
-from bestrq2.report.curves import runs_table
+from bestrq2.report.curves import STAGES, runs_table
 from bestrq2.report.runs import Run, find_result, read_curves, read_training
 from bestrq2.report.scales import flops_text, time_text
 from bestrq2.run_records import is_finetuned, read_settings
@@ -39,16 +39,6 @@ from bestrq2.text import counted
 
 TAGS = ("audio", "speech", "music", "self-supervised-learning", "audio-embeddings", "best-rq-2", "bestrq2")
 CLASSIFIER_TAGS = ("audio", "audio-classification", "best-rq-2", "bestrq2")
-# Last values of a run that the card gives.
-_FINALS = (
-    "final loss",
-    "final excess loss",
-    "final accuracy",
-    "final code perplexity",
-    "final code coverage",
-    "final top code’s share",
-    "final target entropy",
-)
 # Classes named in the summary; the table of scores and the configuration have all.
 _SHOWN = 20
 
@@ -211,11 +201,12 @@ def _of_run(folder: Path, name: str) -> Origin:
     limits = []
     if step < run.max_steps:
         limits.append(f"Training was not finished: these weights are of step {step:,} of {run.max_steps:,}.")
-    excesses = [run.final(f"{stage}/excess_loss") for stage in ("validation", "train")]
-    excess = next((one for one in excesses if one is not None), None)
+    excesses = {words: run.final(f"{stage}/excess_loss") for stage, words in reversed(STAGES.items())}
+    stage, excess = next(((words, one) for words, one in excesses.items() if one is not None), ("", None))
     if excess is not None and excess >= 0:
         limits.append(
-            f"Its excess loss is {excess:+.3f} nats: it predicts hidden codes no better than their frequencies do."
+            f"Its {stage} excess loss is {excess:+.3f} nats: it predicts hidden codes no better than their frequencies "
+            "do."
         )
     data, init = str(run.settings["data"]), _environment(folder).get("init")
     start = "" if init is None else f"from the weights of {_initial_model(init)} "
@@ -308,8 +299,6 @@ def _finetuning(
 def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
     """Data summary, recipe, steps, cost and final losses."""
     facts = {label: cells[0] for label, cells in runs_table([read_curves(folder)])}
-    stage = "validation" if "validation/loss" in run.curves else "training"
-    finals = {f"{name} ({stage})": facts[name] for name in _FINALS if name in facts}
     gflops, environment = cost(run.model).training_gflops * run.step_rows * step, _environment(folder)
     init = environment.get("init")
     seconds = run.seconds()
@@ -322,7 +311,7 @@ def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
         **{name: facts[name] for name in ("learning rate", "precision", "seed") if name in facts},
         "training compute": flops_text(gflops),
         **({} if seconds is None else {"wall time": time_text(seconds)}),
-        **finals,
+        **{name: text for name, text in facts.items() if name.startswith("final ")},
         **_software(environment),
     }
 

@@ -14,7 +14,15 @@ from bestrq2.evaluate.result import Result
 from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.report.curves import RunCurves
-from bestrq2.run_records import Curve, read_columns, read_run_settings, read_settings, read_table, whole_windows
+from bestrq2.run_records import (
+    Curve,
+    newest_step,
+    read_columns,
+    read_metrics,
+    read_run_settings,
+    read_settings,
+    read_table,
+)
 
 BENCHMARK = SOUNDWORLD_1.name
 LOSSES = ("validation/loss", "train/loss")
@@ -119,10 +127,10 @@ def read_training(folder: str | Path, unfinished: bool = False, reference: str |
         found = f"not a run folder (it lacks {' and '.join(missing)})" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {found}; name folders that `bestrq2 pretrain --output RUN` wrote")
     settings, model = _read_settings(folder / "config.yaml")
-    curves = read_table(folder / "metrics.csv")
+    curves = read_metrics(folder / "metrics.csv")
     if not any(name in curves for name in LOSSES):
         _refuse_without_loss(folder / "metrics.csv")
-    steps, max_steps = max(int(steps[-1]) for steps, _ in curves.values()), int(settings["trainer.max_steps"])
+    steps, max_steps = newest_step(folder / "metrics.csv") or 0, int(settings["trainer.max_steps"])
     if steps < max_steps and not unfinished:
         raise DataError(
             f"{folder}: is at step {steps:,} of {max_steps:,}: finish it with `bestrq2 pretrain --resume`, or add "
@@ -137,7 +145,7 @@ def read_training(folder: str | Path, unfinished: bool = False, reference: str |
         model=model,
         steps=steps,
         max_steps=max_steps,
-        curves=whole_windows(curves),
+        curves=curves,
         timing=_read_timing(folder / "timing.csv", first_step, steps),
         result=None,
         reference=reference,
@@ -166,7 +174,7 @@ def read_curves(folder: Path) -> RunCurves:
     if facts.get("objective") == "one_stage":
         facts.pop("predictor layers", None)  # there is no predictor
     name = folder.resolve().name
-    return RunCurves(name, facts.get("recipe", name), facts, whole_windows(read_table(folder / "metrics.csv")))
+    return RunCurves(name, facts.get("recipe", name), facts, read_metrics(folder / "metrics.csv"))
 
 
 def reference_folder() -> Path:

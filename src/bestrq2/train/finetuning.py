@@ -213,7 +213,7 @@ class ClassificationTask(Task):
         for module in self.trained:
             module.train()
 
-    def validate(self, model: nn.Module, fabric: Fabric, step: int) -> dict[str, float]:
+    def validate(self, model: nn.Module, fabric: Fabric, step: int, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Loss and metrics on the validation recordings, in float32."""
         classifier = AudioClassifier(self.model, fabric.device)
         predictions = self.predictions(classifier, "valid", fabric)

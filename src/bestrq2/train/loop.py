@@ -176,7 +176,7 @@ class Run:
         self._window: Sums = {}
         self._rejected: list[tuple[str, str]] = []
         self._shorter: list[Shorter] = []
-        self._validated = self._told = False
+        self._told = False
         self._paced: tuple[int, float] | None = None
         self.progress = Progress(
             self.task.label, self.settings.max_steps, "steps", self.step, shown=self.fabric.is_global_zero
@@ -245,12 +245,12 @@ class Run:
         return bool(every) and (step % every == 0 or step == self.settings.max_steps)
 
     def log_training(self, step: int) -> None:
-        """Log the averages since the last time."""
+        """Log the averages since the last time; `Task.running_sums` go on."""
         values = dict(self.task.summarise(all_reduced(self._window)))
         values["train/skipped_steps"] = self.guard.skipped
         values["train/learning_rate"] = self.optimizer.optimizer.param_groups[0]["lr"]
         values["audio_seconds"] = self.heard.seconds(self.fabric.device)
-        self._window = {}
+        self._window = {name: value for name, value in self._window.items() if name in self.task.running_sums}
         self.publish(values, step)
         if self.fabric.is_global_zero:
             self.clock.record(step)
@@ -270,13 +270,13 @@ class Run:
 
     def validate(self, step: int) -> bool:
         """Validate; returns whether the model is better than after any step before."""
+        sums = all_reduced(self._window)
         with usable_parts(self.task.model):
-            values = self.fabric.broadcast(self.task.validate(self.model_in_use(step), self.fabric, step))
+            values = self.fabric.broadcast(self.task.validate(self.model_in_use(step), self.fabric, step, sums))
         self.task.train_mode()
         if not values:
             return False
         self.publish(values, step)
-        self._validated = True
         rank = tuple(-math.inf if math.isnan(value) else value for value in self.task.rank(values))
         better = self.best is None or rank > self.best
         if better:
@@ -296,13 +296,16 @@ class Run:
         """Give the warnings that are due."""
         logged = step % self.settings.log_every_n_steps == 0 or step == self.settings.max_steps
         if self.fabric.is_global_zero:
-            self.watch.look(self.latest, step, logged=logged, validated=self._validated)
-        self._validated = False
+            self.watch.look(self.latest, step, logged=logged)
 
     def show(self, step: int) -> None:
         """Update the progress display."""
         elapsed, parts = max(1e-9, self.clock.elapsed), []
-        for name, text in (("loss", "loss {:.3f}"), ("accuracy", "acc {:.1%}"), ("code_perplexity", "codes {:.0f}")):
+        for name, text in (
+            ("loss", "training loss {:.3f}"),
+            ("accuracy", "acc {:.1%}"),
+            ("code_perplexity", "codes {:.0f}"),
+        ):
             if (value := self.latest.get(f"train/{name}")) is not None:
                 parts.append(text.format(value))
         parts.append(self.heard.describe(elapsed, self.fabric.world_size))

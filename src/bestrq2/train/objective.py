@@ -57,6 +57,9 @@ class PretrainingTask(Task):
     """
 
     label = "pretrain"
+    # Codes of one recording are alike, so those of a few recordings have too little entropy, which no correction for
+    # independent draws makes up for. The quantizer is frozen: all codes since the first step are of one distribution.
+    running_sums = ("codes",)
 
     def __init__(self, model: BestRQ2ForPreTraining, seed: int, held_out: Sequence[np.ndarray] = ()) -> None:
         super().__init__(model, seed)
@@ -82,12 +85,19 @@ class PretrainingTask(Task):
         return int((batch.hidden_mask & of_mask).sum())
 
     def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Averages over the hidden patches of several steps."""
-        return summarise("train", sums)
+        """Averages over the hidden patches of several steps, and the usage of codes since the first step."""
+        usage = code_usage(sums["codes"])
+        averages = _averages("train", sums, usage.entropy)
+        return averages | {
+            "train/target_entropy": usage.entropy,
+            "train/code_perplexity": usage.perplexity,
+            "train/code_coverage": usage.coverage,
+            "train/top_code_share": usage.top_share,
+        }
 
     @torch.no_grad()
-    def validate(self, model: nn.Module, fabric: Fabric, step: int) -> dict[str, float]:
-        """Averages over all held-out clips with masks that are the same every time."""
+    def validate(self, model: nn.Module, fabric: Fabric, step: int, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Averages over all held-out clips with masks that are the same every time; the entropy is that of training."""
         if not self.validation_batches:
             return {}
         model.eval()
@@ -100,7 +110,8 @@ class PretrainingTask(Task):
             inputs = Inputs(batch.to(fabric.device).input_values, batch.packing, mask)
             with fabric.autocast():
                 total = added(total, _sums(model, inputs))
-        return {name: float(value) for name, value in summarise("validation", total).items()}
+        averages = _averages("validation", total, code_usage(sums["codes"]).entropy)
+        return {name: float(value) for name, value in averages.items()}
 
     def describe(self, values: Mapping[str, float], better: bool) -> str:
         """One line on a validation."""
@@ -128,23 +139,13 @@ def _sums(model: nn.Module, inputs: Inputs) -> Sums:
     }
 
 
-def summarise(stage: str, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Averages over hidden patches under the names that are logged.
-
-    Args:
-        stage: "train" or "validation", put in front of every name.
-        sums: sums as `PretrainingTask.forward` gives them. The usage of codes is that of all batches together.
-    """
+def _averages(stage: str, sums: Mapping[str, Tensor], entropy: Tensor) -> dict[str, Tensor]:
+    """Averages over hidden patches, named after the stage "train" or "validation"; entropy of the codes in nats."""
     loss = sums["loss"] / sums["terms"]
-    usage = code_usage(sums["codes"])
     return {
         f"{stage}/loss": loss,
-        f"{stage}/excess_loss": loss - usage.entropy,
+        f"{stage}/excess_loss": loss - entropy,
         f"{stage}/accuracy": sums["accuracy"] / sums["terms"],
-        f"{stage}/target_entropy": usage.entropy,
-        f"{stage}/code_perplexity": usage.perplexity,
-        f"{stage}/code_coverage": usage.coverage,
-        f"{stage}/top_code_share": usage.top_share,
     }
 
 

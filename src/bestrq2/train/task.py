@@ -56,11 +56,13 @@ class Task(nn.Module, ABC):
         label: name of the command, for the progress display.
         exports_best: whether `model/` holds the best model by validation; otherwise it holds the newest.
         saves_frozen: whether checkpoints hold weights that are not trained, too.
+        running_sums: names of the sums that go on from the first step; the others start again after they were logged.
     """
 
     label: str
     exports_best = False
     saves_frozen = True
+    running_sums: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         super().__init__()
@@ -87,13 +89,14 @@ class Task(nn.Module, ABC):
         """Put the model into training mode."""
         self.model.train()
 
-    def validate(self, model: nn.Module, fabric: Fabric, step: int) -> dict[str, float]:
+    def validate(self, model: nn.Module, fabric: Fabric, step: int, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Values of a validation by name; empty if there is none. Every process must call it.
 
         Args:
             model: the model to validate: `self.model`, or the average of its weights.
             fabric: processes that share the work, and the precision of the run.
             step: steps done.
+            sums: training sums over all processes; only `running_sums` are certain to be there.
         """
         return {}
 

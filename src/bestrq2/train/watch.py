@@ -98,7 +98,6 @@ class Watch:
     ) -> None:
         self.clock, self.trainer, self.settings, self.loader, self.model = clock, trainer, watch, loader, model
         self.warnings = WarningList(path)
-        self._codes: dict[str, str | None] = {}
         self._skipped = 0.0
         # Excess loss in this stretch of steps: sum, count, first step; and the mean of the stretch before.
         self._stretch = [0.0, 0.0, float(warmup_steps(trainer.max_steps, optimizer))]
@@ -109,66 +108,60 @@ class Watch:
         """Warnings given so far, except for those of waiting, which another machine may not deserve."""
         given = {kind: times for kind, times in self.warnings.given.items() if kind != "waiting"}
         holding = sorted(self.warnings.holding - {"waiting"})
-        codes = {stage: text for stage, text in self._codes.items() if text is not None}
         stall = {"stretch": self._stretch, "mean_before": self._mean_before}
-        return {"given": given, "holding": holding, "codes": codes, "skipped": self._skipped, **stall}
+        return {"given": given, "holding": holding, "skipped": self._skipped, **stall}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if there had been no interruption."""
         self.warnings.given, self.warnings.holding = dict(state_dict["given"]), set(state_dict["holding"])
-        self._codes, self._skipped = dict(state_dict["codes"]), state_dict["skipped"]
+        self._skipped = state_dict["skipped"]
         self._stretch, self._mean_before = list(state_dict["stretch"]), state_dict["mean_before"]
 
-    def look(self, latest: Mapping[str, float], step: int, logged: bool, validated: bool) -> None:
+    def look(self, latest: Mapping[str, float], step: int, logged: bool) -> None:
         """Give the warnings that are due after a step.
 
         Args:
             latest: newest logged values by name.
             step: steps done.
             logged: whether the training values are those of this step.
-            validated: whether the validation values are.
         """
         if logged:
             self.look_at_skipped(latest, step)
             self.look_at_loss(latest, step)
-        for stage, is_new in (("train", logged), ("validation", validated)):
-            if is_new and self.model is not None:
-                self.look_at_codes(latest, stage, self.model, step)
+            if self.model is not None:
+                self.look_at_codes(latest, self.model, step)
         self.look_at_waiting(step)
 
-    def look_at_codes(self, latest: Mapping[str, float], stage: str, model: ModelFields, step: int) -> None:
+    def look_at_codes(self, latest: Mapping[str, float], model: ModelFields, step: int) -> None:
         """Warn where few codes are in use.
 
         Args:
             latest: newest logged values by name.
-            stage: "train" or "validation", whose values are new.
             model: architecture.
             step: steps done.
         """
         watch = self.settings
         perplexity, coverage, top_share = (
-            latest.get(f"{stage}/{name}", math.nan) for name in ("code_perplexity", "code_coverage", "top_code_share")
+            latest.get(f"train/{name}", math.nan) for name in ("code_perplexity", "code_coverage", "top_code_share")
         )
-        if not math.isfinite(latest.get(f"{stage}/loss", math.nan)):
+        if not math.isfinite(latest.get("train/loss", math.nan)):
             return
         fault = None
         if perplexity < watch.min_code_perplexity:
             fault = f"perplexity {perplexity:.1f} of {model.codebook_size}"
-        elif coverage < watch.min_code_coverage and self._targets(stage, model) >= model.codebook_size:
+        elif coverage < watch.min_code_coverage and self._targets(model) >= model.codebook_size:
             fault = f"{100 * coverage:.2g} % of {model.codebook_size} codes in use"
         elif top_share > watch.max_top_code_share:
             fault = f"the most frequent code is {100 * top_share:.0f} % of all"
-        self._codes[stage] = fault and (
-            f"the {stage} targets collapse ({fault}): the model can win by naming a few codes; set "
+        text = fault and (
+            f"the training targets collapse ({fault}): the model can win by naming a few codes; set "
             "model.quantizer_normalization layernorm or model.input_normalization dataset, and listen to the data"
         )
-        self.warnings.judge("codes", step, next((text for text in self._codes.values() if text), None))
+        self.warnings.judge("codes", step, text)
 
-    def _targets(self, stage: str, model: ModelFields) -> float:
-        """Approximate number of hidden patches over which the logged values are averages."""
-        clips = float(self.loader.validation_clips)
-        if stage == "train":
-            clips = self.loader.batch_seconds / model.max_seconds * self.trainer.log_every_n_steps
+    def _targets(self, model: ModelFields) -> float:
+        """Approximate number of hidden patches in the steps from one logged step to the next."""
+        clips = self.loader.batch_seconds / model.max_seconds * self.trainer.log_every_n_steps
         return clips * model.columns(model.max_samples) * model.patch_rows * model.mask_ratio[0]
 
     def look_at_loss(self, latest: Mapping[str, float], step: int) -> None:
