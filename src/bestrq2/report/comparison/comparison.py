@@ -13,7 +13,7 @@ from typing import Any
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.table import Table
 from bestrq2.files import disk_errors, write_text
-from bestrq2.report.charts import SCORE_MARKS
+from bestrq2.report.charts import SCORE_MARKS, series_style
 from bestrq2.report.comparison import sentences, tables
 from bestrq2.report.comparison.arms import Arm, Difference, final_values, group
 from bestrq2.report.comparison.figures import code_charts, comparison_figures, loss_charts, probe_charts
@@ -78,12 +78,15 @@ class Comparison:
 
     def html(self) -> str:
         """The comparison as one page with the values under the pointer."""
-        count, labels = sum(len(arm.runs) for arm in self.arms), "; ".join(arm.label for arm in self.arms)
+        count = sum(len(arm.runs) for arm in self.arms)
         return render_page(
             "comparison.html.jinja",
             title=f"Comparison of {counted(count, 'run')}",
-            lead=f"{counted(len(self.arms), 'arm')}: {labels}. Runs of an arm differ in their seed only. Bands are "
-            "between the lowest and the highest seed.",
+            lead=f"{counted(count, 'training run')} in {counted(len(self.arms), 'arm')}. The runs of an arm have the "
+            "same settings and differ in their seed only, so what lies between them is chance; what lies between arms "
+            "counts where it is larger than that.",
+            arms=self.arms,
+            styles=[series_style(place) for place in range(len(self.arms))],
             sentences=self.sentences,
             probes=probe_charts(self.probes, self.arms),
             score_marks=SCORE_MARKS,
