@@ -21,6 +21,7 @@ import torch
 import bestrq2
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.model.transformer import Transformer
+from bestrq2.train import step_cost
 from bestrq2.train.optimizer import make_optimizer
 from bestrq2.train.settings import OptimizerConfig
 
@@ -56,18 +57,7 @@ def state_bytes(model: torch.nn.Module) -> int:
 
 def kept_bytes(model: bestrq2.BestRQ2ForPreTraining, batch: int, bf16: bool, device: torch.device) -> int:
     """Bytes of the storages that autograd keeps, parameters and buffers left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-    alive = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # so that no other storage gets the same address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with step_cost.kept_bytes([*model.parameters(), *model.buffers()]) as kept:
         loss = forward(model, batch, bf16, device)
     del loss
     return sum(kept.values())

@@ -313,7 +313,7 @@ def type_words(hint: Any) -> str:
         return f"{', '.join(first)} or {last}"
     member, origin, parts = members[0], get_origin(members[0]), get_args(members[0])
     if origin is Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return f"one of {', '.join(map(str, parts))}" if len(parts) > 1 else str(parts[0])
     if origin is tuple and len(parts) == 2:
         return f"pair of {_names_of(parts[0])}"
     if origin in (list, tuple, Sequence):

@@ -6,10 +6,15 @@ import os
 from collections.abc import Sequence
 
 from bestrq2 import flags
+from bestrq2.errors import ConfigError
 
 
 def info(
-    model: str | os.PathLike[str], cost: bool = True, data: str | os.PathLike[str] | None = None
+    model: str | os.PathLike[str],
+    cost: bool = True,
+    data: str | os.PathLike[str] | None = None,
+    hours: float | None = None,
+    device: str | None = None,
 ) -> dict[str, str]:
     """Describe a model or a recipe: architecture, parameters, operations and origin.
 
@@ -17,6 +22,9 @@ def info(
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
         cost: count parameters and operations, which takes seconds; without them a recipe is described at once.
         data: source of audio, for a recipe: tell hours, segments, seconds per step, and steps per epoch.
+        hours: audio of a corpus (h), for a recipe: measure training steps for some seconds, and tell how long a run
+            takes, how often it hears the corpus, and its memory.
+        device: device of that run, such as "cpu" or "cuda:0"; CUDA if available, else the CPU.
 
     Returns:
         Facts by name, in words.
@@ -26,7 +34,14 @@ def info(
     """
     from bestrq2.inference.info import model_info
 
-    return model_info(model, cost=cost, data=None if data is None else os.fspath(data))
+    facts = model_info(model, cost=cost, data=None if data is None else os.fspath(data))
+    if hours is None and device is None:
+        return facts
+    if not facts["trained"].startswith("no:"):
+        raise ConfigError(f"--hours and --device belong to a recipe, and {os.fspath(model)} is none")
+    from bestrq2.train.step_cost import run_estimate
+
+    return facts | run_estimate(os.fspath(model), hours, device)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 
 from bestrq2.data.loader import end_workers, fixed_crops, split_source, training_batches, training_rows
 from bestrq2.data.open_source import open_source
@@ -43,6 +44,7 @@ from bestrq2.train.processes import (
 )
 from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import PretrainConfig, changed_rounding, changed_settings
+from bestrq2.train.step_cost import fitting_seconds
 from bestrq2.train.stopping import StopRequest
 from bestrq2.train.watch import Watch
 
@@ -70,6 +72,7 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
     folder, first, stop = RunFolder(config.output), first_process(), StopRequest()
     with stop.listening(), quiet_fabric(), disk_errors(folder.root):
         exists = resume and folder.config.exists()
+        config = _as_begun(config, folder) if exists else config
         if exists and _is_finished(folder, config):
             logger.info(
                 "%s: finished at step %d; to extend it, add --trainer.max_steps with a larger number",
@@ -80,11 +83,14 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
         if first:
             folder.create(resume)
         with folder_lock(folder.root) if first else nullcontext(), lost_processes_named(folder.root):
+            fabric = None
+            if config.loader.batch_seconds == "auto":
+                fabric = launch(config.trainer)  # the processes must agree
+                loader = replace(config.loader, batch_seconds=fitting_seconds(config, fabric))
+                config = replace(config, loader=loader)
             start, checkpoint = _resume_point(folder, config, len(source)) if exists else (0, None)
             initial = None
-            if checkpoint is not None:
-                config = replace(config, init=folder.read_config().get("init"))
-            elif config.init is not None:
+            if checkpoint is None and config.init is not None:
                 initial = load_fitting(config.init, config.model, keep_statistics=not config.loader.statistics_clips)
             probing = OnlineProbing(config.probe, config.seed) if config.probe.data is not None else None
             training, held_out = split_source(source, config.loader.validation_clips, config.seed)
@@ -99,13 +105,23 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
                 counts = {"recordings": len(source), "held_out": len(held_out) if held_out else 0}
                 origin = folder.read_environment().get("init") if initial is None else initial.origin()
                 folder.write_environment({**counts, "heard": facts} | ({"init": origin} if origin else {}))
-            _pretrain(config, folder, (training, rows), held_out, initial, (start, checkpoint), stop, probing)
+            fabric = launch(config.trainer) if fabric is None else fabric
+            _pretrain(config, fabric, folder, (training, rows), held_out, initial, (start, checkpoint), stop, probing)
             disconnect()
     return folder.root
 
 
+def _as_begun(config: PretrainConfig, folder: RunFolder) -> PretrainConfig:
+    """The settings with what the run of a folder has decided: where its weights came from, and what "auto" became."""
+    old, loader = folder.read_config(), config.loader
+    if loader.batch_seconds == "auto":
+        loader = replace(loader, batch_seconds=old["loader"]["batch_seconds"])
+    return replace(config, init=old.get("init"), loader=loader)
+
+
 def _pretrain(
     config: PretrainConfig,
+    fabric: Fabric,
     folder: RunFolder,
     corpus: tuple[Source, Rows],
     held_out: Source | None,
@@ -114,13 +130,12 @@ def _pretrain(
     stop: StopRequest,
     probing: OnlineProbing | None,
 ) -> None:
-    """Launch the processes, put the parts of the run together, train, and write the report."""
+    """Put the parts of the run together, train, and write the report."""
     (training, rows), (start, checkpoint) = corpus, resumed
     rejections = RejectionLog(folder.rejected)
     if first_process():
         rejections.add(rows.rejected)
     validation = _fixed_crops(config, held_out, rejections) if held_out is not None else []
-    fabric = launch(config.trainer)
     model = build_model(config)
     if initial is not None:
         logger.info("%s: %s", folder.root, initial.fill(model))

@@ -80,6 +80,8 @@ def _in_range(name: str, value: Any, hint: Any) -> Any:
         raise ConfigError(
             f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}{nearest(value, get_args(hint))}"
         )
+    if isinstance(value, str) and any(value in get_args(kind) for kind in get_args(hint)):
+        return value
     kinds = [kind for kind in (hint, *get_args(hint)) if hasattr(kind, "_restrictions")]
     if value is None or not kinds:
         return value
@@ -101,7 +103,7 @@ class LoaderConfig(Checked):
 
     Args:
         batch_seconds: audio per optimiser step (s), over all devices and accumulated batches: rows of `max_seconds`, in
-            which as many clips share a row as fit.
+            which as many clips share a row as fit; "auto" for that of the recipe, or as much as fits the memory.
         num_workers: processes that decode audio; 0 decodes in the training process.
         validation_clips: clips held out for the validation loss; 0 for none.
         statistics_clips: clips from which mean and deviation per mel band are estimated, where the model uses them; 0
@@ -109,7 +111,7 @@ class LoaderConfig(Checked):
     """
 
     GROUP: ClassVar[str] = "loader"
-    batch_seconds: PositiveFloat = 2560.0
+    batch_seconds: PositiveFloat | Literal["auto"] = 2560.0
     num_workers: NonNegativeInt = 1
     validation_clips: NonNegativeInt = 64
     statistics_clips: NonNegativeInt = 512
@@ -294,7 +296,7 @@ class PretrainConfig(Checked):
             raise ConfigError(
                 "loader.statistics_clips 0 keeps the statistics of the model in --init; name one, or a number of clips"
             )
-        if self.step_rows % trainer.accumulate_grad_batches:
+        if self.loader.batch_seconds != "auto" and self.step_rows % trainer.accumulate_grad_batches:
             raise ConfigError(
                 f"{self.rows_in_words}, which must be a multiple of trainer.accumulate_grad_batches "
                 f"({trainer.accumulate_grad_batches})"
@@ -303,13 +305,13 @@ class PretrainConfig(Checked):
     @property
     def step_rows(self) -> int:
         """Rows of `max_seconds` per optimiser step, over all devices and accumulated batches."""
-        return max(1, round(self.loader.batch_seconds / self.model.max_seconds))
+        return max(1, round(float(self.loader.batch_seconds) / self.model.max_seconds))
 
     @property
     def rows_in_words(self) -> str:
         """The rows of a step, as the beginning of a sentence."""
         return (
-            f"loader.batch_seconds ({self.loader.batch_seconds:g}) makes {counted(self.step_rows, 'row')} of "
+            f"loader.batch_seconds ({float(self.loader.batch_seconds):g}) makes {counted(self.step_rows, 'row')} of "
             f"{self.model.max_seconds:g} s"
         )
 

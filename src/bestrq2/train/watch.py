@@ -161,7 +161,7 @@ class Watch:
 
     def _targets(self, model: ModelFields) -> float:
         """Approximate number of hidden patches in the steps from one logged step to the next."""
-        clips = self.loader.batch_seconds / model.max_seconds * self.trainer.log_every_n_steps
+        clips = float(self.loader.batch_seconds) / model.max_seconds * self.trainer.log_every_n_steps
         return clips * model.columns(model.max_samples) * model.patch_rows * model.mask_ratio[0]
 
     def look_at_loss(self, latest: Mapping[str, float], step: int) -> None:
