@@ -207,7 +207,7 @@ class Watch:
             return
         self._window = now
         text = None
-        if waited / seconds > self.settings.max_waiting_share:
+        if min(1.0, waited / seconds) > self.settings.max_waiting_share:
             text = (
                 f"{100 * waited / seconds:.0f} % of the time is spent waiting for data: set num_workers higher "
                 f"than {self.loader.num_workers}, or pack the data into shards with bestrq2 prepare"
