@@ -237,6 +237,8 @@ def _canonical(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
         word = words.pop(0)
         if word == "--":
             return [*found, word, *words]
+        if not word:  # perhaps a variable of the shell that is not set
+            raise ConfigError(f"an argument is empty; write {_usage_line(parser)}")
         if not re.match(r"--|-[A-Za-z]", word):
             found.append(word)
             continue
@@ -253,11 +255,15 @@ def _canonical(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
             value = words.pop(0) if words and words[0].lower() in _BOOLEANS else "true"
             equals = "="
         elif actions[flag].nargs is None and not equals:
-            if not words or words[0].startswith("--"):
-                raise ConfigError(f"{flag} has no value; write {flag} {actions[flag].metavar or 'FILE'}")
-            equals, value = "=", words.pop(0)
+            equals, value = "=", words.pop(0) if words and not words[0].startswith("--") else ""
+        if equals and not value:
+            raise ConfigError(f"{flag} has no value; write {flag} {actions[flag].metavar or 'FILE'}")
         found.append(f"{flag}{equals}{value}")
     return found
+
+
+def _usage_line(parser: ArgumentParser) -> str:
+    return " ".join(parser.format_usage().removeprefix("usage: ").split())
 
 
 def _unknown(name: str, parser: ArgumentParser) -> str:
@@ -357,7 +363,9 @@ def _shown(default: Any) -> str:
 
 
 _KEY = re.compile(r'Parser key "([^"]+)": (.*)')
-_VALUE = re.compile(r"(?:Got|Given) value: (.*)|Not of type \w+: (.*?) does not conform|with base 10: '(.*)'")
+_VALUE = re.compile(
+    r"(?:Got|Given) value:\s*(.*)|Not of type \w+: (.*?) does not conform|(?:with base 10|to float): '(.*)'"
+)
 _REFUSED = re.compile(
     r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected"
 )
@@ -368,28 +376,29 @@ def _one_sentence(error: Exception, parser: ArgumentParser) -> str:
     text = " ".join(str(error).split())
     if refused := _REFUSED.search(text):
         return _unknown(next(group for group in refused.groups() if group), parser)
-    usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
     if unexpected := re.search(r"[Uu]nrecognized arguments: (.*)", text):
-        return f"'{unexpected[1]}' is not expected; write {usage}, with quotes around names that have spaces"
+        return (
+            f"'{unexpected[1]}' is not expected; write {_usage_line(parser)}, with quotes around names that have spaces"
+        )
     if missing := re.search(r"the following arguments are required: (.*)", text):
         positional = {action.dest: action.metavar for action in parser._actions if not action.option_strings}
         names = [str(positional.get(name) or f"--{name.replace('_', '-')}") for name in missing[1].split(", ")]
         listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-        return f"{listed} {'are' if names[1:] else 'is'} missing; write {usage}"
+        return f"{listed} {'are' if names[1:] else 'is'} missing; write {_usage_line(parser)}"
     if wrong := _KEY.search(text):
-        hint = next((getattr(a, "_typehint", None) for a in parser._actions if a.dest == wrong[1]), None)
+        action = next((one for one in parser._actions if one.dest == wrong[1]), None)
+        hint = getattr(action, "_typehint", None)
         if hint is None:
             return f"{wrong[1]}: {wrong[2]}"
-        value = _VALUE.search(wrong[2])
-        got = (
-            "" if value is None else f", got {next(group for group in value.groups() if group is not None) or repr('')}"
-        )
+        groups = (value := _VALUE.search(wrong[2])) and [one for one in value.groups() if one is not None]
+        given = groups[0] or "''" if groups else ""
+        got = f", got {given}" if given else ""
         if limits := range_in_words(wrong[2]):
             return f"{wrong[1]} must be {limits}{got}"
         words = type_words(hint)
-        if words.startswith("one of") and value is not None:
-            return (
-                f"{wrong[1]} must be {words}{got}{nearest(got.removeprefix(', got '), get_args(_without_none(hint)))}"
-            )
+        if words.startswith("one of"):
+            return f"{wrong[1]} must be {words}{got}{nearest(given, get_args(_without_none(hint)))}"
+        if words.startswith("pair of") and action.default is not None:
+            words += f" such as {_shown(action.default)}"
         return f"{wrong[1]}: expected {words}{got}"
     return text[:1].lower() + text[1:]

@@ -45,7 +45,8 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
 
 
 def _plain(name: str) -> str:
-    return name.strip().lstrip("-").lower().replace("_", "-")
+    # The point in a version, as of best-rq-2.1, does not separate a group from its setting.
+    return re.sub(r"\.(?=\d)", "-", name.strip().lstrip("-").lower().replace("_", "-"))
 
 
 def _distance(word: str, known: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 import yaml
 
 from bestrq2.errors import ConfigError
+from bestrq2.flags import parse_flags
 from bestrq2.train.settings import (
     FinetuneConfig,
     LoaderConfig,
     OptimizerConfig,
     TrainerConfig,
+    build_config,
     parse_arguments,
+    pretrain_parser,
     resolve,
 )
 
@@ -48,6 +52,27 @@ def test_a_value_out_of_range_is_named_with_its_limits_by_flags_and_by_dictionar
     with pytest.raises(ConfigError) as caught:
         parse_arguments([*["--recipe", "demo", "--data", "x", "--output", "y"], f"--{setting}={value}"])
     assert expected in str(caught.value)
+
+
+def test_every_number_is_finite_and_in_range_or_refused_in_a_sentence_that_names_it():
+    parser, values = pretrain_parser("demo"), ("nan", "inf", "-inf", "1e400", "-1", "0", "abc", "")
+    numbers = [action for action in parser._actions if action.metavar in ("INT", "NUMBER", "[NUMBER, NUMBER]")]
+    assert len(numbers) > 40
+    for action in numbers:
+        for value in values:
+            try:
+                flags = ["--data", "x", "--output", "y", f"--{action.dest}={value}"]
+                found = build_config(parse_flags(parser, flags)).to_dict()
+            except ConfigError as error:
+                sentence = str(error)
+                assert action.dest.rpartition(".")[2] in sentence
+                assert "\n" not in sentence
+                assert value == "0" or any(word in sentence for word in (" got ", "has no value", " must "))
+                continue
+            for key in action.dest.split("."):
+                found = found[key]
+            assert math.isfinite(found), (action.dest, value)
+            assert value in ("0", "-1")
 
 
 def test_groups_made_in_python_are_checked_as_well():

@@ -225,10 +225,10 @@ class WatchConfig(Checked):
 
     GROUP: ClassVar[str] = "watch"
     max_skipped_in_a_row: PositiveInt = 10
-    min_code_perplexity: float = 2.0
-    min_code_coverage: float = 0.004
-    max_top_code_share: float = 0.9
-    max_waiting_share: float = 0.2
+    min_code_perplexity: NonNegativeFloat = 2.0
+    min_code_coverage: UnitInterval = 0.004
+    max_top_code_share: UnitInterval = 0.9
+    max_waiting_share: UnitInterval = 0.2
     stall_steps: PositiveInt = 1000
 
 
