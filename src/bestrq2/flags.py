@@ -388,7 +388,7 @@ def _one_sentence(error: Exception, parser: ArgumentParser) -> str:
     if wrong := _KEY.search(text):
         action = next((one for one in parser._actions if one.dest == wrong[1]), None)
         hint = getattr(action, "_typehint", None)
-        if hint is None:
+        if action is None or hint is None:
             return f"{wrong[1]}: {wrong[2]}"
         groups = (value := _VALUE.search(wrong[2])) and [one for one in value.groups() if one is not None]
         given = groups[0] or "''" if groups else ""

@@ -228,7 +228,7 @@ class WatchConfig(Checked):
     min_code_perplexity: NonNegativeFloat = 2.0
     min_code_coverage: UnitInterval = 0.004
     max_top_code_share: UnitInterval = 0.9
-    max_waiting_share: UnitInterval = 0.2
+    max_waiting_share: NonNegativeFloat = 0.2
     stall_steps: PositiveInt = 1000
 
 
