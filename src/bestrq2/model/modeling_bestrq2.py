@@ -202,9 +202,11 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         inside = torch.arange(log_mel.shape[-1], device=log_mel.device) < to_device(frames, log_mel.device)[:, None]
         weights, over = inside[:, None].float(), (2,) if normalization == "clip_band" else (1, 2)
         count = weights.sum(dim=(1, 2), keepdim=True) * (log_mel.shape[1] if 1 in over else 1)
-        mean = (log_mel * weights).sum(dim=over, keepdim=True) / count
-        variance = ((log_mel - mean).square() * weights).sum(dim=over, keepdim=True) / count
-        return (log_mel - mean) / variance.sqrt().clamp_min(MIN_DEVIATION)
+        centred = log_mel - (log_mel * weights).sum(dim=over, keepdim=True) / count
+        # Again, because a band that hardly changes is divided by little, and so is the rounding error of its mean.
+        centred = centred - (centred * weights).sum(dim=over, keepdim=True) / count
+        variance = (centred.square() * weights).sum(dim=over, keepdim=True) / count
+        return centred / variance.sqrt().clamp_min(MIN_DEVIATION)
 
     def _normalized_rows(self, log_mel: Tensor, segments: Tensor, normalization: str) -> Tensor:
         """Normalize packed rows [R, bands, T] with `segments` [R, C], each clip as if it were alone."""

@@ -67,6 +67,8 @@ def normalize_clips(log_mel: Tensor, segments: Tensor, per_band: bool) -> Tensor
         return (sums.to(wide) @ same / count)[..., None].to(values.dtype)
 
     centred = grid - mean(grid)
+    # Again, because a band that hardly changes is divided by little, and so is the rounding error of its mean.
+    centred = centred - mean(centred)
     return (centred / mean(centred.square()).sqrt().clamp_min(MIN_DEVIATION)).flatten(2)
 
 
