@@ -8,8 +8,8 @@ import re
 import pytest
 
 from bestrq2.evaluate.metrics import wilson_interval
-from bestrq2.evaluate.result import TaskScore
-from bestrq2.evaluate.score_table import all_means, domain_means, format_scores, score_tables
+from bestrq2.evaluate.result import PROBE, Result, TaskScore
+from bestrq2.evaluate.score_table import all_means, domain_means, format_scores, probe_parts, score_tables
 
 
 def scores_of(features: str, shares: dict[str, int], method: str = "linear") -> list[TaskScore]:
@@ -109,3 +109,12 @@ def test_tables_have_the_same_cells_in_markdown_and_csv() -> None:
     (table,) = score_tables([*ENCODER, *LOG_MEL])
     assert "| word | 12.5 | 63.0 [58.2, 67.6]* | 38.0 [33.4, 42.8] |" in table.markdown()
     assert 'word,12.5,"63.0 [58.2, 67.6]*","38.0 [33.4, 42.8]"' in table.csv().splitlines()
+
+
+def test_a_result_prints_as_its_table_and_shows_as_html():
+    result = Result(PROBE, "BEST-RQ-2", (*ENCODER, *LOG_MEL), parts=probe_parts)
+    assert str(result) == format_scores(result.scores)
+    shown = result._repr_html_()
+    assert shown.count("<table>") == len(score_tables(result.scores))
+    assert '<td class="number">63.0 [58.2, 67.6]*</td>' in shown
+    assert result == Result(PROBE, "BEST-RQ-2", result.scores)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bestrq2
 from bestrq2 import Embedder
 from bestrq2.convert.loading import random_encoder
 from bestrq2.errors import ConfigError
@@ -167,3 +168,9 @@ def test_random_encoders_are_those_of_their_seed_and_leave_others_randomness_alo
     again, other = random_encoder(tiny_config(), seed=3), random_encoder(tiny_config(), seed=4)
     assert torch.equal(first.patch_embedding.weight, again.patch_embedding.weight)
     assert not torch.equal(first.patch_embedding.weight, other.patch_embedding.weight)
+
+
+def test_an_embedder_and_embeddings_say_what_they_are():
+    embedder = bestrq2.load("best-rq-2-tiny", "cpu")
+    assert repr(embedder) == "Embedder('best-rq-2-tiny', cpu, 192 values per frame, 1.6 frames per second)"
+    assert repr(embedder.embed(scene(32_000))).startswith("Embeddings(clip [1, 192], frames [1, ")

@@ -118,6 +118,15 @@ def test_full_fine_tuning_learns_classes(full_run: SimpleNamespace, encoder: Pat
     assert changed(encoder, full_run.output) == trainable
 
 
+def test_info_of_a_classifier_tells_its_classes_and_its_score(full_run: SimpleNamespace):
+    facts, accuracy = bestrq2.info(full_run.output, cost=False), full_run.overall["accuracy"]
+    assert facts["classes"] == f"{len(PITCHES)}: {', '.join(full_run.classes)}"
+    assert facts["task"] == "one class per recording"
+    assert facts["score"].startswith(f"accuracy {100 * accuracy.score:.1f} % [")
+    assert facts["score"].endswith(f"weights of epoch {full_run.best_epoch}, the best in validation")
+    assert str(full_run.result) == format_finetune_result(full_run.result)
+
+
 def test_predictions_of_the_folder_are_those_of_the_model_in_memory(
     full_run: SimpleNamespace, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

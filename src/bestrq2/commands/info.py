@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from bestrq2 import flags
 from bestrq2.errors import ConfigError
@@ -16,7 +17,7 @@ def info(
     hours: float | None = None,
     device: str | None = None,
 ) -> dict[str, str]:
-    """Describe a model or a recipe: architecture, parameters, operations and origin.
+    """Describe a model or a recipe: architecture, parameters, operations and origin; of a classifier classes and score.
 
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
@@ -35,9 +36,14 @@ def info(
     from bestrq2.inference.info import model_info
 
     facts = model_info(model, cost=cost, data=None if data is None else os.fspath(data))
+    if "fine-tuned" in facts:
+        from bestrq2.evaluate.finetuned import read_finetune_result, score_in_words
+
+        if (result := read_finetune_result(Path(model))) is not None:
+            facts["score"] = score_in_words(result)
     if hours is None and device is None:
         return facts
-    if not facts["trained"].startswith("no:"):
+    if not facts.get("trained", "").startswith("no:"):
         raise ConfigError(f"--hours and --device belong to a recipe, and {os.fspath(model)} is none")
     from bestrq2.train.step_cost import run_estimate
 

@@ -41,24 +41,34 @@ def pretrain(
 ) -> Path:
     """Pretrain an encoder on unlabelled audio.
 
+    Settings come from a recipe, and the groups `model` to `logging` change single ones, as the flags
+    `--trainer.max_steps` and so on do. `bestrq2 pretrain --help` lists all of them with units and defaults.
+
+    Example:
+        pretrain(data="recordings/", output="run", recipe="best-rq-2-tiny", trainer={"max_steps": 2000})
+
     Args:
-        data: folder, file, list, tars or another source of audio, "soundworld", or a `Source`; may be left out to
-            resume.
+        data: folder of audio or of tars, file, list (.txt, .csv, .jsonl), pattern ("shards/*.tar"), mixture (.yaml),
+            HDF5 (.h5), Hub dataset ("hub:NAME"), URLs of tars, "soundworld" (synthetic), or a `Source`; may be left
+            out to resume.
         output: run folder to write.
-        recipe: recipe that the settings start from: a name of `bestrq2.recipes()` or a YAML file; by default that of
-            the run in `init`, else "best-rq-2".
+        recipe: recipe that the settings start from: best-rq-2, best-rq-2-plus, best-rq-2.1, best-rq-vit or
+            best-rq-conformer, or one of these with a size, such as "best-rq-2-tiny" (`bestrq2.recipes()` lists all), or
+            a YAML file; by default that of the run in `init`, else "best-rq-2".
         init: model whose weights and architecture a new run starts from, as in `bestrq2.load`; what it lacks is
             initialised from the seed.
         seed: random seed of weights, data order, crops and masks; 0 by default.
         resume: continue the run in `output` with its own data and settings, or start it if there is none. A larger
             `max_steps` extends the run; other settings that would make it another run are refused.
-        model: fields of `BestRQ2Config` that differ from the recipe; likewise for the other groups.
-        loader: see `LoaderConfig`.
-        optimizer: see `OptimizerConfig`.
-        trainer: see `TrainerConfig`.
-        probe: see `OnlineProbeConfig`.
-        watch: see `WatchConfig`.
-        logging: see `LoggingConfig`.
+        model: architecture and objective that differ from the recipe, fields of `BestRQ2Config`: hidden_size,
+            num_hidden_layers, mask_ratio, max_seconds (longest clip, s), ...
+        loader: batches: batch_seconds (audio per step, s), num_workers, validation_clips, ...
+        optimizer: AdamW: lr, weight_decay, warmup_fraction, ...
+        trainer: length, devices and files: max_steps, accelerator ("cpu", "gpu"), devices, precision ("bf16-mixed"),
+            ema, checkpoint_every_n_steps, ...
+        probe: linear probe during training: data (labelled), every_n_steps, ...
+        watch: when a run stops or warns: max_skipped_in_a_row, stall_steps, ...
+        logging: Weights & Biases: wandb (project), run_name.
 
     Returns:
         The run folder.

@@ -36,7 +36,7 @@ def probe(
         device: device to run on, such as "cpu" or "cuda:0"; CUDA by default where available.
 
     Returns:
-        Result with one score per features, task and method.
+        Result with one score per features, task and method; it prints as its table, and a notebook shows it as HTML.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
@@ -50,8 +50,4 @@ def probe(
 
 def main(argv: Sequence[str]) -> None:
     """Run `bestrq2 probe`."""
-    values = flags.parse_command(probe, argv, positional=("model", "labelled"))
-    result = probe(**values)
-    from bestrq2.evaluate.score_table import format_scores
-
-    print(format_scores(result.scores))
+    print(probe(**flags.parse_command(probe, argv, positional=("model", "labelled"))))

@@ -13,9 +13,10 @@ import numpy as np
 from bestrq2.errors import DataError
 from bestrq2.evaluate.metrics import class_table, metrics_with_intervals
 from bestrq2.evaluate.result import FINETUNE, Result, TaskScore, read_result, write_result
-from bestrq2.evaluate.table import Table, percent
+from bestrq2.evaluate.table import Table, parts_text, percent
 from bestrq2.files import write_text
 from bestrq2.inference.classifier import label_of
+from bestrq2.text import counted
 
 RESULT_NAME, CLASSES_NAME, PREDICTIONS_NAME = "test.json", "test-classes.csv", "test-predictions.csv"
 """Names of the files in a run folder."""
@@ -76,7 +77,7 @@ def finetune_result(
             for metric, value in row.items()
         ]
     facts = {"classes": list(classes), "multi_label": multi_label, "best_epoch": best_epoch, "test_clips": count}
-    return Result(FINETUNE, model, tuple(scores), {}, {**(provenance or {}), **facts})
+    return Result(FINETUNE, model, tuple(scores), {}, {**(provenance or {}), **facts}, finetune_parts)
 
 
 def write_finetune_result(folder: Path, result: Result, predictions: Predictions) -> None:
@@ -122,25 +123,41 @@ def metric_table(result: Result) -> Table:
 
 
 def format_finetune_result(result: Result, folder: Path | None = None) -> str:
-    """Format the scores as text.
+    """Format the scores as text; see `finetune_parts`."""
+    return parts_text(finetune_parts(result, folder))
+
+
+def finetune_parts(result: Result, folder: Path | None = None) -> list[Table | str]:
+    """Tables and sentences of a result of fine-tuning, for `Result.parts`.
 
     Args:
         result: result of fine-tuning.
         folder: run folder to name, where many classes are not all shown.
     """
     table = per_class_table(result)
-    parts = [metric_table(result).text()]
+    parts: list[Table | str] = [metric_table(result)]
     if len(table.rows) <= _SHOWN:
-        parts.append(table.text())
+        parts.append(table)
     else:
         # the last column, F1 or ROC-AUC, tells which classes are weak; those without recordings come last
         weakest = sorted(table.rows, key=lambda row: math.inf if row[-1] == "-" else float(row[-1]))
-        parts.append(Table(table.header, tuple(weakest[:_SHOWN])).text())
+        parts.append(Table(table.header, tuple(weakest[:_SHOWN])))
         file = CLASSES_NAME if folder is None else folder / CLASSES_NAME
         parts.append(f"The weakest {_SHOWN} of {len(table.rows)} classes; {file} has all.")
     clips, epoch = result.provenance["test_clips"], result.provenance["best_epoch"]
     parts.append(f"{clips} test clips, weights of epoch {epoch}, the best in validation.")
-    return "\n\n".join(parts)
+    return parts
+
+
+def score_in_words(result: Result) -> str:
+    """The first score over all classes, how it was found, and which weights were kept, in a line."""
+    one = next(score for score in result.scores if score.domain != ONE_CLASS)
+    interval = f" [{percent(one.low)}, {percent(one.high)}]" if one.low == one.low else ""
+    chance = f", chance {percent(one.chance)} %" if one.chance == one.chance else ""
+    return (
+        f"{one.metric} {percent(one.score)} %{interval}{chance}, on {counted(one.n_test, 'test recording')}; weights "
+        f"of epoch {result.provenance['best_epoch']}, the best in validation"
+    )
 
 
 def per_class_table(result: Result, formatted: Callable[[float], str] = percent) -> Table:

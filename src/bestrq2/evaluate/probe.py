@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.benchmark import benchmark_result, check_world, find_benchmark, run_benchmark
 from bestrq2.evaluate.provenance import is_run_folder, model_name, model_provenance
 from bestrq2.evaluate.result import PROBE, Result, TaskScore, write_result
-from bestrq2.evaluate.score_table import all_means
+from bestrq2.evaluate.score_table import all_means, probe_parts
 from bestrq2.evaluate.task_probe import FeatureExtractor, probe_features
 from bestrq2.files import check_writable, disk_errors
 from bestrq2.inference.embedder import Embedder, Embeddings, load
@@ -81,7 +82,7 @@ def run_probe(
         with disk_errors(file):
             write_result(file, result, all_means(result.scores))
         logger.info("%s: result of %s", file, result.benchmark)
-    return result
+    return replace(result, parts=probe_parts)
 
 
 def _load_named(model: str | os.PathLike[str], device: str | None) -> Embedder:

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from bestrq2.errors import BestRQ2Error, DataError
+from bestrq2.evaluate.table import Table, parts_html, parts_text
 from bestrq2.files import regular_file, write_text
 from bestrq2.text import counted
 
@@ -76,6 +78,7 @@ class Result:
         failures: task → one sentence that says why it has no score.
         provenance: origin of the model, versions, protocol, command and date, as plain JSON types; see
             `bestrq2.evaluate.provenance`.
+        parts: tables and sentences of a result, by which it prints and shows in a notebook; None for its fields.
     """
 
     benchmark: str
@@ -83,6 +86,13 @@ class Result:
     scores: tuple[TaskScore, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    parts: Callable[[Result], Sequence[Table | str]] | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return repr(self) if self.parts is None else parts_text(self.parts(self))
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>" if self.parts is None else parts_html(self.parts(self))
 
     def of_model(self) -> list[TaskScore]:
         """The scores of the model itself, without those of baselines."""

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY
-from bestrq2.evaluate.result import TaskScore
-from bestrq2.evaluate.table import MARK, WIDTH, Table, mark_best, percent
+from bestrq2.evaluate.result import Result, TaskScore
+from bestrq2.evaluate.table import MARK, WIDTH, Table, mark_best, parts_text, percent
 
 METHOD_TITLES = {"linear": "linear probe", "knn": "k-NN"}
 
@@ -26,8 +26,13 @@ def format_scores(scores: Sequence[TaskScore], width: int = WIDTH) -> str:
     """
     if not scores:
         return "no scores"
-    tables = (table.text(width) for table in score_tables(scores))
-    return "\n\n".join([*tables, "\n".join(textwrap.fill(note, width) for note in score_notes(scores))])
+    notes = "\n".join(textwrap.fill(note, width) for note in score_notes(scores))
+    return parts_text([*score_tables(scores), notes], width)
+
+
+def probe_parts(result: Result) -> list[Table | str]:
+    """Tables and notes of a result of `bestrq2 probe`, for `Result.parts`."""
+    return [*score_tables(result.scores), "\n".join(textwrap.fill(note, WIDTH) for note in score_notes(result.scores))]
 
 
 def score_tables(scores: Sequence[TaskScore]) -> list[Table]:

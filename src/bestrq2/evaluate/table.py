@@ -131,6 +131,17 @@ class Table:
         return "\n".join([lines[0], "-" * length, *lines[1:]])
 
 
+def parts_text(parts: Iterable[Table | str], width: int = WIDTH) -> str:
+    """Tables and sentences for a terminal, between empty lines."""
+    return "\n\n".join(part.text(width) if isinstance(part, Table) else part for part in parts)
+
+
+def parts_html(parts: Iterable[Table | str]) -> str:
+    """Tables and sentences as HTML elements, for a notebook."""
+    elements = (part.html() if isinstance(part, Table) else f"<p>{html.escape(part)}</p>" for part in parts)
+    return "\n".join(elements)
+
+
 def percent(share: float, digits: int = 1) -> str:
     """Format a share in percent, "-" for NaN."""
     return "-" if share != share else f"{100 * share:.{digits}f}"

@@ -58,6 +58,9 @@ class Embeddings:
     frame_mask: np.ndarray
     timestamps: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"Embeddings(clip {list(self.clip.shape)}, frames {list(self.frames.shape)})"
+
     def __len__(self) -> int:
         return len(self.clip)
 
@@ -121,6 +124,12 @@ class Embedder:
     def hop_seconds(self) -> float:
         """Seconds between frames (one phase)."""
         return self.config.frame_hop_samples / self.config.sampling_rate
+
+    def __repr__(self) -> str:
+        return (
+            f"Embedder({self.name!r}, {self.device}, {self.config.hidden_size} values per frame, "
+            f"{1 / self.hop_seconds:.4g} frames per second)"
+        )
 
     def embed(
         self,

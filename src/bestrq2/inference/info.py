@@ -10,6 +10,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from bestrq2.errors import CheckpointError, ConfigError, DataError
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
@@ -103,7 +104,19 @@ def architecture(config: ModelFields, cost: bool = True) -> dict[str, str]:
     architectures = getattr(config, "architectures", None)
     unknown = () if architectures in (None, [_WHOLE]) else ("parameters in pretraining", "training step")
     unused = ("mask", "codes") if architectures == [_CLASSIFIER] else ()
-    return {name: fact for name, fact in facts.items() if fact and name not in (*unknown, *unused)}
+    known = {name: fact for name, fact in facts.items() if fact and name not in (*unknown, *unused)}
+    return known | (_classes(config) if architectures == [_CLASSIFIER] else {})
+
+
+def _classes(config: Any) -> dict[str, str]:
+    """What a classifier tells apart."""
+    names = [str(name) for _, name in sorted(config.id2label.items())]
+    several = config.problem_type == "multi_label_classification"
+    others = f" and {len(names) - _CLASSES:,} others" if len(names) > _CLASSES else ""
+    return {
+        "task": "any number of classes per recording" if several else "one class per recording",
+        "classes": f"{len(names):,}: {', '.join(names[:_CLASSES])}{others}",
+    }
 
 
 def _costs(config: ModelFields) -> dict[str, str]:
@@ -139,6 +152,8 @@ def _mask(config: ModelFields) -> str:
 
 # Top folders that are named with their hours; the others are counted.
 _FOLDERS = 20
+# Classes of a classifier that are named.
+_CLASSES = 20
 
 
 def _hours_heard(path: Path) -> str:

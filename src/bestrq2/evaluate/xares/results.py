@@ -199,6 +199,11 @@ def format_xares_result(result: Result, width: int = WIDTH) -> str:
     return "\n\n".join([f"{BENCHMARK}: {result.model}", *tables, "\n".join(sentences)])
 
 
+def xares_parts(result: Result) -> list[Table | str]:
+    """Tables and notes of a result of X-ARES, for `Result.parts`."""
+    return [f"{BENCHMARK}: {result.model}", *xares_tables(result), *notes(result)]
+
+
 def xares_tables(result: Result) -> list[Table]:
     """Tables of a result: entries of the averages, the averages, other tasks of X-ARES, and custom tasks."""
     tables = []

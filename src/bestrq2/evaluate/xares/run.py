@@ -18,7 +18,7 @@ from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, DataError
 from bestrq2.evaluate.provenance import is_run_folder, model_name, model_provenance
 from bestrq2.evaluate.result import XARES, Result, TaskScore, write_result
 from bestrq2.evaluate.xares.encoder import Extraction, digest, harness_version, model_identity
-from bestrq2.evaluate.xares.results import RESULT_NAME, plain_averages, read_xares_result, xares_csv
+from bestrq2.evaluate.xares.results import RESULT_NAME, plain_averages, read_xares_result, xares_csv, xares_parts
 from bestrq2.evaluate.xares.scoring import Job
 from bestrq2.evaluate.xares.tasks import (
     TASKS,
@@ -86,7 +86,7 @@ def run_xares(
     provenance |= {"identity": identity, "extraction": asdict(extraction)}
     provenance |= {"hop_ms": 1000 * embedder.hop_seconds, "xares": version}
     provenance["device"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    result = Result(XARES, name, tuple(scores), failures, provenance)
+    result = Result(XARES, name, tuple(scores), failures, provenance, xares_parts)
     for file in files:
         with disk_errors(file):
             merged = _with_earlier(file, result)

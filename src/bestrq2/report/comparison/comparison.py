@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.evaluate.table import Table
+from bestrq2.evaluate.table import Table, parts_html, parts_text
 from bestrq2.files import disk_errors, write_text
 from bestrq2.report.charts import SCORE_MARKS, series_style
 from bestrq2.report.comparison import sentences, tables
@@ -58,7 +58,13 @@ class Comparison:
     @property
     def text(self) -> str:
         """Tables and sentences for a terminal."""
-        return "\n\n".join([*(table.text() for table in self.tables), "\n".join(self.sentences)])
+        return parts_text([*self.tables, "\n".join(self.sentences)])
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return parts_html([*self.tables, *self.sentences])
 
     @property
     def markdown(self) -> str:
