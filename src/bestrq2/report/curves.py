@@ -112,7 +112,10 @@ def model_colours(models: Sequence[str], runs: Sequence[RunCurves], baselines: S
 
 
 def curve_charts(runs: Sequence[RunCurves]) -> dict[str, list[LineChart]]:
-    """Charts of all logged quantities by heading, each with the curves of every run; `FURTHER` comes last."""
+    """Charts of all logged quantities by heading, each with the curves of every run; `FURTHER` comes last.
+
+    Quantities that never change are left out; `runs_table` has their values.
+    """
     logged = list(dict.fromkeys(_split_of(column)[1] for run in runs for column in run.curves))
     groups = {title: [name for name in names if name in logged] for title, names in GROUPS.items()}
     groups["Probes during training"] = [name for name in logged if name.startswith("probe/")]
@@ -121,7 +124,13 @@ def curve_charts(runs: Sequence[RunCurves]) -> dict[str, list[LineChart]]:
         title: [LineChart(series=series, **vars(presented(name))) for name in names if (series := _series(name, runs))]
         for title, names in groups.items()
     }
-    return {title: drawn for title, drawn in charts.items() if drawn}
+    changing = {title: [chart for chart in drawn if not is_constant(chart)] for title, drawn in charts.items()}
+    return {title: drawn for title, drawn in changing.items() if drawn}
+
+
+def is_constant(chart: LineChart) -> bool:
+    """Whether no curve of a chart changes, although one has several values."""
+    return any(len(one.y) > 1 for one in chart.series) and all(np.ptp(one.y) == 0 for one in chart.series)
 
 
 def presented(name: str) -> Quantity:
@@ -159,7 +168,7 @@ def _series(name: str, runs: Sequence[RunCurves]) -> list[Series]:
 
 
 def runs_table(runs: Sequence[RunCurves]) -> list[tuple[str, list[str]]]:
-    """(heading, one cell per run): every fact, then the last values in training and in validation."""
+    """(heading, one cell per run): every fact, then the last values in training and in validation, then constants."""
     facts = dict.fromkeys(fact for run in runs for fact in run.facts)
     table = [(fact, [run.facts.get(fact, "–") for run in runs]) for fact in facts]
     for name, quantity in QUANTITIES.items():
@@ -169,6 +178,11 @@ def runs_table(runs: Sequence[RunCurves]) -> list[tuple[str, list[str]]]:
                 cells = ["–" if value is None else number_text(value, quantity.unit) for value in last]
                 of_stage = "" if quantity.unit == "count" else f" ({words})"
                 table.append((f"final {quantity.title.lower()}{of_stage}", cells))
+    for column in dict.fromkeys(column for run in runs for column in run.curves):
+        name = _split_of(column)[1]
+        if name not in QUANTITIES and is_constant(LineChart(series=_series(name, runs), **vars(presented(name)))):
+            cells = ["–" if (value := _last(run, column)) is None else number_text(value) for run in runs]
+            table.append((f"{presented(name).title.lower()} (constant)", cells))
     return table
 
 

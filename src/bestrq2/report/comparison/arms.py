@@ -47,6 +47,26 @@ SHORT = {
     "model.mask_ratio": "hidden share",
     "model.objective": "objective",
 }
+TARGETS = tuple(
+    f"model.{name}"
+    for name in (
+        "codebook_size",
+        "codebook_dim",
+        "num_codebooks",
+        "quantizer_seed",
+        "quantizer_normalization",
+        "patch_size",
+        "num_mel_bands",
+        "n_fft",
+        "win_length",
+        "hop_length",
+        "mel_min_hz",
+        "mel_max_hz",
+        "sampling_rate",
+    )
+)
+HIDDEN = tuple(f"model.{name}" for name in ("mask_ratio", "mask_shape", "mask_block_size"))
+DATA = ("data", "loader.validation_clips")
 MOST_NAMED = 3
 LEVEL = 0.95
 
@@ -126,6 +146,22 @@ def differing(settings: Iterable[dict[str, Any]]) -> list[str]:
     found = [name for name in names if any(one.get(name) != every[0].get(name) for one in every)]
     order = list(SHORT)
     return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def comparable(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Arms whose losses can be compared, together: those with the same targets, hidden patches and recordings."""
+    alike: dict[str, list[Arm]] = {}
+    for arm in arms:
+        of_loss = target_settings(arm) | {name: arm.settings.get(name) for name in (*HIDDEN, *DATA)}
+        alike.setdefault(json.dumps(of_loss, sort_keys=True, default=str), []).append(arm)
+    return list(alike.values())
+
+
+def target_settings(arm: Arm) -> dict[str, object]:
+    """Settings of the targets; without a normalisation of its own the quantizer sees the input of the encoder."""
+    settings = {name: arm.settings.get(name) for name in TARGETS}
+    own = settings["model.quantizer_normalization"] not in ("none", "layernorm")
+    return settings | {"model.input_normalization": None if own else arm.settings.get("model.input_normalization")}
 
 
 def _labels(parts: Sequence[tuple[Run, ...]]) -> list[str]:

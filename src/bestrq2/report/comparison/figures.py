@@ -19,10 +19,10 @@ from bestrq2.report.charts import (
     svg_of_scores,
     thinned,
 )
-from bestrq2.report.comparison.arms import Arm, Band, band, group, stage
+from bestrq2.report.comparison.arms import Arm, Band, band, comparable, group, stage
 from bestrq2.report.comparison.probes import ProbeRow
 from bestrq2.report.comparison.tables import percent
-from bestrq2.report.curves import QUANTITIES
+from bestrq2.report.curves import QUANTITIES, STAGES, is_constant
 from bestrq2.report.runs import Run
 from bestrq2.report.scales import flops_unit, time_unit
 
@@ -33,13 +33,15 @@ MOST_POINTS = 150
 
 
 def loss_charts(arms: Sequence[Arm]) -> list[list[LineChart]]:
-    """Loss and excess loss, a row each, against steps, operations and wall time."""
-    return [_row(arms, quantity, ("steps", "gflops", "seconds")) for quantity in ("loss", "excess_loss")]
+    """Loss and excess loss against steps, operations and wall time, a row for each and each set of comparable arms."""
+    axes = ("steps", "gflops", "seconds")
+    return [_row(arms, quantity, axes, of) for of in comparable(arms) for quantity in ("loss", "excess_loss")]
 
 
 def code_charts(arms: Sequence[Arm]) -> list[list[LineChart]]:
-    """Use of the codes against steps, in one row."""
-    return [[_row(arms, quantity, ("steps",))[0] for quantity in CODES]]
+    """Use of the codes against steps, in one row; without what is constant, which the tables give."""
+    charts = [_row(arms, quantity, ("steps",), arms)[0] for quantity in CODES]
+    return [[chart for chart in charts if not is_constant(chart)] or charts]
 
 
 def probe_charts(rows: Mapping[str, Sequence[ProbeRow]], arms: Sequence[Arm]) -> dict[str, list[ScoreChart]]:
@@ -92,10 +94,13 @@ def _score(row: ProbeRow, domain: str, method: str) -> tuple[tuple[Score, ...], 
     return (Score(method, 100 * score.mean, percent(score, of_seeds=False), low, high, seeds),), ""
 
 
-def _row(arms: Sequence[Arm], quantity: str, against: Sequence[str]) -> list[LineChart]:
-    """Charts of one quantity against several axes, with the same vertical axis."""
+def _row(arms: Sequence[Arm], quantity: str, against: Sequence[str], shown_arms: Sequence[Arm]) -> list[LineChart]:
+    """Charts of one quantity of some of the arms against several axes, with the same vertical axis."""
     name = stage(arms, quantity, 2)
-    bands = [band(arm, f"{name}/{quantity}") if name else None for arm in arms]
+    bands = [band(arm, f"{name}/{quantity}") if name and arm in shown_arms else None for arm in arms]
+    title = f"{QUANTITIES[quantity].title} ({STAGES[name]})" if name else QUANTITIES[quantity].title
+    if len(shown_arms) < len(arms):
+        title += ": " + "; ".join(arm.label for arm in shown_arms)
     shown = QUANTITIES[quantity]
     charts: list[LineChart] = []
     for axis in against:
@@ -109,7 +114,7 @@ def _row(arms: Sequence[Arm], quantity: str, against: Sequence[str]) -> list[Lin
             series.append(Series(arm.label, colour, np.round(x) if axis == "steps" else x, mean, low, high, dash=dash))
         charts.append(
             LineChart(
-                title=f"{shown.title} ({name})" if name else shown.title,
+                title=title,
                 series=series,
                 y_label=shown.y_label,
                 x_label=x_label,

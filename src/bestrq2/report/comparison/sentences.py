@@ -7,31 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bestrq2.evaluate.score_table import METHOD_TITLES
-from bestrq2.report.comparison.arms import Arm, differing, interpolated, pooled_spread
+from bestrq2.report.comparison.arms import DATA, HIDDEN, Arm, differing, interpolated, pooled_spread, target_settings
 from bestrq2.report.comparison.probes import Pair, ProbeRow
 from bestrq2.report.runs import Run, value_text
 from bestrq2.report.scales import Unit, number_text
 from bestrq2.run_records import without_rest
 
-TARGETS = tuple(
-    f"model.{name}"
-    for name in (
-        "codebook_size",
-        "codebook_dim",
-        "num_codebooks",
-        "quantizer_seed",
-        "quantizer_normalization",
-        "patch_size",
-        "num_mel_bands",
-        "n_fft",
-        "win_length",
-        "hop_length",
-        "mel_min_hz",
-        "mel_max_hz",
-        "sampling_rate",
-    )
-)
-HIDDEN = tuple(f"model.{name}" for name in ("mask_ratio", "mask_shape", "mask_block_size"))
 # Metrics that tables and figures show.
 SHOWN = ("loss", "excess_loss", "accuracy", "code_perplexity", "code_coverage", "top_code_share")
 # Metric → the smallest distance from the mean of the reference that counts as outside.
@@ -103,6 +84,8 @@ def _pair(pair: Pair) -> str:
 def notes(arms: Sequence[Arm]) -> list[str]:
     """What makes losses of the arms incomparable, and which values are missing."""
     found = [*_targets(arms), *_hidden(arms), *_data(arms)]
+    if found:
+        found.append("So losses and accuracies of these arms are drawn on axes of their own.")
     if any("…" in arm.label for arm in arms):
         found.append("Labels with … name only some of the settings that differ; table.md lists all.")
     for arm in arms:
@@ -118,18 +101,11 @@ def notes(arms: Sequence[Arm]) -> list[str]:
 
 
 def _targets(arms: Sequence[Arm]) -> list[str]:
-    settings = [_target_settings(arm) for arm in arms]
+    settings = [target_settings(arm) for arm in arms]
     names = [name for name in differing(settings) if name in settings[0]]
     if not names:
         return []
-    return [f"Losses of arms with different targets cannot be compared, excess losses only roughly: {_differ(names)}."]
-
-
-def _target_settings(arm: Arm) -> dict[str, object]:
-    """Settings of the targets; without a normalisation of its own the quantizer sees the input of the encoder."""
-    settings = {name: arm.settings.get(name) for name in TARGETS}
-    own = settings["model.quantizer_normalization"] not in ("none", "layernorm")
-    return settings | {"model.input_normalization": None if own else arm.settings.get("model.input_normalization")}
+    return [f"Losses of arms with different targets cannot be compared: {_differ(names)}."]
 
 
 def _hidden(arms: Sequence[Arm]) -> list[str]:
@@ -142,7 +118,7 @@ def _hidden(arms: Sequence[Arm]) -> list[str]:
 
 
 def _data(arms: Sequence[Arm]) -> list[str]:
-    names = [name for name in differing([arm.settings for arm in arms]) if name in ("data", "loader.validation_clips")]
+    names = [name for name in differing([arm.settings for arm in arms]) if name in DATA]
     if "data" in names:
         values = "; ".join(f"{arm.label}: {value_text(arm.settings.get('data'))}" for arm in arms)
         return [f"The arms were trained on different data, so their losses are on different clips ({values})."]
@@ -203,7 +179,7 @@ def health(arms: Sequence[Arm]) -> list[str]:
 
 def _health(run: Run, reference: Arm, metric: str, floor: float) -> str:
     """One metric of a run, at its last step, against the reference at the same share of its own steps."""
-    name = metric.partition("/")[2].replace("_", " ")
+    name = "training " + metric.partition("/")[2].replace("_", " ")
     curves = [one.curves[metric] for one in reference.runs if metric in one.curves]
     if metric not in run.curves or not curves:
         return f"{run.folder}: {name} was not logged, so it cannot be checked."

@@ -14,6 +14,7 @@ from bestrq2.evaluate.xares.results import BENCHMARK as XARES
 from bestrq2.evaluate.xares.results import ENTRIES_37, Mean, averages, plain_averages
 from bestrq2.report.comparison.arms import Arm, Difference, Estimate, differing, estimate, final_values, stage
 from bestrq2.report.comparison.probes import Pair, ProbeRow
+from bestrq2.report.curves import STAGES
 from bestrq2.report.runs import value_text
 from bestrq2.report.scales import flops_text, number_text, time_text
 
@@ -148,12 +149,12 @@ def _over_seeds(values: Sequence[float], seeds: int, digits: int) -> str:
 
 
 def cost_table(arms: Sequence[Arm]) -> Table:
-    """Seeds, steps, size, operations and time of every arm."""
-    header = ("", "seeds", "steps", "encoder", "GFLOPs per clip", "total training", "wall time")
+    """Runs with their seeds, steps, size, operations and time of every arm."""
+    header = ("", "runs", "steps", "encoder", "GFLOPs per clip", "total training", "wall time")
     rows = [
         (
             arm.label,
-            ", ".join(str(run.seed) for run in arm.runs),
+            f"{len(arm.runs)} (seed{'s' * (len(arm.runs) > 1)} {', '.join(str(run.seed) for run in arm.runs)})",
             f"{arm.first.steps:,}",
             f"{arm.cost.encoder_parameters / 1e6:.2f} M",
             f"{arm.cost.training_gflops:.4g}",
@@ -168,12 +169,9 @@ def cost_table(arms: Sequence[Arm]) -> Table:
 def final_table(arms: Sequence[Arm]) -> Table:
     """Means over seeds, with intervals, of the values logged last."""
     stages = {quantity: stage(arms, quantity, 1) for quantity in FINAL}
-    used = {name for name in stages.values() if name}
-    title = f"at the last step ({used.pop()})" if len(used) == 1 else "at the last step"
-    mixed = bool(used)
-    header = ("", *(f"{text}, {stages[q]}" if mixed and stages[q] else text for q, text in FINAL.items()))
+    header = ("", *(f"{STAGES[name]} {text}" if (name := stages[q]) else text for q, text in FINAL.items()))
     rows = [(arm.label, *(_final(final_values(arm, f"{stages[q]}/{q}"), q in SHARES) for q in FINAL)) for arm in arms]
-    return Table(header, tuple(rows), title)
+    return Table(header, tuple(rows), "at the last step")
 
 
 def settings_table(arms: Sequence[Arm]) -> Table | None:
