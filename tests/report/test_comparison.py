@@ -45,7 +45,7 @@ def test_train_and_validation_are_never_mixed(tmp_path: Path) -> None:
     assert stage(group(read(both)), "loss", 2) == "validation"
     arms = group(read(both, only))
     assert stage(arms, "loss", 2) == "train"
-    assert final_table(arms).title == "at the last step (train)"
+    assert final_table(arms).header[1] == "training loss"
 
 
 def test_units_fit_the_size() -> None:
@@ -64,10 +64,24 @@ def test_incomparable_losses_are_noted(tmp_path: Path) -> None:
         tmp_path / "b", "other", changes={"model.codebook_size": 64, "model.mask_ratio": [0.7, 0.7], "data": "folder"}
     )
     text = together(base, other).text
-    assert "different targets cannot be compared, excess losses only roughly: codebook_size differs." in text
+    assert "different targets cannot be compared: codebook_size differs." in text
     assert "differently hidden patches, which are easier or harder to predict: mask_ratio differs." in text
     assert "different data, so their losses are on different clips (best-rq-2-tiny: soundworld; other: folder)." in text
     assert "targets" not in together(base).text
+
+
+def test_no_axis_has_losses_that_cannot_be_compared(tmp_path: Path) -> None:
+    fast = {"optimizer.lr": 1e-3}
+    settings = {"a": {}, "b": fast, "c": {"model.codebook_size": 64}, "d": {"loader.validation_clips": 8} | fast}
+    comparison = together(*(write_run(tmp_path / name, name, changes=changes) for name, changes in settings.items()))
+    rows = figures.loss_charts(comparison.arms)
+    assert [[one.label for one in row[0].series] for row in rows] == [["a", "b"]] * 2 + [["c"]] * 2 + [["d"]] * 2
+    assert [row[0].title for row in rows[::2]] == [
+        "Loss (validation): a; b",
+        "Loss (validation): c",
+        "Loss (validation): d",
+    ]
+    assert "1 (seed 0)" in comparison.text
 
 
 # --- references ---
@@ -95,9 +109,12 @@ def test_health_is_judged_by_the_reference_at_the_same_share(tmp_path: Path, mon
     assert [arm.label for arm in comparison.arms][-1] == "reference: best-rq-2-tiny"
     said = comparison.sentences
     assert any("settings are not the reference's" in one and "trainer.max_steps" in one for one in said)
-    assert [("inside" in one, "OUTSIDE" in one) for one in said if "well: excess loss" in one] == [(True, False)]
+    assert [("inside" in one, "OUTSIDE" in one) for one in said if "well: training excess loss" in one] == [
+        (True, False)
+    ]
     assert any(
-        "ill: excess loss" in one and "at 50 % of its steps, OUTSIDE of the reference's range" in one for one in said
+        "ill: training excess loss" in one and "at 50 % of its steps, OUTSIDE of the reference's range" in one
+        for one in said
     )
     assert any("mine: no health check" in one and "only of best-rq-2-tiny" in one for one in said)
     assert len(health(comparison.arms)) == 1 + 2 * 3 + 1

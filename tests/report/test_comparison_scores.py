@@ -160,9 +160,9 @@ def test_differences_by_domain_and_the_pooled_spread(tmp_path: Path) -> None:
 def test_metrics_missing_in_one_run_are_noted(tmp_path: Path) -> None:
     whole, renamed = write_run(tmp_path / "whole", seed=0), write_run(tmp_path / "renamed", seed=1)
     table = (renamed / "metrics.csv").read_text()
-    (renamed / "metrics.csv").write_text(table.replace("validation/excess_loss", "validation/excess"))
+    (renamed / "metrics.csv").write_text(table.replace("validation/accuracy", "validation/right"))
     text = together(whole, renamed).text
-    assert f"{renamed}: metrics.csv has no validation/excess_loss, which other runs logged" in text
+    assert f"{renamed}: metrics.csv has no validation/accuracy, which other runs logged" in text
 
 
 def test_a_tiny_but_clear_lead_is_a_lead(tmp_path: Path) -> None:

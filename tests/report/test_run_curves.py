@@ -129,12 +129,20 @@ def test_charts_say_which_direction_is_better() -> None:
     }
 
 
-@pytest.mark.parametrize(("values", "ticks"), [([0.0, 0.0], ["0", "1"]), ([0.0, 7.0], ["0", "2", "4", "6"])])
-def test_skipped_steps_are_whole_numbers(values: list[float], ticks: list[str]) -> None:
-    run = RunCurves("r", "r", {}, {"train/skipped_steps": curve(values)})
+def test_skipped_steps_are_whole_numbers() -> None:
+    run = RunCurves("r", "r", {}, {"train/skipped_steps": curve([0.0, 7.0])})
     (chart,) = curve_charts([run])[FURTHER]
-    assert [tick.text for tick in chart.y_ticks] == ticks
-    assert ("final skipped steps", [f"{values[-1]:.0f}"]) in runs_table([run])
+    assert [tick.text for tick in chart.y_ticks] == ["0", "2", "4", "6"]
+    assert ("final skipped steps", ["7"]) in runs_table([run])
+
+
+def test_constants_are_values_and_no_charts() -> None:
+    logged = {"train/skipped_steps": curve([0.0, 0.0]), "train/learning_rate": curve([0.5, 0.5])}
+    runs = [RunCurves("a", "a", {}, logged)]
+    assert curve_charts(runs) == {}
+    assert runs_table(runs) == [("final skipped steps", ["0"]), ("learning rate (constant)", ["0.500"])]
+    runs.append(RunCurves("b", "b", {}, {"train/learning_rate": curve([0.5, 0.25])}))
+    assert [len(chart.series) for chart in curve_charts(runs)[FURTHER]] == [2]
 
 
 def test_every_curve_spans_the_width_of_its_chart() -> None:
@@ -158,7 +166,7 @@ def test_the_steep_beginning_does_not_flatten_the_rest() -> None:
     assert chart.y.low < 3 < 4 < chart.y.high < 20
 
 
-@pytest.mark.parametrize("values", [[3.0], [2.0, 2.0, 2.0], [0.0, 0.0], [np.nan, 1.0]])
+@pytest.mark.parametrize("values", [[3.0], [2.0, 2.0, 2.0 + 1e-12], [np.nan, 1.0]])
 def test_degenerate_records_stay_inside_their_chart(values: list[float]) -> None:
     paths = re.findall(r' d="([^"]+)"', loss_chart(RunCurves("r", "r", {}, {"train/loss": curve(values)})).plot())
     assert all(0 <= float(number) <= 1000 for path in paths for number in re.findall(r"[\d.]+", path))

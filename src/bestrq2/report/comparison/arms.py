@@ -91,6 +91,12 @@ class Arm:
         return self.runs[0]
 
     @property
+    def counted(self) -> str:
+        """Number of runs, with their seeds: "2 (seeds 0, 1)"."""
+        seeds = [str(run.seed) for run in self.runs]
+        return f"{len(seeds)} ({'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)})"
+
+    @property
     def probed(self) -> list[Run]:
         """Runs with a benchmark result."""
         return [run for run in self.runs if run.result is not None]

@@ -154,7 +154,7 @@ def cost_table(arms: Sequence[Arm]) -> Table:
     rows = [
         (
             arm.label,
-            f"{len(arm.runs)} (seed{'s' * (len(arm.runs) > 1)} {', '.join(str(run.seed) for run in arm.runs)})",
+            arm.counted,
             f"{arm.first.steps:,}",
             f"{arm.cost.encoder_parameters / 1e6:.2f} M",
             f"{arm.cost.training_gflops:.4g}",
