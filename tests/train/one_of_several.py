@@ -1,6 +1,7 @@
 """One process of a small run of several, started by the tests: python one_of_several.py OUTPUT SOURCE SETTINGS.
 
-SETTINGS is JSON: {"trainer": {...}, "probe": {...}, "stop": [rank, step] or null, "resume": bool}.
+SETTINGS is JSON: {"trainer": {...}, "probe": {...}, "stop": [rank, step] or null, "resume": bool, "memory": bytes that
+each process finds available for a batch of any size, or null}.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pytest
 from small_run import small_pretrain
 
 from bestrq2.errors import BestRQ2Error, StoppedBySignal
-from bestrq2.train import loop
+from bestrq2.train import loop, step_cost
 
 
 def stop_at(patch: pytest.MonkeyPatch, rank: int, step: int) -> None:
@@ -35,12 +36,19 @@ def main() -> None:
     print(f"process {os.getpid()}", flush=True)
     if settings.get("stop"):
         stop_at(pytest.MonkeyPatch(), *settings["stop"])
+    loader = {}
+    if memory := settings.get("memory"):
+        loader = {"batch_seconds": "auto"}
+        pytest.MonkeyPatch().setattr(
+            step_cost, "available_bytes", lambda device: memory[int(os.environ["SLURM_PROCID"])]
+        )
     try:
         small_pretrain(
             source,
             output,
             trainer=settings["trainer"],
             model={"drop_path_rate": 0.0},
+            loader=loader,
             probe=settings["probe"],
             resume=settings["resume"],
         )

@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from one_of_several import stop_at
-from small_run import free_port, metrics, small_pretrain, weights, write_recordings
+from small_run import MODEL, free_port, metrics, small_pretrain, weights, write_recordings
 
 from bestrq2.errors import ConfigError, StoppedBySignal
 from bestrq2.train.checkpoints import CheckpointStore
-from bestrq2.train.processes import launched_shape
-from bestrq2.train.settings import TrainerConfig
+from bestrq2.train.processes import launch, launched_shape
+from bestrq2.train.settings import TrainerConfig, resolve
+from bestrq2.train.step_cost import StepMeter
 
 STEPS = {"max_steps": 20, "log_every_n_steps": 1, "val_every_n_steps": 5, "checkpoint_every_n_steps": 10}
 SCRIPT = Path(__file__).with_name("one_of_several.py")
@@ -45,11 +47,12 @@ class Several:
         stop: list[int] | None = None,
         resume: bool = False,
         probe: dict[str, Any] | None = None,
+        memory: list[float] | None = None,
         **trainer: Any,
     ) -> list[Any]:
         """The processes: one command for Fabric or torchrun, two for SLURM."""
         trainer = {**STEPS, "devices": 2 if launcher == "fabric" else 1, **trainer}
-        settings = {"trainer": trainer, "stop": stop, "resume": resume, "probe": probe or {}}
+        settings = {"trainer": trainer, "stop": stop, "resume": resume, "probe": probe or {}, "memory": memory}
         words = [str(SCRIPT), str(output), str(source), json.dumps(settings)]
         paths = os.pathsep.join([str(SCRIPT.parent), *sys.path])
         if launcher == "slurm":
@@ -126,6 +129,16 @@ def test_two_processes_learn_what_one_does_with_all_their_clips(
     several.run(launcher, tmp_path / "run", sounds)
     assert_close(alone, tmp_path / "run")
     assert "broken.wav" in (tmp_path / "run" / "rejected.csv").read_text()
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_batch_that_fits_all_of_them(tmp_path: Path, sounds: Path, several: Several):
+    config = resolve({"recipe": "demo", "data": "x", "output": "y", "model": {**MODEL, "drop_path_rate": 0.0}})
+    line = StepMeter(config, launch(TrainerConfig(accelerator="cpu"))).memory()
+    # half of it may be used, and is divided among two
+    several.run("slurm", tmp_path / "run", sounds, memory=[4 * line.at(rows) + 1 for rows in (9, 3)], max_steps=2)
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert settings["loader"]["batch_seconds"] == 2 * 3 * 2.5
 
 
 @pytest.mark.slow
