@@ -9,6 +9,7 @@ import pytest
 from example_runs import ONE_STAGE, read, score, together, write_run
 
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1, benchmark_result
+from bestrq2.evaluate.result import PROBE, Result, TaskScore, write_result
 from bestrq2.report import runs
 from bestrq2.report.comparison import compare_runs
 from bestrq2.report.comparison.arms import estimate, group, pooled_spread, welch
@@ -173,3 +174,31 @@ def test_a_tiny_but_clear_lead_is_a_lead(tmp_path: Path) -> None:
         for seed, mean in enumerate(of_seeds)
     ]
     assert "Linear probe: two is 0.030 ± 0.000 points ahead of one." in together(*folders).text
+
+
+def test_results_on_own_labels_stand_side_by_side_only_for_the_same_clips(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / name, name, changes={"optimizer.lr": lr}) for name, lr in (("a", 1e-3), ("b", 1e-4))
+    ]
+
+    def keep(run: Path, name: str, value: float, clips: str, created: str, step: int = 400) -> None:
+        (run / "probes").mkdir(exist_ok=True)
+        protocol = {"labelled": f"/data/{name}", "seed": 0, "clips": clips}
+        scores = tuple(TaskScore("m", name, method, "accuracy", value, chance=0.25) for method in ("linear", "knn"))
+        provenance = {"protocol": protocol, "created": created, "step": step}
+        write_result(run / "probes" / f"{name}-{created}.json", Result(PROBE, "m", scores, {}, provenance))
+
+    keep(folders[0], "letters", 0.4, "x", "2026-01")
+    keep(folders[0], "letters", 0.5, "x", "2026-02")
+    keep(folders[1], "letters", 0.75, "x", "2026-01")
+    keep(folders[1], "animals", 0.5, "y", "2026-01")
+    keep(folders[0], "animals", 0.25, "z", "2026-01")
+    keep(folders[1], "prompts", 0.9, "w", "2026-01", step=300)
+    comparison = together(*folders)
+    own = {table.title: table.rows for table in comparison.tables if "linear / k-NN (%)" in table.title}
+    assert own == {
+        "animals: linear / k-NN (%)": (("animals", "25.0 / 25.0", "–", "25.0"),),
+        "letters: linear / k-NN (%)": (("letters", "50.0 / 50.0", "75.0 / 75.0", "25.0"),),
+        "animals, other clips or splits (2): linear / k-NN (%)": (("animals", "–", "50.0 / 50.0", "25.0"),),
+    }
+    assert "b: its result on prompts is of step 300, not of step 400, and left out" in comparison.text

@@ -31,7 +31,7 @@ def probe(
             "soundworld", or "soundworld-1" for the frozen benchmark, whose result is also written into a run folder as
             soundworld-1.json.
         baselines: also probe log-mel statistics and a randomly initialised encoder of the same architecture.
-        output: JSON file for the result.
+        output: JSON file for the result; a run folder keeps it in probes/ anyway, for `bestrq2 compare`.
         seed: random seed of splits and probes; the frozen benchmark has its own.
         device: device to run on, such as "cpu" or "cuda:0"; CUDA by default where available.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,8 @@ from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 
+PROBES = "probes"
+"""Folder of a run with the results on labels of one's own."""
 RANDOM_ENCODER, LOG_MEL, SUPERVISED = "random encoder", "log-mel statistics", "supervised"
 """Names of baselines in results; a model of one of these names could not be told from the baseline."""
 
@@ -44,7 +48,8 @@ def run_probe(
 ) -> Result:
     """Probe a model on labelled audio or on a frozen benchmark; see `bestrq2.probe` for the arguments.
 
-    The result is written to `output`; that of a frozen benchmark also into a run folder, as NAME.json.
+    The result is written to `output`, and also into a run folder: that of a frozen benchmark as NAME.json, others as
+    probes/NAME.json, where a later probe of the same labels replaces it.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
@@ -58,6 +63,10 @@ def run_probe(
         check_world(benchmark)
         if is_run_folder(model):
             files.insert(0, Path(model) / f"{benchmark.name}.json")
+    elif is_run_folder(model):
+        files.insert(0, kept_result(Path(model), labelled))
+        with disk_errors(files[0]):
+            files[0].parent.mkdir(exist_ok=True)
     for file in files:
         check_writable(file)
     embedder = _load_named(model, device)
@@ -70,8 +79,9 @@ def run_probe(
         result = benchmark_result(benchmark, embedder.name, run_benchmark(features, benchmark), provenance)
     else:
         with shorter_files() as shorter:
-            scores = probe_all(features, load_labelled(labelled, seed=seed), seed)
-        provenance["protocol"] = {"labelled": labelled, "seed": seed}
+            tasks = load_labelled(labelled, seed=seed)
+            scores = probe_all(features, tasks, seed)
+        provenance["protocol"] = {"labelled": labelled, "seed": seed, "clips": fingerprint(tasks)}
         if shorter:
             every = sorted(set(shorter))
             provenance["shorter_than_announced"] = [one._asdict() for one in every]
@@ -93,6 +103,32 @@ def _load_named(model: str | os.PathLike[str], device: str | None) -> Embedder:
     if embedder.name in (RANDOM_ENCODER, LOG_MEL, SUPERVISED):
         raise DataError(f"{model}: {embedder.name!r} is the name of a baseline in results; rename the model's folder")
     return embedder
+
+
+def kept_result(run: Path, labelled: str) -> Path:
+    """File of a run folder for the result on labels of one's own: probes/NAME-HASH.json, by their place."""
+    place = os.path.abspath(labelled) if os.path.exists(labelled) else labelled
+    name = re.sub(r"[^\w.-]+", "-", os.path.basename(place) or place)
+    return run / PROBES / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.json"
+
+
+def fingerprint(tasks: Sequence[LabelledTask]) -> str:
+    """Identity of labelled clips and their splits, as a hash of names and labels, whatever folder they are in.
+
+    Clips that are no files are told by their samples. A file that was changed under the same name is not noticed.
+    """
+    found = hashlib.sha256()
+    for task in tasks:
+        found.update(repr((task.name, task.kind, task.classes)).encode())
+        for split in (task.train, task.test):
+            if split.source is None:
+                names = [hashlib.sha256(np.asarray(clip).tobytes()).hexdigest() for clip in split.audio]
+            else:
+                names = ["/".join(name.replace("\\", "/").split("/")[-2:]) for name in split.source.names()]
+            for name, label in zip(names, split.labels, strict=True):
+                found.update(repr((name, np.asarray(label).tolist())).encode())
+            found.update(b"|")
+    return found.hexdigest()[:16]
 
 
 def probe_all(features: Sequence[FeatureExtractor], tasks: Sequence[LabelledTask], seed: int = 0) -> list[TaskScore]:

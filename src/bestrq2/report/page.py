@@ -29,7 +29,7 @@ from bestrq2.report.curves import FURTHER, RunCurves, curve_charts, run_colours,
 from bestrq2.report.embeddings import EmbeddedClip, embedded_recordings, map_figure, map_sounds, neighbour_figure
 from bestrq2.report.patches import MaskExample, level_gradient, mask_example, mask_figure
 from bestrq2.report.recordings import Recordings
-from bestrq2.report.runs import find_xares, read_curves
+from bestrq2.report.runs import find_probes, find_xares, read_curves
 from bestrq2.report.scores import probe_section, short_task, xares_section
 from bestrq2.report.sounds import OUTLINE_POINTS, cut_seconds
 from bestrq2.text import counted
@@ -83,8 +83,9 @@ def write_run_report(run: Path, recordings: Recordings) -> Path:
     model = load_model_folder(run / "model", BestRQ2ForPreTraining)
     facts = model_info(run)
     xares, unread = None, []
+    probes: tuple[Result, ...] = ()
     try:
-        xares = find_xares(run)
+        xares, probes = find_xares(run), find_probes(run)
     except DataError as error:  # a damaged result must not cost the report
         unread = [f"{error}."]
     curves = read_curves(run)
@@ -97,6 +98,7 @@ def write_run_report(run: Path, recordings: Recordings) -> Path:
             mask_example(model, recordings.waveforms[place] / np.float32(32768), recordings.names[place], seed=place)
             for place in _examples(recordings)
         ],
+        probes=[score for one in probes for score in one.scores],
         xares=xares,
         clips=embedded_recordings(Embedder(model.bestrq2), recordings),
         grouped_by=recordings.grouped_by,

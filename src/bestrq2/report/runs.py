@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from bestrq2.errors import DataError
 from bestrq2.evaluate.benchmark import SOUNDWORLD_1, read_benchmark_result
-from bestrq2.evaluate.result import Result
+from bestrq2.evaluate.probe import PROBES
+from bestrq2.evaluate.result import PROBE, Result, read_result
 from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.report.curves import RunCurves
@@ -62,6 +63,7 @@ class Run:
         result: scores on the frozen benchmark; None where the run was not probed.
         reference: name of the reference for a run that ships with the package.
         xares: X-ARES result; None where it was not run.
+        probes: results of `bestrq2 probe` on labels of one's own.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class Run:
     result: Result | None
     reference: str | None = None
     xares: Result | None = None
+    probes: tuple[Result, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -110,7 +113,7 @@ def read_run(folder: str | Path, unfinished: bool = False, reference: str | None
             to other weights.
     """
     run = read_training(folder, unfinished, reference)
-    run = replace(run, result=find_result(run.folder), xares=find_xares(run.folder))
+    run = replace(run, result=find_result(run.folder), xares=find_xares(run.folder), probes=find_probes(run.folder))
     if run.result is not None:
         command = f"bestrq2 probe {run.folder} {run.result.benchmark}"
         _check_belongs(run, run.result.provenance, f"probe it again with `{command}`")
@@ -207,6 +210,23 @@ def find_result(folder: Path) -> Result | None:
         return None
     current = folder / f"{BENCHMARK}.json"
     return read_benchmark_result(current if current in found else found[-1])
+
+
+def find_probes(folder: Path) -> tuple[Result, ...]:
+    """Results of a run folder on labels of one's own; of several on the same clips and splits the newest.
+
+    Raises:
+        DataError: a result is damaged.
+    """
+    found = [read_result(path, PROBE) for path in sorted((folder / PROBES).glob("*.json"))]
+    found.sort(key=lambda result: str(result.provenance.get("created")))
+    return tuple({own_labels(result): result for result in found}.values())
+
+
+def own_labels(result: Result) -> tuple[str, str]:
+    """Name of the labels of a result, and the identity of their clips, splits and seed."""
+    protocol = result.provenance.get("protocol", {})
+    return PurePath(str(protocol.get("labelled"))).name, f"{protocol.get('clips')} {protocol.get('seed')}"
 
 
 def find_xares(folder: Path) -> Result | None:

@@ -166,6 +166,7 @@ def assemble(arms: list[Arm], output: Path, health_check: bool = False) -> Compa
     shown = [
         *(tables.probe_table(method, of_method, arms) for method, of_method in rows.items()),
         *tables.difference_tables(arms, found),
+        *tables.own_probe_tables(arms),
         *tables.xares_tables(arms),
         tables.cost_table(arms),
         tables.final_table(arms),

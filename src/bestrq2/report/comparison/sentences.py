@@ -9,7 +9,7 @@ import numpy as np
 from bestrq2.evaluate.score_table import METHOD_TITLES
 from bestrq2.report.comparison.arms import DATA, HIDDEN, Arm, differing, interpolated, pooled_spread, target_settings
 from bestrq2.report.comparison.probes import Pair, ProbeRow
-from bestrq2.report.runs import Run, value_text
+from bestrq2.report.runs import Run, own_labels, value_text
 from bestrq2.report.scales import Unit, number_text
 from bestrq2.run_records import without_rest
 
@@ -94,6 +94,14 @@ def notes(arms: Sequence[Arm]) -> list[str]:
             if logged is not None and rates is not None and without_rest(rates)[0][-1] > logged[0][-1]:
                 found.append(f"{run.folder}: the last finite loss was logged at step {logged[0][-1]:,}.")
     found += _not_logged(arms)
+    found += [
+        f"{run.folder}: its result on {own_labels(one)[0]} is of step {one.provenance['step']}, not "
+        f"of step {run.steps}, and left out: probe it again."
+        for arm in arms
+        for run in arm.runs
+        for one in run.probes
+        if one.provenance.get("step") not in (None, run.steps)
+    ]
     untimed = [arm.label for arm in arms if any(run.timing is None for run in arm.runs)]
     if untimed and any(run.timing is not None for arm in arms for run in arm.runs):
         found.append(f"Wall time was not recorded for every seed of: {'; '.join(untimed)}.")

@@ -15,7 +15,7 @@ from bestrq2.evaluate.xares.results import ENTRIES_37, Mean, averages, plain_ave
 from bestrq2.report.comparison.arms import Arm, Difference, Estimate, differing, estimate, final_values, stage
 from bestrq2.report.comparison.probes import Pair, ProbeRow
 from bestrq2.report.curves import STAGES
-from bestrq2.report.runs import value_text
+from bestrq2.report.runs import Run, own_labels, value_text
 from bestrq2.report.scales import flops_text, number_text, time_text
 
 FINAL = {
@@ -71,6 +71,39 @@ def difference_tables(arms: Sequence[Arm], pairs: Sequence[Pair]) -> list[Table]
 def _points(difference: Difference) -> str:
     mark = " *" if difference.clear else ""
     return f"{100 * difference.difference:+.1f} ± {100 * difference.half_width:.1f}{mark}"
+
+
+# --- probes on labels of one's own ---
+
+
+def own_probe_tables(arms: Sequence[Arm]) -> list[Table]:
+    """One table for each set of labels, clips and splits: tasks, and the scores of all arms beside chance."""
+    sets = list(dict.fromkeys(own_labels(one) for arm in arms for run in arm.runs for one in current_probes(run)))
+    tables = []
+    for place, labels in enumerate(sets):
+        again = sum(name == labels[0] for name, _ in sets[:place])
+        title = f"{labels[0]}{f', other clips or splits ({again + 1})' if again else ''}: linear / k-NN (%)"
+        by_arm = [[one for run in arm.runs for one in current_probes(run) if own_labels(one) == labels] for arm in arms]
+        chances = {score.task: score.chance for found in by_arm for one in found for score in one.of_model()}
+        rows = []
+        for task, chance in chances.items():
+            scores = [_own_scores(found, task, len(arm.runs)) for arm, found in zip(arms, by_arm, strict=True)]
+            rows.append((task, *scores, f"{100 * chance:.1f}"))
+        tables.append(Table(("", *(arm.label for arm in arms), "chance"), tuple(rows), title))
+    return tables
+
+
+def current_probes(run: Run) -> list[Result]:
+    """Results on labels of one's own that are of the newest weights."""
+    return [one for one in run.probes if one.provenance.get("step") in (None, run.steps)]
+
+
+def _own_scores(found: Sequence[Result], task: str, seeds: int) -> str:
+    cells = []
+    for method in METHODS:
+        values = [one.score for own in found for one in own.of_model() if (one.task, one.method) == (task, method)]
+        cells.append(_over_seeds(values, seeds, 1) if values else NONE)
+    return NONE if set(cells) == {NONE} else " / ".join(cells)
 
 
 # --- X-ARES ---
