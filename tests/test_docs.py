@@ -41,6 +41,7 @@ def test_commands_on_a_page_are_accepted(page: Path, monkeypatch: pytest.MonkeyP
         raise Accepted
 
     monkeypatch.setattr(flags, "parse_command", parse_only)
+    monkeypatch.setattr("bestrq2.train.initial.initial_fields", lambda source: {})
     monkeypatch.setattr("bestrq2.commands.pretrain._pretrain", stop)
     for words in commands_of(page):
         with pytest.raises(Accepted):

