@@ -220,6 +220,9 @@ def parse_settings(parser: ArgumentParser, settings: dict[str, Any]) -> Namespac
     settings = {key: value for key, value in settings.items() if value is not None}
     for group, values in settings.items():
         for key in [f"{group}.{key}" for key in values] if isinstance(values, dict) else [group]:
+            inside = next((one for one in known if one.startswith(f"{key}.")), None)
+            if inside is not None:
+                raise ConfigError(f"{group}: expected settings such as {inside}, got {values!r}")
             if key not in known and group not in known:
                 raise ConfigError(_unknown(key, parser))
     try:

@@ -143,7 +143,7 @@ def test_impossible_options_are_refused(embedder, options, message):
         ({"device": "gpu"}, "device must be such as 'cpu' or 'cuda:0', got 'gpu'"),
         ({"device": "cuda:99"}, r"device 'cuda:99': this machine has \d+ CUDA devices"),
         ({"device": "ipu"}, r"device 'ipu': this machine has none, or torch cannot use it"),
-        ({"source": None}, "a model is named by a path, a recipe or a hub id, got a NoneType"),
+        ({"source": None}, "a model is named by a path, a recipe or a hub id, got None"),
     ],
 )
 def test_impossible_ways_to_run_are_refused(options, message):

@@ -39,6 +39,7 @@ def compare(
     """
     from bestrq2.report.comparison import compare_runs
 
+    runs = [runs] if isinstance(runs, str | os.PathLike) else runs
     return compare_runs(runs, output, reference=reference, unfinished=unfinished)
 
 

@@ -67,8 +67,8 @@ def load_classification(source: str | os.PathLike[str]) -> BestRQ2ForAudioClassi
 
 def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedModel]) -> BestRQ2PreTrainedModel:
     """The model of that class in `source`, or the whole model where a source always holds one."""
-    if not isinstance(source, str | os.PathLike):
-        raise ConfigError(f"a model is named by a path, a recipe or a hub id, got a {type(source).__name__}")
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise ConfigError(f"a model is named by a path, a recipe or a hub id, got {source!r:.80}")
     path, name = Path(source), str(source)
     if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         folder = path / "model" if (path / "model").is_dir() else path

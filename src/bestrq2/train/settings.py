@@ -83,7 +83,7 @@ def _in_range(name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, str) and any(value in get_args(kind) for kind in get_args(hint)):
         return value
     kinds = [kind for kind in (hint, *get_args(hint)) if hasattr(kind, "_restrictions")]
-    if value is None or not kinds:
+    if not kinds or (value is None and type(None) in get_args(hint)):
         return value
     base = float if issubclass(kinds[0], float) else int
     try:
@@ -400,7 +400,7 @@ def finetune_config(settings: dict[str, Any], resume: bool) -> FinetuneConfig:
             missing = f"--{one.name}" if one.name == "output" else one.name.upper()
             if resume and one.name != "output":
                 raise ConfigError(f"{settings['output']}: holds no run to resume; to start one, give {missing}")
-            raise ConfigError(f"{missing} is missing; see `bestrq2 finetune --help`")
+            raise ConfigError(f"{missing} is missing; write bestrq2 finetune MODEL LABELLED --output OUTPUT [settings]")
     return FinetuneConfig(**{**values, "output": Path(values["output"])})
 
 
