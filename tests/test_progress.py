@@ -101,6 +101,15 @@ def test_of_nested_displays_the_innermost_is_seen(monkeypatch):
         assert "train" in screen.getvalue().rpartition("validation")[2]
 
 
+def test_a_command_says_what_it_begins_with_only_until_a_part_of_it_begins(capsys):
+    with Progress("demo", unit="", details="loading PyTorch") as outer:
+        with Progress("training", 2, "steps"):
+            pass
+        outer._started -= 9
+        outer.show(now=True)
+    assert capsys.readouterr().err.splitlines() == ["demo: loading PyTorch", "demo: 00:09 so far"]
+
+
 def test_nothing_is_shown_where_it_is_not_wanted(capsys):
     with Progress("train", 2, "steps", lines_every_seconds=0, shown=False) as progress:
         progress.show(2, now=True)

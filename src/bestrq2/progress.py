@@ -75,6 +75,8 @@ class Progress:
             with _drawing:
                 if self._open:
                     self._open[-1]._close_bar(leave=False)
+                    if not self._open[-1].unit:
+                        self._open[-1].details = ""  # what it said of the beginning is past
                 self._open.append(self)
                 self._open_bar()
                 if self._bar is not None or self.details:
