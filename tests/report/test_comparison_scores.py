@@ -106,7 +106,7 @@ def test_unprobed_runs_are_compared_by_their_curves(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "probes.svg").write_text("of an earlier comparison")
     without = compare_runs(folders[1:], tmp_path / "out")
-    assert "No run was probed, so there are no probe tables: run `bestrq2 probe RUN soundworld-1`." in without.text
+    assert "No run was probed on soundworld-1, so its tables are missing: run `bestrq2 probe RUN" in without.text
     assert "linear probe" not in without.text
     assert not (tmp_path / "out" / "probes.svg").exists()
 

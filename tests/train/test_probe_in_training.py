@@ -12,6 +12,7 @@ import soundfile
 from small_run import at_step, die, metrics, recording, same_runs, same_weights, small_pretrain
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import bestrq2
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.report.runs import read_curves
 from bestrq2.soundworld import write_corpus
@@ -42,6 +43,21 @@ def test_curves_are_in_metrics_tensorboard_and_the_report(tmp_path: Path, record
     assert read_curves(run).curves["probe/mean"][0].tolist() == [0, 2, 4, 6]
     page = (run / "report.html").read_text()
     assert "Probes during training" in page or "labelled (constant)" in page  # as the weights fall out
+
+
+def test_the_report_of_a_run_shows_a_probe_made_after_it(tmp_path: Path, recordings: Path, labelled: Path):
+    run = small_pretrain(recordings, tmp_path / "run", trainer={"report": True})
+    before = (run / "report.html").read_text()
+    assert 'href="#probes"' not in before
+    for _ in range(2):  # a second probe replaces the first
+        result = bestrq2.probe(run, labelled, baselines=False)
+    after = (run / "report.html").read_text()
+    assert after.count('<section id="probes">') == after.count('href="#probes"') == 1
+    for score in result.scores:
+        assert f"{100 * score.score:.1f}" in after
+    start, end = before.index("<!-- scores -->"), before.index("<!-- end of scores -->")
+    assert before[end:] in after
+    assert before[start - 2000 : start] in after
 
 
 def test_training_is_the_same_to_the_bit_with_and_without(

@@ -31,7 +31,8 @@ def probe(
             "soundworld", or "soundworld-1" for the frozen benchmark, whose result is also written into a run folder as
             soundworld-1.json.
         baselines: also probe log-mel statistics and a randomly initialised encoder of the same architecture.
-        output: JSON file for the result; a run folder keeps it in probes/ anyway, for `bestrq2 compare`.
+        output: JSON file for the result; a run folder keeps it in probes/ anyway, for its report and
+            `bestrq2 compare`.
         seed: random seed of splits and probes; the frozen benchmark has its own.
         device: device to run on, such as "cpu" or "cuda:0"; CUDA by default where available.
 
@@ -45,7 +46,15 @@ def probe(
         from bestrq2.evaluate.probe import run_probe
 
         progress.show()
-        return run_probe(model, labelled, baselines=baselines, output=output, seed=seed, device=device)
+        result = run_probe(model, labelled, baselines=baselines, output=output, seed=seed, device=device)
+        run = Path(model)
+        if (run / "report.html").is_file():
+            from bestrq2.files import disk_errors
+            from bestrq2.report.page import refresh_scores
+
+            with disk_errors(run / "report.html"):
+                refresh_scores(run)
+        return result
 
 
 def main(argv: Sequence[str]) -> None:

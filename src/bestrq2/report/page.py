@@ -83,12 +83,11 @@ def write_run_report(run: Path, recordings: Recordings) -> Path:
     model = load_model_folder(run / "model", BestRQ2ForPreTraining)
     facts = model_info(run)
     xares, unread = None, []
-    probes: tuple[Result, ...] = ()
+    curves, probes = read_curves(run), list[TaskScore]()
     try:
-        xares, probes = find_xares(run), find_probes(run)
+        xares, probes = find_xares(run), _own_scores(run, curves)
     except DataError as error:  # a damaged result must not cost the report
         unread = [f"{error}."]
-    curves = read_curves(run)
     contents = ReportContents(
         title=f"Audio encoder trained on {corpus_name(facts['data'])}",
         lead=_lead(facts),
@@ -98,7 +97,7 @@ def write_run_report(run: Path, recordings: Recordings) -> Path:
             mask_example(model, recordings.waveforms[place] / np.float32(32768), recordings.names[place], seed=place)
             for place in _examples(recordings)
         ],
-        probes=[score for one in probes for score in one.scores],
+        probes=probes,
         xares=xares,
         clips=embedded_recordings(Embedder(model.bestrq2), recordings),
         grouped_by=recordings.grouped_by,
@@ -106,6 +105,13 @@ def write_run_report(run: Path, recordings: Recordings) -> Path:
     )
     write_report(run / "report.html", contents)
     return run / "report.html"
+
+
+def _own_scores(run: Path, curves: RunCurves) -> list[TaskScore]:
+    """Scores on labels of one's own that are of the step which the run is at."""
+    step = max((int(steps[-1]) for steps, _ in curves.curves.values()), default=None)
+    found = [one for one in find_probes(run) if one.provenance.get("step") in (None, step)]
+    return [score for one in found for score in one.scores]
 
 
 def corpus_name(data: str) -> str:
@@ -209,6 +215,35 @@ def render(contents: ReportContents) -> str:
         notes=contents.notes,
         short=short_task,
     )
+
+
+def refresh_scores(run: Path) -> bool:
+    """Draw the scores in the report of a run again, such as after a probe.
+
+    Args:
+        run: run folder.
+
+    Returns:
+        Whether the run has a report whose scores could be replaced; those of classifiers have no such part.
+
+    Raises:
+        DataError: a result in the run folder cannot be read.
+    """
+    report = run / "report.html"
+    page = report.read_text(encoding="utf-8") if report.is_file() else ""
+    if not all(f"<!-- end of {name} -->" in page for name in ("scores", "links to scores")):
+        return False
+    curves = [read_curves(run)]
+    scores = _own_scores(run, curves[0])
+    sections = [one for one in (probe_section(scores, curves), xares_section(find_xares(run), curves)) if one]
+    links = "".join(f'<a href="#{section.name}">{section.title}</a>' for section in sections)
+    drawn = _templates().get_template("scores.html.jinja").render(scores=sections, domain_colours={})
+    for name, new in {"scores": drawn, "links to scores": links}.items():
+        before, start, rest = page.partition(f"<!-- {name} -->")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        page = f"{before}{start}{new}{end}{after}"
+    write_text(report, page)
+    return True
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -26,7 +26,7 @@ from bestrq2.report.comparison.probes import (
     probe_rows,
 )
 from bestrq2.report.page import render_page
-from bestrq2.report.runs import read_run, reference_runs
+from bestrq2.report.runs import BENCHMARK, read_run, reference_runs
 from bestrq2.text import counted
 
 TABLE, NUMBERS, PAGE = "table.md", "comparison.json", "comparison.html"
@@ -175,7 +175,7 @@ def assemble(arms: list[Arm], output: Path, health_check: bool = False) -> Compa
     listed = [
         *sentences.pair_sentences(arms, found, rows),
         *sentences.spread_sentences(rows),
-        *([] if rows else [f"No run was probed, so there are no probe tables: {remedy}."]),
+        *([] if rows else [f"No run was probed on {BENCHMARK}, so its tables are missing: {remedy}."]),
         *sentences.notes(arms),
         *disagreeing_baselines(arms),
         *(sentences.health(arms) if health_check else []),
