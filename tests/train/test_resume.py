@@ -118,7 +118,8 @@ def test_a_run_on_shards_killed_at_random_instants_ends_as_if_nothing_had_happen
             killed += code == -9
         assert code == 0
         assert same_runs(tmp_path / "whole", run), f"run {runs}, after {killed} kills"
-        assert not [path for path in run.rglob("*") if path.name.startswith(".")]
+        # a run that was killed after its last step is left alone, with its lock, which the kernel has released
+        assert not [path for path in run.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
         runs += 1
 
 
