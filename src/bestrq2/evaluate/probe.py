@@ -115,7 +115,7 @@ def kept_result(run: Path, labelled: str) -> Path:
 def fingerprint(tasks: Sequence[LabelledTask]) -> str:
     """Identity of labelled clips and their splits, as a hash of names and labels, whatever folder they are in.
 
-    Clips that are no files are told by their samples. A file that was changed under the same name is not noticed.
+    Clips in memory are identified by their samples. A file changed under the same name is not noticed.
     """
     found = hashlib.sha256()
     for task in tasks:

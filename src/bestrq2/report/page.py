@@ -29,9 +29,10 @@ from bestrq2.report.curves import FURTHER, RunCurves, curve_charts, run_colours,
 from bestrq2.report.embeddings import EmbeddedClip, embedded_recordings, map_figure, map_sounds, neighbour_figure
 from bestrq2.report.patches import MaskExample, level_gradient, mask_example, mask_figure
 from bestrq2.report.recordings import Recordings
-from bestrq2.report.runs import find_probes, find_xares, read_curves
+from bestrq2.report.runs import at_step, find_probes, find_xares, read_curves
 from bestrq2.report.scores import probe_section, short_task, xares_section
 from bestrq2.report.sounds import OUTLINE_POINTS, cut_seconds
+from bestrq2.run_records import newest_step
 from bestrq2.text import counted
 
 FOLDER = Path(__file__).parent
@@ -85,7 +86,7 @@ def write_run_report(run: Path, recordings: Recordings) -> Path:
     xares, unread = None, []
     curves, probes = read_curves(run), list[TaskScore]()
     try:
-        xares, probes = find_xares(run), _own_scores(run, curves)
+        xares, probes = find_xares(run), _own_scores(run)
     except DataError as error:  # a damaged result must not cost the report
         unread = [f"{error}."]
     contents = ReportContents(
@@ -107,11 +108,10 @@ def write_run_report(run: Path, recordings: Recordings) -> Path:
     return run / "report.html"
 
 
-def _own_scores(run: Path, curves: RunCurves) -> list[TaskScore]:
+def _own_scores(run: Path) -> list[TaskScore]:
     """Scores on labels of one's own that are of the step which the run is at."""
-    step = max((int(steps[-1]) for steps, _ in curves.curves.values()), default=None)
-    found = [one for one in find_probes(run) if one.provenance.get("step") in (None, step)]
-    return [score for one in found for score in one.scores]
+    step = newest_step(run / "metrics.csv")
+    return [score for one in at_step(find_probes(run), step) for score in one.scores]
 
 
 def corpus_name(data: str) -> str:
@@ -217,14 +217,11 @@ def render(contents: ReportContents) -> str:
     )
 
 
-def refresh_scores(run: Path) -> bool:
-    """Draw the scores in the report of a run again, such as after a probe.
+def refresh_scores(run: Path) -> None:
+    """Draw the scores in the report of a run again, such as after a probe; other pages stay as they are.
 
     Args:
         run: run folder.
-
-    Returns:
-        Whether the run has a report whose scores could be replaced; those of classifiers have no such part.
 
     Raises:
         DataError: a result in the run folder cannot be read.
@@ -232,9 +229,9 @@ def refresh_scores(run: Path) -> bool:
     report = run / "report.html"
     page = report.read_text(encoding="utf-8") if report.is_file() else ""
     if not all(f"<!-- end of {name} -->" in page for name in ("scores", "links to scores")):
-        return False
+        return
     curves = [read_curves(run)]
-    scores = _own_scores(run, curves[0])
+    scores = _own_scores(run)
     sections = [one for one in (probe_section(scores, curves), xares_section(find_xares(run), curves)) if one]
     links = "".join(f'<a href="#{section.name}">{section.title}</a>' for section in sections)
     drawn = _templates().get_template("scores.html.jinja").render(scores=sections, domain_colours={})
@@ -243,7 +240,6 @@ def refresh_scores(run: Path) -> bool:
         _, end, after = rest.partition(f"<!-- end of {name} -->")
         page = f"{before}{start}{new}{end}{after}"
     write_text(report, page)
-    return True
 
 
 def render_page(template: str, **values: Any) -> str:

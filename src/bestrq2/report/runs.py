@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path, PurePath
@@ -221,6 +221,11 @@ def find_probes(folder: Path) -> tuple[Result, ...]:
     found = [read_result(path, PROBE) for path in sorted((folder / PROBES).glob("*.json"))]
     found.sort(key=lambda result: str(result.provenance.get("created")))
     return tuple({own_labels(result): result for result in found}.values())
+
+
+def at_step(results: Sequence[Result], step: int | None) -> list[Result]:
+    """Results of the weights that a run has at a step, and those that do not tell theirs."""
+    return [one for one in results if one.provenance.get("step") in (None, step)]
 
 
 def own_labels(result: Result) -> tuple[str, str]:

@@ -81,11 +81,12 @@ def mp3_uri(samples: NDArray[np.int16], rate: int) -> str:
     import soundfile
 
     buffer = io.BytesIO()
-    if "MP3" in soundfile.available_formats():
+    kind = "mpeg" if "MP3" in soundfile.available_formats() else "flac"
+    if kind == "mpeg":
         soundfile.write(buffer, samples, rate, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.8)
     else:
         soundfile.write(buffer, samples, rate, format="FLAC", subtype="PCM_16")
-    return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:audio/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _at_most_16_khz(samples: NDArray[np.int16], rate: int) -> tuple[NDArray[np.int16], int]:

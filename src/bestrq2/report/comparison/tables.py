@@ -15,7 +15,7 @@ from bestrq2.evaluate.xares.results import ENTRIES_37, Mean, averages, plain_ave
 from bestrq2.report.comparison.arms import Arm, Difference, Estimate, differing, estimate, final_values, stage
 from bestrq2.report.comparison.probes import Pair, ProbeRow
 from bestrq2.report.curves import STAGES
-from bestrq2.report.runs import Run, own_labels, value_text
+from bestrq2.report.runs import Run, at_step, own_labels, value_text
 from bestrq2.report.scales import flops_text, number_text, time_text
 
 FINAL = {
@@ -95,7 +95,7 @@ def own_probe_tables(arms: Sequence[Arm]) -> list[Table]:
 
 def current_probes(run: Run) -> list[Result]:
     """Results on labels of one's own that are of the newest weights."""
-    return [one for one in run.probes if one.provenance.get("step") in (None, run.steps)]
+    return at_step(run.probes, run.steps)
 
 
 def _own_scores(found: Sequence[Result], task: str, seeds: int) -> str:
