@@ -56,9 +56,9 @@ def train(arm: str, seed: int, folder: Path, data: str, settings: dict[str, Any]
     if exported_step(folder) != settings["trainer"]["max_steps"]:
         with (folder.parent / f".{folder.name}.log").open("a") as log, contextlib.redirect_stderr(log):
             bestrq2.pretrain(recipe=arm, data=data, output=folder, seed=seed, resume=True, **settings)
-        (folder / "soundworld-1.json").unlink(missing_ok=True)
-    if probe != "no" and not (folder / "soundworld-1.json").is_file():
-        bestrq2.probe(folder, "soundworld-1", baselines=probe == "all" and seed == 0)
+        (folder / "soundworld-2.json").unlink(missing_ok=True)
+    if probe != "no" and not (folder / "soundworld-2.json").is_file():
+        bestrq2.probe(folder, "soundworld-2", baselines=probe == "all" and seed == 0)
     return folder.name, time.monotonic() - began
 
 

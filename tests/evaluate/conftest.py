@@ -13,9 +13,9 @@ from bestrq2.evaluate.benchmark import BENCHMARKS
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> list[LabelledTask]:
-    """soundworld-1 on three toy tasks; espeak-ng need not be installed."""
+    """soundworld-2 on three toy tasks; espeak-ng need not be installed."""
     tasks = toy_tasks()
-    monkeypatch.setitem(BENCHMARKS, "soundworld-1", SMALL)
+    monkeypatch.setitem(BENCHMARKS, "soundworld-2", SMALL)
     monkeypatch.setattr(soundworld, "synthesiser", lambda: "espeak")
     monkeypatch.setattr(benchmark, "soundworld_tasks", lambda *arguments, **options: tasks)
     return tasks

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from bestrq2.evaluate.classifiers import (
     FOLDS,
+    MAX_ITERATIONS,
     REGULARISATION_GRID,
+    TOLERANCE,
     LinearProbe,
     Standardiser,
     choose_regularisation,
@@ -168,10 +170,20 @@ def test_the_probe_in_the_space_of_few_rows_is_that_of_all_features(balanced: bo
     assert (probe.predict(test) == whole.predict(scaler.transform(test))).mean() >= 0.99
 
 
-@pytest.mark.parametrize(("rows", "width"), [(60, 256), (300, 20)])
-def test_the_probe_converges_without_warnings(rows: int, width: int, recwarn: pytest.WarningsRecorder) -> None:
+@pytest.mark.parametrize(("rows", "width", "balanced"), [(60, 256, False), (300, 20, False), (300, 20, True)])
+def test_the_probe_converges(rows: int, width: int, balanced: bool, recwarn: pytest.WarningsRecorder) -> None:
+    """At the solution the gradient of the penalised loss, written out in numpy, is zero up to the tolerance."""
     train, labels = correlated_rows(0, n=rows, width=width)
-    LinearProbe(train, labels)
+    probe = LinearProbe(train, labels, balanced=balanced)
+    standardised = Standardiser.fit(train)(train)
+    basis = row_space(standardised)
+    inputs = standardised if basis is None else standardised @ basis
+    weights = rows / (5 * np.bincount(labels)[labels]) if balanced else np.ones(rows)
+    error = (probe.probabilities(train) - np.eye(5)[labels]) * weights[:, None]
+    gradient = error.T @ inputs / rows + probe._model.coef_ / (probe.regularisation * rows)
+    assert np.abs(gradient).max() <= TOLERANCE
+    assert np.abs(error.sum(axis=0) / rows).max() <= TOLERANCE
+    assert probe._model.n_iter_[0] < MAX_ITERATIONS
     LinearProbe(train, np.arange(rows) // 2)  # two clips per class
     assert not recwarn.list
 

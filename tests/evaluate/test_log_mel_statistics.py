@@ -41,27 +41,18 @@ def reference_log_mel(waveform: np.ndarray) -> np.ndarray:
     return 10 * np.log10(np.maximum(power @ filters, 1e-10))
 
 
-def test_clips_are_mean_and_deviation_of_the_log_mel_spectrogram(features: LogMelStatistics) -> None:
+def test_frames_are_those_of_the_log_mel_spectrogram(features: LogMelStatistics) -> None:
     waveform = chirps(3.3)
-    log_mel = reference_log_mel(waveform)
-    expected = np.concatenate([log_mel.mean(axis=0), log_mel.std(axis=0)])
-    np.testing.assert_allclose(features.embed([waveform], RATE).clip[0], expected, atol=2e-3)
-
-
-def test_frames_are_stretches_of_625_milliseconds(features: LogMelStatistics) -> None:
-    waveform = chirps(3.3)
-    embeddings = features.embed([waveform], RATE)
-    log_mel = reference_log_mel(waveform)
-    assert embeddings.frames.shape == (1, 5, 256)
-    np.testing.assert_allclose(embeddings.timestamps[0], [0.3125, 0.9375, 1.5625, 2.1875, 2.8125])
-    np.testing.assert_allclose(embeddings.frames[0, 2, :128], log_mel[32:48].mean(axis=0), atol=2e-3)
-    np.testing.assert_allclose(embeddings.frames[0, 2, 128:], log_mel[32:48].std(axis=0), atol=2e-3)
+    log_mel, embeddings = reference_log_mel(waveform), features.embed([waveform], RATE)
+    np.testing.assert_allclose(embeddings.frames[0], log_mel, atol=2e-3)
+    np.testing.assert_allclose(embeddings.clip[0], log_mel.mean(axis=0), atol=2e-3)
+    np.testing.assert_allclose(embeddings.timestamps[0], np.arange(len(log_mel)) * 625 / RATE)
 
 
 def test_a_batch_changes_nothing_and_marks_what_lies_outside_a_clip(features: LogMelStatistics) -> None:
     clips = [chirps(1.4, 1), chirps(10, 2), chirps(0.2, 3)]
     together = features.embed(clips, RATE)
-    assert together.frame_mask.sum(axis=1).tolist() == [2, 16, 1]
+    assert together.frame_mask.sum(axis=1).tolist() == [36, 257, 16]
     assert not together.frames[~together.frame_mask].any()
     assert np.isnan(together.timestamps[~together.frame_mask]).all()
     for row, clip in enumerate(clips):
@@ -99,7 +90,7 @@ def test_unreadable_files_are_skipped_by_the_probe_and_the_rest_is_scored(
 
     task = LabelledTask("bursts", "", "clip", ("steady", "bursts"), split("train", 40), split("test", 10))
     (tmp_path / "test3.wav").write_bytes(b"not audio")
-    for score in probe_features(features, [task], progress=False):
-        assert score.score == 1.0
-        assert score.n_test == 9
-        assert "test3.wav" in score.skipped[0]
+    (score,) = probe_features(features, [task], methods=("statistics",))
+    assert score.score == 1.0
+    assert score.n_test == 9
+    assert "test3.wav" in score.skipped[0]

@@ -15,15 +15,13 @@ from bestrq2.inference.embedder import Embeddings
 def test_online_probe_names_tasks_domains_and_the_mean() -> None:
     tasks = [make_clip_task(width=6), make_frame_task()]
     results = OnlineProbe(tasks).run(WaveformFeatures(6))
-    full = {
-        score.task: score.score for score in probe_features(WaveformFeatures(6), tasks, ("linear",), progress=False)
-    }
+    clip, frame = probe_features(WaveformFeatures(6), tasks, ("linear",), progress=False)
     assert results == {
-        "probe/music/toy": full["music/toy"],
-        "probe/environment/present": full["environment/present"],
-        "probe/music": full["music/toy"],
-        "probe/environment": full["environment/present"],
-        "probe/mean": pytest.approx((full["music/toy"] + full["environment/present"]) / 2),
+        "probe/music/toy": clip.score,
+        "probe/environment/present": frame.score,
+        "probe/music": clip.relative,
+        "probe/environment": frame.relative,
+        "probe/mean": pytest.approx((clip.relative + frame.relative) / 2),
     }
 
 
@@ -55,7 +53,7 @@ def test_an_encoder_that_diverged_gives_nan_instead_of_stopping(caplog: pytest.L
     assert math.isnan(results["probe/music/toy"])
     assert math.isnan(results["probe/music"])
     assert math.isnan(results["probe/mean"])
-    assert results["probe/environment"] > 0.5
+    assert results["probe/environment"] > 0.1
     assert "not finite" in caplog.text
 
 

@@ -132,12 +132,14 @@ def test_charts_have_a_line_per_arm(tmp_path: Path) -> None:
     assert losses[0][0].y == losses[0][2].y
     assert [losses[1][0].reference, losses[0][0].reference] == [0.0, None]
     probes = figures.probe_charts(comparison.probes, comparison.arms)
-    assert {method: len(charts) for method, charts in probes.items()} == {"Linear probe": 4, "k-NN": 4}
+    assert {method: len(charts) for method, charts in probes.items()} == dict.fromkeys(
+        ["Linear probe", "Linear probe with statistics over time", "k-NN"], 5
+    )
     speech = probes["Linear probe"][0]
-    assert [row.label for row in speech.rows][:3] == ["best-rq-2-tiny", "one-stage", "chance"]
+    assert [row.label for row in speech.rows][:3] == ["best-rq-2-tiny", "one-stage", "log-mel statistics"]
     two, one = speech.rows[0].scores[0], speech.rows[1].scores[0]
     assert (two.value, two.low, two.high, len(two.seeds)) == (pytest.approx(65), two.value, two.value, 2)
-    assert (one.low, one.seeds) == (None, (pytest.approx(65),))
+    assert (one.low, one.seeds) == (one.value, (pytest.approx(65),))
 
 
 def test_charts_without_values_say_why(tmp_path: Path) -> None:
@@ -192,7 +194,7 @@ def test_the_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "best-rq-vit-tiny is 10.0 ± 3.0 points behind best-rq-2-tiny." in page
     assert '<td class="number">65.5 ± 6.4</td>' in page
     assert page.count('class="card curve"') == 9
-    assert page.count('class="card scores"') == 8
+    assert page.count('class="card scores"') == 15
     numbers = json.loads((out / "comparison.json").read_text())
     assert numbers["probes"]["linear"][0]["scores"]["mean"]["values"] == pytest.approx([0.6, 0.61])
     assert numbers["arms"][1]["runs"][1]["seed"] == 1

@@ -195,31 +195,31 @@ def test_unfinished_runs_need_the_flag_and_are_marked(tmp_path: Path) -> None:
 
 def test_results_of_an_earlier_step_or_another_seed_are_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    write_result(folder / "soundworld-1.json", result(0.6, step=300))
+    write_result(folder / "soundworld-2.json", result(0.6, step=300))
     with pytest.raises(DataError, match=r"run: was probed at step 300 and is now at step 400: probe it again"):
         read_run(folder)
-    write_result(folder / "soundworld-1.json", result(0.6, seed=5))
+    write_result(folder / "soundworld-2.json", result(0.6, seed=5))
     with pytest.raises(DataError, match="has seed 0, but its probe result is of seed 5"):
         read_run(folder)
 
 
 def test_results_of_different_protocols_are_refused(tmp_path: Path) -> None:
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", seed=1)
-    content = json.loads((two / "soundworld-1.json").read_text())
-    edit(two / "soundworld-1.json", provenance=content["provenance"] | {"synthesiser": "formant"})
+    content = json.loads((two / "soundworld-2.json").read_text())
+    edit(two / "soundworld-2.json", provenance=content["provenance"] | {"synthesiser": "formant"})
     with pytest.raises(
         DataError, match=r"one and .*two .*probed in different ways: synthesiser is 'espeak' .*'formant'"
     ):
         compare_runs([one, two], tmp_path / "out")
     protocol = content["provenance"]["protocol"]
-    edit(two / "soundworld-1.json", provenance=content["provenance"] | {"protocol": protocol | {"lr": 0.5}})
-    with pytest.raises(DataError, match=r"two/soundworld-1.json: the protocol has lr 0.5"):
+    edit(two / "soundworld-2.json", provenance=content["provenance"] | {"protocol": protocol | {"folds": 5}})
+    with pytest.raises(DataError, match=r"two/soundworld-2.json: the protocol has folds 5"):
         compare_runs([one, two], tmp_path / "out")
-    edit(two / "soundworld-1.json", provenance=content["provenance"] | {"protocol": protocol | {"windows": 3}})
+    edit(two / "soundworld-2.json", provenance=content["provenance"] | {"protocol": protocol | {"windows": 3}})
     with pytest.raises(DataError, match=r"protocol.windows is None in the first and 3 in the second"):
         compare_runs([one, two], tmp_path / "out")
-    edit(two / "soundworld-1.json", benchmark="soundworld-9")
-    with pytest.raises(DataError, match=r"two/soundworld-1.json: is a result of soundworld-9, not of soundworld-1"):
+    edit(two / "soundworld-2.json", benchmark="soundworld-9")
+    with pytest.raises(DataError, match=r"two/soundworld-2.json: is a result of soundworld-9, not of soundworld-2"):
         compare_runs([one, two], tmp_path / "out")
 
 

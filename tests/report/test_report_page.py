@@ -85,8 +85,9 @@ def test_bars_are_as_long_as_their_scores(contents: ReportContents, page: str) -
 def test_mean_interval_takes_errors_as_independent(contents: ReportContents) -> None:
     first = replace(contents.probes[0], score=0.5, low=0.4, high=0.6, chance=0.1)
     mean = mean_score([first, replace(first, score=0.7, low=0.6, high=0.8, chance=0.3)], "speech")
-    half = 0.1 / np.sqrt(2)
-    assert (mean.score, mean.low, mean.high, mean.chance) == pytest.approx((0.6, 0.6 - half, 0.6 + half, 0.2))
+    relative, half = (0.4 / 0.9 + 0.4 / 0.7) / 2, np.hypot(0.1 / 0.9, 0.1 / 0.7) / 2
+    assert (mean.score, mean.low, mean.high) == pytest.approx((relative, relative - half, relative + half))
+    assert mean.chance == 0
 
 
 def sounds_of(text: str) -> list[tuple[int, np.ndarray]]:

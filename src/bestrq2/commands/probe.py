@@ -22,14 +22,14 @@ def probe(
     seed: int = 0,
     device: str | None = None,
 ) -> Result:
-    """Score a model by a linear probe and k-NN on labelled audio, beside baselines, with 95 % intervals.
+    """Score a model by linear probes and k-NN on labelled audio, beside baselines, with 95 % intervals.
 
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
         labelled: folder with one subfolder per class (optionally inside `train` and `test`), table with columns path
             and label, WebDataset tars with labels, hub:NAME with a column label, folder of several such tasks,
-            "soundworld", or "soundworld-1" for the frozen benchmark, whose result is also written into a run folder as
-            soundworld-1.json.
+            "soundworld", or "soundworld-2" for the frozen benchmark, whose result is also written into a run folder as
+            soundworld-2.json.
         baselines: also probe log-mel statistics and a randomly initialised encoder of the same architecture.
         output: JSON file for the result; a run folder keeps it in probes/ anyway, for its report and
             `bestrq2 compare`.

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-REGULARISATION_GRID = (1e-3, 1e-2, 1e-1, 1.0)
+REGULARISATION_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths C of the logistic regression (as scikit-learn defines it), strongest regularisation first."""
 FOLDS = 3
 ROWS_FOR_ONE_FOLD = 1500
 """From this many training rows on, one validation fold is large enough to choose C by."""
 # Far above what lbfgs needs on standardised features for every C of the grid (at most a few hundred).
 MAX_ITERATIONS = 10_000
+TOLERANCE = 1e-5
+"""Largest entry of the gradient of the mean loss at which a fit has converged."""
 
 
 @dataclass(frozen=True)
@@ -206,4 +208,6 @@ def _logistic_regression(balanced: bool) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     weight = "balanced" if balanced else None
-    return LogisticRegression(solver="lbfgs", max_iter=MAX_ITERATIONS, warm_start=True, class_weight=weight)
+    return LogisticRegression(
+        solver="lbfgs", max_iter=MAX_ITERATIONS, tol=TOLERANCE, warm_start=True, class_weight=weight
+    )

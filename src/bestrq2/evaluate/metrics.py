@@ -116,6 +116,15 @@ def balanced_accuracy_with_interval(
     return score, min(float(low), score), max(float(high), score)
 
 
+def clip_outcomes(truth: np.ndarray, predicted: np.ndarray, clip: np.ndarray, *, balanced: bool) -> np.ndarray:
+    """What each test clip contributes to accuracy or balanced accuracy, float64 [clips]; the score is their mean."""
+    _, column, counts = np.unique(truth, return_inverse=True, return_counts=True)
+    weights = len(truth) / (len(counts) * counts[column]) if balanced else np.ones(len(truth))
+    _, row = np.unique(clip, return_inverse=True)
+    clips = int(row.max()) + 1
+    return np.bincount(row, weights * (truth == predicted), clips) * clips / len(truth)
+
+
 def chance_accuracy(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
     """Accuracy on the test labels of always predicting the most frequent training class (the lowest of a tie)."""
     classes, counts = np.unique(train_labels, return_counts=True)

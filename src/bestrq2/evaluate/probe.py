@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 PROBES = "probes"
 """Folder of a run with the results on labels of one's own."""
-RANDOM_ENCODER, LOG_MEL, SUPERVISED = "random encoder", "log-mel statistics", "supervised"
+RANDOM_ENCODER, LOG_MEL = "random encoder", "log-mel statistics"
 """Names of baselines in results; a model of one of these names could not be told from the baseline."""
 
 
@@ -100,7 +100,7 @@ def _load_named(model: str | os.PathLike[str], device: str | None) -> Embedder:
     embedder = load(model, device)
     if Path(model).is_dir():
         embedder.name = model_name(model)
-    if embedder.name in (RANDOM_ENCODER, LOG_MEL, SUPERVISED):
+    if embedder.name in (RANDOM_ENCODER, LOG_MEL):
         raise DataError(f"{model}: {embedder.name!r} is the name of a baseline in results; rename the model's folder")
     return embedder
 
@@ -147,10 +147,10 @@ def random_twin(embedder: Embedder, seed: int = 0) -> Embedder:
 
 
 class LogMelStatistics:
-    """Mean and standard deviation over time of every band of the paper's log-mel spectrogram, in dB.
+    """Frames of the paper's log-mel spectrogram in dB, one each 39 ms, as a baseline that learns nothing.
 
-    A clip embedding covers the whole clip; a frame covers one patch column of 16 spectrogram frames, 625 ms. Clips are
-    never padded, so results do not depend on the batch.
+    Probes give it the same statistics over time as any encoder. Clips are never padded, so results do not depend on the
+    batch.
 
     Attributes:
         name: name of the features in tables.
@@ -170,24 +170,21 @@ class LogMelStatistics:
             sampling_rate: sampling rate of the waveforms in Hz; None for 16 000.
 
         Returns:
-            `Embeddings` with D = 256: 128 means, then 128 standard deviations.
+            `Embeddings` with D = 128: a frame has the level of each mel band, a clip their means.
 
         Raises:
             AudioError: a clip cannot be decoded, is empty, or holds NaN or infinity.
         """
         spectrograms = [self._spectrogram(one, sampling_rate) for one in audio]
-        stretch = self._config.patch_size[1]
-        counts = [max(1, len(spectrogram) // stretch) for spectrogram in spectrograms]
-        width = 2 * self._config.num_mel_bands
-        frames = np.zeros((len(audio), max(counts, default=0), width), dtype=np.float32)
-        mask = np.arange(frames.shape[1]) < np.array(counts, dtype=np.int64)[:, None]
-        for row, (spectrogram, count) in enumerate(zip(spectrograms, counts, strict=True)):
-            for column in range(count):
-                frames[row, column] = _mean_and_deviation(spectrogram[column * stretch : (column + 1) * stretch])
-        clip = np.array([_mean_and_deviation(spectrogram) for spectrogram in spectrograms], dtype=np.float32)
-        seconds = stretch * self._config.hop_length / self._config.sampling_rate
-        timestamps = np.where(mask, (np.arange(frames.shape[1]) + 0.5) * seconds, np.nan)
-        return Embeddings(clip.reshape(len(audio), width), frames, mask, timestamps)
+        counts = np.array([len(one) for one in spectrograms], dtype=np.int64)
+        frames = np.zeros((len(audio), max(counts, default=0), self._config.num_mel_bands), dtype=np.float32)
+        mask = np.arange(frames.shape[1]) < counts[:, None]
+        for row, spectrogram in enumerate(spectrograms):
+            frames[row, : len(spectrogram)] = spectrogram
+        clip = np.array([one.mean(axis=0) for one in spectrograms], dtype=np.float32)
+        seconds = self._config.hop_length / self._config.sampling_rate
+        timestamps = np.where(mask, np.arange(frames.shape[1]) * seconds, np.nan)
+        return Embeddings(clip.reshape(len(audio), -1), frames, mask, timestamps)
 
     def _spectrogram(self, audio: ClipAudio, sampling_rate: int | None) -> np.ndarray:
         """Log-mel spectrogram of one clip, float64 [frames, bands]."""
@@ -197,8 +194,3 @@ class LogMelStatistics:
         with torch.inference_mode():
             log_mel, _ = self._log_mel(torch.from_numpy(waveform)[None])
         return log_mel[0].T.double().numpy()
-
-
-def _mean_and_deviation(spectrogram: np.ndarray) -> np.ndarray:
-    """Reduce [frames, bands] to [2 * bands]."""
-    return np.concatenate([spectrogram.mean(axis=0), spectrogram.std(axis=0)])

@@ -19,10 +19,12 @@ from bestrq2.evaluate.table import Table, parts_html, parts_text
 from bestrq2.files import regular_file, write_text
 from bestrq2.text import counted
 
-FORMAT = 2
+FORMAT = 3
 
 PROBE, FINETUNE, XARES, XARES_LLM = "probe", "finetune", "x-ares", "xares-llm"
-"""Values of `Result.benchmark`; a frozen benchmark has its own name, such as "soundworld-1"."""
+"""Values of `Result.benchmark`; a frozen benchmark has its own name, such as "soundworld-2"."""
+CHOOSE, REPORT = "choose", "report"
+"""Halves of a frozen benchmark: tasks to choose settings on, and tasks to report."""
 
 _COMMANDS = {
     FINETUNE: "bestrq2 finetune MODEL LABELLED",
@@ -39,7 +41,7 @@ class TaskScore:
     Attributes:
         features: name of the features: the model's, or that of a baseline.
         task: name of the task, e.g. "music/instrument", "esc50".
-        method: "linear" or "knn" of probes, "mlp" or "knn" of X-ARES, otherwise the name of the benchmark.
+        method: "linear", "statistics" or "knn" of probes, "mlp" or "knn" of X-ARES, otherwise the benchmark's name.
         metric: e.g. "accuracy", "balanced accuracy", "mAP".
         score: the metric on the test clips, higher is better; NaN where it is undefined.
         low: lower end of the 95 % interval over the choice of test clips, NaN where there is none.
@@ -50,6 +52,9 @@ class TaskScore:
         weight: weight in the benchmark's overall mean.
         seconds: wall time of fitting and scoring, NaN where unknown.
         skipped: clips left out because their audio was rejected, each with split, place and reason.
+        half: `CHOOSE` or `REPORT` in a frozen benchmark, "" elsewhere.
+        clips: what each test clip contributes to the score, which is their mean (1 or 0 for accuracy); empty where
+            unknown. Intervals over clips and seeds are computed from it.
     """
 
     features: str
@@ -65,6 +70,13 @@ class TaskScore:
     weight: float = 1.0
     seconds: float = math.nan
     skipped: tuple[str, ...] = ()
+    half: str = ""
+    clips: tuple[float, ...] = ()
+
+    @property
+    def relative(self) -> float:
+        """The score relative to chance: 0 at chance, 1 where everything is right; the score where chance is unknown."""
+        return self.score if math.isnan(self.chance) or self.chance == 1 else relative(self.score, self.chance)
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,11 @@ class Result:
     def of_model(self) -> list[TaskScore]:
         """The scores of the model itself, without those of baselines."""
         return [score for score in self.scores if score.features == self.model]
+
+
+def relative(score: float, chance: float) -> float:
+    """Score relative to its chance level, (score - chance) / (1 - chance), so that tasks can be averaged."""
+    return (score - chance) / (1 - chance)
 
 
 def check_result(result: Result) -> None:
@@ -161,7 +178,7 @@ def write_result(path: str | os.PathLike[str], result: Result, means: Mapping[st
         "benchmark": result.benchmark,
         "model": result.model,
         "provenance": dict(result.provenance),
-        "scores": [_null_for_nan(asdict(score)) for score in result.scores],
+        "scores": [_plain(score) for score in result.scores],
         "failures": dict(result.failures),
         "means": dict(means or {}),
     }
@@ -205,6 +222,8 @@ def _parsed(text: str, benchmark: str | None) -> Result:
         raise DataError("is not a result of bestrq2")
     if content.get("format") == 1:
         content = _from_format_1(content)
+    if content.get("format") == 2:  # had no outcomes of clips, and no halves
+        content |= {"format": FORMAT, "scores": [{"half": "", "clips": "", **one} for one in content["scores"]]}
     if content.get("format") != FORMAT:
         raise DataError(f"is a result of format {content.get('format')!r}, but this version reads {FORMAT}")
     kinds: dict[str, Any] = {"format": int, "benchmark": str, "model": str, "scores": list}
@@ -220,13 +239,14 @@ def _parsed_score(values: Any, place: int) -> TaskScore:
     if not isinstance(values, dict):
         raise DataError(f"score {place} is not an object")
     number = (int, float, type(None))
-    kinds: dict[str, Any] = dict.fromkeys(("features", "task", "method", "metric", "domain"), str)
+    kinds: dict[str, Any] = dict.fromkeys(("features", "task", "method", "metric", "domain", "half", "clips"), str)
     kinds |= dict.fromkeys(("score", *_NUMBERS), number)
     kinds |= {"n_test": int, "weight": (int, float), "skipped": list}
     _check_fields(values, kinds, f" of score {place}")
     read = {one.name: values[one.name] for one in fields(TaskScore)}
     read |= {name: math.nan if read[name] is None else float(read[name]) for name in ("score", *_NUMBERS)}
-    return TaskScore(**{**read, "skipped": tuple(map(str, read["skipped"]))})
+    clips = tuple(map(float, read["clips"].split()))
+    return TaskScore(**{**read, "skipped": tuple(map(str, read["skipped"])), "clips": clips})
 
 
 def _check_fields(content: Mapping[str, Any], kinds: Mapping[str, Any], where: str) -> None:
@@ -247,7 +267,7 @@ def _from_format_1(content: Mapping[str, Any]) -> dict[str, Any]:
     try:
         scores, benchmark = list(content["scores"]), content.get("benchmark", PROBE)
         model = content.get("model") or content.get("features") or (scores[0]["features"] if scores else "model")
-        defaults = _null_for_nan(asdict(TaskScore(model, "", "", "score", math.nan))) | {"skipped": []}
+        defaults = _plain(TaskScore(model, "", "", "score", math.nan)) | {"skipped": []}
         if benchmark == XARES:
             scores = [{"score" if name == "value" else name: value for name, value in one.items()} for one in scores]
         if benchmark == XARES_LLM:
@@ -269,5 +289,7 @@ def _from_format_1(content: Mapping[str, Any]) -> dict[str, Any]:
         raise DataError("is a damaged result of version 0.1 of this package") from error
 
 
-def _null_for_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+def _plain(score: TaskScore) -> dict[str, Any]:
+    """Fields of a score as JSON types: null for NaN, and the outcomes of its clips as one string."""
+    values = {name: None if value != value else value for name, value in asdict(score).items()}
+    return values | {"clips": " ".join(f"{value:g}" for value in score.clips)}

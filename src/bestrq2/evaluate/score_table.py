@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from bestrq2.evaluate.intervals import Interval, mean_interval
 from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY
-from bestrq2.evaluate.result import Result, TaskScore
+from bestrq2.evaluate.result import CHOOSE, Result, TaskScore
 from bestrq2.evaluate.table import MARK, WIDTH, Table, mark_best, parts_text, percent
 
-METHOD_TITLES = {"linear": "linear probe", "knn": "k-NN"}
+METHOD_TITLES = {"linear": "linear probe", "statistics": "linear probe with statistics over time", "knn": "k-NN"}
+CHOOSING = "choosing tasks"
+"""Name of the mean over the tasks that settings are chosen on, which the other means leave out."""
 
 
 def format_scores(scores: Sequence[TaskScore], width: int = WIDTH) -> str:
@@ -48,7 +51,9 @@ def score_tables(scores: Sequence[TaskScore]) -> list[Table]:
 def score_notes(scores: Sequence[TaskScore]) -> list[str]:
     """Sentences on the metrics, on chance, and on skipped clips."""
     metrics = dict.fromkeys(score.metric for score in scores)
-    notes = [f"Percent [95 % interval]. {MARK} best of its row."]
+    notes = [f"Percent [95 % interval]. {MARK} best of its row. Means are relative to chance: 0 chance, 100 all right."]
+    if any(score.half == CHOOSE for score in scores):
+        notes.append("Tasks marked (choose) are for choosing settings; means of domains leave them out.")
     if ACCURACY in metrics:
         notes[0] += " Chance: always the most frequent training class."
     if BALANCED_ACCURACY in metrics:
@@ -62,9 +67,23 @@ def score_notes(scores: Sequence[TaskScore]) -> list[str]:
 
 
 def domain_means(scores: Sequence[TaskScore], method: str, features: str) -> dict[str, float]:
-    """Mean score of one kind of features by one method: {domain: mean over its tasks, ..., "mean": mean of domains}."""
-    chosen = [score for score in scores if (score.method, score.features) == (method, features)]
-    return mean_of_means((score.domain, score.score) for score in chosen)
+    """Mean score, relative to chance, of one kind of features by one method.
+
+    Returns:
+        {domain: mean over its tasks, ..., "mean": mean of domains}, without the tasks to choose on, whose mean of
+        domains is under `CHOOSING` where there are any.
+    """
+    parts = mean_parts([score for score in scores if (score.method, score.features) == (method, features)])
+    return {name: mean_of_means((one.domain, one.relative) for one in part)["mean"] for name, part in parts.items()}
+
+
+def mean_parts(scores: Sequence[TaskScore]) -> dict[str, list[TaskScore]]:
+    """Scores that each mean is over: every domain, "mean" and, where there are tasks to choose on, `CHOOSING`."""
+    reported = [score for score in scores if score.half != CHOOSE] or list(scores)
+    parts = {score.domain: [one for one in reported if one.domain == score.domain] for score in reported}
+    parts["mean"] = reported
+    chosen_on = [score for score in scores if score.half == CHOOSE]
+    return parts | ({CHOOSING: chosen_on} if chosen_on and chosen_on != reported else {})
 
 
 def mean_of_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -101,24 +120,26 @@ def all_means(scores: Sequence[TaskScore]) -> dict[str, dict[str, dict[str, floa
 def _method_table(scores: Sequence[TaskScore], method: str) -> Table:
     features = list(dict.fromkeys(score.features for score in scores))
     cells = {(score.task, score.features): score for score in scores}
-    means = {name: by_method[method] for name, by_method in all_means(scores).items()}
+    # means over different tasks must not be compared
+    comparable = bool(all_means(scores))
+    parts = {name: mean_parts([one for one in scores if one.features == name]) for name in features}
     rows: list[tuple[str, ...]] = []
-    chance_means = []
     for domain in dict.fromkeys(score.domain for score in scores):
         rows.append((domain or "other",))
-        chances = []
         for task in dict.fromkeys(score.task for score in scores if score.domain == domain):
             row = [cells.get((task, name)) for name in features]
             texts = ["-" if score is None else _cell(score) for score in row]
-            chances.append(next(score.chance for score in row if score is not None))
+            first = next(score for score in row if score is not None)
             marked = mark_best(texts, [None if score is None else score.score for score in row])
-            rows.append((f"  {task.removeprefix(f'{domain}/')}", percent(chances[-1]), *marked))
-        chance_means.append(sum(chances) / len(chances))
-        if means:
-            rows.append(_mean_row("  mean", chance_means[-1], [means[name][domain] for name in features]))
-    if means:
-        chance = sum(chance_means) / len(chance_means)
-        rows.append(_mean_row("mean of domains", chance, [means[name]["mean"] for name in features]))
+            label = f"  {task.removeprefix(f'{domain}/')}{' (choose)' if first.half == CHOOSE else ''}"
+            rows.append((label, percent(first.chance), *marked))
+        if comparable and domain in parts[features[0]]:
+            rows.append(_mean_row("  mean", [parts[name][domain] for name in features]))
+    if comparable:
+        for key in ("mean", CHOOSING):
+            if key in parts[features[0]]:
+                label = "mean of domains" if key == "mean" else f"mean of {key}"
+                rows.append(_mean_row(label, [parts[name][key] for name in features]))
     header = ("", "chance", *(f"{name} " for name in features))
     return Table(header, tuple(rows), METHOD_TITLES.get(method, method), fixed=2)
 
@@ -127,5 +148,14 @@ def _cell(score: TaskScore) -> str:
     return f"{percent(score.score)} [{percent(score.low)}, {percent(score.high)}]"
 
 
-def _mean_row(label: str, chance: float, values: list[float]) -> tuple[str, ...]:
-    return (label, percent(chance), *mark_best([percent(value) for value in values], values))
+def _mean_row(label: str, parts: Sequence[Sequence[TaskScore]]) -> tuple[str, ...]:
+    """Row of means relative to chance, with intervals over the test clips where their outcomes are known."""
+    values = [mean_of_means((one.domain, one.relative) for one in part)["mean"] for part in parts]
+    known = all(one.clips for part in parts for one in part)
+    texts = [_interval(mean_interval([part])) for part in parts] if known else [percent(value) for value in values]
+    return (label, "", *mark_best(texts, values))
+
+
+def _interval(found: Interval) -> str:
+    low, high = found.estimate - found.half_width, found.estimate + found.half_width
+    return f"{percent(found.estimate)} [{percent(low)}, {percent(high)}]"

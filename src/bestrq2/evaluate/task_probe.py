@@ -21,6 +21,7 @@ from bestrq2.evaluate.metrics import (
     accuracy_with_interval,
     balanced_accuracy_with_interval,
     chance_accuracy,
+    clip_outcomes,
     is_uneven,
 )
 from bestrq2.evaluate.result import TaskScore
@@ -31,7 +32,7 @@ from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("linear", "knn")
+METHODS = ("linear", "statistics", "knn")
 _Embedded: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Embedding of one clip without padding: clip [D], frames [T, D], timestamps [T] in seconds."""
 MAX_TRAIN_FRAMES = 20_000
@@ -59,6 +60,7 @@ class ProbeRows:
         clip: place in the split of the clip that each row comes from, int64 [rows].
         groups: group of each row that validation folds keep whole, int64 [rows]: the clip's group, or the clip of a
             frame; None for independent clips.
+        statistics: `time_statistics` of each clip, float32 [rows, 6D]; None for frame tasks.
         seconds: centre of the frame, float64 [rows]; NaN for clip tasks.
         skipped: clips whose audio was rejected, with the reason.
     """
@@ -69,6 +71,7 @@ class ProbeRows:
     seconds: np.ndarray
     skipped: tuple[str, ...]
     groups: np.ndarray | None = None
+    statistics: np.ndarray | None = None
 
 
 def probe_features(
@@ -89,8 +92,9 @@ def probe_features(
     Args:
         features: features to probe.
         tasks: labelled audio.
-        methods: any of "linear" (see `LinearProbe`) and "knn" (10 nearest neighbours by cosine), both on features
-            standardised on the training clips.
+        methods: any of "linear" (`LinearProbe` on the embeddings of clips, or frames), "statistics" (the same on
+            `time_statistics` of the frames of each clip; not for frame tasks) and "knn" (10 nearest neighbours of the
+            embeddings by cosine), all on features standardised on the training clips.
         seed: random seed of validation folds, the choice of training frames and the bootstrap.
         batch: number of clips embedded at a time.
         progress: show progress.
@@ -150,7 +154,7 @@ def embed_split(
     where = f"{split} split of {task.name}"
     if len(clips.labels) != len(clips):
         raise DataError(f"The {where} has {counted(len(clips), 'clip')} but {counted(len(clips.labels), 'label')}.")
-    rows, labels, clip, seconds, skipped = [], [], [], [], []
+    rows, statistics, labels, clip, seconds, skipped = [], [], [], [], [], []
     shown = Progress(f"{features.name}: {task.name} {split}", len(clips), "clips", leave=False, shown=progress)
     for place, embedded in enumerate(_embed_batches(features, clips, batch, shown)):
         if isinstance(embedded, AudioError):
@@ -158,6 +162,7 @@ def embed_split(
             continue
         vector, vectors, moments = embedded
         if task.kind == "clip":
+            statistics.append(time_statistics(vectors))
             vectors, truth, moments = vector[None], np.asarray(clips.labels[place])[None], np.array([np.nan])
         else:
             truth = event_present(moments, clips.labels[place])
@@ -178,7 +183,18 @@ def embed_split(
     if clips.groups is not None:
         groups = clips.groups[places]
     truths = np.concatenate(labels).astype(np.int64)
-    return ProbeRows(np.concatenate(rows), truths, places, np.concatenate(seconds), tuple(skipped), groups)
+    over_time = np.stack(statistics) if statistics else None
+    return ProbeRows(np.concatenate(rows), truths, places, np.concatenate(seconds), tuple(skipped), groups, over_time)
+
+
+def time_statistics(frames: np.ndarray) -> np.ndarray:
+    """Mean, standard deviation and the means of four quarters of float [T, D] frames, [6D]; quarters may share frames.
+
+    All kinds of features get the same statistics, so that none owes its score to knowing order in time.
+    """
+    count = len(frames)
+    quarters = [frames[part * count // 4 : max(part * count // 4 + 1, (part + 1) * count // 4)] for part in range(4)]
+    return np.concatenate([frames.mean(axis=0), frames.std(axis=0), *(quarter.mean(axis=0) for quarter in quarters)])
 
 
 def event_present(timestamps: np.ndarray, events: np.ndarray) -> np.ndarray:
@@ -232,10 +248,14 @@ def _scores(
     if frames and len(rows) > MAX_TRAIN_FRAMES:
         kept = np.sort(np.random.default_rng(seed).choice(len(rows), MAX_TRAIN_FRAMES, replace=False))
         rows, labels, groups = rows[kept], labels[kept], None if groups is None else groups[kept]
+    inputs = {"linear": (rows, test.features)}
+    if train.statistics is not None and test.statistics is not None:
+        inputs["statistics"] = (train.statistics, test.statistics)
     predictions = {}
-    if "linear" in methods:
-        probe = LinearProbe(rows, labels, groups=groups, balanced=balanced, seed=seed)
-        predictions["linear"] = probe.predict(test.features)
+    for method in (method for method in methods if method in inputs):
+        fitted, asked = inputs[method]
+        probe = LinearProbe(fitted, labels, groups=groups, balanced=balanced, seed=seed)
+        predictions[method] = probe.predict(asked)
     if "knn" in methods:
         # a common offset, as in decibels, would make every cosine nearly 1
         standardise = Standardiser.fit(rows)
@@ -246,6 +266,7 @@ def _scores(
             name, task, method, labels, test.labels, predictions[method], test.clip, skipped, seed, balanced=balanced
         )
         for method in methods
+        if method in predictions
     ]
 
 
@@ -289,7 +310,10 @@ def score_predictions(
     except DataError as error:
         raise DataError(f"{task.name} cannot be scored. {error}") from error
     n_test = len(np.unique(clip))
-    return TaskScore(name, task.name, method, metric, score, low, high, chance, n_test, task.domain, skipped=skipped)
+    clips = tuple(clip_outcomes(truth, predicted, clip, balanced=balanced).round(6).tolist())
+    return TaskScore(
+        name, task.name, method, metric, score, low, high, chance, n_test, task.domain, skipped=skipped, clips=clips
+    )
 
 
 # --- repeated during pretraining ---
@@ -326,27 +350,28 @@ class OnlineProbe:
             first: raise the error of a task that cannot be scored, as before the first training step.
 
         Returns:
-            "probe/<task>" for every task (see `probe_features`), "probe/<domain>" for the mean of its tasks and
-            "probe/mean" for the mean over domains. A task that cannot be scored later, e.g. because the encoder gives
-            NaN, is NaN, and so are the means over it; a warning gives the reason.
+            "probe/<task>" for every task (see `probe_features`); relative to chance, "probe/<domain>" for the mean of
+            its tasks and "probe/mean" for the mean over domains. A task that cannot be scored later, e.g. because the
+            encoder gives NaN, is NaN, and so are the means over it; a warning gives the reason.
 
         Raises:
             BestRQ2Error: a task cannot be scored although `first` is set.
         """
-        found: dict[str, tuple[str, float]] = {}
+        results: dict[str, float] = {}
+        relative: list[tuple[str, float]] = []
         for task in self.tasks:
-            value = math.nan
+            value = above = math.nan
             try:
                 (score,) = probe_features(features, [task], methods=("linear",), seed=self.seed, batch=self.batch)
-                value = score.score
+                value, above = score.score, score.relative
             except (DataError, AudioError) as error:
                 if first:
                     raise
                 logger.warning("online probe: %s", error)
-            found[task.name] = (task.domain or "other", value)
-        if not found:
-            return {}
-        results = {name: value for name, (_, value) in found.items()} | mean_of_means(found.values())
+            results[task.name] = value
+            relative.append((task.domain or "other", above))
+        if relative:
+            results |= mean_of_means(relative)
         return {f"probe/{name}": value for name, value in results.items()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from bestrq2.errors import DataError
-from bestrq2.evaluate.benchmark import SOUNDWORLD_1, read_benchmark_result
+from bestrq2.evaluate.benchmark import SOUNDWORLD_2, read_benchmark_result
 from bestrq2.evaluate.probe import PROBES
 from bestrq2.evaluate.result import PROBE, Result, read_result
 from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
@@ -25,7 +25,7 @@ from bestrq2.run_records import (
     read_table,
 )
 
-BENCHMARK = SOUNDWORLD_1.name
+BENCHMARK = SOUNDWORLD_2.name
 LOSSES = ("validation/loss", "train/loss")
 # Last part of a setting's dotted name → its name in reports, in the order shown.
 SHOWN_SETTINGS = {
@@ -181,7 +181,7 @@ def read_curves(folder: Path) -> RunCurves:
 
 
 def reference_folder() -> Path:
-    """Folder of what ships with the package: reference runs as NAME/seed-N/, and the result of supervised training."""
+    """Folder of the reference runs that ship with the package, as NAME/seed-N/."""
     return Path(str(resources.files("bestrq2") / "references"))
 
 
@@ -197,19 +197,10 @@ def reference_runs() -> list[Run]:
     return [read_run(folder, reference=folder.parent.name) for folder in folders]
 
 
-def supervised_result() -> Result | None:
-    """Benchmark result of the encoder trained on the labels, which ships with the package; None where it does not."""
-    path = reference_folder() / "supervised.json"
-    return read_benchmark_result(path) if path.is_file() else None
-
-
 def find_result(folder: Path) -> Result | None:
-    """Benchmark result of a run folder, that of this version's benchmark where there are several; None without one."""
-    found = sorted(path for path in folder.glob("soundworld-*.json") if path.stem.partition("-")[2].isdigit())
-    if not found:
-        return None
-    current = folder / f"{BENCHMARK}.json"
-    return read_benchmark_result(current if current in found else found[-1])
+    """Benchmark result of a run folder; None without one. Results of earlier benchmarks are passed over."""
+    path = folder / f"{BENCHMARK}.json"
+    return read_benchmark_result(path) if path.is_file() else None
 
 
 def find_probes(folder: Path) -> tuple[Result, ...]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from bestrq2.evaluate.published import published_averages, published_scores
-from bestrq2.evaluate.result import Result, TaskScore
+from bestrq2.evaluate.result import Result, TaskScore, relative
 from bestrq2.evaluate.score_table import METHOD_TITLES
 from bestrq2.evaluate.table import Table, mark_best, percent
 from bestrq2.evaluate.xares.results import (
@@ -89,7 +89,7 @@ def probe_section(probes: Sequence[TaskScore], runs: Sequence[RunCurves]) -> Sco
         ]
     text = (
         "Scores of classifiers that are trained on frozen embeddings of labelled clips, in percent (linear probe in "
-        "bold, then k-NN); whiskers are 95 % intervals."
+        "bold, with statistics over time, then k-NN); whiskers are 95 % intervals. Means are relative to chance."
     )
     notes = ["* Best of its task and method. The interval of a mean takes the errors of the tasks as independent."]
     return ScoreSection("probes", "Probes of the embeddings", text, colours, charts, _probe_table(probes), notes)
@@ -115,25 +115,24 @@ def mean_scores(probes: Sequence[TaskScore]) -> dict[str, list[TaskScore]]:
 
 
 def mean_score(scores: Sequence[TaskScore], task: str) -> TaskScore:
-    """Mean over tasks, each counting the same; the interval takes the errors of the tasks as independent.
+    """Mean over tasks relative to chance, each counting the same, with the errors of the tasks taken as independent.
 
     Half-widths add in squares: mean ± sqrt(sum(half-width²)) / n, separately below and above.
     """
     first, n = scores[0], len(scores)
-    mean = float(np.mean([one.score for one in scores]))
-    below = math.sqrt(sum((one.score - one.low) ** 2 for one in scores)) / n
-    above = math.sqrt(sum((one.high - one.score) ** 2 for one in scores)) / n
-    metrics = _unique(one.metric for one in scores)
+    mean = float(np.mean([one.relative for one in scores]))
+    below = math.sqrt(sum((one.relative - relative(one.low, one.chance)) ** 2 for one in scores)) / n
+    above = math.sqrt(sum((relative(one.high, one.chance) - one.relative) ** 2 for one in scores)) / n
     return TaskScore(
         features=first.features,
         task=task,
         domain=first.domain,
         method=first.method,
-        metric=metrics[0] if len(metrics) == 1 else "mean score",
+        metric="relative to chance",
         score=mean,
         low=mean - below,
         high=mean + above,
-        chance=float(np.mean([one.chance for one in scores])),
+        chance=0.0,
         n_test=sum(one.n_test for one in scores),
     )
 

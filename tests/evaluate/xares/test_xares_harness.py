@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from adam_probe import adam_probe_predict, fit_adam_probe
 from sklearn.metrics import average_precision_score
 from xares_toy_tasks import write_tars, write_task
 
 import bestrq2
 from bestrq2 import Embedder, cli, soundworld
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
-from bestrq2.evaluate.adam_probe import adam_probe_predict, fit_adam_probe
 from bestrq2.evaluate.result import Result, check_complete
 from bestrq2.evaluate.task_probe import event_present
 from bestrq2.evaluate.xares import run as module

@@ -289,7 +289,8 @@ class Estimate:
 
     Attributes:
         mean: mean of `values`.
-        half_width: half of the 95 % interval by Student's t with n - 1 degrees of freedom; None for a single value.
+        half_width: half of the 95 % interval: of probe scores over test clips and seeds (see
+            `bestrq2.evaluate.intervals`), of other values by Student's t; None for a single one of those.
         values: one value per seed.
     """
 
@@ -305,15 +306,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of one arm minus that of another, with half of its 95 % interval by Welch's t."""
+    """Mean of one arm minus that of another.
+
+    Attributes:
+        difference: in shares.
+        half_width: half of the 95 % interval over test clips and seeds.
+        clear: whether it differs from zero after correction for the number of pairs.
+    """
 
     difference: float
     half_width: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval excludes zero."""
-        return abs(self.difference) > self.half_width
+    clear: bool
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -323,19 +326,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     if len(numbers) > 1:
         half = _quantile(len(numbers) - 1) * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
     return Estimate(float(numbers.mean()), half, tuple(map(float, numbers)))
-
-
-def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Difference of the means of two independent samples of at least two values each, variances not assumed equal."""
-    one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    difference = float(one.mean() - two.mean())
-    a, b = float(one.var(ddof=1)) / len(one), float(two.var(ddof=1)) / len(two)
-    if a + b == 0:
-        return Difference(difference, 0.0)
-    # Welch-Satterthwaite in relative variances, since the squares of tiny ones would underflow
-    share = a / (a + b)
-    degrees = 1 / (share**2 / (len(one) - 1) + (1 - share) ** 2 / (len(two) - 1))
-    return Difference(difference, _quantile(degrees) * math.sqrt(a + b))
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,8 @@ def assemble(arms: list[Arm], output: Path, health_check: bool = False) -> Compa
         *sentences.notes(arms),
         *disagreeing_baselines(arms),
         *(sentences.health(arms) if health_check else []),
-        "± is half of the 95 % interval over seeds (Student's t); operations are for clips of full length.",
+        "± is half of the 95 % interval: of probe scores over test clips and seeds, of other "
+        "values over seeds (Student's t); operations are for clips of full length.",
     ]
     return Comparison(arms, rows, found, shown, tables.settings_table(arms), listed, output)
 

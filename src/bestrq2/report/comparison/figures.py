@@ -21,7 +21,7 @@ from bestrq2.report.charts import (
 )
 from bestrq2.report.comparison.arms import Arm, Band, band, comparable, group, stage
 from bestrq2.report.comparison.probes import ProbeRow
-from bestrq2.report.comparison.tables import percent
+from bestrq2.report.comparison.tables import mean_title, percent
 from bestrq2.report.curves import QUANTITIES, STAGES, is_constant
 from bestrq2.report.runs import Run
 from bestrq2.report.scales import flops_unit, time_unit
@@ -59,8 +59,9 @@ def probe_charts(rows: Mapping[str, Sequence[ProbeRow]], arms: Sequence[Arm]) ->
                 if row.kind == "arm" or row.scores
             ]
             axis = score_axis(score for row in drawn for score in row.scores)
-            title = "mean of domains" if domain == "mean" else domain or "other"
-            charts.append(ScoreChart(title, "95 % intervals over seeds", tuple(drawn), axis=axis))
+            charts.append(
+                ScoreChart(mean_title(domain), "95 % intervals over test clips and seeds", tuple(drawn), axis=axis)
+            )
         found[name.replace("linear", "Linear")] = charts
     return found
 

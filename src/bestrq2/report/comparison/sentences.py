@@ -39,8 +39,8 @@ def pair_sentences(arms: Sequence[Arm], pairs: Sequence[Pair], rows: Mapping[str
             f"A single probed seed does not show which arm is ahead: {'; '.join(few)}; pretrain with another --seed."
         )
     compared = sum(pair.baseline == arms[0].label for pair in pairs) // max(1, len(rows))
-    if compared >= 5:
-        sentences.append(f"Of {compared} comparisons at 95 % each, one may come out ahead or behind by chance.")
+    if compared > 1:
+        sentences.append("Which arms are ahead or behind is decided after Holm's correction over all pairs of arms.")
     return sentences
 
 

@@ -35,9 +35,9 @@ NONE = "–"
 
 
 def probe_table(method: str, rows: Sequence[ProbeRow], arms: Sequence[Arm]) -> Table:
-    """Probe scores in percent with their intervals over seeds."""
+    """Probe scores relative to chance, in percent, with their intervals over test clips and seeds."""
     domains = list(next(row.scores for row in rows if row.scores))
-    header = ("", *(domain or "other" for domain in domains[:-1]), "mean of means")
+    header = ("", *map(mean_title, domains))
     counts = {arm.label: (len(arm.probed), len(arm.runs)) for arm in arms}
     lines: list[tuple[str, ...]] = []
     for row in rows:
@@ -47,12 +47,17 @@ def probe_table(method: str, rows: Sequence[ProbeRow], arms: Sequence[Arm]) -> T
         probed, runs = counts.get(row.label, (1, 1)) if row.kind == "arm" else (1, 1)
         label = row.label if probed == runs else f"{row.label} ({probed} of {runs} seeds probed)"
         lines.append((label, *(percent(row.scores[domain], row.kind == "arm") for domain in domains)))
-    return Table(header, tuple(lines), f"{METHOD_TITLES[method]} (%)")
+    return Table(header, tuple(lines), f"{METHOD_TITLES[method]} (%, relative to chance)")
+
+
+def mean_title(part: str) -> str:
+    """Heading of a mean: its domain, or what it is over."""
+    return "mean of domains" if part == "mean" else part or "other"
 
 
 def percent(score: Estimate, of_seeds: bool = True) -> str:
-    """A share in percent: "62.1 ± 0.8", or "62.1 (1 seed)"."""
-    single = of_seeds and score.half_width is None
+    """A share in percent: "62.1 ± 0.8", or "62.1 ± 0.5 (1 seed)"."""
+    single = of_seeds and len(score.values) == 1
     return f"{score.text(1, 100)} (1 seed)" if single else score.text(1, 100)
 
 
@@ -62,7 +67,7 @@ def difference_tables(arms: Sequence[Arm], pairs: Sequence[Pair]) -> list[Table]
     for method in METHODS:
         found = [pair for pair in pairs if pair.method == method and pair.baseline == arms[0].label]
         if found:
-            header = ("", *(domain or "other" for domain in found[0].domains), "mean of means")
+            header = ("", *map(mean_title, found[0].domains), "mean of domains")
             lines = [(pair.arm, *map(_points, [*pair.domains.values(), pair.difference])) for pair in found]
             tables.append(Table(header, tuple(lines), f"{METHOD_TITLES[method]}: points above {arms[0].label}"))
     return tables
