@@ -133,7 +133,7 @@ def test_charts_have_a_line_per_arm(tmp_path: Path) -> None:
     assert [losses[1][0].reference, losses[0][0].reference] == [0.0, None]
     probes = figures.probe_charts(comparison.probes, comparison.arms)
     assert {method: len(charts) for method, charts in probes.items()} == dict.fromkeys(
-        ["Linear probe", "Linear probe with statistics over time", "k-NN"], 5
+        ["Linear probe", "Linear, over time", "k-NN"], 5
     )
     speech = probes["Linear probe"][0]
     assert [row.label for row in speech.rows][:3] == ["best-rq-2-tiny", "one-stage", "log-mel statistics"]

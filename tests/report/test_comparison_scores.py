@@ -9,6 +9,7 @@ import pytest
 from example_runs import ONE_STAGE, read, together, write_run
 
 from bestrq2.evaluate.result import PROBE, Result, TaskScore, write_result
+from bestrq2.evaluate.task_probe import METHODS
 from bestrq2.report.comparison import compare_runs
 from bestrq2.report.comparison.arms import estimate, group, pooled_spread
 from bestrq2.report.comparison.probes import pairs, probe_rows
@@ -152,7 +153,7 @@ def test_results_on_own_labels_stand_side_by_side_only_for_the_same_clips(tmp_pa
     def keep(run: Path, name: str, value: float, clips: str, created: str, step: int = 400) -> None:
         (run / "probes").mkdir(exist_ok=True)
         protocol = {"labelled": f"/data/{name}", "seed": 0, "clips": clips}
-        scores = tuple(TaskScore("m", name, method, "accuracy", value, chance=0.25) for method in ("linear", "knn"))
+        scores = tuple(TaskScore("m", name, method, "accuracy", value, chance=0.25) for method in METHODS)
         provenance = {"protocol": protocol, "created": created, "step": step}
         write_result(run / "probes" / f"{name}-{created}.json", Result(PROBE, "m", scores, {}, provenance))
 
@@ -163,10 +164,11 @@ def test_results_on_own_labels_stand_side_by_side_only_for_the_same_clips(tmp_pa
     keep(folders[0], "animals", 0.25, "z", "2026-01")
     keep(folders[1], "prompts", 0.9, "w", "2026-01", step=300)
     comparison = together(*folders)
-    own = {table.title: table.rows for table in comparison.tables if "linear / k-NN (%)" in table.title}
+    title = "linear probe / linear, over time / k-NN (%)"
+    own = {table.title: table.rows for table in comparison.tables if title in table.title}
     assert own == {
-        "animals: linear / k-NN (%)": (("animals", "25.0 / 25.0", "–", "25.0"),),
-        "letters: linear / k-NN (%)": (("letters", "50.0 / 50.0", "75.0 / 75.0", "25.0"),),
-        "animals, other clips or splits (2): linear / k-NN (%)": (("animals", "–", "50.0 / 50.0", "25.0"),),
+        f"animals: {title}": (("animals", "25.0 / 25.0 / 25.0", "–", "25.0"),),
+        f"letters: {title}": (("letters", "50.0 / 50.0 / 50.0", "75.0 / 75.0 / 75.0", "25.0"),),
+        f"animals, other clips or splits (2): {title}": (("animals", "–", "50.0 / 50.0 / 50.0", "25.0"),),
     }
     assert "b: its result on prompts is of step 300, not of step 400, and left out" in comparison.text

@@ -74,7 +74,7 @@ def test_probe_prints_the_model_beside_its_baselines(
     for word in ("log-mel statistics", "random encoder", "linear probe", "k-NN"):
         assert word in printed
     scores = {(s["features"], s["method"]): s for s in json.loads(output.read_text())["scores"]}
-    assert len(scores) == 6
+    assert len(scores) == 9
     assert scores["log-mel statistics", "linear"]["score"] == 1.0
 
 

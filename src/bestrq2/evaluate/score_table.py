@@ -12,7 +12,7 @@ from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY
 from bestrq2.evaluate.result import CHOOSE, Result, TaskScore
 from bestrq2.evaluate.table import MARK, WIDTH, Table, mark_best, parts_text, percent
 
-METHOD_TITLES = {"linear": "linear probe", "statistics": "linear probe with statistics over time", "knn": "k-NN"}
+METHOD_TITLES = {"linear": "linear probe", "statistics": "linear, over time", "knn": "k-NN"}
 CHOOSING = "choosing tasks"
 """Name of the mean over the tasks that settings are chosen on, which the other means leave out."""
 

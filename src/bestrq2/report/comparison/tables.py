@@ -87,7 +87,8 @@ def own_probe_tables(arms: Sequence[Arm]) -> list[Table]:
     tables = []
     for place, labels in enumerate(sets):
         again = sum(name == labels[0] for name, _ in sets[:place])
-        title = f"{labels[0]}{f', other clips or splits ({again + 1})' if again else ''}: linear / k-NN (%)"
+        which = f"{labels[0]}, other clips or splits ({again + 1})" if again else labels[0]
+        title = f"{which}: {' / '.join(METHOD_TITLES[method] for method in METHODS)} (%)"
         by_arm = [[one for run in arm.runs for one in current_probes(run) if own_labels(one) == labels] for arm in arms]
         chances = {score.task: score.chance for found in by_arm for one in found for score in one.of_model()}
         rows = []
