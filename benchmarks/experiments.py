@@ -1,12 +1,12 @@
 """Train and benchmark many arms over several seeds: the experiments of docs/results.md.
 
-    python benchmarks/experiments.py examples/ablations/targets-*.yaml --seeds 0 1 2 --output runs
+    python benchmarks/experiments.py examples/two-steps-or-one/*-*.yaml --lr 5e-4 1e-3 --output runs
     python benchmarks/experiments.py best-rq-2-tiny best-rq-vit-tiny --seeds 0 1 2 --gflops 40000 --output runs
 
-An arm is a recipe or a recipe file. Every run is a single-threaded process, `--jobs` at a time; finished runs are kept
-and unfinished ones resumed. With `--gflops` every arm gets as many steps as cost that much training compute
-(bestrq2.inference.cost), otherwise `--steps` or its own number. `--budget FILE` is a recipe file that overrides every
-arm.
+An arm is a recipe or a recipe file, with `--lr` one at each of the learning rates. Every run is a single-threaded
+process, `--jobs` at a time; finished runs are kept and unfinished ones resumed. With `--gflops` every arm gets as many
+steps as cost that much training compute (bestrq2.inference.cost), otherwise `--steps` or its own number. The
+checkpoints of each quarter of a run are kept, for learning curves.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from typing import Any
 from bestrq2.recipe_book import is_recipe_file, merge, recipe
 
 
-def settings_of(arm: str, budget: str | None, gflops: float | None, steps: int | None) -> dict[str, Any]:
+def settings_of(arm: str, gflops: float | None, steps: int | None, lr: float | None) -> dict[str, Any]:
     """Groups of settings of one arm, with its number of steps."""
     from bestrq2.inference.cost import cost
     from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 
     settings = recipe(arm)
-    if budget:
-        settings = merge(settings, recipe(budget))
     settings.pop("description", None)
     if gflops is not None:
         model = BestRQ2Config(**settings["model"])
@@ -39,8 +37,15 @@ def settings_of(arm: str, budget: str | None, gflops: float | None, steps: int |
         steps = max(1, round(gflops / (cost(model).training_gflops * rows)))
     if steps is not None:
         settings = merge(settings, {"trainer": {"max_steps": steps}})
-    settings.setdefault("trainer", {})["checkpoint_every_n_steps"] = max(1, settings["trainer"]["max_steps"] // 4)
-    return settings
+    if lr is not None:
+        settings = merge(settings, {"optimizer": {"lr": lr}})
+    quarter = max(1, settings["trainer"]["max_steps"] // 4)
+    return merge(settings, {"trainer": {"checkpoint_every_n_steps": quarter, "keep_every_n_steps": quarter}})
+
+
+def name_of(arm: str, lr: float | None, seed: int) -> str:
+    """Name of the folder of a run."""
+    return f"{Path(arm).stem if is_recipe_file(arm) else arm}{f'-lr{lr:g}' if lr else ''}-seed{seed}"
 
 
 def train(arm: str, seed: int, folder: Path, data: str, settings: dict[str, Any], probe: str) -> tuple[str, float]:
@@ -68,7 +73,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--data", default="soundworld:4000")
-    parser.add_argument("--budget", default=None)
+    parser.add_argument("--lr", nargs="+", type=float, default=[None])
     parser.add_argument("--gflops", type=float, default=None)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=2)
@@ -80,9 +85,9 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     # The first arms of all seeds come first, so that an experiment cut short has whole rows.
     jobs = [
-        (arm, seed, options.output / f"{Path(arm).stem if is_recipe_file(arm) else arm}-seed{seed}", options.data,
-         settings_of(arm, options.budget, options.gflops, options.steps), options.probe)
-        for arm in options.arms for seed in options.seeds
+        (arm, seed, options.output / name_of(arm, lr, seed), options.data,
+         settings_of(arm, options.gflops, options.steps, lr), options.probe)
+        for arm in options.arms for lr in options.lr for seed in options.seeds
     ]  # fmt: skip
     if len({folder for _, _, folder, *_ in jobs}) < len(jobs):
         parser.error("two arms have one name: their runs would lie in the same folders")

@@ -13,7 +13,7 @@ from bestrq2.recipe_book import GROUPS
 from bestrq2.train import settings
 from bestrq2.train.settings import parse_arguments, resolve
 
-ABLATIONS = Path(__file__).parents[1] / "examples" / "ablations"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ def test_load_accepts_a_recipe_file(write):
     assert bestrq2.load(path).config.hidden_size == 96
 
 
-@pytest.mark.parametrize("path", sorted(ABLATIONS.glob("[!_]*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_ablation_is_a_valid_recipe(path):
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/[!_]*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_file_of_the_examples_is_valid(path):
     model = bestrq2.recipe(path)["model"]
     assert BestRQ2Config(**model).patch_rows >= 1
 
