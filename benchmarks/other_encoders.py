@@ -22,7 +22,7 @@ from packaged_encoders import ENCODERS, Frames, mfcc
 
 import bestrq2
 from bestrq2.errors import BestRQ2Error, DataError
-from bestrq2.evaluate.benchmark import BENCHMARKS, Benchmark, benchmark_result, read_benchmark_result, run_benchmark
+from bestrq2.evaluate.benchmark import benchmark_result, find_benchmark, read_benchmark_result, run_benchmark
 from bestrq2.evaluate.intervals import mean_interval
 from bestrq2.evaluate.probe import LOG_MEL, LogMelStatistics
 from bestrq2.evaluate.provenance import model_name, model_provenance, software_provenance
@@ -65,7 +65,7 @@ def table(results: Sequence[Result], method: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="models of bestrq2: run folders, exported folders, recipes")
-    parser.add_argument("--benchmark", default="soundworld-2", choices=BENCHMARKS)
+    parser.add_argument("--benchmark", default="soundworld-2", help="name or folder, as of `bestrq2 probe`")
     everything = [*BASELINES, *ENCODERS]
     parser.add_argument("--encoders", nargs="*", default=everything, choices=everything, help="by default all")
     parser.add_argument("--output", type=Path, default=Path("other-encoders"), help="folder of results")
@@ -75,7 +75,7 @@ def main() -> None:
     results, failures = [], []
     for name in [*options.encoders, *options.models]:
         try:
-            results.append(score(name, BENCHMARKS[options.benchmark], options))
+            results.append(score(name, options))
         except BestRQ2Error as error:
             failures.append(str(error))
     for method in ("linear", "statistics") if results else ():
@@ -84,8 +84,11 @@ def main() -> None:
         sys.exit("\n".join(failures))
 
 
-def score(name: str, benchmark: Benchmark, options: argparse.Namespace) -> Result:
+def score(name: str, options: argparse.Namespace) -> Result:
     """The result of one encoder, from the output folder if it is there."""
+    benchmark = find_benchmark(options.benchmark)
+    if benchmark is None:
+        raise DataError(f"{options.benchmark} is not a frozen benchmark, such as soundworld-2")
     short = (model_name(name) if Path(name).is_dir() else name).replace(" ", "-")
     file = options.output / benchmark.name / f"{short}.json"
     if not file.is_file():
