@@ -47,7 +47,7 @@ def test_averages_are_shown_beside_published_ones() -> None:
         ("mine", "38.67"),
         ("data2vec-audio-base", "23.24"),
     ]
-    assert len(music.rows) == 10
+    assert len(music.rows) == 11
     colours = {row.label: row.colour for row in music.rows}
     assert colours["BEST-RQ-2"] == colours["BEST-RQ (ViT)"] == PUBLISHED_FAMILY
     assert colours["whisper-base"] == colours["Audio-JEPA"] == PUBLISHED

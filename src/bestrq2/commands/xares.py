@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bestrq2 import flags
 from bestrq2.errors import ConfigError
@@ -22,6 +22,7 @@ def xares(
     phases: int | None = None,
     clip_phases: int = 1,
     layers: int | list[int] | str | None = None,
+    extraction: Literal["overlap", "chunks"] = "overlap",
     output: Path | None = None,
     device: str | None = None,
     cache: Path | None = None,
@@ -45,6 +46,8 @@ def xares(
             2, or 1 where a patch is 1 frame wide.
         clip_phases: the same for clip-level tasks.
         layers: hidden layer to use instead of the model's output, several to average, or "mean" for the mean of all.
+        extraction: "overlap" for windows that overlap by half, without padding, or "chunks" for 10 s chunks without
+            overlap, with the padding of batches counted as sound, as in the X-ARES fork of the author of BEST-RQ-2.
         output: JSON file for the result; a CSV table is written beside it.
         device: "cpu", "cuda", or one GPU such as "cuda:1"; all GPUs by default where available.
         cache: folder of downloads and cached scores; $BESTRQ2_CACHE or ~/.cache/bestrq2 by default.
@@ -59,8 +62,8 @@ def xares(
     from bestrq2.evaluate.xares.run import run_xares
 
     return run_xares(
-        model, data=data, tasks=tasks, jobs=jobs, phases=phases, clip_phases=clip_phases, layers=layers, output=output,
-        device=device, cache=cache, keep_embeddings=keep_embeddings,
+        model, data=data, tasks=tasks, jobs=jobs, phases=phases, clip_phases=clip_phases, layers=layers,
+        extraction=extraction, output=output, device=device, cache=cache, keep_embeddings=keep_embeddings,
     )  # fmt: skip
 
 

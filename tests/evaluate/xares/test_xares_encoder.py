@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bestrq2 import Embedder
+import bestrq2
+from bestrq2 import BestRQ2Config, BestRQ2Model, Embedder
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.xares.encoder import (
     Extraction,
@@ -112,6 +113,36 @@ def test_ten_minutes_pass_in_bounded_memory(embedder):
     assert peak < 4 * audio.nbytes
 
 
+# Chunks are tested against src/xares/encoders/best_rq.py of github.com/LudovicTuncay/xares (f56cf78).
+
+
+def test_chunks_are_embedded_as_by_the_reference(reference_fixture):
+    model = bestrq2.load_reference(
+        reference_fixture.with_suffix(".safetensors"), reference_fixture.with_suffix(".json")
+    )
+    outputs = np.load(reference_fixture.with_suffix(".npz"))
+    waves = torch.from_numpy(outputs["waveform"][:, 0] / np.float32(32768))
+    encoder = XaresEncoder(model.base_model, chunks=True)
+    np.testing.assert_allclose(encoder(waves), outputs["frame_embeddings"], rtol=0, atol=1e-4)
+    joined = outputs["frame_embeddings"].reshape(1, 32, -1)
+    np.testing.assert_allclose(encoder(waves.reshape(1, -1)), joined, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_padding_counts_in_chunks_and_a_short_last_one_keeps_its_share_of_a_second():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BestRQ2Model(BestRQ2Config(patch_size=[128, 4], **sizes)).eval()
+    encoder = XaresEncoder(model, chunks=True)
+    short = padded(sounds(9.1, 0.7))
+    np.testing.assert_allclose(encoder(short), model(short).last_hidden_state, rtol=0, atol=1e-5)
+    long = padded(sounds(10.5, 4.0))
+    second = torch.nn.functional.pad(long[:, 10 * RATE :], (0, RATE // 2))
+    parts = [model(long[:, : 10 * RATE]).last_hidden_state, model(second).last_hidden_state]
+    assert [part.shape[1] for part in parts] == [64, 6]
+    np.testing.assert_allclose(encoder(long), torch.cat([parts[0], parts[1][:, :3]], dim=1), rtol=0, atol=1e-5)
+
+
 def test_nan_from_the_encoder_is_refused_with_its_count(tiny_encoder):
     model = tiny_encoder()
     model.patch_embedding.weight.data[0, 0] = torch.nan
@@ -143,8 +174,9 @@ def test_weights_architecture_and_options_make_the_identity(embedder, tiny_encod
         model_identity(embedder, Extraction(phases=4)),
         model_identity(embedder, Extraction(clip_phases=2)),
         model_identity(embedder, Extraction(layers=1)),
+        model_identity(embedder, Extraction(chunks=True)),
     ]
-    assert len({digest(one) for one in [base, *others]}) == 6
+    assert len({digest(one) for one in [base, *others]}) == 7
 
 
 @pytest.mark.parametrize(
@@ -153,6 +185,7 @@ def test_weights_architecture_and_options_make_the_identity(embedder, tiny_encod
         (Extraction(phases=17), "phases must be a whole number from 1 to 16, got 17"),
         (Extraction(clip_phases=0), "clip_phases must be a whole number from 1 to 16, got 0"),
         (Extraction(layers=9), "layers must be None"),
+        (Extraction(phases=1, clip_phases=2, chunks=True), "clip_phases is 2, but chunks have one phase"),
     ],
 )
 def test_impossible_extractions_are_refused(embedder, extraction, sentence):

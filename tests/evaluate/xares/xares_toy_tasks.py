@@ -22,27 +22,38 @@ def {name}_config(encoder):
     return TaskConfig(
         encoder=encoder, name="{name}", label_processor=lambda sample: {label}, output_dim=2, epochs={epochs},
         train_split="train", valid_split="train", test_split="test", batch_size_encode=4,
+        k_fold_splits={folds},
     )
 """
 
 
-def write_task(root: Path, name: str, before: str = "pass", label: str = 'sample["label"]', epochs: int = 2) -> Path:
+def write_task(
+    root: Path,
+    name: str,
+    before: str = "pass",
+    label: str = 'sample["label"]',
+    epochs: int = 2,
+    folds: list[str] | None = None,
+) -> Path:
     """A task file as the harness's own are, in `root/tasks`."""
     path = root / "tasks" / f"{name}_task.py"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(TASK.format(name=name, before=before, label=label, epochs=epochs))
+    path.write_text(TASK.format(name=name, before=before, label=label, epochs=epochs, folds=folds))
     return path
 
 
-def write_tars(root: Path, name: str, splits: Iterable[str] = ("train", "test"), seed: int = 0) -> Path:
-    """Clips of unequal length: a tone for label 0, noise for 1."""
+def write_tars(
+    root: Path, name: str, splits: Iterable[str] = ("train", "test"), seed: int = 0, clips: int = 14
+) -> Path:
+    """Clips of unequal length, a tone for label 0 and noise for 1, with a second label by chance, "coin"."""
     folder = root / "env" / name
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for split in splits:
         with tarfile.open(folder / f"{split}-000000.tar", "w") as tar:
-            for index in range(14):
-                for suffix, content in (("wav", _wav(rng, index)), ("json", json.dumps({"label": index % 2}).encode())):
+            for index in range(clips):
+                labels = {"label": index % 2, "coin": rng.integers(2).item()}
+                for suffix, content in (("wav", _wav(rng, index)), ("json", json.dumps(labels).encode())):
                     info = tarfile.TarInfo(f"{split}{index:03d}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bestrq2._version import __version__
 from bestrq2.errors import CheckpointError, ConfigError
@@ -30,12 +30,15 @@ class XaresEncoder(FrozenEncoder):
     the end of a row are therefore left out, and frames that only fill the batch hold the clip's mean, so that the mean
     over all frames, which the harness takes, is that of the audio alone. For frame-level tasks nothing is left out
     (batches hold one clip), and frames are placed in time as the labels assume: frame i is between i and i + 1 hops.
+    In chunks, all of this is as in the fork of X-ARES by the author of BEST-RQ-2 (github.com/LudovicTuncay/xares):
+    padding is sound, and the last chunk of a long batch is padded to a second, of which its share of frames is kept.
 
     Args:
         model: the encoder.
         phases: number of shifted copies of the patch grid, which divides the hop.
         frame_level: whether the task uses single frames; otherwise it uses their mean.
         layers: hidden layer or layers, see `Embedder.embed`.
+        chunks: embed chunks of the model's `max_seconds` without overlap, padding included.
         on_batch: called with the number of clips of each finished batch.
     """
 
@@ -45,13 +48,14 @@ class XaresEncoder(FrozenEncoder):
         phases: int = 1,
         frame_level: bool = False,
         layers: Layers = None,
+        chunks: bool = False,
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__(model, phases, layers)
         config = model.config
         self.sampling_rate, self.output_dim = config.sampling_rate, config.hidden_size
         self.hop_size_in_ms = 1000 * config.frame_hop_samples / config.sampling_rate / phases
-        self._frame_level, self._on_batch = frame_level, on_batch
+        self._frame_level, self._in_chunks, self._on_batch = frame_level, chunks, on_batch
 
     def forward(self, audio: Tensor) -> Tensor:
         """Audio float [B, samples] to frames float32 [B, frames, D] on the same device.
@@ -60,24 +64,36 @@ class XaresEncoder(FrozenEncoder):
             CheckpointError: the model gives values that are not finite.
             AudioError: samples are not finite or far above full scale.
         """
-        rows = list(audio.detach().cpu())
-        if not self._frame_level:
-            shortest = self.model.config.frame_hop_samples
-            rows = [without_padding(row, shortest) for row in rows]
-        found = self.embed(rows, self.sampling_rate)
-        broken = int((~np.isfinite(found.clip).all(axis=1)).sum())
+        waves = audio.detach().cpu()
+        frames = self._chunks(waves) if self._in_chunks else self._windows(waves)
+        broken = int((~np.isfinite(frames).all(axis=(1, 2))).sum())
         if broken:
             raise CheckpointError(
-                f"the encoder gives NaN or infinite values for {broken} of {len(rows)} clips of a batch; look at the "
+                f"the encoder gives NaN or infinite values for {broken} of {len(frames)} clips of a batch; look at the "
                 "loss of its training, or take an earlier checkpoint"
             )
         if self._on_batch is not None:
-            self._on_batch(len(rows))
-        if self._frame_level:
-            frames = found.frames[:, _on_time(found.frames.shape[1], self.phases)]
-        else:
-            frames = np.where(found.frame_mask[..., None], found.frames, found.clip[:, None])
+            self._on_batch(len(frames))
         return torch.from_numpy(frames).to(audio.device)
+
+    def _windows(self, waves: Tensor) -> np.ndarray:
+        if self._frame_level:
+            frames = self.embed(list(waves), self.sampling_rate).frames
+            return frames[:, _on_time(frames.shape[1], self.phases)]
+        shortest = self.model.config.frame_hop_samples
+        found = self.embed([without_padding(row, shortest) for row in waves], self.sampling_rate)
+        return np.where(found.frame_mask[..., None], found.frames, found.clip[:, None])
+
+    def _chunks(self, waves: Tensor) -> np.ndarray:
+        second, longest = self.sampling_rate, self.model.config.max_samples
+        parts = []
+        for chunk in waves.split(longest, dim=1):
+            missing = max(0, second - chunk.shape[1]) if waves.shape[1] > longest else 0
+            frames = self.embed(list(nn.functional.pad(chunk, (0, missing))), self.sampling_rate).frames
+            if missing:
+                frames = frames[:, : max(1, int(frames.shape[1] * chunk.shape[1] / second))]
+            parts.append(frames)
+        return np.concatenate(parts, axis=1)
 
 
 def without_padding(row: Tensor, shortest: int) -> Tensor:
@@ -110,16 +126,20 @@ class Extraction:
         phases: number of shifted copies of the patch grid for frame-level tasks.
         clip_phases: number of shifted copies of the patch grid for clip-level tasks.
         layers: hidden layer or layers, see `Embedder.embed`; None for the model's output.
+        chunks: embed chunks without overlap, padding included; see `XaresEncoder`.
     """
 
     phases: int = 2
     clip_phases: int = 1
     layers: int | list[int] | str | None = None
+    chunks: bool = False
 
     def check(self, config: BestRQ2Config) -> None:
         """Raise a ConfigError that names the option if the model does not allow it."""
         for name in ("phases", "clip_phases"):
             check_phases(getattr(self, name), config, name)
+            if self.chunks and getattr(self, name) != 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but chunks have one phase; leave it out")
         layer_indices(self.layers, config.num_hidden_layers)
 
 

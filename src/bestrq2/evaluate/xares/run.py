@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from bestrq2.child_processes import available_cpus
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, DataError
 from bestrq2.evaluate.provenance import is_run_folder, model_name, model_provenance
@@ -22,7 +21,6 @@ from bestrq2.evaluate.xares.results import RESULT_NAME, plain_averages, read_xar
 from bestrq2.evaluate.xares.scoring import Job
 from bestrq2.evaluate.xares.tasks import (
     TASKS,
-    DataFolder,
     TaskFile,
     candidate_files,
     data_folder,
@@ -46,6 +44,7 @@ def run_xares(
     phases: int | None = None,
     clip_phases: int = 1,
     layers: int | list[int] | str | None = None,
+    extraction: Literal["overlap", "chunks"] = "overlap",
     output: Path | None = None,
     device: str | None = None,
     cache: Path | None = None,
@@ -66,9 +65,11 @@ def run_xares(
     root = cache_folder(cache).absolute() / "xares"
     folder = data_folder(None if data is None else Path(data), root)
     embedder = load(model, "cpu")
-    extraction = Extraction(min(2, embedder.config.patch_size[1]) if phases is None else phases, clip_phases, layers)
-    extraction.check(embedder.config)
-    identity = model_identity(embedder, extraction)
+    if phases is None:
+        phases = 1 if extraction == "chunks" else min(2, embedder.config.patch_size[1])
+    options = Extraction(phases, clip_phases, layers, extraction == "chunks")
+    options.check(embedder.config)
+    identity = model_identity(embedder, options)
     name = model_name(model)
     with _writable(root), WorkerPool(jobs, worker_environments(device)) as pool:
         chosen = select(_describe(pool, root, candidate_files(folder, wanted)), folder, wanted)
@@ -77,13 +78,16 @@ def run_xares(
         common["weights_sha256"] = identity["weights_sha256"]
         requests = []
         for task in usable:
-            job = _job(task, folder, root, identity, extraction, jobs, keep_embeddings)
+            job = Job(
+                task.path, str(folder.path), folder.download, str(root / "models"), digest(identity), asdict(options),
+                keep_embeddings,
+            )  # fmt: skip
             log = root / "logs" / digest(identity) / f"{Path(task.path).stem}.log"
             requests.append({**common, "log": str(log), "job": asdict(job)})
         scores, failures, facts = _run(pool, name, usable, requests)
     failures = {task.name: task.error for task in chosen if task.error} | failures
     provenance = model_provenance(model, embedder.config, ["bestrq2 xares", os.fspath(model)]) | facts
-    provenance |= {"identity": identity, "extraction": asdict(extraction)}
+    provenance |= {"identity": identity, "extraction": asdict(options)}
     provenance |= {"hop_ms": 1000 * embedder.hop_seconds, "xares": version}
     provenance["device"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
     result = Result(XARES, name, tuple(scores), failures, provenance, xares_parts)
@@ -170,23 +174,6 @@ def _snapshot(embedder: Embedder, root: Path, identity: dict[str, str]) -> Path:
     with quiet_hub():
         write_folder(folder, lambda fresh: embedder.model.save_pretrained(fresh))
     return folder
-
-
-def _job(
-    task: TaskFile,
-    folder: DataFolder,
-    root: Path,
-    identity: dict[str, str],
-    extraction: Extraction,
-    jobs: int,
-    keep_embeddings: bool,
-) -> Job:
-    cores = available_cpus()
-    share = cores // jobs
-    return Job(
-        task.path, str(folder.path), folder.download, str(root / "models"), digest(identity), asdict(extraction),
-        decoders=min(4, share) if share > 1 else 0, keep_embeddings=keep_embeddings,
-    )  # fmt: skip
 
 
 def _run(

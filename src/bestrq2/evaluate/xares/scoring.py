@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from bestrq2.errors import DataError
 from bestrq2.evaluate.xares.audio import AudioTars, download, find_audio_tars, harness_task, link_tars
@@ -30,6 +34,9 @@ from bestrq2.inference.embedder import Embedder
 logger = logging.getLogger(__name__)
 
 SCORES, EMBEDDED = "scores.json", "embeddings.json"
+
+FORK_BATCH_SIZE = 8
+"""Default of `TaskConfig.batch_size_encode` in the author's fork; the harness has 16."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,6 @@ class Job:
         models: folder of the cached scores of all models.
         identity: short name of the model's identity.
         extraction: fields of `Extraction`.
-        decoders: processes that decode while the encoder runs; 0 for none.
         keep_embeddings: keep the embeddings on disk when the scores are done.
     """
 
@@ -53,7 +59,6 @@ class Job:
     models: str
     identity: str
     extraction: dict[str, Any]
-    decoders: int = 0
     keep_embeddings: bool = False
 
 
@@ -109,18 +114,31 @@ class _TaskRun:
     ) -> None:
         self.job, self.folder, self.tars, self.on_clips = job, folder, tars, on_clips
         self.done = 0
-        path, extraction = Path(job.task_file), Extraction(**job.extraction)
-        frame_level = task_config(path, None).task_type in FRAME_LEVEL
-        phases = extraction.phases if frame_level else extraction.clip_phases
-        encoder = encoder_class(job.identity)(embedder.model, phases, frame_level, extraction.layers, self._count)
-        self.config = task_config(path, encoder)
-        self.config.env_root = folder / "env"
-        self.config.num_encoder_workers = job.decoders
-        if frame_level:
-            self.config.batch_size_encode = 1  # no padding between frames that all count
-        self.hop_ms = encoder.hop_size_in_ms
-        link_tars(tars.paths, folder / "env" / self.config.name)
-        self.task = harness_task(self.config)
+        extraction = Extraction(**job.extraction)
+        config = task_config(Path(job.task_file), None)
+        self.frame_level = config.task_type in FRAME_LEVEL
+        self.encoder = encoder_class(job.identity)(
+            embedder.model,
+            extraction.phases if self.frame_level else extraction.clip_phases,
+            self.frame_level,
+            extraction.layers,
+            extraction.chunks,
+            self._count,
+        )
+        link_tars(tars.paths, folder / "env" / config.name)
+        self.task = self._new_task()
+
+    def _new_task(self) -> Any:
+        """The harness's task, made from its file; making it seeds torch and numpy by 42."""
+        config = task_config(Path(self.job.task_file), self.encoder)
+        config.env_root = self.folder / "env"
+        config.num_encoder_workers = 0  # as under `python -m xares.run`: several mix the clips of several tars
+        if self.job.extraction["chunks"]:
+            if config.batch_size_encode == type(config).batch_size_encode:
+                config.batch_size_encode = FORK_BATCH_SIZE
+        elif self.frame_level:
+            config.batch_size_encode = 1  # no padding between frames that all count
+        return harness_task(config)
 
     def _count(self, clips: int) -> None:
         self.done += clips
@@ -136,9 +154,12 @@ class _TaskRun:
             shutil.rmtree(self.task.ckpt_dir, ignore_errors=True)
             self.task.ckpt_dir.mkdir(parents=True)
             started = time.monotonic()
-            value = float((self.task.run_mlp() if method == "mlp" else self.task.run_knn())[0])
+            # the harness scores in a second run, with a task whose random numbers are not used up by encoding
+            self.task = self._new_task()
+            with fixed_order(self.task.config.seed):
+                value = float((self.task.run_mlp() if method == "mlp" else self.task.run_knn())[0])
             if not math.isfinite(value):
-                raise DataError(f"{self.config.name}: the harness gives {value} as its {method} score")
+                raise DataError(f"{self.task.config.name}: the harness gives {value} as its {method} score")
             kept[method] = {"value": value, "seconds": round(time.monotonic() - started, 1)}
             write_text(self.folder / SCORES, json.dumps(kept, indent=1) + "\n")
         shutil.rmtree(self.task.ckpt_dir, ignore_errors=True)
@@ -158,18 +179,43 @@ class _TaskRun:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         started = time.monotonic()
-        self.task.make_encoded_tar()
+        with fixed_order(self.task.config.seed):
+            self.task.make_encoded_tar()
         gc.collect()  # the harness leaves it to the collector to close its last tar
         if self.done == 0:
             raise DataError(
-                f"{self.config.name}: none of its {self.tars.clips} clips could be decoded; see the log for each"
+                f"{self.task.config.name}: none of its {self.tars.clips} clips could be decoded; see the log for each"
             )
-        found: dict[str, Any] = {"embeddings": self.done, "hop_ms": self.hop_ms}
+        found: dict[str, Any] = {"embeddings": self.done, "hop_ms": self.encoder.hop_size_in_ms}
         found["encode_seconds"] = round(time.monotonic() - started, 1)
         if self.done < self.tars.clips:
             found["skipped_clips"] = self.tars.clips - self.done
         facts.update(found)
         write_text(listing, json.dumps({"facts": found, "files": _hashes(folder)}, indent=1) + "\n")
+
+
+@contextmanager
+def fixed_order(seed: int) -> Iterator[None]:
+    """Make the order of clips in the harness reproducible.
+
+    webdataset seeds each shuffle by process number plus clock, which here read seed, seed + 1, and so on, and the
+    harness reads the tars of a split in the order of the file system, which here is that of their names: one of the
+    orders that the harness itself can draw.
+    """
+    from webdataset import filters
+    from xares import audiowebdataset
+
+    moments, expand = itertools.count(seed), audiowebdataset.expand_with_brace
+
+    def by_name(urls: Sequence[str]) -> list[str]:
+        return [path for url in urls for path in sorted(expand([url]))]
+
+    with (
+        patch.object(filters, "os", SimpleNamespace(getpid=lambda: 0)),
+        patch.object(filters, "time", SimpleNamespace(time=lambda: next(moments))),
+        patch.object(audiowebdataset, "expand_with_brace", by_name),
+    ):
+        yield
 
 
 def _read_scores(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
