@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
+from transformers import masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_bestrq2 import BestRQ2Config
@@ -39,7 +39,7 @@ def make_attention_mask(config: BestRQ2Config, tokens: Tensor, valid: Tensor | N
         # That of transformers has N equal rows, and some releases wait for the device to learn whether any value is
         # False.
         return valid[:, None, None, :]
-    return create_bidirectional_mask(config, tokens, valid)
+    return masking_utils.create_bidirectional_mask(config, tokens, valid)  # new in transformers 5
 
 
 def _packed_attention_mask(config: BestRQ2Config, tokens: Tensor, segments: Tensor) -> Any:
@@ -47,8 +47,8 @@ def _packed_attention_mask(config: BestRQ2Config, tokens: Tensor, segments: Tens
     if config._attn_implementation in (None, "eager", "sdpa"):
         return segments[:, None, :, None] == segments[:, None, None, :]
     if config._attn_implementation == "flex_attention":
-        same_clip = packed_sequence_mask_function(segments)
-        return create_bidirectional_mask(config, tokens, None, and_mask_function=same_clip)
+        same_clip = masking_utils.packed_sequence_mask_function(segments)
+        return masking_utils.create_bidirectional_mask(config, tokens, None, and_mask_function=same_clip)
     raise ValueError(
         f"attention implementation '{config._attn_implementation}' cannot keep the clips of a packed row apart; "
         "choose 'sdpa', 'eager' or 'flex_attention'"
