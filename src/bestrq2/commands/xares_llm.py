@@ -44,7 +44,7 @@ def xares_llm(
         training: other settings of the benchmark's training, such as {"max_steps": 1000}; scores are then not
             comparable with published ones.
         processes: GPUs to train on, with accelerate; 1 uses at most one.
-        python: Python interpreter of an environment with xares_llm; the current one by default.
+        python: interpreter of an environment with xares_llm and transformers below 5; the current one by default.
 
     Returns:
         The scores, also written as JSON into the model's subfolder of `output`.
@@ -71,7 +71,6 @@ def main(argv: Sequence[str]) -> None:
         return
     result = xares_llm(**values)
     from bestrq2.evaluate.result import check_complete
-    from bestrq2.evaluate.xares_llm.run import format_llm_result
 
-    print(format_llm_result(result))
+    print(result)
     check_complete(result)

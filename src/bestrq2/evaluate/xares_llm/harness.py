@@ -1,10 +1,11 @@
-"""The package `xares_llm` in its own environment: versions, task files, tars, its check and its runs."""
+"""The package `xares_llm` in its own environment: versions, its check of the encoder, its runs and what they leave."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,26 +13,23 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import braceexpand
+from typing import Any
 
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
 from bestrq2.run_records import read_yaml
-from bestrq2.text import nearest
 
 logger = logging.getLogger(__name__)
 
 REPOSITORY = "https://github.com/xiaomi-research/xares-llm"
-JOINT_TASKS = ("task1", "task2", "all")
 DATA_VARIABLE = "XARES_DATA_HOME"
 # Packages that the encoder needs beside those that the benchmark installs.
 ENCODER_NEEDS = "soundfile soxr av"
 MISSING = (
-    f"has no package xares_llm; it is only on Git and needs transformers 4, so give it an environment of its own: "
-    f"python -m venv xares-llm-env && xares-llm-env/bin/pip install 'xares-llm @ git+{REPOSITORY}' {ENCODER_NEEDS}; "
-    f"then add --python xares-llm-env/bin/python"
+    "has no package xares_llm; it is only on Git and runs only with transformers below 5, so give it an environment of "
+    f"its own: python -m venv xares-llm-env && xares-llm-env/bin/pip install 'transformers<5' "
+    f"'xares-llm @ git+{REPOSITORY}' {ENCODER_NEEDS}; then add --python xares-llm-env/bin/python"
 )
+LAUNCH = "bestrq2.evaluate.xares_llm.launch"
 
 # Seconds that the benchmark has to end after an interruption.
 _GRACE = 20.0
@@ -50,16 +48,7 @@ versions = {name: version(name) for name in names} | {"python": platform.python_
 folder = None if spec is None else list(spec.submodule_search_locations)[0]
 print(json.dumps({"folder": folder, "versions": versions}))
 """
-_CHECK = """
-import importlib.util, json, sys
-if importlib.util.find_spec("xares_llm.audio_encoder_checker") is None:
-    sys.exit()  # another version, without this module
-from xares_llm.audio_encoder_checker import check_audio_encoder
-from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder
-encoder = BestRQ2Encoder(**json.loads(sys.argv[1]))
-passed = check_audio_encoder(encoder)
-assert passed is None or passed, "check_audio_encoder refuses it"
-"""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -76,12 +65,21 @@ class Harness:
     folder: Path | None
     versions: dict[str, str | None]
 
-    @property
-    def tasks(self) -> Path:
-        """Folder of its task files."""
+    def check_versions(self) -> Path:
+        """Folder of the package, which runs with the installed transformers.
+
+        Raises:
+            ConfigError: the package is missing, or transformers is too new for it.
+        """
         if self.folder is None:
             raise ConfigError(f"{self.python} {MISSING}")
-        return self.folder / "tasks"
+        transformers = self.versions["transformers"] or "none"
+        if not transformers.startswith("4."):
+            raise ConfigError(
+                f"xares_llm runs only with transformers below 5, but {self.python} has {transformers}; install another "
+                f"there: {self.python} -m pip install 'transformers<5'"
+            )
+        return self.folder
 
 
 def find_harness(python: str) -> Harness:
@@ -116,13 +114,16 @@ def child_environment(imports: Path, data: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", DATA_VARIABLE: str(data)}
 
 
-def own_check(harness: Harness, model_args: dict[str, Any], environment: dict[str, str]) -> None:
+def own_check(harness: Harness, model_args: dict[str, Any], environment: dict[str, str]) -> str:
     """Run the benchmark's own check of the encoder in its environment.
 
+    Returns:
+        What decodes audio there, see `provide_torchaudio`.
+
     Raises:
-        ConfigError: it refuses the encoder, or cannot import it.
+        ConfigError: it refuses the encoder, or cannot be imported.
     """
-    command = [harness.python, "-c", _CHECK, json.dumps(model_args)]
+    command = [harness.python, "-m", LAUNCH, "--check", json.dumps(model_args)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         reason = last_error(done.stderr.splitlines())
@@ -130,97 +131,14 @@ def own_check(harness: Harness, model_args: dict[str, Any], environment: dict[st
             f"the check of xares_llm fails in {harness.python}: {reason}; importing the encoder there needs "
             f"{ENCODER_NEEDS}"
         )
+    return done.stdout.splitlines()[-1]
 
 
 def last_error(lines: Sequence[str]) -> str:
-    """The line of a program's output that best explains why it ended."""
-    kept = [line.strip() for line in lines if line.strip()]
+    """The line of a program's output that best explains why it ended, without its colours."""
+    kept = [line.strip() for line in (_COLOURS.sub("", line) for line in lines) if line.strip()]
     named = [line for line in kept if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception", "Interrupt"))]
     return (named or kept or ["no output"])[-1][:300]
-
-
-def task_file(harness: Harness, task: str, part: Literal["train", "eval"]) -> Path:
-    """Find the file that defines the training or the scoring of a joint task or of one dataset, or a custom one.
-
-    Raises:
-        ConfigError: there is no such task.
-    """
-    if Path(task).suffix in (".yaml", ".yml"):
-        if not Path(task).is_file():
-            raise ConfigError(f"{task}: there is no such task file")
-        return Path(task).resolve()
-    if task in JOINT_TASKS:
-        found = sorted((harness.tasks / task / part).glob("*.y*ml"))
-        if not found:
-            raise ConfigError(f"{harness.tasks / task / part}: holds no task file; reinstall xares_llm")
-        return found[0]
-    ending = {"train": "_config", "eval": "_test_config"}[part]
-    single = {file.stem.removesuffix(ending): file for file in (harness.tasks / "single" / part).glob("*.y*ml")}
-    if task not in single:
-        known = [*JOINT_TASKS, *sorted(single)]
-        raise ConfigError(
-            f"there is no task '{task}' to {part}{nearest(task, known)}; there are {', '.join(known)}, and .yaml files"
-        )
-    return single[task]
-
-
-def read_task_file(path: Path) -> dict[str, Any]:
-    """Read a task file.
-
-    Raises:
-        DataError: it cannot be read, or is not a mapping.
-    """
-    content = read_yaml(path)
-    if not isinstance(content, dict) or not content:
-        raise DataError(f"{path}: holds no tasks; expected a mapping of names to their data")
-    return content
-
-
-def check_tars(training: Path, evaluation: Path, data: Path) -> None:
-    """Check the tars that a task needs before days of training; those that are missing are logged or refused.
-
-    Args:
-        training: task file of the training.
-        evaluation: task file of the scoring.
-        data: folder that the benchmark downloads into.
-
-    Raises:
-        DataError: a task file names no data, a tar is missing and cannot be downloaded, or one is empty or not a tar.
-    """
-    trained = read_task_file(training).get("train_data")
-    if not isinstance(trained, dict) or not trained:
-        raise DataError(f"{training}: has no train_data")
-    here: list[Path] = []
-    absent: list[Path] = []
-    for name, entry in (*trained.items(), *read_task_file(evaluation).items()):
-        entry = entry.get("data") if isinstance(entry, dict) and isinstance(entry.get("data"), dict) else entry
-        if not isinstance(entry, dict) or not isinstance(entry.get("data"), list):
-            raise DataError(f"{training if name in trained else evaluation}: {name} names no data")
-        for path in (one for pattern in entry["data"] for one in braceexpand.braceexpand(str(pattern))):
-            remote = entry.get("repo_id") is not None
-            place = data / path if remote else Path(path)
-            if "://" in path:
-                continue
-            if not place.is_file() and not remote:
-                raise DataError(f"{place}: there is no such tar, but {name} names it")
-            (here if place.is_file() else absent).append(place)
-    for place in here:
-        _check_tar(place)
-    if not absent:
-        return
-    missing = f"{len(absent)} of {len(here) + len(absent)} tars are missing, first {absent[0]}"
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        raise DataError(f"{data}: {missing}; download them (docs/benchmarks.md), or unset HF_HUB_OFFLINE")
-    logger.info("%s: %s; xares_llm downloads them", data, missing)
-
-
-def _check_tar(path: Path) -> None:
-    """Check the first bytes only: reading all would take as long as a download."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not (head[:2] == b"\x1f\x8b" or head[257:262] == b"ustar"):
-        what = "is empty" if not head else "is not a tar"
-        raise DataError(f"{path}: {what}, perhaps a broken download; delete it, and it is downloaded again")
 
 
 def run_harness(command: Sequence[str], environment: dict[str, str], log: Path) -> None:
@@ -233,19 +151,14 @@ def run_harness(command: Sequence[str], environment: dict[str, str], log: Path) 
     with (
         log.open("a", encoding="utf-8") as file,
         subprocess.Popen(
-            list(command),
-            env=environment,
-            text=True,
-            errors="replace",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            command, env=environment, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process,
     ):
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 kept.append(line)
-                file.write(line)
+                file.write(_COLOURS.sub("", line))
                 file.flush()
                 sys.stderr.write(line)
             code = process.wait()
@@ -261,7 +174,7 @@ def run_harness(command: Sequence[str], environment: dict[str, str], log: Path) 
 
 
 def drop_unfinished(folder: Path) -> bool:
-    """Delete checkpoints of an interrupted training, and incomplete caches of scores.
+    """Delete checkpoints of an interrupted training, and scores that are incomplete or of no kept checkpoint.
 
     The benchmark takes any checkpoint for a finished training and would score it, and cannot continue from one.
 
@@ -279,13 +192,18 @@ def drop_unfinished(folder: Path) -> bool:
             continue
         logger.warning("%s: training ended at step %d of %d and cannot be continued; deleted", checkpoint, step, steps)
         shutil.rmtree(checkpoint)
-    if not finished:
-        for cache in folder.glob("*/score_*.yaml"):  # their checkpoint is gone
-            cache.unlink()
     for cache in folder.glob("*/score_*.yaml"):
-        if not cache.read_text(encoding="utf-8", errors="replace").strip():
+        if not finished or read_score(cache) is None:
             cache.unlink()
     return finished
+
+
+def read_score(cache: Path) -> float | None:
+    """Score of a dataset as the benchmark keeps it, with all decimals; None where there is none."""
+    try:
+        return float(read_yaml(cache)["score"])
+    except (DataError, OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _progress(checkpoint: Path) -> tuple[int, int]:

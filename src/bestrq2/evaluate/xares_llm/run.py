@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -10,7 +9,6 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import yaml
 
 from bestrq2.convert.loading import load_encoder
-from bestrq2.errors import BestRQ2Error, ConfigError, DataError
+from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.evaluate.provenance import model_name, software_provenance
 from bestrq2.evaluate.published import published_averages
 from bestrq2.evaluate.result import XARES_LLM, Result, TaskScore, write_result
@@ -26,7 +24,16 @@ from bestrq2.evaluate.score_table import mean_of_means
 from bestrq2.evaluate.table import Table
 from bestrq2.evaluate.xares_llm import harness as package
 from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, check_contract, write_encoder
-from bestrq2.evaluate.xares_llm.harness import Harness, drop_unfinished, run_harness
+from bestrq2.evaluate.xares_llm.harness import MISSING, Harness, drop_unfinished, read_score, run_harness
+from bestrq2.evaluate.xares_llm.task_files import (
+    DECODER,
+    check_models,
+    check_tars,
+    dataset_name,
+    is_custom,
+    read_task_file,
+    task_file,
+)
 from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
 from bestrq2.inference.embedder import weights_hash
 
@@ -41,8 +48,9 @@ DOMAINS = {
     ),
     "Music": "freemusicarchive gtzan nsynth songdescriber",
     "Environment": "clotho esc-50 fsd50k fsdkaggle2018 urbansound8k",
+    "Other": "mecat",
 }
-"""Domains of the datasets as in X-ARES; MECAT has sounds of all and is "Other"."""
+"""Domains of the datasets as in X-ARES; MECAT has sounds of all and is "Other", as are datasets of one's own."""
 OTHER = "Other"
 
 
@@ -56,6 +64,7 @@ class _Job:
         identity: weights, options and versions that scores depend on.
         model_args: keyword arguments of `BestRQ2Encoder`.
         harness: the installed benchmark.
+        processes: GPUs to train on.
     """
 
     name: str
@@ -63,6 +72,13 @@ class _Job:
     identity: dict[str, Any]
     model_args: dict[str, Any]
     harness: Harness
+    processes: int = 1
+
+    def command(self, train_file: Path, eval_file: Path) -> list[str]:
+        """The benchmark's own command line."""
+        launch = ["-m", "accelerate.commands.launch", "--num_processes", str(self.processes)]
+        arguments = [ENCODER, str(train_file), str(eval_file), "--model_args", json.dumps(self.model_args)]
+        return [self.harness.python, *(launch if self.processes > 1 else []), "-m", package.LAUNCH, *arguments]
 
 
 def run_xares_llm(
@@ -91,17 +107,27 @@ def run_xares_llm(
     if decoder is not None:
         settings["decoder_model_name"] = str(Path(decoder).absolute()) if Path(decoder).is_dir() else decoder
     harness = package.find_harness(python or sys.executable)
-    train_file = package.task_file(harness, task, "train")
-    if evaluation is None and Path(task).suffix in (".yaml", ".yml"):
+    tasks = harness.check_versions() / "tasks"
+    train_file = task_file(tasks, task, "train")
+    if evaluation is None and is_custom(task):
         raise ConfigError(f"{task} defines the training only; name what to score with --evaluation NAME or FILE.yaml")
-    eval_file = package.task_file(harness, evaluation or task, "eval")
-    package.check_tars(train_file, eval_file, data)
+    eval_file = task_file(tasks, evaluation or task, "eval")
+    check_tars(train_file, eval_file, data)
+    content, evaluations = read_task_file(train_file) | settings, read_task_file(eval_file)
+    check_models(content.get("decoder_model_name", DECODER), evaluations)
     with disk_errors(output):
-        job = _prepare(model, output, phases, layers, settings, harness)
+        job = _prepare(model, output, phases, layers, settings, harness, processes)
         with folder_lock(job.folder):
             environment = package.child_environment(job.folder / "imports", data.absolute())
-            package.own_check(job.harness, job.model_args, environment)
-            return _run(job, task, train_file, eval_file, settings, processes, environment)
+            versions = harness.versions | {"torchaudio": package.own_check(harness, job.model_args, environment)}
+            title = _title(task, content)
+            failures = _run(job, title, content, eval_file, evaluations, environment)
+            provenance = {
+                **software_provenance(["bestrq2 xares-llm", job.name, "--task", task]), **job.identity, "task": title,
+                "evaluation": evaluation or task, "versions": versions,
+                "training_file": str(train_file), "evaluation_file": str(eval_file),
+            }  # fmt: skip
+            return _collect(job, title, evaluations, failures, provenance)
 
 
 def check_encoder(
@@ -119,16 +145,20 @@ def check_encoder(
         What was checked, in a sentence or two.
 
     Raises:
-        BestRQ2Error: the encoder breaks the contract, or cannot be loaded.
+        BestRQ2Error: the encoder breaks the contract or cannot be loaded, or the benchmark does not run there.
     """
+    harness = package.find_harness(python or sys.executable)
+    if harness.folder is not None:
+        harness.check_versions()
     with tempfile.TemporaryDirectory(prefix="bestrq2-xares-llm-") as folder, disk_errors(Path(folder)):
-        job = _prepare(model, Path(folder), phases, layers, {}, package.find_harness(python or sys.executable))
+        job = _prepare(model, Path(folder), phases, layers, {}, harness)
         passed = f"{job.name}: keeps the contract of XARES-LLM, {job.identity['output_dim']} values per frame"
-        if job.harness.folder is None:
-            return f"{passed}. Its own check was not run: {job.harness.python} {package.MISSING}"
-        environment = package.child_environment(job.folder / "imports", Path(folder))
-        package.own_check(job.harness, job.model_args, environment)
-    return f"{passed}. Passed the check of xares_llm {job.harness.versions['xares-llm']} too."
+        if harness.folder is None:
+            return f"{passed}. Its own check was not run: {harness.python} {MISSING}"
+        audio = package.own_check(
+            harness, job.model_args, package.child_environment(job.folder / "imports", Path(folder))
+        )
+    return f"{passed}. Passed the check of xares_llm {harness.versions['xares-llm'] or ''} too; audio by {audio}."
 
 
 def overall_mean(result: Result) -> float | None:
@@ -146,58 +176,51 @@ def mean_over_domains(result: Result) -> float | None:
     return mean_of_means((_domain(score.task), score.score) for score in result.scores)["mean"]
 
 
-def format_llm_result(result: Result) -> str:
-    """Format a result as text: scores by domain, their means where nothing is missing, and the published means."""
+def result_parts(result: Result) -> list[Table | str]:
+    """Scores by domain and their means, beside the published means where those are of the same tasks and training."""
     known = {score.task: f"{score.score:.3f}" for score in result.scores}
     names = [*known, *result.failures]
     rows: list[tuple[str, ...]] = []
-    for domain in (*DOMAINS, OTHER):
+    for domain in DOMAINS:
         own = [name for name in names if _domain(name) == domain]
         rows += [(domain,), *((f"  {name}", known.get(name, "-")) for name in own)] if own else []
     overall, of_domains = overall_mean(result), mean_over_domains(result)
     if overall is not None and of_domains is not None:
         rows += [("overall (weighted mean)", f"{overall:.3f}"), ("mean of domain means", f"{of_domains:.3f}")]
-    task = result.provenance.get("task", "")
-    parts = [Table(("", "score"), tuple(rows), f"{BENCHMARK}, {task}: {result.model}").text(width=None)]
+    title = f"{BENCHMARK}, {result.provenance.get('task', '')}: {result.model}"
+    parts: list[Table | str] = [Table(("", "score"), tuple(rows), title)]
     if result.failures:
         lines = [f"no mean: {len(known)} of {len(names)} datasets have a score"]
         parts.append("\n".join([*lines, *(f"  {name}: {reason}" for name, reason in result.failures.items())]))
+    return [*parts, *_published_parts(result)]
+
+
+def _published_parts(result: Result) -> list[Table | str]:
+    everything = {name for names in DOMAINS.values() for name in names.split()}
+    protocol = [result.provenance.get(name) for name in ("task", "evaluation", "training")]
+    if result.failures or protocol != ["all", "all", {}] or {score.task for score in result.scores} != everything:
+        return [
+            f"Published means are of all {len(everything)} datasets (--task all) with the benchmark's own language "
+            "model and settings, so none stands beside this result."
+        ]
     published = published_averages(BENCHMARK)
-    if published:
-        header = ("published, of both tasks together", "overall", "mean of domain means")
-        cells = [[f"{float(mean) / 100:.2f}" if mean else "-" for mean in (row.global_mean, row.mean_of_means)]
-                 for row in published]  # fmt: skip
-        table = Table(header, tuple((row.model, *own) for row, own in zip(published, cells, strict=True)))
-        sources = "\n".join(sorted({f"source: {row.source}" for row in published}))
-        parts += [table.text(width=None), sources]
-    return "\n\n".join(parts)
-
-
-def read_scores(path: Path) -> list[tuple[str, float, float]]:
-    """Dataset, score and weight of every row of the benchmark's scores.tsv, without its row of the mean.
-
-    Raises:
-        DataError: the file cannot be read, or a score is not a finite number.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file, delimiter="\t") if row["Task"] != "Overall"]
-        scores = [(_dataset(row["Task"]), float(row["score"]), float(row["weight"])) for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read as scores of xares_llm ({error!r}); delete it, run again") from error
-    for name, score, _ in scores:
-        if not math.isfinite(score):
-            raise DataError(f"{path}: the score of {name} is {score}; delete it, run again")
-    return scores
+    cells = [[f"{float(mean) / 100:.2f}" for mean in (row.global_mean, row.mean_of_means)] for row in published]
+    header = ("published, of both tasks together", "overall", "mean of domain means")
+    table = Table(header, tuple((row.model, *own) for row, own in zip(published, cells, strict=True)))
+    return [table, "\n".join(sorted({f"source: {row.source}" for row in published}))]
 
 
 def _domain(task: str) -> str:
     return next((domain for domain, names in DOMAINS.items() if task in names.split()), OTHER)
 
 
-def _dataset(name: str) -> str:
-    """Name of a dataset without the prefix that it has in files of joint tasks."""
-    return name.removeprefix("eval_").lower()
+def _title(task: str, content: dict[str, Any]) -> str:
+    """Name of a task among the files of a model; that of a custom file changes with its content."""
+    return f"{Path(task).stem}-{_digest(content)[:8]}" if is_custom(task) else task
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _prepare(
@@ -207,6 +230,7 @@ def _prepare(
     layers: int | None,
     settings: dict[str, Any],
     harness: Harness,
+    processes: int = 1,
 ) -> _Job:
     """Load, write and check the encoder."""
     encoder = load_encoder(model)
@@ -218,77 +242,81 @@ def _prepare(
         "bestrq2": software_provenance()["bestrq2"],
         "xares-llm": harness.versions["xares-llm"],
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
     name = model_name(model)
-    folder = (output / f"{name}-{digest[:12]}").absolute()
+    folder = (output / f"{name}-{_digest(identity)[:12]}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "encoder" / "config.json").is_file():
         write_folder(folder / "encoder", lambda fresh: write_encoder(encoder, fresh))
     model_args: dict[str, Any] = {"folder": str(folder / "encoder"), "phases": phases, "layers": layers}
     wrapped = BestRQ2Encoder(**model_args)
     check_contract(wrapped)
-    return _Job(name, folder, {**identity, "output_dim": wrapped.output_dim}, model_args, harness)
+    return _Job(name, folder, {**identity, "output_dim": wrapped.output_dim}, model_args, harness, processes)
 
 
 def _run(
     job: _Job,
-    task: str,
-    train_file: Path,
+    title: str,
+    content: dict[str, Any],
     eval_file: Path,
-    settings: dict[str, Any],
-    processes: int,
+    evaluations: dict[str, Any],
     environment: dict[str, str],
-) -> Result:
-    """Train and score at once; where scoring fails after training, score each remaining dataset by itself."""
-    title = Path(task).stem
-    own_file = job.folder / f"{title}.yaml"
-    content = package.read_task_file(train_file) | settings | {"output_dir": str(job.folder)}
-    write_text(own_file, yaml.safe_dump(content, sort_keys=False))
-    results, log = job.folder / title, job.folder / f"{title}.log"
-    evaluations = package.read_task_file(eval_file)
-    scores: dict[str, TaskScore] = {}
-    failures: dict[str, str] = {}
+) -> dict[str, str]:
+    """Train and score at once; where scoring fails after training, score each remaining dataset by itself.
 
-    def score(file: Path) -> None:
-        for stale in results.glob("*/scores.tsv"):
-            stale.unlink()
-        run_harness(_command(job, own_file, file, processes), environment, log)
-        found = [one for table in sorted(results.glob("*/scores.tsv")) for one in read_scores(table)]
-        if not found:
-            raise BestRQ2Error(f"xares_llm ended without an error but wrote no scores.tsv in {results}; see {log}")
-        for name, value, weight in found:
-            scores[name] = TaskScore(job.name, name, XARES_LLM, METRIC, value, domain=_domain(name), weight=weight)
-
+    Returns:
+        Dataset → error for those whose scoring failed.
+    """
+    train_file, results, log = job.folder / f"{title}.yaml", job.folder / title, job.folder / f"{title}.log"
+    write_text(train_file, yaml.safe_dump(content | {"output_dir": str(job.folder)}, sort_keys=False))
     drop_unfinished(results)
+    _drop_redefined(job.folder / f"{title}-scored.yaml", evaluations, results)
+    failures: dict[str, str] = {}
     try:
-        score(eval_file)
+        run_harness(job.command(train_file, eval_file), environment, log)
     except BestRQ2Error as error:
         if not drop_unfinished(results):
             raise
         logger.warning("%s; the datasets are now scored one by one", error)
-        for name, entry in evaluations.items():
+        for name in [name for name in evaluations if _score(results, name) is None]:
             single = job.folder / f"{title}-{name}.yaml"
-            write_text(single, yaml.safe_dump({name: entry}, sort_keys=False))
+            write_text(single, yaml.safe_dump({name: evaluations[name]}, sort_keys=False))
             try:
-                score(single)
+                run_harness(job.command(train_file, single), environment, log)
             except BestRQ2Error as failure:
-                failures[_dataset(name)] = str(failure)
-    for name in map(_dataset, evaluations):
-        if name not in scores:
-            failures.setdefault(name, "the benchmark wrote no score of it")
-    provenance = {
-        **software_provenance(["bestrq2 xares-llm", job.name, "--task", task]), **job.identity, "task": title,
-        "versions": job.harness.versions, "training_file": str(train_file), "evaluation_file": str(eval_file),
-    }  # fmt: skip
-    result = Result(XARES_LLM, job.name, tuple(scores.values()), failures, provenance)
+                failures[dataset_name(name)] = str(failure)
+    return failures
+
+
+def _drop_redefined(record: Path, evaluations: dict[str, Any], results: Path) -> None:
+    """Delete scores of datasets that were defined otherwise: the benchmark keeps scores by name alone."""
+    before = read_task_file(record) if record.is_file() else {}
+    for name, entry in evaluations.items():
+        if before.get(name, entry) != entry:
+            for cache in results.glob(f"*/score_{name}.yaml"):
+                cache.unlink()
+    write_text(record, yaml.safe_dump(before | evaluations, sort_keys=False))
+
+
+def _score(results: Path, name: str) -> float | None:
+    return next((read_score(cache) for cache in results.glob(f"*/score_{name}.yaml")), None)
+
+
+def _collect(
+    job: _Job, title: str, evaluations: dict[str, Any], failures: dict[str, str], provenance: dict[str, Any]
+) -> Result:
+    """Read the scores that the benchmark kept, and write the result."""
+    scores = []
+    for entry_name, entry in evaluations.items():
+        name, value = dataset_name(entry_name), _score(job.folder / title, entry_name)
+        if value is not None and math.isfinite(value):
+            weight = float(entry.get("weight", 1))
+            scores.append(TaskScore(job.name, name, XARES_LLM, METRIC, value, domain=_domain(name), weight=weight))
+        else:
+            failures.setdefault(
+                name, "the benchmark wrote no score of it" if value is None else f"its score is {value}"
+            )
+    result = Result(XARES_LLM, job.name, tuple(scores), failures, provenance, result_parts)
     path = job.folder / f"xares-llm-{title}.json"
     write_result(path, result, {"overall": overall_mean(result), "mean_of_means": mean_over_domains(result)})
     logger.info("%s: result", path)
     return result
-
-
-def _command(job: _Job, train_file: Path, eval_file: Path, processes: int) -> Sequence[str]:
-    """The benchmark's own command line."""
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)] if processes > 1 else []
-    arguments = [ENCODER, str(train_file), str(eval_file), "--model_args", json.dumps(job.model_args)]
-    return [job.harness.python, *launch, "-m", "xares_llm.run", *arguments]
