@@ -15,8 +15,9 @@ import torch
 import yaml
 from small_run import LOADER, MODEL, metrics, recording, same_weights, small_pretrain, weights, write_recordings
 
+import bestrq2
 from bestrq2.data.sources import ArraySource
-from bestrq2.errors import ConfigError, DataError
+from bestrq2.errors import CheckpointError, ConfigError, DataError
 from bestrq2.train.settings import resolve
 
 
@@ -156,6 +157,19 @@ def test_the_exported_model_with_averaging_is_the_average(
     key = "bestrq2.encoder.blocks.0.attn.qkv.weight"
     assert not torch.equal(plain[key], averaged[key])
     assert torch.equal(plain["quantizer.codebook"], averaged["quantizer.codebook"])
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_kept_checkpoint_loads_as_the_model_of_its_step(tmp_path: Path, recordings: Path, ema: bool):
+    run = small_pretrain(recordings, tmp_path / "run", trainer={"ema": ema, "keep_every_n_steps": 1})
+    *_, earlier, last = sorted((run / "checkpoints").glob("step-*.ckpt"))
+    expected = bestrq2.load(run).model.state_dict()
+    found = bestrq2.load(last).model.state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not torch.equal(bestrq2.load(earlier).model.encoder.norm.weight, expected["encoder.norm.weight"])
+    (run / "checkpoints" / "step-00000009.ckpt").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="not a file of plain tensors"):
+        bestrq2.load(run / "checkpoints" / "step-00000009.ckpt")
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(

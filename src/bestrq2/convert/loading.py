@@ -10,7 +10,13 @@ import torch
 
 from bestrq2.convert.reference import is_hub_export, load_reference, load_reference_encoder
 from bestrq2.convert.reference_config import HUB_MODEL_TYPE
-from bestrq2.convert.weights import first_line, load_model_folder, quiet_hub, refuse_beyond_memory
+from bestrq2.convert.weights import (
+    first_line,
+    load_kept_checkpoint,
+    load_model_folder,
+    quiet_hub,
+    refuse_beyond_memory,
+)
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import (
@@ -77,6 +83,8 @@ def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedMod
         config = _recipe_config(name)
         logger.info("%s is a recipe: its weights are random, nothing was trained", name)
         return random_encoder(config) if model_class is BestRQ2Model else _random_pretraining(config)
+    if os.path.isfile(path) and path.parent.name == "checkpoints" and (path.parents[1] / "model").is_dir():
+        return load_kept_checkpoint(path, model_class)
     if os.path.isfile(path):
         load_file = load_reference_encoder if model_class is BestRQ2Model else load_reference
         return load_file(path, configuration_beside(path))

@@ -48,18 +48,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: not a whole safetensors file ({error}); copy or download it again"
             ) from error
+    loaded = _read_plain(path)
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(_is_named_tensor(key, value) for key, value in state.items()):
+        raise CheckpointError(f"{path}: holds no state dict (a mapping of names to tensors)")
+    return dict(state)
+
+
+def _read_plain(path: Path) -> Any:
     _refuse_compressed(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes raise any kind of error in the reader of pickles
         raise CheckpointError(
             f"{path}: not a file of plain tensors (it is damaged or holds pickled objects, which are never loaded); "
             "convert it to .safetensors where you trust it"
         ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(_is_named_tensor(key, value) for key, value in state.items()):
-        raise CheckpointError(f"{path}: holds no state dict (a mapping of names to tensors)")
-    return dict(state)
 
 
 def _is_named_tensor(key: Any, value: Any) -> bool:
@@ -123,6 +127,31 @@ def load_model_folder(folder: str | Path, model_class: type[ModelClass]) -> Mode
     # Callers here request what they read, whatever the stored configuration requests for others.
     model.config.return_dict, model.config.output_hidden_states, model.config.output_attentions = True, False, False
     return model.eval()
+
+
+def load_kept_checkpoint(path: Path, model_class: type[ModelClass]) -> ModelClass:
+    """Load the encoder or the whole pretraining model of a checkpoint that a run kept, RUN/checkpoints/step-*.ckpt.
+
+    These are the weights that the run would have exported at that step: averaged ones where it averages.
+
+    Raises:
+        CheckpointError: if the file is damaged, or is not of the model in its run folder.
+    """
+    state = _read_plain(path)
+    if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
+        raise CheckpointError(f"{path}: holds no training state")
+    weights = state.get("average") or {name.removeprefix("model."): one for name, one in state["state_dict"].items()}
+    model = model_class(BestRQ2Config.from_pretrained(str(path.parents[1] / "model"))).eval()
+    if not issubclass(model_class, BestRQ2ForPreTraining):
+        prefix = f"{model.base_model_prefix}."
+        weights = {name.removeprefix(prefix): one for name, one in weights.items() if name.startswith(prefix)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: is not a checkpoint of the model in {path.parents[1]}") from error
+    refuse_not_finite(model, str(path))
+    model.config.architectures = [BestRQ2ForPreTraining.__name__]
+    return model
 
 
 def refuse_not_finite(model: nn.Module, source: str) -> None:

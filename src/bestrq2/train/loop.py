@@ -196,7 +196,7 @@ class Run:
         self.best = tuple(facts["best"]) if facts["best"] is not None else None
         self.best_step = facts["best_step"]
         self.heard.restore(facts["heard"], self.fabric.global_rank)
-        if self.average is not None:
+        if self.average is not None and "average" in state:
             self.average.model.load_state_dict(state["average"])
         windows, rank = facts["windows"], self.fabric.global_rank
         if len(windows) == self.fabric.world_size:
@@ -367,7 +367,7 @@ class Run:
                 "windows": gathered({name: value.cpu() for name, value in self._window.items()}),
             },
         }
-        if self.average is not None:
+        if self.average is not None and step > self.average.start:
             state["average"] = self.average.model.state_dict()
         return state
 

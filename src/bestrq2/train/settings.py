@@ -164,8 +164,8 @@ class TrainerConfig(Checked):
         val_every_n_steps: steps between validations; 0 for none.
         checkpoint_every_n_steps: steps between checkpoints.
         keep_last: number of newest checkpoints to keep; with more than one a run survives a damaged file.
-        keep_every_n_steps: checkpoints of multiples of this step are never deleted; 0 for none. The best by validation
-            loss is always kept.
+        keep_every_n_steps: checkpoints of multiples of this step are never deleted, and load as models by
+            their file names; 0 for none. The best by validation loss is always kept.
         gradient_checkpointing: recompute activations of encoder and predictor in the backward pass to save memory.
         compile: compile front end, encoder and predictor with torch.compile; takes a minute or two at the start.
         report: write report.html at the end.
