@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ from bestrq2._version import __version__
 from bestrq2.convert.weights import exported_step
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
+from bestrq2.inference.embedder import Embedder, weights_hash
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.run_records import is_finetuned, newest_step, read_run_settings
 
@@ -27,6 +30,27 @@ def is_run_folder(model: str | os.PathLike[str]) -> bool:
 def model_name(model: str | os.PathLike[str]) -> str:
     """Name of a model in tables: that of its folder, also for "." and "run/.."."""
     return os.path.basename(os.path.abspath(model))
+
+
+def encoder_identity(embedder: Embedder) -> dict[str, str]:
+    """What embeddings depend on, as texts: weights, architecture and the version of this package."""
+    config = embedder.config.to_diff_dict()
+    for name in ("transformers_version", "architectures", "dtype"):
+        config.pop(name, None)
+    return {
+        "weights_sha256": weights_hash(embedder.model),
+        "architecture_sha256": hashlib.sha256(_canonical(config).encode()).hexdigest(),
+        "bestrq2": __version__,
+    }
+
+
+def digest(identity: dict[str, str]) -> str:
+    """Short name of an identity: 16 hexadecimal digits."""
+    return hashlib.blake2b(_canonical(identity).encode(), digest_size=8).hexdigest()
+
+
+def _canonical(values: Any) -> str:
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def software_provenance(command: Sequence[str] = ()) -> dict[str, str]:

@@ -11,10 +11,10 @@ import torch
 import bestrq2
 from bestrq2 import BestRQ2Config, BestRQ2Model, Embedder
 from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.evaluate.provenance import digest
 from bestrq2.evaluate.xares.encoder import (
     Extraction,
     XaresEncoder,
-    digest,
     encoder_class,
     model_identity,
     without_padding,

@@ -18,9 +18,9 @@ from xares_toy_tasks import write_tars, write_task
 
 from bestrq2 import cli, soundworld
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError
+from bestrq2.evaluate.provenance import digest
 from bestrq2.evaluate.result import Result, check_complete
 from bestrq2.evaluate.xares import run as module
-from bestrq2.evaluate.xares.encoder import digest
 from bestrq2.evaluate.xares.results import read_xares_result
 from bestrq2.evaluate.xares.run import run_xares
 from bestrq2.evaluate.xares.workers import WorkerPool

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bestrq2._version import __version__
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.frozen import FrozenEncoder, check_phases
+from bestrq2.evaluate.provenance import encoder_identity
 from bestrq2.evaluate.xares.tasks import INSTALL
-from bestrq2.inference.embedder import Embedder, weights_hash
+from bestrq2.inference.embedder import Embedder
 from bestrq2.inference.readout import Layers, layer_indices
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
@@ -161,22 +158,5 @@ def model_identity(embedder: Embedder, extraction: Extraction) -> dict[str, str]
     Raises:
         ConfigError: the harness is not installed.
     """
-    config = embedder.config.to_diff_dict()
-    for name in ("transformers_version", "architectures", "dtype"):
-        config.pop(name, None)
-    return {
-        "weights_sha256": weights_hash(embedder.model),
-        "architecture_sha256": hashlib.sha256(_canonical(config).encode()).hexdigest(),
-        **{name: str(value) for name, value in asdict(extraction).items()},
-        "bestrq2": __version__,
-        "xares": harness_version(),
-    }
-
-
-def digest(identity: dict[str, str]) -> str:
-    """Short name of an identity: 16 hexadecimal digits."""
-    return hashlib.blake2b(_canonical(identity).encode(), digest_size=8).hexdigest()
-
-
-def _canonical(values: Any) -> str:
-    return json.dumps(values, sort_keys=True, default=str)
+    options = {name: str(value) for name, value in asdict(extraction).items()}
+    return {**encoder_identity(embedder), **options, "xares": harness_version()}

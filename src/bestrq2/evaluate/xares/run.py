@@ -14,9 +14,9 @@ import torch
 
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, DataError
-from bestrq2.evaluate.provenance import is_run_folder, model_name, model_provenance
+from bestrq2.evaluate.provenance import digest, is_run_folder, model_name, model_provenance
 from bestrq2.evaluate.result import XARES, Result, TaskScore, write_result
-from bestrq2.evaluate.xares.encoder import Extraction, digest, harness_version, model_identity
+from bestrq2.evaluate.xares.encoder import Extraction, harness_version, model_identity
 from bestrq2.evaluate.xares.results import RESULT_NAME, plain_averages, read_xares_result, xares_csv, xares_parts
 from bestrq2.evaluate.xares.scoring import Job
 from bestrq2.evaluate.xares.tasks import (
