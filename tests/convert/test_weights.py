@@ -50,7 +50,12 @@ def test_plain_tensors_are_read(tmp_path, state, suffix):
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
-def test_pickled_objects_are_refused_and_their_code_does_not_run(tmp_path, state, suffix, writer):
+@pytest.mark.parametrize("variable", ["0", "1"])
+def test_pickled_objects_are_refused_and_their_code_does_not_run(
+    tmp_path, state, suffix, writer, variable, monkeypatch
+):
+    """Also under the variable of torch that the harness of HEAR needs for its own checkpoints."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", variable)
     canary, path = tmp_path / "canary", tmp_path / f"model{suffix}"
     content = {"state_dict": state, "callbacks": Canary(canary)}
     if writer == "torch":
