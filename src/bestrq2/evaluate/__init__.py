@@ -1,1 +1,1 @@
-"""Evaluation of embeddings: probes, frozen benchmarks, X-ARES, XARES-LLM and HEAR, with one format of results."""
+"""Evaluation of embeddings: probes, frozen benchmarks, X-ARES, XARES-LLM, HEAR and MTEB, with one format of results."""
