@@ -143,6 +143,13 @@ def test_a_flac_file_longer_than_its_header_says_is_read_to_the_end(tmp_path):
         np.testing.assert_array_equal(read_audio(path, 16_000, 4.0, 1.0), whole[64_000:80_000])
 
 
+def test_bytes_that_look_like_the_beginning_of_a_flac_frame_are_not_taken_for_one(tmp_path):
+    path = write(tmp_path / "a.flac", noise(2, 16_000), 16_000)
+    whole = read_audio(path)
+    path.write_bytes(path.read_bytes() + b"\xff\xf8\x0c\x02" + bytes(16))  # a block size of code 0 is reserved
+    np.testing.assert_array_equal(read_audio(path), whole)
+
+
 @pytest.mark.parametrize("kind", ["wav", "aiff", "flac", "m4a"])
 def test_a_file_shorter_than_announced_tells(tmp_path, kind):
     path = write(tmp_path / f"a.{kind}", noise(4, 16_000), 16_000)

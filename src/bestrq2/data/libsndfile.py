@@ -69,7 +69,8 @@ def _flac_end(tail: bytes, head: bytes) -> int:
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         header = tail[at : at + 16]
-        if len(header) < 16 or header[1] & 0xFE != 0xF8 or header[3] & 1:
+        # two bytes of a compressed frame may look like a sync code; a block size of code 0 is reserved
+        if len(header) < 16 or header[1] & 0xFE != 0xF8 or header[3] & 1 or not header[2] >> 4:
             continue
         length = max(1, 8 - (header[4] ^ 0xFF).bit_length())  # bytes of the number, coded as in UTF-8
         if header[4] < 0x80:
