@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bestrq2.commands.pretrain import pretrain
     from bestrq2.commands.probe import probe
     from bestrq2.commands.push import push
+    from bestrq2.commands.realworld import fetch_realworld
     from bestrq2.commands.replay import replay
     from bestrq2.commands.soundworld import write_soundworld
     from bestrq2.commands.xares import xares
@@ -55,6 +56,7 @@ __all__ = [
     "demo",
     "embed",
     "export",
+    "fetch_realworld",
     "finetune",
     "info",
     "load",
@@ -84,6 +86,7 @@ _MODULES = {
     "demo": "commands.demo",
     "embed": "commands.embed",
     "export": "commands.export",
+    "fetch_realworld": "commands.realworld",
     "finetune": "commands.finetune",
     "info": "commands.info",
     "load": "inference.embedder",

@@ -25,6 +25,7 @@ COMMANDS = {
     "prepare": "decode, check and pack a source into tars for fast reading",
     "replay": "repeat a failed training step and find where it stopped being finite",
     "soundworld": "write the synthetic corpus and its labelled tasks",
+    "realworld": "fetch real recordings for pretraining, and the tasks of the benchmark realworld-1",
     "embed": "embed every recording of a corpus into a Parquet file",
     "probe": "linear probe and k-NN on labelled audio, beside baselines",
     "xares": "score a model on X-ARES by the benchmark's own harness, beside published results",

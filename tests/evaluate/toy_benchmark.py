@@ -7,9 +7,9 @@ import dataclasses
 from toy_tasks import make_clip_task
 
 from bestrq2.data.labels import LabelledTask
-from bestrq2.evaluate.benchmark import Benchmark
+from bestrq2.evaluate.benchmark import SoundWorldBenchmark
 
-SMALL = Benchmark(
+SMALL = SoundWorldBenchmark(
     "soundworld-2", {"speech/toy": "report", "music/toy": "report", "environment/toy": "choose"}, train=40, test=30
 )
 

@@ -28,8 +28,9 @@ def probe(
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
         labelled: folder with one subfolder per class (optionally inside `train` and `test`), table with columns path
             and label, WebDataset tars with labels, hub:NAME with a column label, folder of several such tasks,
-            "soundworld", or "soundworld-2" for the frozen benchmark, whose result is also written into a run folder as
-            soundworld-2.json.
+            "soundworld"; or a frozen benchmark, whose result is also written into a run folder as NAME.json:
+            "soundworld-2", or "realworld-1", whose recordings `bestrq2 realworld` fetches (its folder may be named
+            instead).
         baselines: also probe log-mel statistics and a randomly initialised encoder of the same architecture.
         output: JSON file for the result; a run folder keeps it in probes/ anyway, for its report and
             `bestrq2 compare`.

@@ -1,57 +1,157 @@
-"""Frozen benchmark soundworld-2: every number that could change a score is fixed, and never changes under its name.
+"""Frozen benchmarks: every number that could change a score is fixed, and never changes under its name.
 
-It scores any encoder on 12 generated tasks by the probes of `task_probe`. Settings are chosen on one half of the tasks,
-and scores reported on the other. An improved protocol gets another name.
+soundworld-2 scores any encoder on 12 generated tasks, realworld-1 on real recordings, both by the probes of
+`task_probe`. Settings are chosen on one half of the tasks, and scores reported on the other. An improved protocol gets
+another name.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bestrq2 import soundworld
+import numpy as np
+
+from bestrq2 import realworld, soundworld
 from bestrq2.data.labels import LabelledTask, soundworld_tasks
 from bestrq2.errors import DataError
 from bestrq2.evaluate.classifiers import FOLDS, REGULARISATION_GRID
-from bestrq2.evaluate.metrics import ACCURACY
+from bestrq2.evaluate.held_out import RECALL, RETRIEVAL_METHODS, HeldOutTask, score_held_out
+from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY
 from bestrq2.evaluate.result import CHOOSE, REPORT, Result, TaskScore, check_result, read_result
 from bestrq2.evaluate.task_probe import METHODS, FeatureExtractor, probe_features
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(ABC):
     """Protocol of a benchmark; two scores made under the same name are comparable.
 
     Attributes:
         name: name of the protocol.
         tasks: half of each task by its name "domain/what": `CHOOSE` or `REPORT`.
-        train: labelled clips per task that classifiers are fitted to.
-        test: clips per task that they are scored on.
-        world_seed: seed of SoundWorld.
-        soundworld_version: version of the generator; other versions make other audio.
-        synthesiser: speech synthesiser; others have other voices.
         seed: random seed of validation folds and intervals.
     """
 
     name: str
     tasks: dict[str, str]
+    seed: int = field(default=0, kw_only=True)
+
+    def protocol(self) -> dict[str, Any]:
+        """Every frozen number except the name, as plain JSON types."""
+        own = {name: value for name, value in vars(self).items() if name not in ("name", "folder")}
+        return own | {"methods": list(METHODS), "regularisation": list(REGULARISATION_GRID), "folds": FOLDS}
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise a DataError if the audio here would not be the frozen one."""
+
+    @abstractmethod
+    def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
+        """Load the audio, and return the function that scores features on it."""
+
+    @abstractmethod
+    def expected(self, task: str) -> tuple[str, int, tuple[str, ...]]:
+        """Metric, number of test clips and methods of a task."""
+
+
+@dataclass(frozen=True)
+class SoundWorldBenchmark(Benchmark):
+    """Benchmark on generated sound.
+
+    Attributes:
+        train: labelled clips per task that classifiers are fitted to.
+        test: clips per task that they are scored on.
+        world_seed: seed of SoundWorld.
+        soundworld_version: version of the generator; other versions make other audio.
+        synthesiser: speech synthesiser; others have other voices.
+    """
+
     train: int = 400
     test: int = 400
     world_seed: int = 0
     soundworld_version: str = "2"
     synthesiser: str = "espeak"
-    seed: int = 0
 
-    def protocol(self) -> dict[str, Any]:
-        """Every frozen number except the name, as plain JSON types."""
-        own = {name: value for name, value in vars(self).items() if name != "name"}
-        return own | {"methods": list(METHODS), "regularisation": list(REGULARISATION_GRID), "folds": FOLDS}
+    def check(self) -> None:
+        """Raise a DataError if SoundWorld makes other audio here than the benchmark was frozen with."""
+        if self.soundworld_version != soundworld.VERSION:
+            raise DataError(
+                f"{self.name} is frozen at version {self.soundworld_version} of SoundWorld, but this is version "
+                f"{soundworld.VERSION}, whose audio differs; install the release of bestrq2 that made the scores you "
+                "compare with"
+            )
+        if self.synthesiser != soundworld.synthesiser():
+            raise DataError(
+                f"{self.name} needs the {self.synthesiser} synthesiser, but speech comes from the "
+                f"{soundworld.synthesiser()} synthesiser here, and scores would not be comparable: "
+                "pip install 'bestrq2[demo]'"
+            )
+
+    def load(self, progress: bool = True) -> list[LabelledTask]:
+        """The labelled audio, generated once and cached."""
+        return soundworld_tasks(list(self.tasks), self.train, self.test, self.world_seed, progress=progress)
+
+    def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
+        """Generate the audio, and return the function that scores features on it."""
+        tasks = self.load(progress)
+        return lambda features: probe_features(features, tasks, seed=self.seed, progress=progress)
+
+    def expected(self, task: str) -> tuple[str, int, tuple[str, ...]]:
+        """Metric, number of test clips and methods of a task."""
+        return ACCURACY, self.test, METHODS
 
 
-SOUNDWORLD_2 = Benchmark(
+@dataclass(frozen=True)
+class RealWorldBenchmark(Benchmark):
+    """Benchmark on real recordings, whose probes are tested on groups that they were not fitted to.
+
+    Attributes:
+        manifest: checksum of the recordings, labels and folds.
+        folder: folder that `bestrq2 realworld` wrote; None for the last one.
+    """
+
+    manifest: str
+    folder: Path | None = None
+
+    def check(self) -> None:
+        """Raise a DataError if a recording is missing or differs."""
+        self._files()
+
+    def _files(self) -> list[Path]:
+        return realworld.places(self.folder or realworld.find_folder(), realworld.load_manifest())
+
+    def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
+        """Find the recordings, and return the function that scores features on them."""
+        manifest, files = realworld.load_manifest(), self._files()
+        place = {number: place for place, number in enumerate(sorted(manifest.tested))}
+        tasks = [
+            HeldOutTask(
+                name,
+                np.array([place[number] for number in rows.recordings.tolist()]),
+                np.unique(rows.labels, return_inverse=True)[1],
+                np.unique(rows.groups, return_inverse=True)[1],
+                rows.fold,
+                realworld.TASKS[name].retrieval,
+            )
+            for name, rows in manifest.tasks.items()
+        ]
+        return lambda features: score_held_out(features, files, tasks, self.seed, progress=progress)
+
+    def expected(self, task: str) -> tuple[str, int, tuple[str, ...]]:
+        """Metric, number of test clips and methods of a task."""
+        count = len(realworld.load_manifest().tasks[task].recordings)
+        return (
+            (RECALL, count, RETRIEVAL_METHODS)
+            if realworld.TASKS[task].retrieval
+            else (BALANCED_ACCURACY, count, METHODS)
+        )
+
+
+SOUNDWORLD_2 = SoundWorldBenchmark(
     "soundworld-2",
     {
         "speech/voice": CHOOSE,
@@ -71,26 +171,40 @@ SOUNDWORLD_2 = Benchmark(
 """12 tasks of three domains. Of SoundWorld's tasks it leaves out distance, which no features solve above chance, and
 presence, whose frames have no statistics over time."""
 
-BENCHMARKS = {SOUNDWORLD_2.name: SOUNDWORLD_2}
+
+def realworld_1(folder: str | os.PathLike[str] | None = None) -> RealWorldBenchmark:
+    """The benchmark on real recordings; see docs/realworld.md.
+
+    Args:
+        folder: folder that `bestrq2 realworld` wrote; None for the last one.
+    """
+    tasks = {name: task.half for name, task in realworld.TASKS.items()}
+    place = None if folder is None else Path(folder)
+    return RealWorldBenchmark(realworld.NAME, tasks, realworld.load_manifest().checksum, place)
 
 
 def find_benchmark(labelled: str) -> Benchmark | None:
-    """The benchmark named by an argument; None for other labelled audio.
+    """The benchmark of a name, or of a folder of real recordings; None for other labelled audio.
 
     Raises:
         DataError: the name is that of a benchmark that does not exist.
     """
-    if labelled in BENCHMARKS:
-        return BENCHMARKS[labelled]
-    if labelled.startswith("soundworld-") and not Path(labelled).exists():
-        raise DataError(f"there is no benchmark {labelled!r}; the benchmarks are: {', '.join(BENCHMARKS)}")
+    if labelled == SOUNDWORLD_2.name:
+        return SOUNDWORLD_2
+    if (Path(labelled) / realworld.MARKER).is_file():
+        return realworld_1(labelled)
+    if labelled == realworld.NAME:
+        return realworld_1()
+    if labelled.startswith(("soundworld-", "realworld-")) and not Path(labelled).exists():
+        known = f"{SOUNDWORLD_2.name}, {realworld.NAME}"
+        raise DataError(f"there is no benchmark {labelled!r}; the benchmarks are: {known}")
     return None
 
 
 def run_benchmark(
     features: Sequence[FeatureExtractor], benchmark: Benchmark = SOUNDWORLD_2, progress: bool = True
 ) -> list[TaskScore]:
-    """Score features on every task of a benchmark; see `probe_features`.
+    """Score features on every task of a benchmark; see `probe_features` and `score_held_out`.
 
     Args:
         features: encoders and baselines, each with its own name.
@@ -107,10 +221,11 @@ def run_benchmark(
     names = [one.name for one in features]
     if len(set(names)) < len(names):
         raise DataError(f"{benchmark.name} needs a different name for every kind of features, but got {names}.")
-    tasks = benchmark_tasks(benchmark, progress)
+    benchmark.check()
+    score_features = benchmark.scorer(progress)
     scores: list[TaskScore] = []
     for one in features:
-        for score in probe_features(one, tasks, seed=benchmark.seed, progress=progress):
+        for score in score_features(one):
             if score.skipped:
                 raise DataError(
                     f"{one.name} cannot be scored on {benchmark.name}, which counts every clip: it rejects "
@@ -118,34 +233,6 @@ def run_benchmark(
                 )
             scores.append(replace(score, half=benchmark.tasks[score.task]))
     return scores
-
-
-def benchmark_tasks(benchmark: Benchmark, progress: bool = True) -> list[LabelledTask]:
-    """The labelled audio of a benchmark, generated once and cached.
-
-    Raises:
-        DataError: the audio would differ from the frozen one, or cannot be cached.
-    """
-    check_world(benchmark)
-    return soundworld_tasks(
-        list(benchmark.tasks), benchmark.train, benchmark.test, benchmark.world_seed, progress=progress
-    )
-
-
-def check_world(benchmark: Benchmark) -> None:
-    """Raise a DataError if SoundWorld makes other audio here than the benchmark was frozen with."""
-    if benchmark.soundworld_version != soundworld.VERSION:
-        raise DataError(
-            f"{benchmark.name} is frozen at version {benchmark.soundworld_version} of SoundWorld, but this is version "
-            f"{soundworld.VERSION}, whose audio differs; install the release of bestrq2 that made the scores you "
-            "compare with"
-        )
-    if benchmark.synthesiser != soundworld.synthesiser():
-        raise DataError(
-            f"{benchmark.name} needs the {benchmark.synthesiser} synthesiser, but speech comes from the "
-            f"{soundworld.synthesiser()} synthesiser here, and scores would not be comparable: "
-            "pip install 'bestrq2[demo]'"
-        )
 
 
 def benchmark_result(
@@ -180,7 +267,7 @@ def check_benchmark_result(result: Result, benchmark: Benchmark = SOUNDWORLD_2) 
         _check_score(benchmark, score)
     for features, method in dict.fromkeys((score.features, score.method) for score in result.scores):
         own = [score.task for score in result.scores if (score.features, score.method) == (features, method)]
-        if missing := [name for name in benchmark.tasks if name not in own]:
+        if missing := [name for name in benchmark.tasks if name not in own and method in benchmark.expected(name)[2]]:
             raise DataError(f"{features} ({method}) has no score on {', '.join(missing)}")
 
 
@@ -188,18 +275,17 @@ def _check_score(benchmark: Benchmark, score: TaskScore) -> None:
     what = f"the score of {score.features} on {score.task}"
     if score.task not in benchmark.tasks:
         raise DataError(f"{what}: {benchmark.name} has no such task")
-    expected = {
-        "metric": ACCURACY, "domain": score.task.split("/")[0], "n_test": benchmark.test,
-        "half": benchmark.tasks[score.task],
-    }  # fmt: skip
+    metric, clips, methods = benchmark.expected(score.task)
+    half = benchmark.tasks[score.task]
+    expected = {"metric": metric, "domain": score.task.split("/")[0], "n_test": clips, "half": half}
     for name, value in expected.items():
         if getattr(score, name) != value:
             raise DataError(f"{what} has {name} {getattr(score, name)!r}, where {benchmark.name} has {value!r}")
-    if score.method not in METHODS:
-        raise DataError(f"{what} has the method {score.method!r}, but {benchmark.name} has {', '.join(METHODS)}")
+    if score.method not in methods:
+        raise DataError(f"{what} has the method {score.method!r}, but {benchmark.name} has {', '.join(methods)}")
     if not score.low <= score.score <= score.high:
         raise DataError(f"{what} has no interval")
     if len(score.clips) != score.n_test:
-        raise DataError(f"{what} has outcomes of {len(score.clips)} clips, where {benchmark.name} has {score.n_test}")
+        raise DataError(f"{what} has outcomes of {len(score.clips)} clips, where {benchmark.name} has {clips}")
     if abs(sum(score.clips) / score.n_test - score.score) > 1e-6:
         raise DataError(f"{what} is not the mean of the outcomes of its clips")

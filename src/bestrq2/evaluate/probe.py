@@ -17,7 +17,7 @@ from bestrq2.convert.loading import random_encoder
 from bestrq2.data.audio import shorter_files
 from bestrq2.data.labels import ClipAudio, LabelledTask, load_labelled
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.evaluate.benchmark import benchmark_result, check_world, find_benchmark, run_benchmark
+from bestrq2.evaluate.benchmark import benchmark_result, find_benchmark, run_benchmark
 from bestrq2.evaluate.provenance import is_run_folder, model_name, model_provenance
 from bestrq2.evaluate.result import PROBE, Result, TaskScore, write_result
 from bestrq2.evaluate.score_table import all_means, probe_parts
@@ -60,7 +60,7 @@ def run_probe(
     if benchmark is not None:
         if seed != 0:
             raise ConfigError(f"seed is {seed}, but {benchmark.name} is frozen with seeds of its own; leave it out")
-        check_world(benchmark)
+        benchmark.check()
         if is_run_folder(model):
             files.insert(0, Path(model) / f"{benchmark.name}.json")
     elif is_run_folder(model):

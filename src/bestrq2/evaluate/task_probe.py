@@ -73,6 +73,19 @@ class ProbeRows:
     groups: np.ndarray | None = None
     statistics: np.ndarray | None = None
 
+    def part(self, rows: np.ndarray) -> ProbeRows:
+        """Some of the rows, int64 [part], in this order."""
+        groups, statistics = (None if one is None else one[rows] for one in (self.groups, self.statistics))
+        return ProbeRows(
+            self.features[rows],
+            self.labels[rows],
+            self.clip[rows],
+            self.seconds[rows],
+            self.skipped,
+            groups,
+            statistics,
+        )
+
 
 def probe_features(
     features: FeatureExtractor,
@@ -244,35 +257,63 @@ def _scores(
 ) -> list[TaskScore]:
     frames = task.kind == "frame"
     balanced = frames or is_uneven(train.labels)
-    rows, labels, groups = train.features, train.labels, train.groups
-    if frames and len(rows) > MAX_TRAIN_FRAMES:
-        kept = np.sort(np.random.default_rng(seed).choice(len(rows), MAX_TRAIN_FRAMES, replace=False))
-        rows, labels, groups = rows[kept], labels[kept], None if groups is None else groups[kept]
-    inputs = {"linear": (rows, test.features)}
-    if train.statistics is not None and test.statistics is not None:
-        inputs["statistics"] = (train.statistics, test.statistics)
-    predictions = {}
-    for method in (method for method in methods if method in inputs):
-        fitted, asked = inputs[method]
-        probe = LinearProbe(fitted, labels, groups=groups, balanced=balanced, seed=seed)
-        predictions[method] = probe.predict(asked)
-    if "knn" in methods:
-        # a common offset, as in decibels, would make every cosine nearly 1
-        standardise = Standardiser.fit(rows)
-        predictions["knn"] = knn_predict(standardise(rows), labels, standardise(test.features), balanced=balanced)
+    if frames and len(train.labels) > MAX_TRAIN_FRAMES:
+        kept = np.sort(np.random.default_rng(seed).choice(len(train.labels), MAX_TRAIN_FRAMES, replace=False))
+        train = train.part(kept)
+    predictions = predict_by(methods, train, test, seed, balanced=balanced)
     skipped = train.skipped + test.skipped
     return [
         score_predictions(
-            name, task, method, labels, test.labels, predictions[method], test.clip, skipped, seed, balanced=balanced
+            name, task, method, train.labels, test.labels, predicted, test.clip, skipped, seed, balanced=balanced
         )
-        for method in methods
-        if method in predictions
+        for method, predicted in predictions.items()
     ]
+
+
+def predict_by(
+    methods: Sequence[str], train: ProbeRows, test: ProbeRows, seed: int = 0, *, balanced: bool
+) -> dict[str, np.ndarray]:
+    """Predict the classes of test rows, int64 [rows], by each method that applies; see `probe_features`.
+
+    Args:
+        methods: names of methods.
+        train: rows to fit to.
+        test: rows to predict.
+        seed: random seed of validation folds.
+        balanced: weigh all classes equally.
+    """
+    inputs = {"linear": (train.features, test.features)}
+    if train.statistics is not None and test.statistics is not None:
+        inputs["statistics"] = (train.statistics, test.statistics)
+    predictions = {}
+    for method in methods:
+        if method == "knn":
+            # a common offset, as in decibels, would make every cosine nearly 1
+            standardise = Standardiser.fit(train.features)
+            fitted, asked = standardise(train.features), standardise(test.features)
+            predictions[method] = knn_predict(fitted, train.labels, asked, balanced=balanced)
+        elif method in inputs:
+            fitted, asked = inputs[method]
+            probe = LinearProbe(fitted, train.labels, groups=train.groups, balanced=balanced, seed=seed)
+            predictions[method] = probe.predict(asked)
+    return predictions
+
+
+class ScoredTask(Protocol):
+    """Name and domain of a task."""
+
+    @property
+    def name(self) -> str:
+        """Such as "music/instrument"."""
+
+    @property
+    def domain(self) -> str:
+        """Domain, or "" where unknown."""
 
 
 def score_predictions(
     name: str,
-    task: LabelledTask,
+    task: ScoredTask,
     method: str,
     train_labels: np.ndarray,
     truth: np.ndarray,
