@@ -138,6 +138,7 @@ WRITERS = {
     "export reference": (["export", "--format", "reference", "demo"], ".safetensors"),
     "compare": (["compare", "nowhere", "--output"], ""),
     "soundworld": (["soundworld"], ""),
+    "realworld": (["realworld"], ""),
     "demo": (["demo", "--output"], ""),
 }
 
