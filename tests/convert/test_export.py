@@ -47,6 +47,22 @@ def test_the_command_writes_a_folder_that_embeds_alike(model, source, tmp_path, 
     assert not list(output.parent.glob(".*"))
 
 
+def test_an_exported_readout_is_that_of_every_command(model, source, tmp_path, capsys):
+    options = ["--layers", "0:0.25,2:0.75", "--frequency", "concat", "--pooling", "mean+std"]
+    assert cli.run(["export", str(source), str(tmp_path / "wide"), *options]) == 0
+    clip, wide = scene(60_000), bestrq2.load(tmp_path / "wide", "cpu")
+    expected = bestrq2.Embedder(model.base_model, "cpu").embed(
+        clip, layers="0:0.25,2:0.75", frequency="concat", pooling="mean+std"
+    )
+    np.testing.assert_allclose(wide.embed(clip).frames, expected.frames, atol=1e-6)
+    np.testing.assert_allclose(wide.embed(clip).clip, expected.clip, atol=1e-6)
+    facts = bestrq2.info(tmp_path / "wide", cost=False)
+    assert facts["frames"].endswith("256 values each, layers 0:0.25,2:0.75, frequency concat")
+    assert facts["clips"] == "512 values each, pooling mean+std"
+    assert "embeddings.clip  # [1, 512]" in (tmp_path / "wide" / "README.md").read_text()
+    assert repr(wide).endswith("256 values per frame, 1.6 frames per second)")
+
+
 def test_with_predictor_exports_the_whole_model(model, source, tmp_path):
     bestrq2.export(source, tmp_path / "whole", with_predictor=True)
     bestrq2.export(tmp_path / "whole", tmp_path / "encoder")
@@ -162,6 +178,8 @@ def test_the_code_in_the_documentation_runs(source, tmp_path, monkeypatch, capsy
         ({"format": "onnx", "license": "mit"}, "license belongs to format hf and has no effect on onnx"),
         ({"format": "onnx", "with_predictor": True}, "with_predictor belongs to format hf"),
         ({"int8": True}, "int8 belongs to format onnx and has no effect on hf; leave it out"),
+        ({"layers": 3}, "layers must be 'output', 'mean' or whole numbers from -3 to 2"),
+        ({"format": "reference", "pooling": "max"}, "pooling cannot be stored in the reference layout; leave it out"),
         ({"license": "MIT License"}, "license is 'MIT License'; write an identifier of the hub such as mit"),
     ],
 )

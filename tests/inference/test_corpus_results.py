@@ -149,6 +149,18 @@ def test_embeddings_as_csv_restore_every_bit(embed, recordings, tmp_path, caplog
         embed(str(recordings), output, pooling="attention")
 
 
+def test_the_readout_decides_the_width_and_is_in_the_metadata(embed, recordings, tmp_path):
+    options = {"layers": "1+output", "frequency": "concat", "pooling": "mean+std"}
+    output = embed(str(recordings), tmp_path / "e.parquet", **options)
+    assert pq.read_schema(output).field("embedding").type.list_size == 2 * 2 * 8 * 32
+    metadata = pq.read_schema(output).metadata
+    assert {name: metadata[name.encode()].decode() for name in options} == options
+    frames = pq.read_schema(embed(str(recordings), tmp_path / "f.parquet", frames=True, **options))
+    assert frames.field("embedding").type.list_size == 2 * 8 * 32
+    plain = pq.read_schema(embed(str(recordings), tmp_path / "p.parquet")).metadata
+    assert (plain[b"layers"], plain[b"frequency"], plain[b"pooling"]) == (b"output", b"mean", b"mean")
+
+
 @pytest.mark.parametrize("name", ["e.json", "embeddings", "e.parquet.gz"])
 def test_other_suffixes_are_refused_before_any_work(name, tmp_path):
     for run in (embed_corpus, predict_corpus):

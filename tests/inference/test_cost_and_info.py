@@ -121,7 +121,8 @@ def test_facts_of_a_recipe_name_units_and_say_that_it_is_untrained():
     assert facts["mask"] == "40 to 60 % of the patches"
     assert facts["parameters in pretraining"].endswith("M (with predictor and head)")
     assert facts["input"] == "16000 Hz mono, 128 mel bands, one frame per 39.06 ms, normalised: none"
-    assert facts["frames"].startswith("1.6 per second (every 625 ms)")
+    assert facts["frames"] == "1.6 per second (every 625 ms), 192 values each (1536 with frequency concat)"
+    assert facts["clips"] == "192 values each, pooling mean"
     assert facts["tokens"] == "12.8 per second of audio"
     assert facts["inference"].endswith("GFLOPs for 10 s")
     assert facts["trained"] == "no: a recipe, whose weights are random"

@@ -1,4 +1,4 @@
-"""Layers, pooling, normalisation, precision, compilation, and batches that change nothing."""
+"""Readouts, normalisation, precision, compilation, and batches that change nothing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 import bestrq2
 from bestrq2 import Embedder
+from bestrq2.convert.numpy_front_end import pool
 from bestrq2.errors import ConfigError
-from bestrq2.inference.readout import pool
 from example_sounds import scene
 
 CLIPS = [scene(length, index) for index, length in enumerate([40_000, 95_000, 20_000, 700, 50_000, 41_000])]
@@ -36,7 +36,10 @@ def test_batches_of_any_size_give_the_same_numbers(embedder, batch_seconds):
     assert all(rows == 1 or rows * frames * embedder.hop_seconds <= batch_seconds for rows, frames in sizes)
 
 
-@pytest.mark.parametrize("options", [{}, {"layers": 1, "pooling": "attention", "normalize": True, "phases": 3}])
+WIDE = {"layers": "0:0.3,2:0.7+output", "frequency": "concat", "pooling": "mean+std+quarters"}
+
+
+@pytest.mark.parametrize("options", [{}, {"layers": 1, "pooling": "attention", "normalize": True, "phases": 3}, WIDE])
 def test_neither_order_nor_company_changes_a_clip(embedder, options):
     together = embedder.embed(CLIPS, **options)
     order = [4, 2, 0, 5, 3, 1]
@@ -58,26 +61,43 @@ def test_layers_are_the_models_hidden_states(embedder):
         close(embedder.embed(clip, layers=layer).frames, frames[layer])
         close(embedder.embed(clip, layers=layer - 4).frames, frames[layer])
     close(embedder.embed(clip, layers=[0, -1]).frames, (frames[0] + frames[3]) / 2)
+    close(embedder.embed(clip, layers="0, -1").frames, (frames[0] + frames[3]) / 2)
+    close(embedder.embed(clip, layers="1:1,3:3").frames, (frames[1] + 3 * frames[3]) / 4)
+    close(embedder.embed(clip, layers="1+0,3").frames, np.concatenate([frames[1], (frames[0] + frames[3]) / 2], axis=2))
     close(embedder.embed(clip, layers="mean").frames, (frames[1] + frames[2] + frames[3]) / 3)
+    close(embedder.embed(clip, layers="output").frames, embedder.embed(clip).frames)
     close(embedder.embed(clip, layers=2).clip, frames[2].mean(axis=1))
+
+
+def test_concatenated_rows_of_long_clips_average_to_the_mean_of_rows(embedder):
+    clips = [scene(length, 1) for length in (95_000, 20_000)]  # of three windows, and of one
+    wide = embedder.embed(clips, layers="1+output", frequency="concat", phases=2)
+    assert wide.frames.shape[2] == 8 * 2 * 32
+    assert wide.clip.shape[1] == 8 * 2 * 32
+    mean = wide.frames.reshape(*wide.frames.shape[:2], 8, 64).mean(axis=2)
+    close(mean[..., 32:], embedder.embed(clips, phases=2).frames)
+    clip = scene(20_000)
+    with torch.no_grad():
+        states = embedder.model(torch.from_numpy(clip)[None]).patch_hidden_states[0].unflatten(0, (8, -1))
+    close(embedder.embed(clip, frequency="concat").frames[0, 0], states[:, 0].flatten().numpy())
 
 
 @pytest.mark.parametrize("recipe", sorted(name for name in bestrq2.recipes() if name.endswith("-tiny")))
 def test_every_recipe_embeds_with_every_option(recipe):
     embedder = bestrq2.load(recipe, "cpu")
     clips = [scene(170_000), scene(9_000, 1)]
-    embeddings = embedder.embed(clips, phases=2, layers="mean", pooling="mean+max", normalize=True)
-    assert embeddings.clip.shape == (2, 2 * embedder.config.hidden_size)
+    embeddings = embedder.embed(clips, phases=2, layers="mean", frequency="concat", pooling="mean+max", normalize=True)
+    assert embeddings.clip.shape == (2, 2 * embedder.config.patch_rows * embedder.config.hidden_size)
     assert np.isfinite(embeddings.clip).all()
-    alone = embedder.embed(clips[1], phases=2, layers="mean", pooling="mean+max", normalize=True)
+    alone = embedder.embed(clips[1], phases=2, layers="mean", frequency="concat", pooling="mean+max", normalize=True)
     close(alone.clip[0], embeddings.clip[1], 2e-5)
     last = embedder.embed(clips[0])
     assert last.timestamps[0] == pytest.approx((np.arange(last.frames.shape[1]) + 0.5) * embedder.hop_seconds)
 
 
-@pytest.mark.parametrize("layers", [4, -5, [], [0, 9], "last", 1.5, True, [0, "1"], {1}])
+@pytest.mark.parametrize("layers", [4, -5, [], [0, 9], "last", "", "1+", "1:0", "1:-1", 1.5, True, [0, "1"], {1}])
 def test_layers_that_are_not_there_are_refused(embedder, layers):
-    with pytest.raises(ConfigError, match="layers must be None, 'mean', or whole numbers from -4 to 3"):
+    with pytest.raises(ConfigError, match="layers must be 'output', 'mean' or whole numbers from -4 to 3"):
         embedder.embed(scene(20_000), layers=layers)
 
 
@@ -87,6 +107,9 @@ def test_poolings_are_what_they_say():
     mean = frames.mean(axis=0)
     close(pool(frames, "mean"), mean)
     close(pool(frames, "mean+max"), np.concatenate([mean, frames.max(axis=0)]))
+    close(pool(frames, "std"), frames.std(axis=0))
+    quarters = [frames[first:end].mean(axis=0) for first, end in ((0, 1), (1, 3), (3, 5), (5, 7))]
+    close(pool(frames, "quarters+mean"), np.concatenate([*quarters, mean]))
     cosines = torch.nn.functional.cosine_similarity(torch.from_numpy(frames), torch.from_numpy(mean)[None]).numpy()
     weights = np.exp(4 * cosines) / np.exp(4 * cosines).sum()
     close(pool(frames, "attention"), (weights[:, None] * frames).sum(axis=0))
@@ -94,6 +117,7 @@ def test_poolings_are_what_they_say():
     same = np.repeat(frames[:1], 5, axis=0)
     close(pool(same, "attention"), frames[0])
     assert np.array_equal(pool(np.zeros((3, 4), np.float32), "attention"), np.zeros(4))
+    close(pool(frames[:1], "mean+std+quarters"), np.concatenate([frames[0], 0 * frames[0], *4 * [frames[0]]]))
 
 
 def test_attention_counts_the_odd_frame_less():
@@ -102,7 +126,7 @@ def test_attention_counts_the_odd_frame_less():
     assert pool(frames, "attention")[1] < 0.5 * pool(frames, "mean")[1]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "mean+max", "attention"])
+@pytest.mark.parametrize("pooling", ["mean", "mean+max", "std+quarters", "attention"])
 def test_pooling_takes_valid_frames_only(embedder, pooling):
     together = embedder.embed(CLIPS, pooling=pooling)
     for index in range(len(CLIPS)):
@@ -120,12 +144,13 @@ def test_normalised_vectors_have_length_1_and_the_same_direction(embedder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "max"}, r"pooling must be one of mean, mean\+max, attention, got 'max'"),
-        ({"pooling": None}, "pooling must be one of"),
+        ({"pooling": "median"}, r"pooling must be one of mean, std, max, quarters, attention, or several joined by \+"),
+        ({"pooling": "mean+mean"}, "pooling must be one of"),
+        ({"frequency": "max"}, "frequency must be one of mean, concat, got 'max'"),
         ({"overlap": 0.6}, "overlap must be from 0 to 0.5, got 0.6"),
         ({"overlap": float("nan")}, "overlap must be from 0 to 0.5"),
         ({"overlap": "half"}, "overlap must be from 0 to 0.5"),
-        ({"layers": np.array([0, 1])}, "layers must be None, 'mean', or whole numbers"),
+        ({"layers": np.array([0, 1])}, "layers must be 'output', 'mean' or whole numbers"),
     ],
 )
 def test_impossible_options_are_refused(embedder, options, message):

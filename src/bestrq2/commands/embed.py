@@ -18,7 +18,8 @@ def embed(
     frames: bool = False,
     phases: int = 1,
     layers: int | list[int] | str | None = None,
-    pooling: Literal["mean", "mean+max", "attention"] = "mean",
+    frequency: Literal["mean", "concat"] | None = None,
+    pooling: str | None = None,
     normalize: bool = False,
     device: str | None = None,
     num_workers: int | None = None,
@@ -40,9 +41,14 @@ def embed(
             shorter than their header says in OUTPUT.shorter.csv; until the end, finished parts are in OUTPUT.parts.
         frames: write one row per frame instead, with columns path, time (centre of the frame, s) and embedding.
         phases: shifted copies of the patch grid, for frames every 1/phases of the hop.
-        layers: hidden layer to use instead of the last output (0 is the input of the first block, -1 the output of the
-            last), several layers to average, or "mean" for the mean of all.
-        pooling: how frames become one vector per recording: "mean", "mean+max" (twice as wide) or "attention".
+        layers: "output" of the encoder, a hidden layer (0 is the input of the first block, -1 the output of the last),
+            "mean" of all, or several: "3,6" averages them, "3:0.2,6:0.8" with weights, "3+6" concatenates; the model's
+            own readout by default, which is the output unless it was exported with another one.
+        frequency: what a frame holds of the rows of patches along frequency: their "mean", or "concat", one after the
+            other; by default the model's own, usually the mean.
+        pooling: what one vector per recording holds of the frames: "mean", "std", "max", "quarters" (means of the four
+            quarters), "attention", or several concatenated, such as "mean+std"; by default the model's own, usually
+            the mean.
         normalize: scale every vector to length 1, for retrieval by dot products.
         device: device to run on, such as "cpu" or "cuda:0"; CUDA by default where available.
         num_workers: processes that decode audio, 0 for a thread; one per CPU by default, at most 16.
@@ -61,8 +67,9 @@ def embed(
 
         progress.show()
         return embed_corpus(
-            model, source, output, frames=frames, phases=phases, layers=layers, pooling=pooling,
-            normalize=normalize, device=device, num_workers=num_workers, ray=ray, ray_actors=ray_actors,
+            model, source, output, frames=frames, phases=phases, layers=layers, frequency=frequency,
+            pooling=pooling, normalize=normalize, device=device, num_workers=num_workers, ray=ray,
+            ray_actors=ray_actors,
         )  # fmt: skip
 
 

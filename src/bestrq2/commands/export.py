@@ -22,6 +22,9 @@ def export(
     with_predictor: bool = False,
     license: str | None = None,
     int8: bool = False,
+    layers: int | list[int] | str | None = None,
+    frequency: Literal["mean", "concat"] | None = None,
+    pooling: str | None = None,
 ) -> Path:
     """Export a model: a folder in hub format, an ONNX encoder, or a checkpoint in the reference layout.
 
@@ -34,6 +37,10 @@ def export(
         with_predictor: for "hf", include predictor, head and quantizer, so that pretraining can continue.
         license: for "hf", license identifier in the model card, such as "mit" or "cc-by-4.0".
         int8: for "onnx", also write a model with weights quantised to 8 bits.
+        layers: for "hf" and "onnx", layer or layers that the exported model takes its frames from, as in `bestrq2
+            embed`, from then on in all commands and in transformers; "output" by default.
+        frequency: likewise, the "mean" of the rows of patches along frequency or "concat".
+        pooling: likewise, what the vector of a clip holds of its frames, such as "mean" or "mean+std".
 
     Returns:
         The output.
@@ -46,7 +53,10 @@ def export(
     source, output = os.fspath(model), Path(output)
     check_format(format, license=license is not None)
     describe = describe_model(source, os.path.basename(os.path.abspath(output)), license)
-    return export_model(source, output, format=format, with_predictor=with_predictor, int8=int8, describe=describe)
+    readout = {"layers": layers, "frequency": frequency, "pooling": pooling}
+    return export_model(
+        source, output, format=format, with_predictor=with_predictor, int8=int8, readout=readout, describe=describe
+    )
 
 
 def describe_model(source: str, place: str, license: str | None) -> Callable[[AnyModel], dict[str, str]]:

@@ -22,6 +22,8 @@ def xares(
     phases: int | None = None,
     clip_phases: int = 1,
     layers: int | list[int] | str | None = None,
+    frequency: Literal["mean", "concat"] | None = None,
+    pooling: str | None = None,
     extraction: Literal["overlap", "chunks"] = "overlap",
     output: Path | None = None,
     device: str | None = None,
@@ -45,7 +47,10 @@ def xares(
         phases: shifted copies of the patch grid for frame-level tasks, for frames every 1/phases of the hop; by default
             2, or 1 where a patch is 1 frame wide.
         clip_phases: the same for clip-level tasks.
-        layers: hidden layer to use instead of the model's output, several to average, or "mean" for the mean of all.
+        layers: layer or layers that frames are made of, as in `bestrq2 embed`; the model's own readout by default, like
+            the next two.
+        frequency: "mean" of the rows of patches along frequency, or "concat".
+        pooling: what a clip holds of its frames in clip-level tasks, such as "mean" or "mean+std".
         extraction: "overlap" for windows that overlap by half, without padding, or "chunks" for 10 s chunks without
             overlap, with the padding of batches counted as sound, as in the X-ARES fork of the author of BEST-RQ-2.
         output: JSON file for the result; a CSV table is written beside it.
@@ -63,7 +68,8 @@ def xares(
 
     return run_xares(
         model, data=data, tasks=tasks, jobs=jobs, phases=phases, clip_phases=clip_phases, layers=layers,
-        extraction=extraction, output=output, device=device, cache=cache, keep_embeddings=keep_embeddings,
+        frequency=frequency, pooling=pooling, extraction=extraction, output=output, device=device, cache=cache,
+        keep_embeddings=keep_embeddings,
     )  # fmt: skip
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bestrq2.convert.hub import check_upload, upload, write_model
 from bestrq2.convert.loading import load_classification, load_encoder, load_pretraining, load_whole_or_encoder
+from bestrq2.convert.readout import set_readout
 from bestrq2.convert.reference import write_reference
 from bestrq2.errors import ConfigError
 from bestrq2.files import disk_errors, write_folder, write_text
@@ -28,21 +30,27 @@ def export_model(
     format: str = "hf",
     with_predictor: bool = False,
     int8: bool = False,
+    readout: Mapping[str, Any] | None = None,
     describe: Describe | None = None,
 ) -> Path:
     """Write a model in one of `FORMATS`; see `bestrq2.export` for the arguments.
+
+    `readout` has the options layers, frequency and pooling; None or an option that is None keeps the model's own.
 
     Raises:
         ConfigError: for an unknown format, an option of another format, or an output that cannot be written.
         CheckpointError: if the model cannot be loaded.
     """
     check_format(format, with_predictor=with_predictor, int8=int8)
+    readout = {name: value for name, value in (readout or {}).items() if value is not None}
     if format == "hf":
-        _write_hub_folder(source, output, with_predictor, describe)
+        _write_hub_folder(source, output, with_predictor, readout, describe)
     elif format == "onnx":
         from bestrq2.convert.onnx import export_onnx
 
-        export_onnx(source, output, int8)
+        export_onnx(source, output, int8, readout)
+    elif readout:
+        raise ConfigError(f"{next(iter(readout))} cannot be stored in the reference layout; leave it out")
     else:
         export_reference(source, output)
     return output
@@ -71,7 +79,7 @@ def push_model(
     check_upload(repository)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        _write_hub_folder(source, folder, with_predictor, describe)
+        _write_hub_folder(source, folder, with_predictor, {}, describe)
         return upload(folder, repository, private, revision)
 
 
@@ -86,7 +94,9 @@ def check_format(format: str, **options: bool) -> None:
             raise ConfigError(f"{name} belongs to format {owner} and has no effect on {format}; leave it out")
 
 
-def _write_hub_folder(source: str, output: Path, with_predictor: bool, describe: Describe | None) -> None:
+def _write_hub_folder(
+    source: str, output: Path, with_predictor: bool, readout: Mapping[str, Any], describe: Describe | None
+) -> None:
     with disk_errors(output):
         if output.exists() and not output.is_dir():
             raise ConfigError(f"{output}: is a file; name a folder to write the model to")
@@ -94,6 +104,12 @@ def _write_hub_folder(source: str, output: Path, with_predictor: bool, describe:
             raise ConfigError(f"{output}: is not empty; name a new folder, or delete this one first")
         output.parent.mkdir(parents=True, exist_ok=True)
         model = _load_for_hub(source, with_predictor)
+        if readout and isinstance(model, BestRQ2ForAudioClassification):
+            raise ConfigError(
+                f"{source}: its classifier was trained on its own readout; leave {next(iter(readout))} out, or export "
+                "the model that it was fine-tuned from"
+            )
+        set_readout(model.base_model, **readout)
         files = {} if describe is None else describe(model)
 
         def fill(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Front end of an exported encoder in numpy: resampling, windows and log-mel spectrogram.
+"""Front end of an exported encoder in numpy: resampling, windows and log-mel spectrogram; and pooling of its frames.
 
 This file is copied into every ONNX export as `front_end.py`; it needs neither torch nor bestrq2.
 
@@ -40,6 +40,7 @@ class FrontEnd:
         mel_max_hz: upper edge of the highest band.
         patch_frames: spectrogram frames in one frame of the encoder.
         max_samples: samples of the longest clip that the encoder was trained for.
+        pooling: pooling of the encoder's frames to one vector per clip, see `pool`.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class FrontEnd:
         mel_max_hz: float,
         patch_frames: int,
         max_samples: int,
+        pooling: str = "mean",
     ) -> None:
         self.sampling_rate, self.n_fft, self.hop_length = sampling_rate, n_fft, hop_length
-        self.patch_frames, self.max_samples = patch_frames, max_samples
+        self.patch_frames, self.max_samples, self.pooling = patch_frames, max_samples, pooling
         self.window_frames = self.frames(max_samples)
         # One whole patch: shorter clips are extended to it by reflection.
         self.min_samples = (patch_frames - 1) * hop_length
@@ -142,7 +144,7 @@ def embed(
         overlap: share of a window that the next one repeats, 0 to 0.5; 0 takes half the time.
 
     Returns:
-        clip float32 [D], the mean over all frames; frames float32 [T, D]; centres of the frames, float64 [T] seconds.
+        clip float32 [D'], pooled over all frames; frames float32 [T, D]; centres of the frames, float64 [T] seconds.
 
     Raises:
         ValueError: for audio of another shape or type, without samples, with NaN or samples far outside [-1, 1], or an
@@ -162,7 +164,45 @@ def embed(
         sums[first : first + len(window)] += weights[:, None]
     frames /= sums
     seconds = (np.arange(total) + 0.5) * front_end.hop_seconds
-    return frames.mean(axis=0, dtype=np.float64).astype(np.float32), frames, seconds
+    return pool(frames, front_end.pooling), frames, seconds
+
+
+def pool(frames: np.ndarray, pooling: str) -> np.ndarray:
+    """Pool the frames of one clip, as the encoder does.
+
+    Args:
+        frames: float [T, D], T at least 1.
+        pooling: "mean", "std" (standard deviation), "max", "quarters" (means of the four quarters of the clip, which
+            share frames where there are fewer than four), "attention" (mean with the weights softmax(sqrt(D)
+            cos(frame, mean frame))), or several joined by "+", which are concatenated.
+
+    Returns:
+        float32 [D] for one mean, [4 D] for quarters.
+    """
+    mean, count = frames.mean(axis=0, dtype=np.float64), len(frames)
+    parts = []
+    for part in pooling.split("+"):
+        if part == "mean":
+            parts.append(mean)
+        elif part == "std":
+            # In blocks: an array of squares would double the memory of hours of frames.
+            blocks = (frames[first : first + 4096] for first in range(0, count, 4096))
+            parts.append(np.sqrt(sum(np.square(block - mean).sum(axis=0) for block in blocks) / count))
+        elif part == "max":
+            parts.append(frames.max(axis=0))
+        elif part == "quarters":
+            spans = [(n * count // 4, max(n * count // 4 + 1, (n + 1) * count // 4)) for n in range(4)]
+            parts += [frames[first:end].mean(axis=0, dtype=np.float64) for first, end in spans]
+        else:
+            parts.append(_attention(frames, mean))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _attention(frames: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    norms = np.sqrt(np.einsum("td,td->t", frames, frames)) * np.linalg.norm(mean)
+    scores = np.sqrt(frames.shape[1]) * (frames @ mean.astype(np.float32)) / np.maximum(norms, 1e-12)
+    weights = np.exp(scores - scores.max())  # the maximum cancels and prevents overflow
+    return np.asarray((weights / weights.sum()).astype(np.float32) @ frames)
 
 
 def checked(waveform: np.ndarray, channels: bool = True) -> np.ndarray:

@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 from bestrq2.convert import numpy_front_end
 from bestrq2.convert.loading import load_encoder
+from bestrq2.convert.readout import set_readout
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.files import disk_errors, write_folder
+from bestrq2.model.attention import Record
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
+from bestrq2.model.readout import Readout
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class SpectrogramEncoder(nn.Module):
             frames_per_clip: int64 [B], frames inside each clip, at least one patch.
 
         Returns:
-            frames float32 [B, T', D], clip float32 [B, D], frame_mask bool [B, T'].
+            frames float32 [B, T', D] and clip float32 [B, D'] of the model's readout, frame_mask bool [B, T'].
         """
         model = self.model
         patches = model.spectrogram_patches(log_mel, frames_per_clip, padded=True)
@@ -70,22 +73,25 @@ class SpectrogramEncoder(nn.Module):
         positions = model.encoder.added_positions(self.widest, tokens.device)
         if positions is not None:
             tokens = tokens + positions[places]
-        states = model.encoder(tokens, self.widest, places[None], patches.valid)
-        output = model.pooled(states, patches)
+        record = Record([])
+        states = model.encoder(tokens, self.widest, places[None], patches.valid, record)
+        output = model.pooled(states, patches, record.hidden_states)
         return output.last_hidden_state, output.pooler_output, output.frame_attention_mask
 
 
-def export_onnx(source: str, output: Path, int8: bool = False) -> Path:
+def export_onnx(source: str, output: Path, int8: bool = False, readout: Mapping[str, Any] | None = None) -> Path:
     """Export an encoder as a folder that embeds audio with onnxruntime and numpy.
 
     `model.onnx` maps `log_mel` float32 [batch, bands, frames] in dB and `frames_per_clip` int64 [batch] to `frames`
-    float32 [batch, columns, width], `clip` float32 [batch, width] and `frame_mask` bool [batch, columns]; batch and
-    frames are free, up to `max_seconds`. Normalisation is part of the graph. Its metadata hold the settings of
-    `front_end.py`, which turns audio into its input. Nothing is written unless onnxruntime agrees with torch.
+    float32 [batch, columns, width], `clip` float32 [batch, clip width] and `frame_mask` bool [batch, columns], as wide
+    as the readout makes them; batch and frames are free, up to `max_seconds`. Normalisation is part of the graph. Its
+    metadata hold the settings of `front_end.py`, which turns audio into its input. Nothing is written unless
+    onnxruntime agrees with torch.
 
     Args:
         source: model as in `bestrq2.load`.
         output: new or empty folder.
+        readout: options of `set_readout`; None for the model's own readout.
         int8: also write `model.int8.onnx`, with weights of 8 bits: smaller, with the errors measured in `docs/onnx.md`.
 
     Returns:
@@ -102,6 +108,7 @@ def export_onnx(source: str, output: Path, int8: bool = False) -> Path:
     with disk_errors(output):
         _check_output(output)
     model = load_encoder(source).float()
+    set_readout(model, **(readout or {}))
     _check_model(source, model)
 
     def fill(folder: Path) -> None:
@@ -128,13 +135,14 @@ def export_onnx(source: str, output: Path, int8: bool = False) -> Path:
     return output
 
 
-def front_end_settings(config: BestRQ2Config) -> dict[str, int | float]:
+def front_end_settings(config: BestRQ2Config) -> dict[str, Any]:
     """Arguments of `numpy_front_end.FrontEnd` for a model."""
     same = ("sampling_rate", "n_fft", "win_length", "hop_length", "num_mel_bands", "mel_min_hz", "mel_max_hz")
     return {
         **{name: getattr(config, name) for name in same},
         "patch_frames": config.patch_size[1],
         "max_samples": config.max_samples,
+        "pooling": Readout.of(config).pooling,
     }
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bestrq2.errors import ConfigError
 from bestrq2.inference.embedder import Embedder, Embeddings
-from bestrq2.inference.readout import Layers, layer_indices
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
@@ -19,21 +17,24 @@ class FrozenEncoder(nn.Module):
     """Embeds clips as `Embedder` does, on the current device of its parameters; has no gradients.
 
     Args:
-        model: the encoder; it becomes part of this module's state dict.
+        model: the encoder, with the readout of its frames and clips; it becomes part of this module's state dict.
         phases: number of shifted copies of the patch grid, for finer frames.
-        layers: hidden layer or layers, see `Embedder.embed`.
+
+    Attributes:
+        frame_width: values per frame.
+        clip_width: values per clip.
 
     Raises:
-        ConfigError: phases or layers are out of range.
+        ConfigError: phases is out of range.
     """
 
-    def __init__(self, model: BestRQ2Model, phases: int = 1, layers: Layers = None) -> None:
+    def __init__(self, model: BestRQ2Model, phases: int = 1) -> None:
         super().__init__()
         check_phases(phases, model.config)
-        layer_indices(layers, model.config.num_hidden_layers)
         self.model = model.requires_grad_(False)
         self.phases = phases
-        self.layers = layers
+        self.frame_width = model.readout.frame_width(model.config)
+        self.clip_width = model.readout.clip_width(model.config)
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenEncoder:
@@ -47,9 +48,7 @@ class FrozenEncoder(nn.Module):
 
     def embed(self, clips: Sequence[Tensor], sampling_rate: int, phases: int | None = None) -> Embeddings:
         """Embed clips, float [samples] each; see `Embedder.embed`."""
-        embedder = Embedder(self.model, self.device)
-        chosen: dict[str, Any] = {"phases": phases or self.phases, "layers": self.layers}
-        return embedder.embed(list(clips), sampling_rate, **chosen)
+        return Embedder(self.model, self.device).embed(list(clips), sampling_rate, phases or self.phases)
 
 
 def check_phases(phases: object, config: BestRQ2Config, name: str = "phases") -> None:

@@ -32,7 +32,7 @@ class HearModel(FrozenEncoder):
     """Encoder with the attributes of the HEAR API.
 
     Args:
-        model: the encoder.
+        model: the encoder; its readout gives scenes and timestamps.
         hop_ms: largest distance of timestamps in ms; the cost is hop / hop_ms runs of the encoder.
 
     Attributes:
@@ -53,8 +53,7 @@ class HearModel(FrozenEncoder):
         super().__init__(model, phases=math.ceil(1000 * seconds / hop_ms - 1e-9))
         self.frame_seconds = seconds
         self.sample_rate = next((rate for rate in SAMPLE_RATES if rate >= config.sampling_rate), SAMPLE_RATES[-1])
-        self.scene_embedding_size = config.hidden_size
-        self.timestamp_embedding_size = config.hidden_size
+        self.scene_embedding_size, self.timestamp_embedding_size = self.clip_width, self.frame_width
 
 
 def load_model(model_file_path: str = "", hop_ms: float | None = None) -> HearModel:
@@ -81,7 +80,7 @@ def load_model(model_file_path: str = "", hop_ms: float | None = None) -> HearMo
 
 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """Embed every sound to one vector, the mean over its frames.
+    """Embed every sound to one vector, by default the mean over its frames.
 
     Args:
         audio: float [n_sounds, n_samples], mono at `model.sample_rate`, in [-1, 1].

@@ -36,7 +36,7 @@ from bestrq2.files import disk_errors, whole_file, write_text
 from bestrq2.inference.classifier import label_of, load_classifier
 from bestrq2.inference.embedder import Embeddings, load, weights_hash
 from bestrq2.inference.inputs import SampleStream
-from bestrq2.inference.readout import Layers, pooled_width
+from bestrq2.model.readout import Layers
 from bestrq2.text import counted, csv_line
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ def embed_corpus(
     frames: bool = False,
     phases: int = 1,
     layers: int | list[int] | str | None = None,
-    pooling: str = "mean",
+    frequency: str | None = None,
+    pooling: str | None = None,
     normalize: bool = False,
     device: str | None = None,
     num_workers: int | None = None,
@@ -69,7 +70,7 @@ def embed_corpus(
     Raises:
         BestRQ2Error: one sentence that says what to change.
     """
-    options = EmbedOptions(frames, phases, layers, pooling, normalize)
+    options = EmbedOptions(frames, phases, layers, frequency, pooling, normalize)
     make_job = partial(EmbedJob, os.fspath(model), absolute_spec(source), options)
     workers = choose_workers(num_workers, ray, ray_actors, _MOST_WORKERS)
     return _process(make_job, Path(output), workers, device, "embed", "embedded")
@@ -106,13 +107,14 @@ class EmbedOptions:
 
     Attributes:
         frames: one row per frame, instead of one per recording.
-        phases, layers, pooling, normalize: as in `Embedder.embed`.
+        phases, layers, frequency, pooling, normalize: as in `Embedder.embed`.
     """
 
     frames: bool = False
     phases: int = 1
-    layers: Layers = None
-    pooling: str = "mean"
+    layers: Layers | None = None
+    frequency: str | None = None
+    pooling: str | None = None
     normalize: bool = False
 
     def keywords(self) -> dict[str, Any]:
@@ -221,11 +223,11 @@ class EmbedJob(ModelJob):
     def __init__(self, model: str, spec: str, options: EmbedOptions, device: str | None = None) -> None:
         source = open_source(spec)  # first: loading the model takes longer
         self.embedder, self.options = load(model, device), options
-        self.embedder.check_options(**options.keywords())
-        names = {"rows": "frames" if options.frames else "clips", **options.keywords()}
+        readout, config = self.embedder.check_options(**options.keywords()), self.embedder.config
+        # The readout in full: the model's own is not part of its weights.
+        names = {"rows": "frames" if options.frames else "clips", **options.keywords(), **readout.settings()}
         super().__init__(source, self.embedder.model, self.embedder.name, "embed", names)
-        hidden = self.embedder.config.hidden_size
-        self.width = hidden if options.frames else pooled_width(hidden, options.pooling)
+        self.width = readout.frame_width(config) if options.frames else readout.clip_width(config)
         second = "time" if options.frames else "seconds"
         vector = pa.list_(pa.float32(), self.width)
         self.schema = pa.schema([("path", pa.string()), (second, pa.float64()), ("embedding", vector)])

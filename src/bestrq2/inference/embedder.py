@@ -16,22 +16,16 @@ import torch
 from torch import nn
 
 from bestrq2.convert.loading import load_encoder
+from bestrq2.convert.numpy_front_end import pool
+from bestrq2.convert.readout import choose_readout
 from bestrq2.convert.weights import first_line
 from bestrq2.errors import ConfigError
 from bestrq2.inference.compiling import BLOCKS, compile_parts
 from bestrq2.inference.inputs import Audio, checked_rate, mono_blocks, named_items
-from bestrq2.inference.readout import (
-    Layers,
-    check_pooling,
-    layer_indices,
-    mean_frames,
-    pool,
-    pooled_width,
-    unit_length,
-)
 from bestrq2.inference.windows import JoinedFrames, Window, WindowGrid, packed, padded, plan_batches, plan_rows
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
+from bestrq2.model.readout import Layers, Readout
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,7 +41,7 @@ class Embeddings:
     """Embeddings of B clips, as numpy arrays; rows follow the order of the input.
 
     Attributes:
-        clip: float32 [B, D], the pooled valid frames of each clip; [B, 2 D] with pooling "mean+max".
+        clip: float32 [B, D], the pooled valid frames of each clip; wider than frames with a pooling such as "mean+std".
         frames: float32 [B, T, D], zero where `frame_mask` is False.
         frame_mask: bool [B, T], True for frames inside the clip.
         timestamps: float64 [B, T], centre of each frame in seconds (NaN outside the clip).
@@ -127,7 +121,7 @@ class Embedder:
 
     def __repr__(self) -> str:
         return (
-            f"Embedder({self.name!r}, {self.device}, {self.config.hidden_size} values per frame, "
+            f"Embedder({self.name!r}, {self.device}, {self.model.readout.frame_width(self.config)} values per frame, "
             f"{1 / self.hop_seconds:.4g} frames per second)"
         )
 
@@ -137,12 +131,16 @@ class Embedder:
         sampling_rate: float | None = None,
         phases: int = 1,
         *,
-        layers: Layers = None,
-        pooling: str = "mean",
+        layers: Layers | None = None,
+        frequency: str | None = None,
+        pooling: str | None = None,
         normalize: bool = False,
         overlap: float = 0.5,
     ) -> Embeddings:
         """Embed one clip or a list of clips of unequal length.
+
+        Frames and clips are made of what `layers`, `frequency` and `pooling` say; None stands for the model's own
+        readout, which is "output", "mean" and "mean" unless it was exported with another one (see `Readout`).
 
         Clips longer than the model's `max_seconds` are read and embedded in overlapping windows of that length, whose
         frames are cross-faded. Only whole patches are embedded, as in pretraining; a clip shorter than one patch is
@@ -156,11 +154,13 @@ class Embedder:
                 Pass a batch [clips, samples] as a list, because 2-D means channels.
             sampling_rate: rate of waveforms in Hz; None for the model's. Files and dictionaries carry their own.
             phases: number of shifted copies of the patch grid, each by 1/phases of the hop, for finer frames.
-            layers: hidden layer (0 is the input of the first block, n the output of block n, -1 the output of the last
-                block before the final norm), several for their mean, "mean" for the mean of all blocks; None for the
-                model's output.
-            pooling: pooling of frames to a clip vector: "mean", "mean+max" (concatenated) or "attention" (see
-                `bestrq2.inference.readout.pool`).
+            layers: "output" of the encoder, a hidden layer (0 is the input of the first block, n the output of block n,
+                -1 the output of the last block before the final norm), "mean" of all blocks, or several layers:
+                averaged as a list or "3,6", with weights "3:0.2,6:0.8", or concatenated "3+6".
+            frequency: what a frame holds of the rows of patches along frequency: their "mean", or "concat", all of them
+                one after the other.
+            pooling: what a clip holds of its frames: "mean", "std", "max", "quarters" (means of the four quarters of
+                the clip), "attention", or several concatenated, such as "mean+std".
             normalize: scale clips and frames to Euclidean length 1, so that dot products are cosines.
             overlap: share of a window that the next one covers again, 0 to 0.5; 0 takes half the time for long clips.
 
@@ -171,20 +171,26 @@ class Embedder:
             AudioError: a file or waveform is unusable; named by its path or its place in the list.
             ConfigError: an argument is out of range.
         """
-        hidden = self.check_options(phases, layers, pooling, normalize, overlap)
+        readout = self.check_options(phases, layers, frequency, pooling, normalize, overlap)
         rate = checked_rate(sampling_rate, self.config.sampling_rate)
         items = named_items(audio)
         grid = WindowGrid(self.config, phases, overlap)
         joined = [[JoinedFrames() for _ in range(phases)] for _ in items]
         for pieces in self._buffers(items, rate, grid):
-            for piece, states in zip(pieces, self._states(pieces, hidden), strict=True):
+            for piece, states in zip(pieces, self._states(pieces, readout), strict=True):
                 joined[piece.clip][piece.window.phase].add(piece.window, states, piece.weights)
-        return self._assemble(joined, grid, pooling, normalize)
+        return self._assemble(joined, grid, readout, normalize)
 
     def check_options(
-        self, phases: int, layers: Layers, pooling: str, normalize: bool = False, overlap: float = 0.5
-    ) -> list[int] | None:
-        """Check options of `embed`; returns the indices of the hidden layers, None for the final output.
+        self,
+        phases: int = 1,
+        layers: Layers | None = None,
+        frequency: str | None = None,
+        pooling: str | None = None,
+        normalize: bool = False,
+        overlap: float = 0.5,
+    ) -> Readout:
+        """Check options of `embed`; returns the readout that they choose.
 
         Raises:
             ConfigError: an option is out of range.
@@ -193,8 +199,7 @@ class Embedder:
             raise ConfigError(f"phases must be a whole number from 1 to {self.config.patch_size[1]}, got {phases!r}")
         if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.5:
             raise ConfigError(f"overlap must be from 0 to 0.5, got {overlap!r}")
-        check_pooling(pooling)
-        return layer_indices(layers, self.config.num_hidden_layers)
+        return choose_readout(self.config, layers, frequency, pooling)
 
     @property
     def _budget(self) -> int:
@@ -215,11 +220,11 @@ class Embedder:
         if pieces:
             yield pieces
 
-    def _states(self, pieces: list[_Piece], layers: list[int] | None) -> list[np.ndarray]:
+    def _states(self, pieces: list[_Piece], readout: Readout) -> list[np.ndarray]:
         """Frames of every window, float32 [columns, D] each."""
         states: list[np.ndarray] = [np.empty(0)] * len(pieces)
         for batch in self._batches([piece.window for piece in pieces]):
-            frames = self._run([[pieces[index].window.waveform for index in row] for row in batch], layers)
+            frames = self._run([[pieces[index].window.waveform for index in row] for row in batch], readout)
             for row, own in zip(batch, frames, strict=True):
                 column = 0
                 for index in row:
@@ -244,7 +249,7 @@ class Embedder:
         return [[[index] for index in batch] for batch in plan_batches(hops, budget, most_padding)]
 
     @torch.inference_mode()
-    def _run(self, rows: list[list[np.ndarray]], layers: list[int] | None) -> np.ndarray:
+    def _run(self, rows: list[list[np.ndarray]], readout: Readout) -> np.ndarray:
         """One batch of rows of windows through the model: float32 [B, T', D]."""
         mask = packing = None
         if max(map(len, rows)) == 1:
@@ -253,36 +258,44 @@ class Embedder:
             batch, packing = packed(self.config, rows)
         autocast = torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
         with autocast:
-            output = self.model(batch.to(self.device), mask, packing=packing, output_hidden_states=layers is not None)
-        if layers is None:
-            return output.last_hidden_state.float().cpu().numpy()
-        return mean_frames(output.hidden_states, layers, self.config.patch_rows).cpu().numpy()
+            output = self.model(
+                batch.to(self.device), mask, packing=packing, output_hidden_states=readout.needs_hidden_states
+            )
+        frames = readout.frames(output.patch_hidden_states, output.hidden_states, self.config.patch_rows)
+        return np.asarray(frames.float().cpu().numpy())
 
     def _assemble(
-        self, joined: list[list[JoinedFrames]], grid: WindowGrid, pooling: str, normalize: bool
+        self, joined: list[list[JoinedFrames]], grid: WindowGrid, readout: Readout, normalize: bool
     ) -> Embeddings:
         """Frames of all phases of each clip in order of time, padded to one array."""
         config = self.config
         counts = [sum(track.count for track in tracks) for tracks in joined]
         # Untouched pages of zeros take no memory, so one long clip among short ones costs little.
-        frames = np.zeros((len(joined), max(counts), config.hidden_size), dtype=np.float32)
-        clip = np.empty((len(joined), pooled_width(config.hidden_size, pooling)), dtype=np.float32)
+        frames = np.zeros((len(joined), max(counts), readout.frame_width(config)), dtype=np.float32)
+        clip = np.empty((len(joined), readout.clip_width(config)), dtype=np.float32)
         for index, (tracks, count) in enumerate(zip(joined, counts, strict=True)):
             own = frames[index, :count]
             # Frames of shifted grids alternate in time.
             for phase, track in enumerate(tracks):
                 # Later grids start later, so only their last columns can be missing.
                 track.move_to(own[phase :: len(tracks)])
-            clip[index] = pool(own, pooling)
+            clip[index] = pool(own, readout.pooling)
             if normalize:
-                unit_length(own)
+                _unit_length(own)
         if normalize:
-            unit_length(clip)
+            _unit_length(clip)
         columns, phases = np.divmod(np.arange(frames.shape[1]), len(grid.offsets))
         starts = np.asarray(grid.offsets)[phases] / config.sampling_rate
         moments = starts + (columns + 0.5) * self.hop_seconds
         frame_mask = np.arange(frames.shape[1]) < np.asarray(counts)[:, None]
         return Embeddings(clip, frames, frame_mask, np.where(frame_mask, moments, np.nan))
+
+
+def _unit_length(vectors: np.ndarray) -> None:
+    """Scale [..., D] in place to Euclidean length 1; zero vectors stay zero."""
+    # einsum, because an array of squares would double the memory of hours of frames.
+    norms = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))
+    vectors /= np.maximum(norms, 1e-12)[..., None]
 
 
 def checked_device(device: str | torch.device | None) -> torch.device:

@@ -84,6 +84,7 @@ def architecture(config: ModelFields, cost: bool = True) -> dict[str, str]:
     """
     height, width = config.patch_size
     counts = _costs(config) if cost else {}
+    per_frame, per_clip = _widths(config)
     facts = {
         "objective": config.objective.replace("_", "-"),
         "encoder": f"{ENCODERS[config.encoder_type]}, {config.num_hidden_layers} layers x {config.hidden_size}, "
@@ -95,7 +96,8 @@ def architecture(config: ModelFields, cost: bool = True) -> dict[str, str]:
         "patch": f"{height} mel bands x {width} frames",
         "tokens": f"{config.patch_rows * config.sampling_rate / config.frame_hop_samples:.4g} per second of audio",
         "frames": f"{config.sampling_rate / config.frame_hop_samples:.4g} per second (every "
-        f"{1000 * config.frame_hop_samples / config.sampling_rate:.4g} ms), {config.hidden_size} values each",
+        f"{1000 * config.frame_hop_samples / config.sampling_rate:.4g} ms), {per_frame}",
+        "clips": per_clip,
         "inference": counts.get("inference", ""),
         "training step": counts.get("training step", ""),
         "mask": _mask(config),
@@ -106,6 +108,19 @@ def architecture(config: ModelFields, cost: bool = True) -> dict[str, str]:
     unused = ("mask", "codes") if architectures == [_CLASSIFIER] else ()
     known = {name: fact for name, fact in facts.items() if fact and name not in (*unknown, *unused)}
     return known | (_classes(config) if architectures == [_CLASSIFIER] else {})
+
+
+def _widths(config: ModelFields) -> tuple[str, str]:
+    """Values per frame and per clip, by the readout of the model."""
+    width, rows = config.hidden_size, config.patch_rows
+    if not getattr(config, "readout", None):
+        wide = f" ({rows * width} with frequency concat)" if rows > 1 else ""
+        return f"{width} values each{wide}", f"{width} values each, pooling mean"
+    from bestrq2.model.readout import Readout  # imports torch
+
+    own = Readout.of(config)
+    frame = f"{own.frame_width(config)} values each, layers {own.layers}, frequency {own.frequency}"
+    return frame, f"{own.clip_width(config)} values each, pooling {own.pooling}"
 
 
 def _classes(config: Any) -> dict[str, str]:

@@ -15,6 +15,7 @@ except ImportError:  # its name before transformers 5
     from transformers import PretrainedConfig as PreTrainedConfig
 
 from .fields import FIELD_TYPES, ModelFields
+from .readout import Readout
 
 # Names that some release of transformers writes, reads or sets, beyond the parameters of `PreTrainedConfig` itself. Its
 # own tests set the epsilons of every norm in the library.
@@ -45,16 +46,19 @@ class BestRQ2Config(PreTrainedConfig, ModelFields):
     __doc__ = f"""Configuration of `BestRQ2Model`, `BestRQ2ForPreTraining` and `BestRQ2ForAudioClassification`.
 
     {(ModelFields.__doc__ or "").strip()}
+        readout: settings of the readout that differ from the defaults, by name (see `Readout`); None for none.
 
     Raises:
         ValueError: for an unknown key, a value out of range, or values that do not fit together.
     """
 
     model_type = "bestrq2"
+    # Of the class, so that only other readouts are written to config.json.
+    readout: dict[str, str] | None = None
 
     def __init__(self, **fields: Any) -> None:
         for name in fields:
-            known = name in FIELD_TYPES or name in _REMOVED or name in _names_of_transformers()
+            known = name in (*FIELD_TYPES, *_REMOVED, "readout") or name in _names_of_transformers()
             if not known and not name.startswith("_"):
                 found = difflib.get_close_matches(name, FIELD_TYPES, n=1, cutoff=0.5)
                 hint = f"; did you mean '{found[0]}'?" if found else ""
@@ -63,6 +67,11 @@ class BestRQ2Config(PreTrainedConfig, ModelFields):
         if isinstance(labels, int) and labels > _MOST_LABELS:  # transformers makes a name for each
             raise ValueError(f"num_labels must be at most {_MOST_LABELS}, got {labels}")
         self.set_fields(fields)
+        readout = fields.pop("readout", None) or {}
+        if not isinstance(readout, dict) or not readout.keys() <= Readout().settings().keys():
+            raise ValueError(f"readout must be a mapping with layers, frequency or pooling, got {readout!r:.80}")
+        if changes := Readout.of(self, **readout).changes():
+            self.readout = changes
         PreTrainedConfig.__init__(
             self, **{name: value for name, value in fields.items() if name not in (*FIELD_TYPES, *_REMOVED)}
         )

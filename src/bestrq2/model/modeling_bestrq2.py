@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,9 +21,10 @@ from .kernels import head_cross_entropy, to_device, traced
 from .log_mel import InputStatistics, LogMel
 from .masking import Split, draw_hidden_mask, draw_packed_mask, split_by_mask, split_packed
 from .outputs import BestRQ2ForPreTrainingOutput, BestRQ2ModelOutput
-from .packing import MIN_DEVIATION, Packing, mean_over_clips, normalize_clips
+from .packing import MIN_DEVIATION, Packing, normalize_clips
 from .patches import Patches, patch_columns, patch_validity, patchify
 from .quantizer import RandomProjectionQuantizer, code_usage, count_codes
+from .readout import Layers, Readout, clips_of_rows, pool
 from .transformer import BlockLinear, Transformer, TransformerShape
 
 logger = logging.get_logger(__name__)
@@ -116,7 +117,27 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         else:
             self.patch_embedding = nn.Linear(config.patch_values, config.hidden_size, bias=config.use_bias)
             self.encoder = Transformer(config, TransformerShape.of_encoder(config))
+        self.readout = Readout.of(config)
         self.post_init()
+
+    def set_readout(
+        self, layers: Layers | None = None, frequency: str | None = None, pooling: str | None = None
+    ) -> None:
+        """Choose what frames and clips are made of, also once the model is saved; see `Readout`.
+
+        Args:
+            layers: layer or layers; None keeps the present ones.
+            frequency: "mean" or "concat" of the frequency rows; None keeps the present one.
+            pooling: pooling over time; None keeps the present one.
+
+        Raises:
+            ValueError: unknown setting, or the encoder has no such layer.
+        """
+        self.readout = Readout.of(self.config, layers, frequency, pooling)
+        if changes := self.readout.changes():
+            self.config.readout = changes
+        else:
+            self.config.__dict__.pop("readout", None)  # the default of the class, which is not saved
 
     def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
         """Store mean and deviation of the corpus per mel band in dB, float [bands] each."""
@@ -245,10 +266,15 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
             ValueError: for inputs of the wrong shape.
         """
         record = self._record(output_hidden_states, output_attentions)
+        requested = record.hidden_states is not None
+        if self.readout.needs_hidden_states and not requested:
+            record.hidden_states = []
         patches = self.patches(input_values, attention_mask, packing=packing)
         tokens = self.embed_patches(patches)
         states = self.encode(tokens, patches, record)
-        pooled = self.pooled(states, patches) if packing is None else self._pooled_rows(states, patches, packing)
+        pooled = self.pooled(states, patches, record.hidden_states, packing)
+        if not requested:
+            record.hidden_states = None
         return BestRQ2ModelOutput(**pooled, **record.fields())
 
     def encode(self, tokens: Tensor, patches: Patches, record: Record | None = None) -> Tensor:
@@ -258,26 +284,30 @@ class BestRQ2Model(BestRQ2PreTrainedModel):
         places = None if patches.positions is None else to_device(patches.positions, tokens.device)
         return self.encoder(tokens, patches.columns, places, valid, record)
 
-    def pooled(self, states: Tensor, patches: Patches) -> BestRQ2ModelOutput:
-        """Pool the encoder output of all patches [B, N, D] into frames and clips."""
-        batch, _, width = states.shape
-        frames = states.view(batch, self.config.patch_rows, patches.columns, width).mean(dim=1)
-        if patches.valid is None:
-            frame_mask = torch.ones(batch, patches.columns, dtype=torch.bool, device=states.device)
-            return BestRQ2ModelOutput(frames, frames.mean(dim=1), states, frame_mask)
-        frame_mask = patch_validity(patches.clip_columns, 1, patches.columns).to(states.device)
-        frames = frames.masked_fill(~frame_mask[..., None], 0.0)
-        wide = torch.promote_types(frames.dtype, torch.float32)  # in float16 the sum over a long clip overflows
-        pooled = frames.sum(dim=1, dtype=wide) / frame_mask.sum(dim=1, keepdim=True)
-        return BestRQ2ModelOutput(frames, pooled.to(frames.dtype), states, frame_mask)
+    def pooled(
+        self,
+        states: Tensor,
+        patches: Patches,
+        hidden_states: Sequence[Tensor] | None = None,
+        packing: Packing | None = None,
+    ) -> BestRQ2ModelOutput:
+        """Read frames and clips out of the encoder output of all patches [B, N, D] and, if needed, the hidden states.
 
-    def _pooled_rows(self, states: Tensor, patches: Patches, packing: Packing) -> BestRQ2ModelOutput:
-        """Pool the encoder output of packed rows as `pooled` does, into clips row by row."""
-        batch, _, width = states.shape
-        frames = states.view(batch, self.config.patch_rows, patches.columns, width).mean(dim=1)
-        frame_mask = to_device(packing.segments != 0, states.device)
-        frames = frames.masked_fill(~frame_mask[..., None], 0.0)
-        return BestRQ2ModelOutput(frames, mean_over_clips(frames, packing), states, frame_mask)
+        Clips of packed rows are in the order of the rows.
+        """
+        frames = self.readout.frames(states, hidden_states, self.config.patch_rows).to(states.dtype)
+        if packing is not None:
+            frame_mask = to_device(packing.segments != 0, states.device)
+        elif patches.valid is not None:
+            frame_mask = patch_validity(patches.clip_columns, 1, patches.columns).to(states.device)
+        else:
+            frame_mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=states.device)
+        if packing is not None or patches.valid is not None:
+            frames = frames.masked_fill(~frame_mask[..., None], 0.0)
+        clips, inside = (frames, frame_mask) if packing is None else clips_of_rows(frames, packing)
+        return BestRQ2ModelOutput(
+            frames, pool(clips, inside, self.readout.pooling).to(states.dtype), states, frame_mask
+        )
 
     def embed_patches(self, patches: Patches) -> Tensor:
         """Embed all patches and add their positions: [B, N, D]."""
@@ -519,14 +549,14 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
 
 
 class BestRQ2ForAudioClassification(BestRQ2PreTrainedModel):
-    """Audio classifier: encoder, mean over the valid frames, linear layer to `config.num_labels` classes."""
+    """Audio classifier: encoder, its clip vector (by default the mean over the frames), linear layer to the classes."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = PRETRAINING_KEYS
 
     def __init__(self, config: BestRQ2Config) -> None:
         super().__init__(config)
         self.bestrq2 = BestRQ2Model(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(Readout.of(config).clip_width(config), config.num_labels)
         self.post_init()
 
     @can_return_tuple

@@ -13,8 +13,10 @@ class BestRQ2ModelOutput(ModelOutput):
     """Output of `BestRQ2Model`.
 
     Attributes:
-        last_hidden_state: [B, T', D], frames: mean over the frequency rows; 0 after the end of a clip.
-        pooler_output: [B, D], mean over the valid frames; for packed rows [clips, D], row by row.
+        last_hidden_state: [B, T', D], frames: mean over the frequency rows; 0 after the end of a clip. Another readout
+            (`config.readout`) takes other layers, or frames as wide as all rows together.
+        pooler_output: [B, D], mean over the valid frames, or what the readout pools them to; for packed rows
+            [clips, D], row by row.
         patch_hidden_states: [B, N, D], frequency-major.
         frame_attention_mask: bool [B, T'], True for frames inside the clip.
         hidden_states: None unless requested; else the input of the first block, positions included, and the output of

@@ -70,14 +70,3 @@ def normalize_clips(log_mel: Tensor, segments: Tensor, per_band: bool) -> Tensor
     # Again, because a band that hardly changes is divided by little, and so is the rounding error of its mean.
     centred = centred - mean(centred)
     return (centred / mean(centred.square()).sqrt().clamp_min(MIN_DEVIATION)).flatten(2)
-
-
-def mean_over_clips(frames: Tensor, packing: Packing) -> Tensor:
-    """Average the frames [R, C, D] of each clip: [clips, D], row by row; frames of empty columns must be finite."""
-    device, clips = frames.device, packing.clips()
-    numbers = torch.arange(1, int(clips.max()) + 1, device=clips.device)
-    members = to_device(packing.segments[:, None, :] == numbers[:, None], device)  # [R, clips of a row, C]
-    places = to_device((numbers <= clips[:, None]).flatten().nonzero()[:, 0], device)
-    wide = torch.promote_types(frames.dtype, torch.float32)  # in float16 the sum over a long clip overflows
-    means = members.to(wide) @ frames.to(wide) / members.sum(dim=2, keepdim=True).clamp_min(1)
-    return means.flatten(0, 1)[places].to(frames.dtype)

@@ -116,7 +116,8 @@ def render_card(origin: Origin, model: BestRQ2PreTrainedModel, place: str, licen
         sampling_rate=config.sampling_rate,
         max_seconds=config.max_seconds,
         frame_milliseconds=1000 * config.frame_hop_samples / config.sampling_rate,
-        width=config.hidden_size,
+        width=model.base_model.readout.frame_width(config),
+        clip_width=model.base_model.readout.clip_width(config),
         version=__version__,
     )
 

@@ -15,9 +15,9 @@ from bestrq2.evaluate.frozen import FrozenEncoder, check_phases
 from bestrq2.evaluate.provenance import encoder_identity
 from bestrq2.evaluate.xares.tasks import INSTALL
 from bestrq2.inference.embedder import Embedder
-from bestrq2.inference.readout import Layers, layer_indices
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
+from bestrq2.model.readout import Readout
 
 
 class XaresEncoder(FrozenEncoder):
@@ -25,16 +25,16 @@ class XaresEncoder(FrozenEncoder):
 
     The harness pads the clips of a batch with zeros and does not pass on their lengths. For clip-level tasks zeros at
     the end of a row are therefore left out, and frames that only fill the batch hold the clip's mean, so that the mean
-    over all frames, which the harness takes, is that of the audio alone. For frame-level tasks nothing is left out
+    over all frames, which the harness takes, is that of the audio alone; with another pooling than the mean, a clip is
+    one frame. For frame-level tasks nothing is left out
     (batches hold one clip), and frames are placed in time as the labels assume: frame i is between i and i + 1 hops.
     In chunks, all of this is as in the fork of X-ARES by the author of BEST-RQ-2 (github.com/LudovicTuncay/xares):
     padding is sound, and the last chunk of a long batch is padded to a second, of which its share of frames is kept.
 
     Args:
-        model: the encoder.
+        model: the encoder, with its readout.
         phases: number of shifted copies of the patch grid, which divides the hop.
         frame_level: whether the task uses single frames; otherwise it uses their mean.
-        layers: hidden layer or layers, see `Embedder.embed`.
         chunks: embed chunks of the model's `max_seconds` without overlap, padding included.
         on_batch: called with the number of clips of each finished batch.
     """
@@ -44,13 +44,15 @@ class XaresEncoder(FrozenEncoder):
         model: BestRQ2Model,
         phases: int = 1,
         frame_level: bool = False,
-        layers: Layers = None,
         chunks: bool = False,
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
-        super().__init__(model, phases, layers)
+        super().__init__(model, phases)
         config = model.config
-        self.sampling_rate, self.output_dim = config.sampling_rate, config.hidden_size
+        self.sampling_rate, self.output_dim = config.sampling_rate, self.frame_width
+        self._pools = not frame_level and model.readout.pooling != "mean"
+        if self._pools:
+            self.output_dim = self.clip_width
         self.hop_size_in_ms = 1000 * config.frame_hop_samples / config.sampling_rate / phases
         self._frame_level, self._in_chunks, self._on_batch = frame_level, chunks, on_batch
 
@@ -79,6 +81,8 @@ class XaresEncoder(FrozenEncoder):
             return frames[:, _on_time(frames.shape[1], self.phases)]
         shortest = self.model.config.frame_hop_samples
         found = self.embed([without_padding(row, shortest) for row in waves], self.sampling_rate)
+        if self._pools:
+            return found.clip[:, None]
         return np.where(found.frame_mask[..., None], found.frames, found.clip[:, None])
 
     def _chunks(self, waves: Tensor) -> np.ndarray:
@@ -122,13 +126,11 @@ class Extraction:
     Attributes:
         phases: number of shifted copies of the patch grid for frame-level tasks.
         clip_phases: number of shifted copies of the patch grid for clip-level tasks.
-        layers: hidden layer or layers, see `Embedder.embed`; None for the model's output.
         chunks: embed chunks without overlap, padding included; see `XaresEncoder`.
     """
 
     phases: int = 2
     clip_phases: int = 1
-    layers: int | list[int] | str | None = None
     chunks: bool = False
 
     def check(self, config: BestRQ2Config) -> None:
@@ -137,7 +139,8 @@ class Extraction:
             check_phases(getattr(self, name), config, name)
             if self.chunks and getattr(self, name) != 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but chunks have one phase; leave it out")
-        layer_indices(self.layers, config.num_hidden_layers)
+        if self.chunks and Readout.of(config).pooling != "mean":
+            raise ConfigError("pooling must be mean in chunks, whose frames the harness averages; leave it out")
 
 
 def harness_version() -> str:

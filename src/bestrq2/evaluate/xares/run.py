@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from bestrq2.convert.readout import set_readout
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.errors import BestRQ2Error, CheckpointError, ConfigError, DataError
 from bestrq2.evaluate.provenance import digest, is_run_folder, model_name, model_provenance
@@ -44,6 +45,8 @@ def run_xares(
     phases: int | None = None,
     clip_phases: int = 1,
     layers: int | list[int] | str | None = None,
+    frequency: str | None = None,
+    pooling: str | None = None,
     extraction: Literal["overlap", "chunks"] = "overlap",
     output: Path | None = None,
     device: str | None = None,
@@ -65,9 +68,10 @@ def run_xares(
     root = cache_folder(cache).absolute() / "xares"
     folder = data_folder(None if data is None else Path(data), root)
     embedder = load(model, "cpu")
+    set_readout(embedder.model, layers, frequency, pooling)
     if phases is None:
         phases = 1 if extraction == "chunks" else min(2, embedder.config.patch_size[1])
-    options = Extraction(phases, clip_phases, layers, extraction == "chunks")
+    options = Extraction(phases, clip_phases, extraction == "chunks")
     options.check(embedder.config)
     identity = model_identity(embedder, options)
     name = model_name(model)
@@ -87,7 +91,7 @@ def run_xares(
         scores, failures, facts = _run(pool, name, usable, requests)
     failures = {task.name: task.error for task in chosen if task.error} | failures
     provenance = model_provenance(model, embedder.config, ["bestrq2 xares", os.fspath(model)]) | facts
-    provenance |= {"identity": identity, "extraction": asdict(options)}
+    provenance |= {"identity": identity, "extraction": asdict(options) | embedder.model.readout.settings()}
     provenance |= {"hop_ms": 1000 * embedder.hop_seconds, "xares": version}
     provenance["device"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
     result = Result(XARES, name, tuple(scores), failures, provenance, xares_parts)

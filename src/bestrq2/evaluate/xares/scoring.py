@@ -121,7 +121,6 @@ class _TaskRun:
             embedder.model,
             extraction.phases if self.frame_level else extraction.clip_phases,
             self.frame_level,
-            extraction.layers,
             extraction.chunks,
             self._count,
         )

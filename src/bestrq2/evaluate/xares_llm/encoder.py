@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bestrq2.convert.readout import set_readout
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.frozen import FrozenEncoder
@@ -42,8 +43,10 @@ class BestRQ2Encoder(FrozenEncoder):
     """
 
     def __init__(self, folder: str, phases: int = 2, layers: int | None = None) -> None:
-        super().__init__(read_encoder(folder), phases, layers)
-        self.output_dim = self.model.config.hidden_size
+        model = read_encoder(folder)
+        set_readout(model, layers)
+        super().__init__(model, phases)
+        self.output_dim = self.frame_width
 
     def forward(self, audio: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embed a batch; masked samples do not change the features.

@@ -242,6 +242,8 @@ def _prepare(
         "bestrq2": software_provenance()["bestrq2"],
         "xares-llm": harness.versions["xares-llm"],
     }
+    if encoder.config.readout:
+        identity["readout"] = encoder.config.readout
     name = model_name(model)
     folder = (output / f"{name}-{_digest(identity)[:12]}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
