@@ -22,12 +22,12 @@ from torch import Tensor
 from bestrq2.errors import AudioError, ConfigError
 from bestrq2.evaluate.provenance import digest, encoder_identity
 from bestrq2.inference.embedder import Embedder, load
-from bestrq2.inference.readout import Layers, pooled_width
+from bestrq2.model.readout import Layers
 from bestrq2.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_DEFAULTS: dict[str, Any] = {"phases": 1, "layers": None, "pooling": "mean"}
+_DEFAULTS: dict[str, Any] = {"phases": 1, "layers": None, "frequency": None, "pooling": None}
 
 
 class MTEBEncoder:
@@ -40,8 +40,9 @@ class MTEBEncoder:
         source: embedder, or any model that `bestrq2.load` takes.
         device: device such as "cpu" or "cuda:0"; None for CUDA if available, else the CPU. An embedder keeps its own.
         phases: number of shifted copies of the patch grid whose frames are averaged.
-        layers: hidden layer or layers, see `Embedder.embed`.
-        pooling: pooling of frames to a clip vector, see `Embedder.embed`.
+        layers: layer or layers, see `Embedder.embed`; None for the model's own, as for the next two.
+        frequency: "mean" or "concat" of the rows of patches along frequency.
+        pooling: pooling of frames to a clip vector.
 
     Attributes:
         mteb_model_meta: name, revision (a hash of weights, architecture and version) and facts of the model, under
@@ -58,12 +59,14 @@ class MTEBEncoder:
         device: str | torch.device | None = None,
         *,
         phases: int = 1,
-        layers: Layers = None,
-        pooling: str = "mean",
+        layers: Layers | None = None,
+        frequency: str | None = None,
+        pooling: str | None = None,
     ) -> None:
         self.embedder = source if isinstance(source, Embedder) else load(source, device)
-        self.embedder.check_options(phases, layers, pooling)
-        self.options: dict[str, Any] = {"phases": phases, "layers": layers, "pooling": pooling}
+        self.options: dict[str, Any] = {
+            "phases": phases, "layers": layers, "frequency": frequency, "pooling": pooling,
+        }  # fmt: skip
         self.mteb_model_meta = _model_meta(self.embedder, self.options)
 
     def encode(
@@ -152,7 +155,7 @@ def _model_meta(embedder: Embedder, options: dict[str, Any]) -> Any:
         from mteb.models import ModelMeta
     except ImportError as error:
         raise ConfigError("mteb is not installed: pip install 'bestrq2[mteb]'") from error
-    weights = list(embedder.model.parameters())
+    weights, readout = list(embedder.model.parameters()), embedder.check_options(**options)
     unknown = "loader release_date languages max_tokens license open_weights training_datasets"
     unknown += " public_training_code public_training_data"
     return ModelMeta(
@@ -161,7 +164,7 @@ def _model_meta(embedder: Embedder, options: dict[str, Any]) -> Any:
         experiment_kwargs={key: value for key, value in options.items() if value != _DEFAULTS[key]} or None,
         n_parameters=sum(weight.numel() for weight in weights),
         memory_usage_mb=sum(weight.nbytes for weight in weights) / 2**20,
-        embed_dim=pooled_width(embedder.config.hidden_size, options["pooling"]),
+        embed_dim=readout.clip_width(embedder.config),
         framework=["PyTorch"],
         similarity_fn_name="cosine",
         use_instructions=False,
