@@ -26,9 +26,12 @@ from bestrq2.evaluate.benchmark import RealWorldBenchmark, find_benchmark, realw
 from bestrq2.evaluate.classifiers import LinearProbe
 from bestrq2.evaluate.held_out import HeldOutTask, retrieval_scores, score_held_out
 from bestrq2.evaluate.probe import LogMelStatistics
+from bestrq2.evaluate.result import write_result
+from bestrq2.evaluate.score_table import score_notes
 from bestrq2.evaluate.task_probe import ProbeRows
 from bestrq2.inference.embedder import Embeddings
 from bestrq2.realworld import fetch, load_manifest
+from bestrq2.report.runs import find_probes, own_labels
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +215,7 @@ def test_retrieval_counts_the_queries_whose_item_is_among_ten_of_another_group()
     assert retrieval_scores("constant", same, task)[0].score == 0
 
 
-def test_a_result_is_kept_in_the_run_and_checked(tmp_path, packages, manifest):
+def test_a_result_of_a_run_is_checked_and_shown_by_compare(tmp_path, packages, manifest):
     fetch(tmp_path / "real", manifest, packages)
     benchmark = realworld_1(tmp_path / "real")
     scores = run_benchmark([LogMelStatistics()], benchmark, progress=False)
@@ -221,6 +224,10 @@ def test_a_result_is_kept_in_the_run_and_checked(tmp_path, packages, manifest):
     assert {score.half for score in scores} == {"choose", "report"}
     result = module.benchmark_result(benchmark, LogMelStatistics.name, scores, {})
     module.check_benchmark_result(result, RealWorldBenchmark("realworld-1", benchmark.tasks, manifest.checksum))
+    write_result(tmp_path / "realworld-1.json", result)
+    (found,) = find_probes(tmp_path)
+    assert (own_labels(found)[0], found.scores) == ("realworld-1", tuple(scores))
+    assert "Recall at 10 by cosine similarity, chance 10/candidates: speech/prompt." in score_notes(scores)
     with pytest.raises(DataError, match="the protocol has manifest '0123456789abcdef'"):
         module.check_benchmark_result(result, RealWorldBenchmark("realworld-1", benchmark.tasks, "another"))
 

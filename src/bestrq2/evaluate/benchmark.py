@@ -20,8 +20,8 @@ from bestrq2 import realworld, soundworld
 from bestrq2.data.labels import LabelledTask, soundworld_tasks
 from bestrq2.errors import DataError
 from bestrq2.evaluate.classifiers import FOLDS, REGULARISATION_GRID
-from bestrq2.evaluate.held_out import RECALL, RETRIEVAL_METHODS, HeldOutTask, score_held_out
-from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY
+from bestrq2.evaluate.held_out import RETRIEVAL_METHODS, HeldOutTask, score_held_out
+from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY, RECALL
 from bestrq2.evaluate.result import CHOOSE, REPORT, Result, TaskScore, check_result, read_result
 from bestrq2.evaluate.task_probe import METHODS, FeatureExtractor, probe_features
 
@@ -121,13 +121,16 @@ class RealWorldBenchmark(Benchmark):
         """Raise a DataError if a recording is missing or differs."""
         self._files()
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> dict[int, Path]:
         return realworld.places(self.folder or realworld.find_folder(), realworld.load_manifest())
 
     def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
         """Find the recordings, and return the function that scores features on them."""
         manifest, files = realworld.load_manifest(), self._files()
-        place = {number: place for place, number in enumerate(sorted(manifest.tested))}
+        # clips of a batch are padded to the longest
+        numbers = sorted(files, key=lambda number: manifest.recordings[number].seconds)
+        place = {number: place for place, number in enumerate(numbers)}
+        audio = [files[number] for number in numbers]
         tasks = [
             HeldOutTask(
                 name,
@@ -139,7 +142,7 @@ class RealWorldBenchmark(Benchmark):
             )
             for name, rows in manifest.tasks.items()
         ]
-        return lambda features: score_held_out(features, files, tasks, self.seed, progress=progress)
+        return lambda features: score_held_out(features, audio, tasks, self.seed, progress=progress)
 
     def expected(self, task: str) -> tuple[str, int, tuple[str, ...]]:
         """Metric, number of test clips and methods of a task."""

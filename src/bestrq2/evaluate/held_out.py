@@ -12,7 +12,7 @@ import numpy as np
 from bestrq2.data.labels import ClipAudio, LabelledClips, LabelledTask
 from bestrq2.errors import DataError
 from bestrq2.evaluate.classifiers import Standardiser
-from bestrq2.evaluate.metrics import wilson_interval
+from bestrq2.evaluate.metrics import RANKS, RECALL, wilson_interval
 from bestrq2.evaluate.result import TaskScore
 from bestrq2.evaluate.task_probe import (
     METHODS,
@@ -26,9 +26,6 @@ from bestrq2.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-RANKS = 10
-RECALL = f"recall at {RANKS}"
-"""Share of queries whose counterpart is among the most similar recordings of the other groups."""
 RETRIEVAL_METHODS = ("statistics", "knn")
 
 

@@ -14,6 +14,9 @@ from bestrq2.errors import DataError
 
 ACCURACY = "accuracy"
 BALANCED_ACCURACY = "balanced accuracy"
+RANKS = 10
+RECALL = f"recall at {RANKS}"
+"""Share of queries whose counterpart is among the most similar candidates."""
 BEST_BY = {False: BALANCED_ACCURACY, True: "macro mAP"}
 """Metric that picks the best epoch, for one class per clip (False) and for several (True)."""
 

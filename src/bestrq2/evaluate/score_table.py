@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from bestrq2.evaluate.intervals import Interval, mean_interval
-from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY
+from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY, RANKS, RECALL
 from bestrq2.evaluate.result import CHOOSE, Result, TaskScore
 from bestrq2.evaluate.table import MARK, WIDTH, Table, mark_best, parts_text, percent
 
@@ -59,6 +59,9 @@ def score_notes(scores: Sequence[TaskScore]) -> list[str]:
     if BALANCED_ACCURACY in metrics:
         tasks = dict.fromkeys(score.task for score in scores if score.metric == BALANCED_ACCURACY)
         notes.append(f"Balanced accuracy, chance 1/classes: {', '.join(tasks)}.")
+    if RECALL in metrics:
+        tasks = dict.fromkeys(score.task for score in scores if score.metric == RECALL)
+        notes.append(f"Recall at {RANKS} by cosine similarity, chance {RANKS}/candidates: {', '.join(tasks)}.")
     skipped = {(score.features, score.task): len(score.skipped) for score in scores if score.skipped}
     if skipped:
         counts = (f"{count} of {task} ({features})" for (features, task), count in skipped.items())

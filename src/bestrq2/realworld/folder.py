@@ -40,8 +40,8 @@ def find_folder() -> Path:
     return folder
 
 
-def places(folder: Path, manifest: Manifest) -> list[Path]:
-    """Files of the recordings that tasks test, in the order of `sorted(manifest.tested)`.
+def places(folder: Path, manifest: Manifest) -> dict[int, Path]:
+    """Files of the recordings that tasks test, by their numbers.
 
     Raises:
         DataError: the folder belongs to another version of the benchmark, or recordings are missing or have changed.
@@ -66,7 +66,7 @@ def places(folder: Path, manifest: Manifest) -> list[Path]:
             f"{NAME} lacks {len(absent)} of {len(files)} recordings ({listed}), on which {', '.join(tasks)} depend; "
             f"{again} says why"
         )
-    return list(files.values())
+    return files
 
 
 def place(folder: Path, packages: Path, manifest: Manifest, number: int) -> Path:

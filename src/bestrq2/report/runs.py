@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from bestrq2.errors import DataError
-from bestrq2.evaluate.benchmark import SOUNDWORLD_2, read_benchmark_result
+from bestrq2.evaluate.benchmark import SOUNDWORLD_2, read_benchmark_result, realworld_1
 from bestrq2.evaluate.probe import PROBES
 from bestrq2.evaluate.result import PROBE, Result, read_result
 from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
@@ -204,12 +204,16 @@ def find_result(folder: Path) -> Result | None:
 
 
 def find_probes(folder: Path) -> tuple[Result, ...]:
-    """Results of a run folder on labels of one's own; of several on the same clips and splits the newest.
+    """Results of a run folder on real recordings: on labels of one's own, of several on the same clips and splits the
+    newest, and on realworld-1.
 
     Raises:
         DataError: a result is damaged.
     """
     found = [read_result(path, PROBE) for path in sorted((folder / PROBES).glob("*.json"))]
+    real = realworld_1()
+    if (path := folder / f"{real.name}.json").is_file():
+        found.append(read_benchmark_result(path, real))
     found.sort(key=lambda result: str(result.provenance.get("created")))
     return tuple({own_labels(result): result for result in found}.values())
 
@@ -220,7 +224,9 @@ def at_step(results: Sequence[Result], step: int | None) -> list[Result]:
 
 
 def own_labels(result: Result) -> tuple[str, str]:
-    """Name of the labels of a result, and the identity of their clips, splits and seed."""
+    """Name of the labels of a result, and the identity of their clips, splits and seed; "" for a frozen benchmark."""
+    if result.benchmark != PROBE:
+        return result.benchmark, ""
     protocol = result.provenance.get("protocol", {})
     return PurePath(str(protocol.get("labelled"))).name, f"{protocol.get('clips')} {protocol.get('seed')}"
 
