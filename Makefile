@@ -34,7 +34,7 @@ demo: $(VENV)/.demo
 # The quick tier: at most six minutes on two cores.
 test: lint types imports unit
 
-# The slow tier too: full-size fuzzing, kills at random instants, several processes, Ray, the X-ARES harness, browsers.
+# The slow tier too: full-size fuzzing, kills at random instants, several processes, Ray, browsers, the harnesses of X-ARES, HEAR and MTEB.
 test-all: lint types imports unit slow
 
 lint: $(VENV)/.dev
