@@ -86,10 +86,9 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("MODEL is missing; name a model to score, or give --list")
     result = xares(**values)
     from bestrq2.evaluate.result import check_complete
-    from bestrq2.evaluate.xares.results import format_xares_result
     from bestrq2.report.page import write_xares_pages
 
-    print(format_xares_result(result))
+    print(result)
     for page in write_xares_pages(values["model"], values["output"]):
         print(f"report: {page}")
     check_complete(result)

@@ -21,11 +21,11 @@ from bestrq2.evaluate.xares.results import (
     Mean,
     averages,
     entry_titles,
-    format_xares_result,
     missing_entries,
     plain_averages,
     read_xares_result,
     xares_csv,
+    xares_parts,
 )
 from bestrq2.evaluate.xares.tasks import DOMAINS, TASKS
 from published_models import published_result, xares_score
@@ -144,14 +144,18 @@ def partial(name: str = "mine") -> Result:
     return replace(some, scores=(*some.scores[:-1], *own), failures=failures)
 
 
+def shown(result: Result) -> str:
+    return str(replace(result, parts=xares_parts))
+
+
 def line(table: str, start: str) -> str:
     return next(one for one in table.splitlines() if one.strip().startswith(start))
 
 
 def test_a_complete_run_shows_its_averages_beside_the_published_ones() -> None:
-    table = format_xares_result(published_result("Whisper", name="my encoder"))
+    table = shown(published_result("Whisper", name="my encoder"))
     assert re.search(r"ASV2015\s+96\.6 /\s+84\.3\s+96\.4 /\s+86\.9", table)
-    assert re.search(r"Clotho\s+3\.8 /\s+–", table)
+    assert re.search(r"Clotho \(recallatk_r1\)\s+3\.8 /\s+–", table)
     assert re.search(r"my encoder\s+49\.19\s+38\.67\s+28\.61\s+42\.75\s+38\.82", table)
     assert re.search(r"BEST-RQ-2\s+38\.49\s+54\.40\s+46\.39\s+43\.21\s+46\.43", table)
     assert re.search(r"my encoder\s+73\.49\s+43\.65\s+29\.47\s+53\.13\s+48\.87", table)
@@ -163,9 +167,7 @@ def test_a_complete_run_shows_its_averages_beside_the_published_ones() -> None:
 
 
 def test_a_partial_run_shows_no_mean_over_what_it_has() -> None:
-    table = format_xares_result(
-        replace(partial(), scores=[score for score in partial().scores if score.task != "maestro"])
-    )
+    table = shown(replace(partial(), scores=[score for score in partial().scores if score.task != "maestro"]))
     own = line(table, "mine  ")
     cells = re.split(r"\s{2,}", own.strip())
     assert cells == ["mine", "0 of 22 entries", "6 of 7 entries", "1 of 8 entries", *["7 of 37 entries"] * 2]
@@ -178,40 +180,40 @@ def test_a_partial_run_shows_no_mean_over_what_it_has() -> None:
 
 def test_a_domain_that_is_whole_has_its_mean_though_others_lack() -> None:
     scores = published_result("Dasheng", only=SOME, name="mine").scores
-    table = format_xares_result(Result(XARES, "mine", scores[:-1]))
+    table = shown(Result(XARES, "mine", scores[:-1]))
     assert re.search(r"mine\s+0 of 22 entries\s+65\.07\s+1 of 8 entries\s+8 of 37 entries", table)
     assert "ESC-50 (k-NN)" in table
     assert re.search(r"ESC-50\s+85\.7 /\s+none", table)
 
 
 def test_failures_are_told_with_their_reason() -> None:
-    table = format_xares_result(partial())
+    table = shown(partial())
     assert "DESED failed: desed/valid.tar is half downloaded: delete it" in table
     assert "soundworld_rhythm failed: the encoder gave NaN" in table
-    assert re.search(r"DESED\s+failed /\s+–\s+53\.7", table)
+    assert re.search(r"DESED \(segmentf1_macro\)\s+failed /\s+–\s+53\.7", table)
 
 
 def test_tasks_of_ones_own_stand_apart() -> None:
-    table = format_xares_result(partial())
+    table = shown(partial())
     before, after = table.split("tasks outside of X-ARES")
     assert "soundworld" not in before
     assert re.search(r"soundworld_word\s+61\.5", after)
     assert re.search(r"soundworld_events\s+40\.0 /\s+none\s+mAP", after)
-    alone = format_xares_result(Result(XARES, "mine", partial().scores[-2:]))
+    alone = shown(Result(XARES, "mine", partial().scores[-2:]))
     assert "None of the 37 entries of the published averages was scored" in alone
     assert "BEST-RQ-2" not in alone
 
 
 def test_speech_recognition_and_private_tasks_stand_in_no_average() -> None:
     scores = (xares_score("librispeech", "mlp", 0.5, "WER_inv"), xares_score("finger_snap", "knn", 0.7))
-    table = format_xares_result(Result(XARES, "mine", scores))
+    table = shown(Result(XARES, "mine", scores))
     assert table.index("tasks that no average counts") < table.index("LibriSpeech-ASR") < table.index("Finger snap")
     assert "global mean" not in table
 
 
 def test_a_long_name_does_not_widen_the_table() -> None:
-    long = format_xares_result(partial("runs/" + "very-long-name-" * 9 + "seed-3"))
-    assert max(map(len, long.splitlines()[1:])) <= 140
+    long = shown(partial("runs/" + "very-long-name-" * 9 + "seed-3"))
+    assert max(map(len, long.splitlines()[1:])) <= 120
     assert "seed-3" in long
 
 

@@ -22,7 +22,7 @@ def {name}_config(encoder):
     return TaskConfig(
         encoder=encoder, name="{name}", label_processor=lambda sample: {label}, output_dim=2, epochs={epochs},
         train_split="train", valid_split="train", test_split="test", batch_size_encode=4,
-        k_fold_splits={folds},
+        k_fold_splits={folds}, torch_num_threads=1,
     )
 """
 

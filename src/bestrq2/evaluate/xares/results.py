@@ -184,24 +184,10 @@ def metric_of(result: Result, task: str) -> str:
     return next((score.metric for score in result.scores if score.task == task), "")
 
 
-def format_xares_result(result: Result, width: int = WIDTH) -> str:
-    """Format a result as text: tasks, averages beside published rows, other tasks, and notes.
-
-    Args:
-        result: scores of all tasks or some.
-        width: longest line of sentences in characters.
-
-    Returns:
-        Text without a final newline.
-    """
-    sentences = (textwrap.fill(note, width, subsequent_indent="  ", break_on_hyphens=False) for note in notes(result))
-    tables = [table.text(width=None) for table in xares_tables(result)]
-    return "\n\n".join([f"{BENCHMARK}: {result.model}", *tables, "\n".join(sentences)])
-
-
 def xares_parts(result: Result) -> list[Table | str]:
     """Tables and notes of a result of X-ARES, for `Result.parts`."""
-    return [f"{BENCHMARK}: {result.model}", *xares_tables(result), *notes(result)]
+    sentences = (textwrap.fill(note, WIDTH, break_on_hyphens=False, break_long_words=False) for note in notes(result))
+    return [f"{BENCHMARK}: {result.model}", *xares_tables(result), *sentences]
 
 
 def xares_tables(result: Result) -> list[Table]:
@@ -285,8 +271,9 @@ def _task_table(result: Result, tasks: Sequence[PublicTask], title: str) -> Tabl
                 _pair([published.get((model, task.name, method)) for method in task.methods], task.methods)
                 for model in models
             ]
-            rows.append((f"  {task.title}", _cell(result, task.name, task.methods), *cells, task.metric))
-    return Table(("", _short(result.model), *models, "metric"), tuple(rows), title)
+            metric = "" if task.metric == "accuracy" else f" ({task.metric})"
+            rows.append((f"  {task.title}{metric}", _cell(result, task.name, task.methods), *cells))
+    return Table(("", _short(result.model), *models), tuple(rows), title)
 
 
 def _average_table(result: Result, aggregation: Aggregation) -> Table:

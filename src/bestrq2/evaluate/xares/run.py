@@ -160,12 +160,10 @@ def _writable(root: Path) -> Iterator[None]:
 def _describe(pool: WorkerPool, root: Path, files: Sequence[str]) -> list[TaskFile]:
     log, work = str(root / "logs" / "tasks.log"), str(root / "hub")
     request = {"do": "describe", "files": list(files), "log": log, "work": work}
-    for answer in pool.run([request]):
-        if "failed" in answer.content:
-            raise BestRQ2Error(f"the X-ARES harness does not start: {answer.content['failed']}")
-        if "done" in answer.content:
-            return [TaskFile(**values) for values in answer.content["done"]]
-    raise AssertionError("a request has a last answer")
+    ((_, answer),) = pool.run([request])
+    if "failed" in answer:
+        raise BestRQ2Error(f"the X-ARES harness does not start: {answer['failed']}")
+    return [TaskFile(**values) for values in answer["done"]]
 
 
 def _snapshot(embedder: Embedder, root: Path, identity: dict[str, str]) -> Path:

@@ -59,14 +59,11 @@ class PublicTask:
 
 def _public_tasks() -> Mapping[str, PublicTask]:
     text = (resources.files("bestrq2") / "evaluate" / "xares" / "tasks.csv").read_text(encoding="utf-8")
-    tasks: dict[str, PublicTask] = {}
+    tasks = {}
     for row in csv.DictReader(text.splitlines()):
-        methods = tuple(method for method in METHODS if method in row["methods"].split())
-        domain, paper_domain = (next(one for one in DOMAINS if one == row[key]) for key in ("domain", "paper_domain"))
-        counted, in_paper = row["entries"] == "yes", row["paper"] == "yes"
-        tasks[row["name"]] = PublicTask(
-            row["name"], row["title"], domain, paper_domain, methods, row["metric"], counted, in_paper
-        )
+        values: dict[str, Any] = {**row, "methods": tuple(row["methods"].split())}
+        values |= {name: row[name] == "yes" for name in ("entries", "paper")}
+        tasks[row["name"]] = PublicTask(**values)
     return MappingProxyType(tasks)
 
 

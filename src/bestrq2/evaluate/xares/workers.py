@@ -19,29 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from bestrq2.convert.weights import first_line
 from bestrq2.errors import BestRQ2Error, CheckpointError
 
 _REPORT_SECONDS = 1.0
-
-
-class Answer(NamedTuple):
-    """Answer of a worker to a request.
-
-    Attributes:
-        place: index of the request.
-        content: "done" or "failed" in the last answer; "encoded" and "of" before it.
-    """
-
-    place: int
-    content: dict[str, Any]
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it is the last answer to this request."""
-        return "done" in self.content or "failed" in self.content
+# The harness sets two threads per process; where cores are fewer, threads that spin while they wait double the time.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_MININTERVAL": "10"}
 
 
 class WorkerPool:
@@ -69,29 +54,32 @@ class WorkerPool:
                 worker.kill()
         self._threads.shutdown(cancel_futures=True)
 
-    def run(self, requests: Sequence[dict[str, Any]]) -> Iterator[Answer]:
-        """Yield the answers to all requests as they come."""
-        answers: queue.Queue[Answer] = queue.Queue()
+    def run(self, requests: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the answers to all requests as they come, with the index of the request.
+
+        An answer has "done" or "failed" if it is the last one to its request, and "encoded" and "of" before that.
+        """
+        answers: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
         for place, request in enumerate(requests):
             self._threads.submit(self._ask, place, request, answers.put)
         left = len(requests)
         while left:
-            answer = answers.get()
-            left -= answer.is_last
-            yield answer
+            place, content = answers.get()
+            left -= _is_last(content)
+            yield place, content
 
-    def _ask(self, place: int, request: dict[str, Any], put: Callable[[Answer], None]) -> None:
+    def _ask(self, place: int, request: dict[str, Any], put: Callable[[tuple[int, dict[str, Any]]], None]) -> None:
         """Have the worker of this thread answer a request."""
         try:
             for content in self._worker().ask(request):
-                put(Answer(place, content))
+                put((place, content))
         except (BestRQ2Error, OSError) as error:
             with self._lock:
                 worker = self._workers.pop(threading.get_ident(), None)
             if worker is not None:
                 worker.kill()
                 worker.close()
-            put(Answer(place, {"failed": str(error)}))
+            put((place, {"failed": str(error)}))
 
     def _worker(self) -> _Worker:
         """The worker of this thread, kept from one request to the next."""
@@ -105,6 +93,10 @@ class WorkerPool:
             return worker
 
 
+def _is_last(content: Mapping[str, Any]) -> bool:
+    return "done" in content or "failed" in content
+
+
 class _Worker:
     """One worker process; Ctrl-C on the terminal does not reach it, the end of its input does."""
 
@@ -112,7 +104,7 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import main; main()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "TQDM_MININTERVAL": "10", **environment}, start_new_session=True,
+            env={**_ENVIRONMENT, **os.environ, **environment}, start_new_session=True,
         )  # fmt: skip
 
     def ask(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -129,7 +121,7 @@ class _Worker:
         for line in self._process.stdout:
             content = json.loads(line)
             yield content
-            if "done" in content or "failed" in content:
+            if _is_last(content):
                 return
         raise BestRQ2Error(self._death(request))
 
