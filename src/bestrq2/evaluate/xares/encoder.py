@@ -26,10 +26,12 @@ class XaresEncoder(FrozenEncoder):
     The harness pads the clips of a batch with zeros and does not pass on their lengths. For clip-level tasks zeros at
     the end of a row are therefore left out, and frames that only fill the batch hold the clip's mean, so that the mean
     over all frames, which the harness takes, is that of the audio alone; with another pooling than the mean, a clip is
-    one frame. For frame-level tasks nothing is left out
-    (batches hold one clip), and frames are placed in time as the labels assume: frame i is between i and i + 1 hops.
-    In chunks, all of this is as in the fork of X-ARES by the author of BEST-RQ-2 (github.com/LudovicTuncay/xares):
-    padding is sound, and the last chunk of a long batch is padded to a second, of which its share of frames is kept.
+    one frame. For frame-level tasks nothing is left out (batches hold one clip), and frames are placed in time as the
+    labels assume: frame i is between i and i + 1 hops.
+
+    With `chunks`, frames are those of the fork of X-ARES by the author of BEST-RQ-2 (github.com/LudovicTuncay/xares):
+    padding is embedded as sound, and a last chunk of less than a second is padded to one and keeps its share of the
+    frames.
 
     Args:
         model: the encoder, with its readout.
