@@ -16,8 +16,7 @@ from typing import Any
 def make_environment(folder: Path, *packages: str) -> Path:
     """Make the environment by links to the packages installed here; returns its Python."""
     venv.create(folder, with_pip=False, symlinks=True)
-    paths = {"base": str(folder), "platbase": str(folder)}
-    site = Path(sysconfig.get_path("purelib", "posix_prefix", vars=paths))
+    site = site_packages(folder)
     for name in _required(*packages):
         for file in metadata.distribution(name).files or ():
             top = file.parts[0]
@@ -25,6 +24,11 @@ def make_environment(folder: Path, *packages: str) -> Path:
             if top not in ("..", "__pycache__") and not link.exists():
                 link.symlink_to(Path(str(metadata.distribution(name).locate_file(top))).resolve())
     return folder / "bin" / "python"
+
+
+def site_packages(folder: Path) -> Path:
+    """Folder of the packages of a virtual environment."""
+    return Path(sysconfig.get_path("purelib", "posix_prefix", vars={"base": str(folder), "platbase": str(folder)}))
 
 
 def _required(*packages: str) -> set[str]:
