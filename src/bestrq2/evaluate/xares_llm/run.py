@@ -23,17 +23,10 @@ from bestrq2.evaluate.result import XARES_LLM, Result, TaskScore, write_result
 from bestrq2.evaluate.score_table import mean_of_means
 from bestrq2.evaluate.table import Table
 from bestrq2.evaluate.xares_llm import harness as package
+from bestrq2.evaluate.xares_llm import task_files
 from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, check_contract, write_encoder
 from bestrq2.evaluate.xares_llm.harness import MISSING, Harness, drop_unfinished, read_score, run_harness
-from bestrq2.evaluate.xares_llm.task_files import (
-    DECODER,
-    check_models,
-    check_tars,
-    dataset_name,
-    is_custom,
-    read_task_file,
-    task_file,
-)
+from bestrq2.evaluate.xares_llm.task_files import dataset_name, is_custom, read_task_file
 from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
 from bestrq2.inference.embedder import weights_hash
 
@@ -63,22 +56,12 @@ class _Job:
         folder: folder of this model, these settings and this version of the benchmark.
         identity: weights, options and versions that scores depend on.
         model_args: keyword arguments of `BestRQ2Encoder`.
-        harness: the installed benchmark.
-        processes: GPUs to train on.
     """
 
     name: str
     folder: Path
     identity: dict[str, Any]
     model_args: dict[str, Any]
-    harness: Harness
-    processes: int = 1
-
-    def command(self, train_file: Path, eval_file: Path) -> list[str]:
-        """The benchmark's own command line."""
-        launch = ["-m", "accelerate.commands.launch", "--num_processes", str(self.processes)]
-        arguments = [ENCODER, str(train_file), str(eval_file), "--model_args", json.dumps(self.model_args)]
-        return [self.harness.python, *(launch if self.processes > 1 else []), "-m", package.LAUNCH, *arguments]
 
 
 def run_xares_llm(
@@ -108,23 +91,25 @@ def run_xares_llm(
         settings["decoder_model_name"] = str(Path(decoder).absolute()) if Path(decoder).is_dir() else decoder
     harness = package.find_harness(python or sys.executable)
     tasks = harness.check_versions() / "tasks"
-    train_file = task_file(tasks, task, "train")
+    train_file = task_files.task_file(tasks, task, "train")
     if evaluation is None and is_custom(task):
         raise ConfigError(f"{task} defines the training only; name what to score with --evaluation NAME or FILE.yaml")
-    eval_file = task_file(tasks, evaluation or task, "eval")
-    check_tars(train_file, eval_file, data)
+    eval_file = task_files.task_file(tasks, evaluation or task, "eval")
+    task_files.check_tars(train_file, eval_file, data)
     content, evaluations = read_task_file(train_file) | settings, read_task_file(eval_file)
-    check_models(content.get("decoder_model_name", DECODER), evaluations)
+    task_files.check_models(content.get("decoder_model_name", task_files.DECODER), evaluations)
+    several = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)] if processes > 1 else []
     with disk_errors(output):
-        job = _prepare(model, output, phases, layers, settings, harness, processes)
+        job = _prepare(model, output, {"phases": phases, "layers": layers, "training": settings}, harness)
         with folder_lock(job.folder):
             environment = package.child_environment(job.folder / "imports", data.absolute())
-            versions = harness.versions | {"torchaudio": package.own_check(harness, job.model_args, environment)}
-            title = _title(task, content)
-            failures = _run(job, title, content, eval_file, evaluations, environment)
+            audio = package.own_check(harness, job.model_args, environment)
+            title = f"{Path(task).stem}-{_digest(content)[:8]}" if is_custom(task) else task  # of what the file says
+            command = [harness.python, *several, "-m", package.LAUNCH]
+            failures = _run(job, title, content, eval_file, evaluations, command, environment)
             provenance = {
                 **software_provenance(["bestrq2 xares-llm", job.name, "--task", task]), **job.identity, "task": title,
-                "evaluation": evaluation or task, "versions": versions,
+                "evaluation": evaluation or task, "versions": harness.versions | {"torchaudio": audio},
                 "training_file": str(train_file), "evaluation_file": str(eval_file),
             }  # fmt: skip
             return _collect(job, title, evaluations, failures, provenance)
@@ -134,12 +119,6 @@ def check_encoder(
     model: str | os.PathLike[str], phases: int = 2, layers: int | None = None, python: str | None = None
 ) -> str:
     """Check an encoder by the contract of XARES-LLM, and by the benchmark's own check where it is installed.
-
-    Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
-        phases: number of shifted copies of the patch grid.
-        layers: hidden layer instead of the encoder's output.
-        python: interpreter of the environment with xares_llm; the current one by default.
 
     Returns:
         What was checked, in a sentence or two.
@@ -151,13 +130,12 @@ def check_encoder(
     if harness.folder is not None:
         harness.check_versions()
     with tempfile.TemporaryDirectory(prefix="bestrq2-xares-llm-") as folder, disk_errors(Path(folder)):
-        job = _prepare(model, Path(folder), phases, layers, {}, harness)
+        job = _prepare(model, Path(folder), {"phases": phases, "layers": layers}, harness)
         passed = f"{job.name}: keeps the contract of XARES-LLM, {job.identity['output_dim']} values per frame"
         if harness.folder is None:
             return f"{passed}. Its own check was not run: {harness.python} {MISSING}"
-        audio = package.own_check(
-            harness, job.model_args, package.child_environment(job.folder / "imports", Path(folder))
-        )
+        environment = package.child_environment(job.folder / "imports", Path(folder))
+        audio = package.own_check(harness, job.model_args, environment)
     return f"{passed}. Passed the check of xares_llm {harness.versions['xares-llm'] or ''} too; audio by {audio}."
 
 
@@ -214,34 +192,17 @@ def _domain(task: str) -> str:
     return next((domain for domain, names in DOMAINS.items() if task in names.split()), OTHER)
 
 
-def _title(task: str, content: dict[str, Any]) -> str:
-    """Name of a task among the files of a model; that of a custom file changes with its content."""
-    return f"{Path(task).stem}-{_digest(content)[:8]}" if is_custom(task) else task
-
-
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _prepare(
-    model: str | os.PathLike[str],
-    output: Path,
-    phases: int,
-    layers: int | None,
-    settings: dict[str, Any],
-    harness: Harness,
-    processes: int = 1,
-) -> _Job:
+def _prepare(model: str | os.PathLike[str], output: Path, options: dict[str, Any], harness: Harness) -> _Job:
     """Load, write and check the encoder."""
     encoder = load_encoder(model)
     identity = {
-        "weights_sha256": weights_hash(encoder),
-        "phases": phases,
-        "layers": layers,
-        "training": settings,
-        "bestrq2": software_provenance()["bestrq2"],
+        "weights_sha256": weights_hash(encoder), **options, "bestrq2": software_provenance()["bestrq2"],
         "xares-llm": harness.versions["xares-llm"],
-    }
+    }  # fmt: skip
     if encoder.config.readout:
         identity["readout"] = encoder.config.readout
     name = model_name(model)
@@ -249,10 +210,10 @@ def _prepare(
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "encoder" / "config.json").is_file():
         write_folder(folder / "encoder", lambda fresh: write_encoder(encoder, fresh))
-    model_args: dict[str, Any] = {"folder": str(folder / "encoder"), "phases": phases, "layers": layers}
+    model_args = {"folder": str(folder / "encoder"), "phases": options["phases"], "layers": options["layers"]}
     wrapped = BestRQ2Encoder(**model_args)
     check_contract(wrapped)
-    return _Job(name, folder, {**identity, "output_dim": wrapped.output_dim}, model_args, harness, processes)
+    return _Job(name, folder, {**identity, "output_dim": wrapped.output_dim}, model_args)
 
 
 def _run(
@@ -261,6 +222,7 @@ def _run(
     content: dict[str, Any],
     eval_file: Path,
     evaluations: dict[str, Any],
+    command: list[str],
     environment: dict[str, str],
 ) -> dict[str, str]:
     """Train and score at once; where scoring fails after training, score each remaining dataset by itself.
@@ -268,13 +230,18 @@ def _run(
     Returns:
         Dataset → error for those whose scoring failed.
     """
-    train_file, results, log = job.folder / f"{title}.yaml", job.folder / title, job.folder / f"{title}.log"
+    train_file, results = job.folder / f"{title}.yaml", job.folder / title
     write_text(train_file, yaml.safe_dump(content | {"output_dir": str(job.folder)}, sort_keys=False))
+
+    def score(file: Path) -> None:
+        arguments = [ENCODER, str(train_file), str(file), "--model_args", json.dumps(job.model_args)]
+        run_harness([*command, *arguments], environment, job.folder / f"{title}.log")
+
     drop_unfinished(results)
     _drop_redefined(job.folder / f"{title}-scored.yaml", evaluations, results)
     failures: dict[str, str] = {}
     try:
-        run_harness(job.command(train_file, eval_file), environment, log)
+        score(eval_file)
     except BestRQ2Error as error:
         if not drop_unfinished(results):
             raise
@@ -283,7 +250,7 @@ def _run(
             single = job.folder / f"{title}-{name}.yaml"
             write_text(single, yaml.safe_dump({name: evaluations[name]}, sort_keys=False))
             try:
-                run_harness(job.command(train_file, single), environment, log)
+                score(single)
             except BestRQ2Error as failure:
                 failures[dataset_name(name)] = str(failure)
     return failures

@@ -52,19 +52,14 @@ def task_file(tasks: Path, task: str, part: Literal["train", "eval"]) -> Path:
         if not Path(task).is_file():
             raise ConfigError(f"{task}: there is no such task file")
         return Path(task).resolve()
-    if task in JOINT_TASKS:
-        found = sorted((tasks / task / part).glob("*.y*ml"))
-        if not found:
-            raise ConfigError(f"{tasks / task / part}: holds no task file; reinstall xares_llm")
-        return found[0]
     ending = {"train": "_config", "eval": "_test_config"}[part]
-    single = {file.stem.removesuffix(ending): file for file in (tasks / "single" / part).glob("*.y*ml")}
-    if task not in single:
-        known = [*JOINT_TASKS, *sorted(single)]
+    known = {name: file for name in JOINT_TASKS for file in (tasks / name / part).glob("*.y*ml")}
+    known |= {file.stem.removesuffix(ending): file for file in sorted((tasks / "single" / part).glob("*.y*ml"))}
+    if task not in known:
         raise ConfigError(
             f"there is no task '{task}' to {part}{nearest(task, known)}; there are {', '.join(known)}, and .yaml files"
         )
-    return single[task]
+    return known[task]
 
 
 def is_custom(task: str) -> bool:
@@ -165,10 +160,12 @@ def check_models(decoder: str, evaluations: Mapping[str, Any]) -> None:
     captions = ", ".join(name for name, metric in metrics.items() if metric in _CAPTION_METRICS)
     if captions:
         checker = Path(os.environ.get("FENSE_DATA") or "~/.fense_data").expanduser() / _ERRORS
-        if not checker.is_file() and not _is_reachable(_ERRORS_URL):
+        models = [_SENTENCES]
+        if checker.is_file():
+            models.append(torch.load(checker, weights_only=True, mmap=True)["model_type"])
+        elif not _is_reachable(_ERRORS_URL):
             missing[f"{checker} for {captions}"] = f"curl -L --create-dirs -o {checker} {_ERRORS_URL}"
-        named = [torch.load(checker, weights_only=True, mmap=True)["model_type"]] if checker.is_file() else []
-        for model in (_SENTENCES, *named):
+        for model in models:
             if not _is_available(model):
                 missing[f"{model} for {captions}"] = f"hf download {model}"
     if missing:
