@@ -16,7 +16,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ def score_task(job: Job, embedder: Embedder, on_clips: Callable[[int, int], None
     folder.mkdir(parents=True, exist_ok=True)
     methods = METHODS if config.do_knn else METHODS[:1]
     with folder_lock(folder):
-        kept = _read_scores(folder / SCORES, facts)
+        kept = _read_json(folder / SCORES) or {}
         reused = all(method in kept for method in methods)
         if not reused:
             kept.setdefault("facts", facts)
@@ -215,22 +215,6 @@ def fixed_order(seed: int) -> Iterator[None]:
         patch.object(audiowebdataset, "expand_with_brace", by_name),
     ):
         yield
-
-
-def _read_scores(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Finished methods of an earlier call; empty where the file is damaged or of other audio."""
-    kept = _read_json(path)
-    if kept is None:
-        return {}
-    try:
-        same = all(kept["facts"][name] == value for name, value in facts.items())
-        numbers = [kept[method][name] for method in METHODS if method in kept for name in ("value", "seconds")]
-        if same and all(isinstance(number, float) and math.isfinite(number) for number in numbers):
-            return kept
-    except (KeyError, TypeError):
-        pass
-    logger.warning("%s: is damaged; the task is scored again", path)
-    return {}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
