@@ -51,20 +51,22 @@ DRUMS = {
     "clap": "clap",
 }
 EVENTS = {
-    "explosion": r"explosion|explode|bomb_exp|blast_sound|^boom$|explo\d",
-    "gun": r"gunshot|shotgun|gun_sound|^gun|minigun|drillgun|^shoot|missile-\d$|bazooka|musket|cannon",
+    "explosion": r"explosion|explode|^boom$",
+    "gun": r"gunshot|shotgun(fire)?$|gun_sound|^gun$|minigun|^cannon|musket",
     "laser": "laser|phaser|beam~|plasma",
-    "water": r"^water|env_sounds_water|splash|rain\b|waterdrop|waterrunning|waterfall|bubbles|river|plunge",
-    "fire": "^fire_|^fire[0-9]|^campfire|^fire$|flame|torch|wicker_fire|blowtorch|dartfire",
-    "footstep": "footstep|_walk|^steps?$",
+    "water": r"^water\d|env_sounds_water|^splash|^rain$|^water_?(drop|running)|^bubbles|^plunge",
+    "fire": r"^fire_(large|small|fire|extinguish)|^fire\d|^campfire|flame|^torch|wicker_fire|^fire$",
+    "footstep": "footstep|(golem|horseman|behemoth|dr)_walk|^steps?$",
     "cry": "-die|_die|scream",
-    "animal": r"^bird|duck|owl|rooster|goose|chicken|wolf|sheep|^horse(_\d+)?$|^dog|^cat$|kitten|meow|^cow|^goat|^pig"
-    "|^lion|^bear$|^crow|donkey|^frog|cricket|gull|boar|moose|coyote|stag_|^ox_|^hen$|^bull$|^elephant$|^tiger$|^bee",
-    "wood": r"sawing|benchsaw|sawmill|woodcutting|harvest_wood|choppy|^axe$|stonecutter|^saw$",
-    "metal": "anvil|^hammer|geologist_hammer|smith_|ironping|metal_footstep|pickhammer|mallet_metal|dig_metal",
-    "sword": r"swordman_attack|^sword|dagger|^knife|swing_then|throwing-knife|swish",
-    "engine": "^motor|^engine|machine_attack|jetpack|carpassing|motorcycle|sewingmachine|washing|railtrain|vacuum",
+    "animal": r"^birds?[\d_-]|^bird$|^duck|^owl$|^rooster|^goose|^chicken_[as]|^wolf[-_ h]|^sheep|^horse(_\d+)?$|^dog"
+    r"|^cat$|^kitten|^meow|^cow_|^pig_[as]|^donkey|^frog|^crickets?\d?(_\d+)?$|^moose|^coyote|^stag_|^ox_|^bee\d?$",
+    "wood": "sawing|benchsaw|sawmill|woodcutting|harvest_wood|choppy",
+    "metal": r"^anvil\d|anvil_collision|^hammer|geologist_hammer|smith_\d|ironping|pickhammer|mallet_metal|dig_metal",
+    "sword": r"swordman_attack|^sword(-\d)?$|dagger|^knife|swing_then|throwing-knife",
+    "engine": "car_passing|motorcycle|sewing_machine|washing|rail_train|vacuum|jetpack",
 }
+NOT_EVENTS = r"theme|loop|intro|catapult|airship|machine_die|station|wasteland|lasersight|underwater|rubber"
+"""File names in which another word of the kind means something else."""
 EVENT_PACKAGES = (
     *("megaglest-data", "wesnoth-1.16-data", "minetest-data", "widelands-data", "lincity-ng-data", "endless-sky-data"),
     *("wordwarvi-sound", "warmux-data", "scratch", "hedgewars-data", "bzflag-data", "sonic-pi-samples"),
@@ -234,12 +236,12 @@ class Builder:
             for path in self.files(package):
                 if re.search(r"music|voices|_desc|/math/|alphabets", path.lower()):
                     continue
-                name = re.sub(r"([a-z])([A-Z])", r"\1_\2", path.rsplit("/", 1)[1].rsplit(".", 1)[0])
-                names = {name.lower(), name.lower().replace("_", "")}
-                labels = [event for event, pattern in EVENTS.items() if any(re.search(pattern, one) for one in names)]
-                if not labels and package == "tuxpaint-stamps-default" and "/animals/" in path:
+                name = re.sub(r"([a-z])([A-Z])", r"\1_\2", path.rsplit("/", 1)[1].rsplit(".", 1)[0]).lower()
+                labels = [event for event, pattern in EVENTS.items() if re.search(pattern, name)]
+                if package == "tuxpaint-stamps-default" and "/animals/" in path:
                     labels = ["animal"]
-                if len(labels) == 1 and not re.search("theme|loop|intro", name):
+                # a flame is shot in this game
+                if len(labels) == 1 and not re.search(NOT_EVENTS, name) and (package, name) != ("bzflag-data", "fire"):
                     yield Row(labels[0], package, package, path)
 
     def animals(self) -> Iterator[Row]:

@@ -127,8 +127,10 @@ class RealWorldBenchmark(Benchmark):
     def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
         """Find the recordings, and return the function that scores features on them."""
         manifest, files = realworld.load_manifest(), self._files()
+        rows_of = {name: rows for name, rows in manifest.tasks.items() if name in self.tasks}
+        tested = {number for rows in rows_of.values() for number in rows.recordings.tolist()}
         # clips of a batch are padded to the longest
-        numbers = sorted(files, key=lambda number: manifest.recordings[number].seconds)
+        numbers = sorted(tested, key=lambda number: manifest.recordings[number].seconds)
         place = {number: place for place, number in enumerate(numbers)}
         audio = [files[number] for number in numbers]
         tasks = [
@@ -140,7 +142,7 @@ class RealWorldBenchmark(Benchmark):
                 rows.fold,
                 realworld.TASKS[name].retrieval,
             )
-            for name, rows in manifest.tasks.items()
+            for name, rows in rows_of.items()
         ]
         return lambda features: score_held_out(features, audio, tasks, self.seed, progress=progress)
 
