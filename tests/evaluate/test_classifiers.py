@@ -41,7 +41,7 @@ def test_linear_predictions_are_those_of_a_scikit_learn_pipeline() -> None:
 
     (train, labels), (test, _) = correlated_rows(0), correlated_rows(1, n=1000)
     rows = Standardiser.fit(train)(train)
-    strength = choose_regularisation(rows, labels, validation_folds(labels, None, seed=0), balanced=False)
+    strength, _ = choose_regularisation(rows, labels, validation_folds(labels, None, seed=0), balanced=False)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, solver="newton-cg", max_iter=1000))
     expected = pipeline.fit(train, labels).predict(test)
     assert (linear_predict(train, labels, test) == expected).mean() >= 0.999
@@ -53,7 +53,7 @@ def test_chosen_regularisation_is_near_the_best_of_cross_validation() -> None:
 
     train, labels = correlated_rows(0)
     rows = Standardiser.fit(train)(train)
-    chosen = choose_regularisation(rows, labels, validation_folds(labels, None, seed=0), balanced=False)
+    chosen, _ = choose_regularisation(rows, labels, validation_folds(labels, None, seed=0), balanced=False)
     folds = StratifiedKFold(10, shuffle=True, random_state=0)
     shares = {
         strength: cross_val_score(LogisticRegression(C=strength, max_iter=1000), rows, labels, cv=folds).mean()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from bestrq2 import flags
+from bestrq2.errors import ConfigError
 from bestrq2.progress import starting
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ def probe(
     output: Path | None = None,
     seed: int = 0,
     device: str | None = None,
+    layers: int | list[int] | str | None = None,
+    frequency: Literal["mean", "concat"] | None = None,
+    pooling: str | None = None,
+    readouts: bool = False,
 ) -> Result:
     """Score a model by linear probes and k-NN on labelled audio, beside baselines, with 95 % intervals.
 
@@ -36,6 +41,13 @@ def probe(
             `bestrq2 compare`.
         seed: random seed of splits and probes; the frozen benchmark has its own.
         device: device to run on, such as "cpu" or "cuda:0"; CUDA by default where available.
+        layers: layer or layers that frames are made of, as in `bestrq2 embed`; the model's own readout by default, like
+            the next two. A run folder keeps results of its own readout only.
+        frequency: "mean" of the rows of patches along frequency, or "concat".
+        pooling: what a clip holds of its frames, such as "mean" or "mean+std".
+        readouts: compare up to 16 readouts by linear probes on validation folds of the training clips (of a frozen
+            benchmark, those of the tasks to choose on), and score the best alone on the test clips. Prints the table
+            and the flags that reproduce the best; baselines are left out.
 
     Returns:
         Result with one score per features, task and method; it prints as its table, and a notebook shows it as HTML.
@@ -44,10 +56,16 @@ def probe(
         BestRQ2Error: with one sentence that says what to change.
     """
     with starting("probe") as progress:
-        from bestrq2.evaluate.probe import run_probe
+        from bestrq2.evaluate.probe import run_probe, run_readouts
 
         progress.show()
-        result = run_probe(model, labelled, baselines=baselines, output=output, seed=seed, device=device)
+        options: dict[str, Any] = {"layers": layers, "frequency": frequency, "pooling": pooling}
+        if readouts:
+            for name, value in options.items():
+                if value is not None:
+                    raise ConfigError(f"{name} is {value}, but readouts are compared; leave one of them out")
+            return run_readouts(model, labelled, output=output, seed=seed, device=device)
+        result = run_probe(model, labelled, baselines=baselines, output=output, seed=seed, device=device, **options)
         run = Path(model)
         if (run / "report.html").is_file():
             from bestrq2.files import disk_errors

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bestrq2 import realworld, soundworld
-from bestrq2.data.labels import LabelledTask, soundworld_tasks
+from bestrq2.data.labels import AudioAt, LabelledClips, LabelledTask, soundworld_tasks
 from bestrq2.errors import DataError
 from bestrq2.evaluate.classifiers import FOLDS, REGULARISATION_GRID
 from bestrq2.evaluate.held_out import RETRIEVAL_METHODS, HeldOutTask, score_held_out
@@ -52,6 +52,10 @@ class Benchmark(ABC):
     @abstractmethod
     def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
         """Load the audio, and return the function that scores features on it."""
+
+    @abstractmethod
+    def choosing_tasks(self, progress: bool) -> list[LabelledTask]:
+        """The classification tasks to choose settings on."""
 
     @abstractmethod
     def expected(self, task: str) -> tuple[str, int, tuple[str, ...]]:
@@ -91,9 +95,14 @@ class SoundWorldBenchmark(Benchmark):
                 "pip install 'bestrq2[demo]'"
             )
 
-    def load(self, progress: bool = True) -> list[LabelledTask]:
-        """The labelled audio, generated once and cached."""
-        return soundworld_tasks(list(self.tasks), self.train, self.test, self.world_seed, progress=progress)
+    def load(self, progress: bool = True, half: str | None = None) -> list[LabelledTask]:
+        """The labelled audio of all tasks, or of a half, generated once and cached."""
+        names = [name for name, own in self.tasks.items() if half in (None, own)]
+        return soundworld_tasks(names, self.train, self.test, self.world_seed, progress=progress)
+
+    def choosing_tasks(self, progress: bool) -> list[LabelledTask]:
+        """The tasks to choose settings on."""
+        return self.load(progress, CHOOSE)
 
     def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
         """Generate the audio, and return the function that scores features on it."""
@@ -124,15 +133,14 @@ class RealWorldBenchmark(Benchmark):
     def _files(self) -> dict[int, Path]:
         return realworld.places(self.folder or realworld.find_folder(), realworld.load_manifest())
 
-    def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
-        """Find the recordings, and return the function that scores features on them."""
+    def _corpus(self) -> tuple[list[Path], list[HeldOutTask]]:
+        """Files of all recordings, and the tasks, which refer to their places."""
         manifest, files = realworld.load_manifest(), self._files()
         rows_of = {name: rows for name, rows in manifest.tasks.items() if name in self.tasks}
         tested = {number for rows in rows_of.values() for number in rows.recordings.tolist()}
         # clips of a batch are padded to the longest
         numbers = sorted(tested, key=lambda number: manifest.recordings[number].seconds)
         place = {number: place for place, number in enumerate(numbers)}
-        audio = [files[number] for number in numbers]
         tasks = [
             HeldOutTask(
                 name,
@@ -144,7 +152,25 @@ class RealWorldBenchmark(Benchmark):
             )
             for name, rows in rows_of.items()
         ]
+        return [files[number] for number in numbers], tasks
+
+    def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
+        """Find the recordings, and return the function that scores features on them."""
+        audio, tasks = self._corpus()
         return lambda features: score_held_out(features, audio, tasks, self.seed, progress=progress)
+
+    def choosing_tasks(self, progress: bool) -> list[LabelledTask]:
+        """The classification tasks to choose settings on; their first fold is the test split."""
+        audio, every = self._corpus()
+        tasks = []
+        for task in every:
+            if self.tasks[task.name] == CHOOSE and not task.retrieval:
+                clips = LabelledClips(AudioAt(audio.__getitem__, task.clips), task.labels, groups=task.groups)
+                first = task.fold == task.fold.min()
+                classes = tuple(str(label) for label in np.unique(task.labels))
+                train, test = (clips.part(np.flatnonzero(part)) for part in (~first, first))
+                tasks.append(LabelledTask(task.name, task.domain, "clip", classes, train, test))
+        return tasks
 
     def expected(self, task: str) -> tuple[str, int, tuple[str, ...]]:
         """Metric, number of test clips and methods of a task."""

@@ -5,6 +5,7 @@ Nothing here sees test labels, and each test row is predicted on its own: other 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,7 @@ class LinearProbe:
 
     Attributes:
         regularisation: the chosen C.
+        validation_score: mean score over the folds for that C; NaN where no fold could be held out.
     """
 
     def __init__(
@@ -87,7 +89,9 @@ class LinearProbe:
         with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
             # scikit-learn suspects a regression where classes have few clips each
             warnings.filterwarnings("ignore", message="The number of unique classes is greater")
-            self.regularisation = choose_regularisation(projected, labels, fold, balanced=balanced)
+            self.regularisation, self.validation_score = choose_regularisation(
+                projected, labels, fold, balanced=balanced
+            )
             self._model = _logistic_regression(balanced).set_params(C=self.regularisation).fit(projected, labels)
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
@@ -138,8 +142,10 @@ def validation_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int, f
     return fold[group]
 
 
-def choose_regularisation(rows: np.ndarray, labels: np.ndarray, fold: np.ndarray, *, balanced: bool) -> float:
-    """The C with the best validation score; the middle of the grid where no fold can be held out.
+def choose_regularisation(
+    rows: np.ndarray, labels: np.ndarray, fold: np.ndarray, *, balanced: bool
+) -> tuple[float, float]:
+    """The C with the best validation score, and that score; the middle of the grid and NaN without a fold to hold out.
 
     Args:
         rows: standardised features, float64 [N, D].
@@ -160,8 +166,9 @@ def choose_regularisation(rows: np.ndarray, labels: np.ndarray, fold: np.ndarray
             share = np.mean([right[truth == label].mean() for label in np.unique(truth)]) if balanced else right.mean()
             scores[-1].append(float(share))
     if not scores:
-        return REGULARISATION_GRID[len(REGULARISATION_GRID) // 2]
-    return REGULARISATION_GRID[int(np.mean(scores, axis=0).argmax())]
+        return REGULARISATION_GRID[len(REGULARISATION_GRID) // 2], math.nan
+    means = np.mean(scores, axis=0)
+    return REGULARISATION_GRID[int(means.argmax())], float(means.max())
 
 
 def knn_predict(

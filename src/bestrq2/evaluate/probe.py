@@ -9,16 +9,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from bestrq2.convert.loading import random_encoder
+from bestrq2.convert.readout import set_readout
 from bestrq2.data.audio import shorter_files
 from bestrq2.data.labels import ClipAudio, LabelledTask, load_labelled
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.evaluate.benchmark import benchmark_result, find_benchmark, run_benchmark
+from bestrq2.evaluate.benchmark import Benchmark, benchmark_result, find_benchmark, run_benchmark
 from bestrq2.evaluate.provenance import is_run_folder, model_name, model_provenance
+from bestrq2.evaluate.readouts import compare_readouts, readout_parts
 from bestrq2.evaluate.result import PROBE, Result, TaskScore, write_result
 from bestrq2.evaluate.score_table import all_means, probe_parts
 from bestrq2.evaluate.task_probe import FeatureExtractor, probe_features
@@ -28,6 +31,7 @@ from bestrq2.inference.inputs import mono_blocks
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.log_mel import LogMel
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
+from bestrq2.model.readout import Layers
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
@@ -45,11 +49,14 @@ def run_probe(
     output: Path | None = None,
     seed: int = 0,
     device: str | None = None,
+    layers: Layers | None = None,
+    frequency: str | None = None,
+    pooling: str | None = None,
 ) -> Result:
     """Probe a model on labelled audio or on a frozen benchmark; see `bestrq2.probe` for the arguments.
 
-    The result is written to `output`, and also into a run folder: that of a frozen benchmark as NAME.json, others as
-    probes/NAME.json, where a later probe of the same labels replaces it.
+    The result is written to `output`, and, unless options choose a readout, also into a run folder: that of a frozen
+    benchmark as NAME.json, others as probes/NAME.json, where a later probe of the same labels replaces it.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
@@ -57,21 +64,24 @@ def run_probe(
     labelled = os.fspath(labelled)
     benchmark = find_benchmark(labelled)
     files = [] if output is None else [Path(output)]
+    options: dict[str, Any] = {"layers": layers, "frequency": frequency, "pooling": pooling}
+    kept = is_run_folder(model) and not any(value is not None for value in options.values())
     if benchmark is not None:
-        if seed != 0:
-            raise ConfigError(f"seed is {seed}, but {benchmark.name} is frozen with seeds of its own; leave it out")
-        benchmark.check()
-        if is_run_folder(model):
+        _check_frozen(benchmark, seed)
+        if kept:
             files.insert(0, Path(model) / f"{benchmark.name}.json")
-    elif is_run_folder(model):
+    elif kept:
         files.insert(0, kept_result(Path(model), labelled))
         with disk_errors(files[0]):
             files[0].parent.mkdir(exist_ok=True)
     for file in files:
         check_writable(file)
     embedder = _load_named(model, device)
+    set_readout(embedder.model, **options)
     # read before scoring: a run folder may change while the probes run
     provenance = model_provenance(model, embedder.config, ["bestrq2 probe", os.fspath(model), labelled])
+    provenance["readout"] = embedder.model.readout.settings()
+    embedder.name += "".join(f", {name} {value}" for name, value in options.items() if value is not None)
     features: list[FeatureExtractor] = [embedder]
     if baselines:
         features += [random_twin(embedder), LogMelStatistics()]
@@ -93,6 +103,47 @@ def run_probe(
             write_result(file, result, all_means(result.scores))
         logger.info("%s: result of %s", file, result.benchmark)
     return replace(result, parts=probe_parts)
+
+
+def run_readouts(
+    model: str | os.PathLike[str],
+    labelled: str | os.PathLike[str],
+    output: Path | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> Result:
+    """Find the readout of a model that serves labelled audio best; see `bestrq2.probe`, and `compare_readouts`.
+
+    Raises:
+        BestRQ2Error: with one sentence that says what to change.
+    """
+    labelled = os.fspath(labelled)
+    benchmark = find_benchmark(labelled)
+    if benchmark is not None:
+        _check_frozen(benchmark, seed)
+    if output is not None:
+        check_writable(output)
+    embedder = _load_named(model, device)
+    provenance = model_provenance(model, embedder.config, ["bestrq2 probe", os.fspath(model), labelled, "--readouts"])
+    if benchmark is None:
+        tasks = load_labelled(labelled, seed=seed)
+        provenance["protocol"] = {"labelled": labelled, "seed": seed, "clips": fingerprint(tasks)}
+    else:
+        tasks = benchmark.choosing_tasks(progress=True)
+        provenance["protocol"] = {"labelled": labelled} | benchmark.protocol()
+    scores, found = compare_readouts(embedder, tasks, seed)
+    result = Result(PROBE, embedder.name, tuple(scores), {}, provenance | found, readout_parts)
+    if output is not None:
+        with disk_errors(output):
+            write_result(output, result, all_means(result.scores))
+    return result
+
+
+def _check_frozen(benchmark: Benchmark, seed: int) -> None:
+    """Raise an error unless a benchmark can be run as it was frozen."""
+    if seed != 0:
+        raise ConfigError(f"seed is {seed}, but {benchmark.name} is frozen with seeds of its own; leave it out")
+    benchmark.check()
 
 
 def _load_named(model: str | os.PathLike[str], device: str | None) -> Embedder:

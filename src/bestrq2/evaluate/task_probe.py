@@ -377,7 +377,7 @@ class OnlineProbe:
         self, tasks: Sequence[LabelledTask], max_train: int = 200, max_test: int = 200, seed: int = 0, batch: int = 32
     ) -> None:
         self.tasks = [
-            replace(task, train=_part(task.train, max_train, seed), test=_part(task.test, max_test, seed))
+            replace(task, train=draw_clips(task.train, max_train, seed), test=draw_clips(task.test, max_test, seed))
             for task in tasks
         ]
         self.seed = seed
@@ -416,7 +416,7 @@ class OnlineProbe:
         return {f"probe/{name}": value for name, value in results.items()}
 
 
-def _part(clips: LabelledClips, most: int, seed: int) -> LabelledClips:
+def draw_clips(clips: LabelledClips, most: int, seed: int) -> LabelledClips:
     """At most `most` clips, drawn at random, in their original order."""
     if len(clips) <= most:
         return clips
