@@ -136,7 +136,8 @@ def check_encoder(
             return f"{passed}. Its own check was not run: {harness.python} {MISSING}"
         environment = package.child_environment(job.folder / "imports", Path(folder))
         audio = package.own_check(harness, job.model_args, environment)
-    return f"{passed}. Passed the check of xares_llm {harness.versions['xares-llm'] or ''} too; audio by {audio}."
+    benchmark = " ".join(filter(None, ("xares_llm", harness.versions["xares-llm"])))
+    return f"{passed}. Passed the check of {benchmark} too; audio is decoded by {audio}."
 
 
 def overall_mean(result: Result) -> float | None:
