@@ -331,6 +331,9 @@ def test_models_in_the_cache_pass_and_the_error_checkers_own_model_is_checked_to
         task_files.check_models(task_files.DECODER, CAPTIONS)
     hub_cache("some/bert", *files)
     task_files.check_models(task_files.DECODER, CAPTIONS)
+    (tmp_path / "fense" / "echecker_clotho_audiocaps_base.ckpt").write_text("<html>404</html>")
+    with pytest.raises(DataError, match=r"base\.ckpt: cannot be read"):
+        task_files.check_models(task_files.DECODER, CAPTIONS)
 
 
 def test_a_decoder_is_a_folder_with_a_model_or_a_hub_id(hub_cache, tmp_path):

@@ -150,6 +150,7 @@ def check_models(decoder: str, evaluations: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: some are missing; names them, the datasets that need them, and the commands that fetch them.
+        DataError: the file of the error checker is damaged.
     """
     missing = {}
     if not _is_available(decoder):
@@ -162,7 +163,7 @@ def check_models(decoder: str, evaluations: Mapping[str, Any]) -> None:
         checker = Path(os.environ.get("FENSE_DATA") or "~/.fense_data").expanduser() / _ERRORS
         models = [_SENTENCES]
         if checker.is_file():
-            models.append(torch.load(checker, weights_only=True, mmap=True)["model_type"])
+            models.append(_model_of(checker))
         elif not _is_reachable(_ERRORS_URL):
             missing[f"{checker} for {captions}"] = f"curl -L --create-dirs -o {checker} {_ERRORS_URL}"
         for model in models:
@@ -171,6 +172,14 @@ def check_models(decoder: str, evaluations: Mapping[str, Any]) -> None:
     if missing:
         listed = "; ".join(f"{model} ({command})" for model, command in missing.items())
         raise ConfigError(f"models are neither on this machine nor reachable, fetch them beforehand: {listed}")
+
+
+def _model_of(checker: Path) -> str:
+    """Hub id of the model that the error checker of captions is made of."""
+    try:
+        return str(torch.load(checker, map_location="cpu", weights_only=True)["model_type"])
+    except Exception as error:  # foreign bytes raise any kind of error in the reader of pickles
+        raise DataError(f"{checker}: cannot be read, perhaps a broken download; delete it and get it again") from error
 
 
 def _is_available(model: str) -> bool:
