@@ -16,6 +16,7 @@ import bestrq2
 from bestrq2 import cli
 from bestrq2.convert.hub import write_model
 from bestrq2.errors import CheckpointError, ConfigError
+from bestrq2.evaluate import hear
 from bestrq2.train.finetuning import make_classifier
 from example_sounds import scene
 from reference_layout import reference_config, reference_state
@@ -61,6 +62,12 @@ def test_an_exported_readout_is_that_of_every_command(model, source, tmp_path, c
     assert facts["clips"] == "512 values each, pooling mean+std"
     assert "embeddings.clip  # [1, 512]" in (tmp_path / "wide" / "README.md").read_text()
     assert repr(wide).endswith("256 values per frame, 1.6 frames per second)")
+    assert make_classifier(wide.model, ("bark", "meow"), False, 2.5, seed=0).classifier.in_features == 512
+    hear_model = hear.load_model(str(tmp_path / "wide"))
+    assert (hear_model.scene_embedding_size, hear_model.timestamp_embedding_size) == (512, 256)
+    scenes = hear.get_scene_embeddings(torch.from_numpy(clip)[None], hear_model)
+    np.testing.assert_allclose(scenes, expected.clip, atol=1e-6)
+    assert hear.get_timestamp_embeddings(torch.from_numpy(clip)[None], hear_model)[0].shape[2] == 256
 
 
 def test_with_predictor_exports_the_whole_model(model, source, tmp_path):

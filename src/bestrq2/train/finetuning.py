@@ -281,7 +281,7 @@ def make_classifier(
     Raises:
         ConfigError: the encoder cannot take clips of `max_seconds`.
     """
-    settings = {name: getattr(encoder.config, name) for name in field_names()}
+    settings = {name: getattr(encoder.config, name) for name in (*field_names(), "readout")}
     settings["max_seconds"] = max_seconds or settings["max_seconds"]
     names = dict(enumerate(classes))
     try:
