@@ -31,6 +31,9 @@ def xares_llm(
     Rerun the same command after an interruption to do only the missing steps: a finished training and finished scores
     are kept; the benchmark restarts a training that was cut short.
 
+    XARES-LLM runs only with transformers below 5, so it needs an environment of its own, which --python names:
+    pip install 'transformers<5' 'xares-llm @ git+https://github.com/xiaomi-research/xares-llm' soundfile soxr av
+
     Args:
         model: run folder, exported folder, reference checkpoint, recipe name or hub id.
         task: training task: task1 (classification), task2 (understanding), all, the name of one dataset, or a .yaml
