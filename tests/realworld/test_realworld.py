@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -222,6 +223,8 @@ def test_a_result_of_a_run_is_checked_and_shown_by_compare(tmp_path, packages, m
     drum = {score.method: score for score in scores if score.task == "music/drum"}
     assert drum["statistics"].score > 0.9
     assert {score.half for score in scores} == {"choose", "report"}
+    one = dataclasses.replace(benchmark, tasks={"music/drum": "choose"})
+    assert run_benchmark([LogMelStatistics()], one, progress=False) == list(drum.values())
     result = module.benchmark_result(benchmark, LogMelStatistics.name, scores, {})
     module.check_benchmark_result(result, RealWorldBenchmark("realworld-1", benchmark.tasks, manifest.checksum))
     write_result(tmp_path / "realworld-1.json", result)
