@@ -235,6 +235,18 @@ def test_a_result_of_a_run_is_checked_and_shown_by_compare(tmp_path, packages, m
         module.check_benchmark_result(result, RealWorldBenchmark("realworld-1", benchmark.tasks, "another"))
 
 
+def test_readouts_are_chosen_on_the_choosing_tasks_with_whole_groups_held_out(tmp_path, packages, manifest):
+    fetch(tmp_path / "real", manifest, packages)
+    benchmark = realworld_1(tmp_path / "real")
+    tasks = benchmark.choosing_tasks(progress=False)
+    assert "music/drum" in [task.name for task in tasks]
+    for task in tasks:
+        assert benchmark.tasks[task.name] == "choose"
+        assert not set(task.train.groups) & set(task.test.groups)
+        assert len(task.train) + len(task.test) == len(manifest.tasks[task.name].recordings)
+        assert all(Path(task.train.audio[place]).is_file() for place in range(len(task.train)))
+
+
 # --- the shipped manifest ---
 
 
