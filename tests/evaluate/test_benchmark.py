@@ -134,7 +134,9 @@ def test_unknown_benchmarks_are_refused_by_listing_the_known(name, capsys):
     with pytest.raises(DataError, match=f"no benchmark '{name}'; the benchmarks are: soundworld-2"):
         bestrq2.probe("best-rq-2-tiny", name)
     assert run(["probe", "best-rq-2-tiny", name]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    # a slow machine also shows progress
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("probe")]
+    assert len(lines) == 1
 
 
 def test_soundworld_and_folders_keep_their_meaning(tmp_path: Path, monkeypatch):
