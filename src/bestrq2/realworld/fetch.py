@@ -14,7 +14,6 @@ import subprocess
 import wave
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +22,14 @@ import numpy as np
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock, write_bytes, write_text
 from bestrq2.progress import Progress
-from bestrq2.realworld.folder import place, write_marker
+from bestrq2.realworld.folder import MARKER, place, write_marker
 from bestrq2.realworld.manifest import NAME, Manifest, Recording, TaskRows
 from bestrq2.text import counted
 
 logger = logging.getLogger(__name__)
 
 TOOLS = ("apt-get", "dpkg-deb")
+_TABLES = ("unlabelled.csv", "missing.csv", "tasks")
 _MISSING, _DIFFERS = "missing", "differs"
 
 
@@ -75,14 +75,18 @@ def fetch(folder: Path, manifest: Manifest, packages: Path | None = None) -> Fet
         packages: folder with packages that are unpacked already, each in a folder of its name; None to fetch them.
 
     Raises:
-        ConfigError: this system has no `apt-get` or `dpkg-deb`, or `packages` is no folder.
-        DataError: no recording is at hand.
+        ConfigError: this system has no `apt-get` or `dpkg-deb`, `packages` is not a folder, or `folder`
+            holds tables of something else.
+        DataError: no recording is available.
     """
     folder, failures = Path(folder), {}
     if packages is not None and not Path(packages).is_dir():
-        raise ConfigError(f"{packages}: is not a folder of unpacked packages")
+        raise ConfigError(f"{packages}: is not a folder; name one with unpacked packages")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        own = (folder / MARKER).is_file()
+        if foreign := [name for name in _TABLES if not own and (folder / name).exists()]:
+            raise ConfigError(f"{folder}: holds {foreign[0]} of something else; name an empty or new folder")
         with folder_lock(folder):
             if packages is None:
                 failures = _fetch_packages(folder / "packages", list(manifest.packages))
@@ -90,7 +94,7 @@ def fetch(folder: Path, manifest: Manifest, packages: Path | None = None) -> Fet
             problems = _verify(folder, unpacked, manifest)
             if len(problems) == len(manifest.recordings):
                 reason = next(iter(failures.values()), f"{unpacked} has none of them")
-                raise DataError(f"no recording of {NAME} is at hand: {reason}")
+                raise DataError(f"no recording of {NAME} is available: {reason}")
             return _write(folder, unpacked, manifest, problems, failures)
 
 
@@ -156,27 +160,19 @@ def _version(package: Path) -> str:
 
 def _verify(folder: Path, packages: Path, manifest: Manifest) -> dict[int, str]:
     """Compare every recording with the manifest, and write samples of instruments; problems by number."""
-
-    def check(number: int) -> str:
-        recording = manifest.recordings[number]
-        try:
-            content = _content(packages / recording.package / recording.path, recording)
-        except OSError:
-            return _MISSING
-        digest = hashlib.sha256(content).hexdigest()
-        if len(content) != recording.size or not digest.startswith(recording.sha256):
-            return _DIFFERS
-        if recording.begin:
-            _write_sample(place(folder, packages, manifest, number), recording, content)
-        return ""
-
     problems: dict[int, str] = {}
-    total = len(manifest.recordings)
-    with Progress("realworld: verify", total, "recordings") as progress, ThreadPoolExecutor(4) as pool:
-        for number, problem in enumerate(pool.map(check, range(total))):
-            if problem:
-                problems[number] = problem
-            progress.advance()
+    with Progress("realworld: verify", len(manifest.recordings), "recordings") as progress:
+        for number, recording in enumerate(manifest.recordings):
+            progress.show(number)
+            try:
+                content = _content(packages / recording.package / recording.path, recording)
+            except OSError:
+                problems[number] = _MISSING
+                continue
+            if len(content) != recording.size or not hashlib.sha256(content).hexdigest().startswith(recording.sha256):
+                problems[number] = _DIFFERS
+            elif recording.begin:
+                _write_sample(place(folder, packages, manifest, number), recording, content)
     return problems
 
 
@@ -189,8 +185,6 @@ def _content(file: Path, recording: Recording) -> bytes:
 
 
 def _write_sample(file: Path, recording: Recording, content: bytes) -> None:
-    if file.is_file():
-        return
     if recording.rate:
         buffer = io.BytesIO()
         with wave.open(buffer, "wb") as writer:
@@ -199,8 +193,9 @@ def _write_sample(file: Path, recording: Recording, content: bytes) -> None:
             writer.setframerate(recording.rate)
             writer.writeframes(content)
         content = buffer.getvalue()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, content)
+    if not file.is_file() or file.read_bytes() != content:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, content)
 
 
 def _reasons(
@@ -232,6 +227,8 @@ def _reasons(
 def _write(
     folder: Path, packages: Path, manifest: Manifest, problems: Mapping[int, str], failures: Mapping[str, str]
 ) -> Fetched:
+    # First, so that the same command continues after an interruption between two tables.
+    write_marker(folder, packages, manifest, list(problems))
     here = {
         number: place(folder, packages, manifest, number)
         for number in range(len(manifest.recordings))
@@ -251,7 +248,6 @@ def _write(
     lost = [(manifest.recordings[number], problem) for number, problem in problems.items()]
     rows = [["package", "path", "problem"], *([one.package, one.path, problem] for one, problem in lost)]
     _write_table(folder / "missing.csv", rows)
-    write_marker(folder, packages, manifest, list(problems))
     hours = sum(manifest.recordings[number].seconds for number in free) / 3600
     reasons = _reasons(packages, manifest, problems, failures)
     return Fetched(folder, len(here), len(free), hours, complete, reasons)

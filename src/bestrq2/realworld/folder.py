@@ -52,6 +52,8 @@ def places(folder: Path, manifest: Manifest) -> dict[int, Path]:
         checksum, packages, lost = marker["manifest"], Path(marker["packages"]), set(marker["missing"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / MARKER} cannot be read ({error}); {again} writes it again") from error
+    if packages != (folder / "packages").absolute():
+        again = f"`bestrq2 realworld {folder} --packages {packages}`"
     if checksum != manifest.checksum:
         raise DataError(f"{folder} was written for other contents of {NAME} than this release has; {again} updates it")
     files = {number: place(folder, packages, manifest, number) for number in sorted(manifest.tested)}
