@@ -70,6 +70,7 @@ def test_a_classifier_reads_wide_clips_and_has_finite_gradients(tiny_config):
     ("readout", "message"),
     [
         ({"layers": "3"}, "layers must be 'output', 'mean' or whole numbers from -3 to 2"),
+        ({"layers": f"1:{'9' * 400}"}, "layers must be 'output', 'mean' or whole numbers from -3 to 2"),
         ({"pooling": 2}, "pooling must be one of"),
         ({"rows": "mean"}, "readout must be a mapping with layers, frequency or pooling"),
         ("mean", "readout must be a mapping with layers, frequency or pooling"),

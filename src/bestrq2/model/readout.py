@@ -230,7 +230,7 @@ def _groups(layers: str, blocks: int) -> Groups | None:
             index = None if found[1] == "output" else int(found[1]) % (blocks + 1)
             group[index] = group.get(index, 0.0) + float(found[2] or 1.0)
         total = sum(group.values())
-        if not total > 0:
+        if not 0 < total < math.inf:
             return None
         groups.append(tuple((index, weight / total) for index, weight in group.items()))
     return tuple(groups)
