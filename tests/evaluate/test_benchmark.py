@@ -149,10 +149,11 @@ def test_soundworld_and_folders_keep_their_meaning(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("bestrq2.evaluate.probe.load_labelled", load_labelled)
     (tmp_path / "soundworld-3").mkdir()
     monkeypatch.chdir(tmp_path)
-    for source in ("soundworld", "soundworld:40", "soundworld-3"):
+    sources = ["soundworld", "soundworld:40", "soundworld-3", "shard.tar," * 50]
+    for source in sources:
         with pytest.raises(DataError, match="enough"):
             bestrq2.probe("best-rq-2-tiny", source)
-    assert asked == ["soundworld", "soundworld:40", "soundworld-3"]
+    assert asked == sources
 
 
 def test_seeds_of_a_benchmark_are_not_for_the_user():

@@ -222,7 +222,8 @@ def find_benchmark(labelled: str) -> Benchmark | None:
     """
     if labelled == SOUNDWORLD_2.name:
         return SOUNDWORLD_2
-    if (Path(labelled) / realworld.MARKER).is_file():
+    # unlike Path.is_file, False for the long names that lists of shards can have
+    if os.path.isfile(os.path.join(labelled, realworld.MARKER)):
         return realworld_1(labelled)
     if labelled == realworld.NAME:
         return realworld_1()
