@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from separate_environment import make_environment, run_there
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
 import bestrq2
@@ -18,6 +17,7 @@ from bestrq2.convert.hub import write_model
 from bestrq2.convert.loading import load_encoder, load_pretraining
 from bestrq2.errors import CheckpointError
 from example_sounds import scene
+from separate_environment import make_environment, run_there
 
 VARIANTS = {
     "sincos": {},
