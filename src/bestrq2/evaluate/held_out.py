@@ -129,7 +129,7 @@ def retrieval_scores(name: str, rows: ProbeRows, task: HeldOutTask, seed: int = 
         name: name of the features.
         rows: one row per recording.
         task: items, groups and folds of the rows.
-        seed: not used; nothing is drawn.
+        seed: ignored, since nothing is drawn at random.
     """
     scores = []
     for method, vectors in zip(RETRIEVAL_METHODS, (rows.statistics, rows.features), strict=True):

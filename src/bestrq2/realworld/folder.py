@@ -33,7 +33,7 @@ def find_folder() -> Path:
     """
     note = cache_folder() / f"{NAME}.txt"
     if not note.is_file():
-        raise DataError(f"{NAME} needs recordings that are not here yet; `bestrq2 realworld FOLDER` fetches them")
+        raise DataError(f"{NAME} needs recordings that have not been fetched; `bestrq2 realworld FOLDER` fetches them")
     folder = Path(note.read_text(encoding="utf-8").strip())
     if not (folder / MARKER).is_file():
         raise DataError(f"{folder} has no recordings of {NAME} any more; `bestrq2 realworld FOLDER` fetches them again")
