@@ -39,7 +39,7 @@ def settings_of(arm: str, gflops: float | None, steps: int | None, lr: float | N
         settings = merge(settings, {"trainer": {"max_steps": steps}})
     if lr is not None:
         settings = merge(settings, {"optimizer": {"lr": lr}})
-    quarter = max(1, settings["trainer"]["max_steps"] // 4)
+    quarter = -(-settings["trainer"]["max_steps"] // 4)  # rounded up: the last one is the end
     return merge(settings, {"trainer": {"checkpoint_every_n_steps": quarter, "keep_every_n_steps": quarter}})
 
 
