@@ -238,6 +238,7 @@ def test_a_run_folder_gets_its_result(small, tmp_path: Path, tiny_config, monkey
         "training_gflops": numbers.training_gflops * 16 * 40,
         "step": 40,
         "finished": True,
+        "readout": {"layers": "output", "frequency": "mean", "pooling": "mean"},
         "encoder_parameters": numbers.encoder_parameters,
         "objective": "two_step",
         "bestrq2": bestrq2.__version__,
