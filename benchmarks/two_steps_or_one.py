@@ -9,7 +9,7 @@
 `choose` scores every run on the tasks to choose on. `report` scores the runs at the learning rates of both objectives
 on the other tasks, at the kept checkpoints too: at equal clips, and at equal compute (runs/longer has as many steps as
 cost the training compute of the one-stage runs). Scores are kept beside the runs and not computed again. Both use
-soundworld-2, and realworld-1 where `bestrq2 realworld` has fetched it.
+soundworld-2 and realworld-1, which `bestrq2 realworld` fetches.
 """  # noqa: E501
 
 from __future__ import annotations

@@ -93,8 +93,11 @@ def score_held_out(
     with Progress(f"{features.name}: probes", len(tasks), "tasks", leave=False, shown=progress) as shown:
         for task in tasks:
             shown.show(details=task.name)
-            score = retrieval_scores if task.retrieval else _classification_scores
-            scores += score(features.name, _labelled(rows, task), task, seed)
+            own = _labelled(rows, task)
+            if task.retrieval:
+                scores += retrieval_scores(features.name, own, task)
+            else:
+                scores += _classification_scores(features.name, own, task, seed)
             shown.advance()
     return scores
 
@@ -119,7 +122,7 @@ def _classification_scores(name: str, rows: ProbeRows, task: HeldOutTask, seed: 
     ]
 
 
-def retrieval_scores(name: str, rows: ProbeRows, task: HeldOutTask, seed: int = 0) -> list[TaskScore]:
+def retrieval_scores(name: str, rows: ProbeRows, task: HeldOutTask) -> list[TaskScore]:
     """Recall at 10 of the same item among the recordings of the other folds, by cosine similarity.
 
     The vectors are those of the probes: time statistics for "statistics", embeddings of clips for "knn". Each group is
@@ -129,7 +132,6 @@ def retrieval_scores(name: str, rows: ProbeRows, task: HeldOutTask, seed: int = 
         name: name of the features.
         rows: one row per recording.
         task: items, groups and folds of the rows.
-        seed: ignored, since nothing is drawn at random.
     """
     scores = []
     for method, vectors in zip(RETRIEVAL_METHODS, (rows.statistics, rows.features), strict=True):
