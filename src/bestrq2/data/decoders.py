@@ -25,12 +25,10 @@ class Decoder(Protocol):
 
     Attributes:
         rate: sampling rate in Hz.
-        channels: channels of the original.
         frames: length in samples per channel; None where only `measure` finds it.
     """
 
     rate: int
-    channels: int
     frames: int | None
 
     def measure(self) -> int:
@@ -38,9 +36,6 @@ class Decoder(Protocol):
 
     def read(self, start: int, count: int | None) -> np.ndarray:
         """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are."""
-
-    def close(self) -> None:
-        """Release the file."""
 
 
 def open_decoder(audio: AudioPlace) -> SoundFileDecoder | FFmpegDecoder:
@@ -73,7 +68,6 @@ class ArrayDecoder:
     def __init__(self, waveform: np.ndarray, rate: int) -> None:
         self.waveform = waveform
         self.rate = rate
-        self.channels = 1 if waveform.ndim == 1 else len(waveform)
         self.frames: int | None = waveform.shape[-1]
 
     def measure(self) -> int:
@@ -84,6 +78,3 @@ class ArrayDecoder:
         """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are."""
         end = None if count is None else start + count
         return mixed_down(self.waveform[..., start:end])
-
-    def close(self) -> None:
-        """Nothing to release."""

@@ -327,7 +327,6 @@ class _Survey:
 
     Attributes:
         rate: sampling rate of the first samples in Hz.
-        channels: their channels.
         announced: length in samples that the header states, if it does.
         starts: int64 [packets + 1], see `_PacketCounts.starts`.
         joined: whether it is an Ogg file of several links.
@@ -336,7 +335,6 @@ class _Survey:
     """
 
     rate: int
-    channels: int
     announced: int | None
     starts: np.ndarray | None
     joined: bool
@@ -386,7 +384,7 @@ def _surveyed(audio: AudioPlace) -> _Survey:
         seconds = None if joined else _announced_seconds(container, stream, audio)
         announced = None if seconds is None else round(seconds * rate)
         placed = np.array(places).reshape(-1, 3) if len(places) == 3 * len(counts) else None
-        return _Survey(rate, first.layout.nb_channels, announced, None if joined else starts, joined, usual, placed)
+        return _Survey(rate, announced, None if joined else starts, joined, usual, placed)
 
 
 # Decoding
@@ -411,7 +409,6 @@ class FFmpegDecoder:
         self.audio = audio
         survey = _survey(audio)
         self.rate = survey.rate
-        self.channels = survey.channels
         self.announced = survey.announced
         self.frames: int | None = None
         self._packet_samples = survey.packet_samples

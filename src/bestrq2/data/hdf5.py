@@ -217,8 +217,6 @@ class HDF5Source(Source):
 class _Row:
     """Decoder of one row of the dataset `waveform`, up to its last sample that is not zero."""
 
-    channels = 1
-
     def __init__(self, waveform: Any, row: int, rate: int) -> None:
         self.waveform, self.row, self.rate = waveform, row, rate
         self.frames: int | None = None
@@ -260,9 +258,6 @@ class _Row:
             return self.waveform[self.row, start:end]
         except OSError as error:
             raise AudioError(f"row {self.row} cannot be read ({_cause(error)}).") from error
-
-    def close(self) -> None:
-        """Nothing to release: the file stays open for other clips."""
 
 
 def _text(name: Any) -> str:

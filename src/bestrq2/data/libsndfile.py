@@ -116,7 +116,6 @@ class SoundFileDecoder:
         self.audio = audio
         self.file = file
         self.rate = int(file.samplerate)
-        self.channels = int(file.channels)
         self.frames: int | None = int(file.frames)
         try:
             check_rate(self.rate)

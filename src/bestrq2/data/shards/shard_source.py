@@ -51,7 +51,6 @@ class PcmDecoder:
     start: int
     frames: int | None
     rate: int
-    channels: int = 1
 
     def measure(self) -> int:
         """Length in samples."""
@@ -70,9 +69,6 @@ class PcmDecoder:
     def read(self, start: int, count: int | None) -> np.ndarray:
         """Mono float32 [samples] from `start`; see `samples`."""
         return to_float32(self.samples(start, count))
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 class Int16Decoder(PcmDecoder):
