@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from bestrq2.data.decoders import Decoder
 from bestrq2.data.hdf5 import HDF5_SUFFIXES
 from bestrq2.data.hub import OPTIONS as HUB_OPTIONS
 from bestrq2.data.order import Order, Parts
 from bestrq2.data.rows import Rows
 from bestrq2.data.segments import Segment
 from bestrq2.data.shards.remote import is_remote
-from bestrq2.data.sources import RemoteShard, Source, split_source
+from bestrq2.data.sources import ComposedSource, Source, split_source
 from bestrq2.data.specs import check_keys, split_options, with_options
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import regular_file
@@ -143,7 +141,7 @@ class MixtureRows(Rows):
 
 
 @dataclass(frozen=True)
-class MixtureSource(Source):
+class MixtureSource(ComposedSource):
     """Several sources as one, each with a share of the audio.
 
     Attributes:
@@ -164,27 +162,12 @@ class MixtureSource(Source):
     def __len__(self) -> int:
         return sum(map(len, self.components))
 
-    def _place(self, index: int) -> tuple[Source, int]:
+    def located(self, index: int) -> tuple[Source, int]:
         for component in self.components:
             if index < len(component):
                 return component, index
             index -= len(component)
         raise IndexError(f"{self.name} holds {len(self)} recordings")
-
-    def describe(self, index: int) -> str:
-        """Name of a recording in its component."""
-        component, place = self._place(index)
-        return component.describe(place)
-
-    def opened(self, index: int) -> AbstractContextManager[Decoder]:
-        """A decoder for one recording; see `Source.opened`."""
-        component, place = self._place(index)
-        return component.opened(place)
-
-    def unconverted(self, index: int, sampling_rate: int) -> AbstractContextManager[Decoder]:
-        """A decoder for one recording; see `Source.unconverted`."""
-        component, place = self._place(index)
-        return component.unconverted(place, sampling_rate)
 
     def parts(self) -> Parts | None:
         """The shards of all components; one that has none is a part of size 0."""
@@ -198,18 +181,7 @@ class MixtureSource(Source):
         return Parts(np.append(np.concatenate(starts), len(self)), np.concatenate(sizes))
 
     def is_remote(self) -> bool:
-        """Whether one of the components is."""
         return any(component.is_remote() for component in self.components)
-
-    def remote_shard(self, index: int) -> RemoteShard | None:
-        """Remote shard of a recording; see `Source.remote_shard`."""
-        component, place = self._place(index)
-        return component.remote_shard(place)
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        """Metadata from its component."""
-        component, place = self._place(index)
-        return component.metadata(place)
 
     def seeds(self, seed: int) -> list[int]:
         """Random seed of each component."""

@@ -271,8 +271,40 @@ class ArraySource(Source):
         return samples, np.full(len(self), self.sampling_rate)
 
 
+class ComposedSource(Source):
+    """Recordings of other sources under numbers of their own."""
+
+    @abstractmethod
+    def located(self, index: int) -> tuple[Source, int]:
+        """The source that holds a recording, and its number there."""
+
+    def describe(self, index: int) -> str:
+        source, place = self.located(index)
+        return source.describe(place)
+
+    def opened(self, index: int) -> AbstractContextManager[Decoder]:
+        source, place = self.located(index)
+        return source.opened(place)
+
+    def unconverted(self, index: int, sampling_rate: int) -> AbstractContextManager[Decoder]:
+        source, place = self.located(index)
+        return source.unconverted(place, sampling_rate)
+
+    def stamp(self, index: int) -> Stamp | None:
+        source, place = self.located(index)
+        return source.stamp(place)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        source, place = self.located(index)
+        return source.metadata(place)
+
+    def remote_shard(self, index: int) -> RemoteShard | None:
+        source, place = self.located(index)
+        return source.remote_shard(place)
+
+
 @dataclass(frozen=True)
-class SubsetSource(Source):
+class SubsetSource(ComposedSource):
     """Some recordings of another source.
 
     Attributes:
@@ -288,38 +320,15 @@ class SubsetSource(Source):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def describe(self, index: int) -> str:
-        """Name of a recording in the whole source."""
-        return self.whole.describe(int(self.indices[index]))
-
-    def opened(self, index: int) -> AbstractContextManager[Decoder]:
-        """A decoder for one recording; see `Source.opened`."""
-        return self.whole.opened(int(self.indices[index]))
-
-    def unconverted(self, index: int, sampling_rate: int) -> AbstractContextManager[Decoder]:
-        """A decoder for one recording; see `Source.unconverted`."""
-        return self.whole.unconverted(int(self.indices[index]), sampling_rate)
+    def located(self, index: int) -> tuple[Source, int]:
+        return self.whole, int(self.indices[index])
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Samples per channel and rate of these recordings; see `Source.lengths`."""
         frames, rates = self.whole.lengths()
         return frames[self.indices], rates[self.indices]
 
-    def stamp(self, index: int) -> Stamp | None:
-        """Stamp of a recording in the whole source."""
-        return self.whole.stamp(int(self.indices[index]))
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        """Metadata from the whole source."""
-        return self.whole.metadata(int(self.indices[index]))
-
     def is_remote(self) -> bool:
-        """Whether the whole source has remote tars."""
         return self.whole.is_remote()
-
-    def remote_shard(self, index: int) -> RemoteShard | None:
-        """Remote shard of a recording; see `Source.remote_shard`."""
-        return self.whole.remote_shard(int(self.indices[index]))
 
     def parts(self) -> Parts | None:
         """The whole source's shards, reduced to these recordings; None if these are in another order."""
