@@ -170,7 +170,6 @@ class HDF5Source(Source):
         return _text(name)
 
     def names(self) -> Iterator[str]:
-        """Names of all clips, in order, read in blocks."""
         column = self._opened_file()["audio_name"]
         for start in range(0, len(column), _BLOCK):
             first, last = np.searchsorted(self.rows, (start, start + _BLOCK))
@@ -192,7 +191,6 @@ class HDF5Source(Source):
 
     @contextmanager
     def opened(self, index: int) -> Iterator[Decoder]:
-        """A decoder for one clip; see `Source.opened`."""
         with errors_named(self.describe(index)):
             yield self._row(index)
 
@@ -201,7 +199,6 @@ class HDF5Source(Source):
 
     @contextmanager
     def unconverted(self, index: int, sampling_rate: int) -> Iterator[Decoder]:
-        """A decoder for one clip; see `Source.unconverted`."""
         with errors_named(self.describe(index)):
             row = self._row(index)
             # int16 rows go into int16 batches as they are, which saves two conversions per clip.

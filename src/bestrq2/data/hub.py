@@ -74,7 +74,6 @@ class HubSource(Source):
         return self._description(index, self._paths[index]["path"])
 
     def names(self) -> Iterator[str]:
-        """Names of all recordings, in order, read in blocks."""
         for start in range(0, len(self), _BLOCK):
             for index, path in enumerate(self._paths[start : start + _BLOCK]["path"], start):
                 yield self._description(index, path)
@@ -99,7 +98,6 @@ class HubSource(Source):
 
     @contextmanager
     def opened(self, index: int) -> Iterator[Decoder]:
-        """A decoder for one recording; see `Source.opened`."""
         with errors_named(self.describe(index)), open_audio(self.encoded(index)) as decoder:
             yield decoder
 

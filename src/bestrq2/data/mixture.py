@@ -114,7 +114,6 @@ class MixtureRows(Rows):
         return int(self.firsts[-1])
 
     def order(self) -> MixtureOrder:
-        """Order that draws components in proportion to their weights; see `MixtureOrder`."""
         return MixtureOrder([rows.order() for rows in self.components], self.firsts[:-1], self.weights, self.seed)
 
     def _place(self, row: int) -> tuple[int, int]:
@@ -122,7 +121,6 @@ class MixtureRows(Rows):
         return component, row - int(self.firsts[component])
 
     def segments(self, epoch: int, row: int) -> list[Segment]:
-        """The clips of a row of a component, in an epoch of that component."""
         component, own = self._place(row)
         first = int(self.recordings[component])
         return [
@@ -130,12 +128,10 @@ class MixtureRows(Rows):
         ]
 
     def widths(self, row: int) -> list[int]:
-        """Patch columns of the clips of a row."""
         component, own = self._place(row)
         return self.components[component].widths(own)
 
     def of_source(self, row: int) -> range:
-        """The rows of the component that a row belongs to."""
         component, _ = self._place(row)
         return range(int(self.firsts[component]), int(self.firsts[component + 1]))
 

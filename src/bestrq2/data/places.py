@@ -74,15 +74,12 @@ class MemoryFile(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def tell(self) -> int:
-        """Position in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -92,7 +89,6 @@ class MemoryFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer with the bytes that follow; returns their number."""
         count = self._audio.read_into(buffer, self._skipped + self._position)
         self._position += count
         return count

@@ -170,10 +170,5 @@ class RejectionLog(RecordingList):
         self.shorter = RecordingList(self.path.with_name("shorter.csv"), SHORTER_HEADER)
 
     def finish(self) -> None:
-        """Write all waiting entries of both lists to disk.
-
-        Raises:
-            OSError: the disk is full.
-        """
         super().finish()
         self.shorter.finish()

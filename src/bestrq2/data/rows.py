@@ -224,11 +224,9 @@ class SegmentRows(Rows):
         return len(self._starts) - 1
 
     def order(self) -> EpochOrder:
-        """Every row once an epoch; see `EpochOrder`."""
         return EpochOrder(len(self), self.seed, self._parts)
 
     def segments(self, epoch: int, row: int) -> list[Segment]:
-        """The segments in the slots of a row."""
         drawn = self._drawn.get(epoch)
         if drawn is None:
             drawn = self._draw(epoch)
@@ -237,7 +235,6 @@ class SegmentRows(Rows):
         return [self.all(int(number), epoch) for number in drawn[ranks]]
 
     def widths(self, row: int) -> list[int]:
-        """Patch columns of the segments."""
         return (self._slots[self._starts[row] : self._starts[row + 1]] % (self.capacity + 1)).tolist()
 
 
@@ -274,7 +271,6 @@ class BalancedRows(SegmentRows):
         return places
 
     def _draw(self, epoch: int) -> np.ndarray:
-        """Segments in an epoch, sorted by group: int64 [slots]."""
         rng, places = generator(PLACES, self.seed, epoch), self._places()
         return np.concatenate(
             [

@@ -88,5 +88,4 @@ class Crops(Segments):
         super().__init__(np.full(recordings, longest), longest, longest, 0)
 
     def __call__(self, number: int, epoch: int) -> Segment:
-        """A crop of the recording of that number."""
         return Segment(number, None, self.longest)

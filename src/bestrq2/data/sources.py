@@ -213,15 +213,12 @@ class FileSource(Source):
         return len(self.files)
 
     def describe(self, index: int) -> str:
-        """The file's path."""
         return str(self.files[index])
 
     def opened(self, index: int) -> AbstractContextManager[Decoder]:
-        """A decoder for one file; see `Source.opened`."""
         return open_audio(self.files[index])
 
     def stamp(self, index: int) -> Stamp:
-        """Path, size and time of change of one file."""
         path = os.path.abspath(self.files[index])
         try:
             status = os.stat(path)
@@ -230,7 +227,6 @@ class FileSource(Source):
         return Stamp(path, status.st_size, status.st_mtime_ns)
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The label, if the list of files has one."""
         return {"label": self.labels[index]} if self.labels is not None and self.labels[index] else {}
 
 
@@ -253,17 +249,14 @@ class ArraySource(Source):
         return len(self.waveforms)
 
     def describe(self, index: int) -> str:
-        """Name of the collection and number of the waveform."""
         return f"{self.name} clip {index}"
 
     @contextmanager
     def opened(self, index: int) -> Iterator[Decoder]:
-        """A decoder for one waveform; see `Source.opened`."""
         with errors_named(self.describe(index)):
             yield array_decoder(self.waveforms[index], self.sampling_rate)
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Samples per channel and rate of all waveforms; see `Source.lengths`."""
         if isinstance(self.waveforms, np.ndarray) and self.waveforms.ndim > 1:
             samples = np.full(len(self), self.waveforms.shape[-1])
         else:

@@ -81,7 +81,6 @@ class SoundWorldBenchmark(Benchmark):
     synthesiser: str = "espeak"
 
     def check(self) -> None:
-        """Raise a DataError if SoundWorld makes other audio here than the benchmark was frozen with."""
         if self.soundworld_version != soundworld.VERSION:
             raise DataError(
                 f"{self.name} is frozen at version {self.soundworld_version} of SoundWorld, but this is version "
@@ -101,16 +100,13 @@ class SoundWorldBenchmark(Benchmark):
         return soundworld_tasks(names, self.train, self.test, self.world_seed, progress=progress)
 
     def choosing_tasks(self, progress: bool) -> list[LabelledTask]:
-        """The tasks to choose settings on."""
         return self.load(progress, CHOOSE)
 
     def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
-        """Generate the audio, and return the function that scores features on it."""
         tasks = self.load(progress)
         return lambda features: probe_features(features, tasks, seed=self.seed, progress=progress)
 
     def expected(self, task: str) -> tuple[str, int, tuple[str, ...]]:
-        """Metric, number of test clips and methods of a task."""
         return ACCURACY, self.test, METHODS
 
 
@@ -127,7 +123,6 @@ class RealWorldBenchmark(Benchmark):
     folder: Path | None = None
 
     def check(self) -> None:
-        """Raise a DataError if a recording is missing or differs."""
         self._files()
 
     def _files(self) -> dict[int, Path]:
@@ -155,7 +150,6 @@ class RealWorldBenchmark(Benchmark):
         return [files[number] for number in numbers], tasks
 
     def scorer(self, progress: bool) -> Callable[[FeatureExtractor], list[TaskScore]]:
-        """Find the recordings, and return the function that scores features on them."""
         audio, tasks = self._corpus()
         return lambda features: score_held_out(features, audio, tasks, self.seed, progress=progress)
 
@@ -173,7 +167,6 @@ class RealWorldBenchmark(Benchmark):
         return tasks
 
     def expected(self, task: str) -> tuple[str, int, tuple[str, ...]]:
-        """Metric, number of test clips and methods of a task."""
         count = len(realworld.load_manifest().tasks[task].recordings)
         return (
             (RECALL, count, RETRIEVAL_METHODS)

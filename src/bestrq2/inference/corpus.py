@@ -179,7 +179,6 @@ class ModelJob(CorpusJob):
         return len(self.source)
 
     def describe(self, recording: int) -> str:
-        """Description of a recording by its source."""
         return self.source.describe(recording)
 
     @abstractmethod
@@ -187,7 +186,6 @@ class ModelJob(CorpusJob):
         """Rows of every recording, or the reason why there are none."""
 
     def part(self, spans: list[Span]) -> Part:
-        """Part of recordings of one span each."""
         usable = [_Recording(span) for span in spans if not span.problem]
         results = {span.recording: span.problem for span in spans}
         results |= {one.number: result for one, result in zip(usable, self.results(usable), strict=True)}

@@ -111,11 +111,9 @@ class CheckJob(CorpusJob):
         return int(self.summary["shards"])
 
     def describe(self, recording: int) -> str:
-        """Path of a shard."""
         return str(shard_path(self.folder, recording))
 
     def part(self, spans: list[Span]) -> Part:
-        """Problems of some shards."""
         return part_of(spans, pa.concat_tables([span.content for span in spans]), [])
 
 

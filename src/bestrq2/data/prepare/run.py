@@ -118,11 +118,9 @@ class PrepareJob(CorpusJob):
         return len(self.source)
 
     def describe(self, recording: int) -> str:
-        """Description of a recording by its source."""
         return self.source.describe(recording)
 
     def part(self, spans: list[Span]) -> Part:
-        """Pieces of some spans."""
         tables = []
         for span in spans:
             if span.shorter:

@@ -97,11 +97,9 @@ class TarMember(AudioBytes):
 
     @property
     def size(self) -> int:
-        """Length in bytes."""
         return self.length
 
     def read_into(self, buffer: Any, position: int) -> int:
-        """Fill a buffer from a position on, as far as bytes are there; returns how many were."""
         piece = memoryview(buffer)[: max(0, self.length - position)]
         try:
             if len(piece):
@@ -142,15 +140,12 @@ class ShardSource(Source):
         return f"{tar}/{self.index.member(index)}" if self.index.audio_offset[index] else tar
 
     def parts(self) -> Parts:
-        """The tars."""
         return Parts(self.starts, np.array([stamp.size for stamp in self.files.stamps], np.int64))
 
     def is_remote(self) -> bool:
-        """Whether one of the tars is remote."""
         return any(map(remote.is_remote, self.tars))
 
     def remote_shard(self, index: int) -> RemoteShard | None:
-        """The remote tar that holds a clip; None for a local one."""
         tar = self._tar(index)
         url = self.tars[tar]
         return RemoteShard(url, self.files.stamps[tar].size) if remote.is_remote(url) else None
@@ -185,7 +180,6 @@ class ShardSource(Source):
 
     @contextmanager
     def opened(self, index: int) -> Iterator[Decoder]:
-        """A decoder for one clip; see `Source.opened`."""
         following = self._tar(index) + 1
         if following < len(self.tars) and remote.is_remote(self.tars[following]):
             # Whole recordings are mostly read in their order.
@@ -225,7 +219,6 @@ class ShardSource(Source):
 
     @contextmanager
     def unconverted(self, index: int, sampling_rate: int) -> Iterator[Decoder]:
-        """A decoder for one clip, in any order of the clips; see `Source.unconverted`."""
         if self.index.sampling_rate[index] != sampling_rate:
             with self._decoder(index) as decoder:
                 yield decoder
@@ -237,7 +230,6 @@ class ShardSource(Source):
                 raise
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Samples and rates of plain PCM, from the index; see `Source.lengths`."""
         index = self.index
         known = (index.sampling_rate > 0) | (index.problem > 0)
         return np.where(known, index.frames, -1), index.sampling_rate.astype(np.int64)
