@@ -36,8 +36,8 @@ from machine import description
 from stopwatch import Stopwatch
 
 import bestrq2
+from bestrq2.commands.prepare import prepare
 from bestrq2.data import batch, loader
-from bestrq2.data.prepare import run_prepare
 from bestrq2.data.shards.shard_source import ShardSource
 from bestrq2.inference.cost import cost
 from bestrq2.model import modeling_bestrq2
@@ -105,7 +105,7 @@ def write_shards(root: Path, clips: int, varied: bool) -> Path:
             samples = samples[: int(rng.integers(2 * RATE, len(samples) + 1))]
         soundfile.write(folder / f"{number:06d}.wav", samples, RATE)
     with _quiet():
-        run_prepare(str(folder), shards, num_workers=os.cpu_count())
+        prepare(str(folder), shards, num_workers=os.cpu_count())
     return shards
 
 

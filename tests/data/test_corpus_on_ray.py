@@ -13,13 +13,14 @@ import pyarrow as pa
 import pytest
 import soundfile
 
+import bestrq2
+from bestrq2.commands.prepare import prepare
 from bestrq2.data.corpus_pass import PartActor, unpacked
 from bestrq2.data.parts import Part, PartsFolder
-from bestrq2.data.prepare import check_prepared, run_prepare
+from bestrq2.data.prepare.check import check_prepared
 from bestrq2.data.prepare.cutting import Options
 from bestrq2.data.prepare.run import PrepareJob
 from bestrq2.errors import ConfigError, DataError
-from bestrq2.inference.corpus import embed_corpus
 from example_sounds import RATE, scene
 
 OPTIONS = Options(RATE, "wav", 1.0, 0.5, 0.15)
@@ -63,7 +64,7 @@ def test_errors_of_an_actor_are_one_sentence(folder, tmp_path):
 def test_a_missing_package_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"--ray needs Ray: pip install 'bestrq2\[ray\]'"):
-        run_prepare(str(folder), tmp_path / "out", ray="local")
+        prepare(str(folder), tmp_path / "out", ray="local")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -101,7 +102,7 @@ def actor_pids() -> list[int]:
 @pytest.mark.slow
 def test_an_actor_killed_during_the_run_loses_nothing(ray, tiny_encoder, folder, tmp_path, monkeypatch):
     tiny_encoder(max_seconds=2.5).save_pretrained(tmp_path / "model")
-    embed = partial(embed_corpus, tmp_path / "model", str(folder), device="cpu")
+    embed = partial(bestrq2.embed, tmp_path / "model", str(folder), device="cpu")
     whole = embed(output=tmp_path / "whole.parquet")
     killed, left = [], []
     original = PartsFolder.write
@@ -126,8 +127,8 @@ def test_an_actor_killed_during_the_run_loses_nothing(ray, tiny_encoder, folder,
 @pytest.mark.slow
 def test_a_corpus_is_prepared_and_checked_on_ray(ray, folder, tmp_path):
     settings = {"segment_seconds": 1.0, "shard_size": 0.15}
-    whole = run_prepare(str(folder), tmp_path / "whole", num_workers=1, **settings)
-    found = run_prepare(str(folder), tmp_path / "out", ray="local", ray_actors=2, **settings)
+    whole = prepare(str(folder), tmp_path / "whole", num_workers=1, **settings)
+    found = prepare(str(folder), tmp_path / "out", ray="local", ray_actors=2, **settings)
     assert found == whole
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names

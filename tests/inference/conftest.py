@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from bestrq2.inference.corpus import embed_corpus, predict_corpus
+import bestrq2
 from example_sounds import RATE, scene
 
 LENGTHS = [40_000, 12_000, 100_000, 500, 33_000]
@@ -63,14 +63,14 @@ def small_blocks(monkeypatch) -> None:
 
 @pytest.fixture
 def embed(model) -> Callable[..., Path]:
-    """`embed_corpus` with the model, on the CPU, without worker processes."""
-    return partial(embed_corpus, model, **{"device": "cpu", "num_workers": 0})
+    """`bestrq2.embed` with the model, on the CPU, without worker processes."""
+    return partial(bestrq2.embed, model, **{"device": "cpu", "num_workers": 0})
 
 
 @pytest.fixture
 def predict(classifiers) -> Callable[..., Path]:
-    """`predict_corpus` with the classifier of one class per recording, likewise."""
-    return partial(predict_corpus, classifiers(False), **{"device": "cpu", "num_workers": 0})
+    """`bestrq2.predict` with the classifier of one class per recording, likewise."""
+    return partial(bestrq2.predict, classifiers(False), **{"device": "cpu", "num_workers": 0})
 
 
 @pytest.fixture

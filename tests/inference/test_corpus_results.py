@@ -23,7 +23,6 @@ from bestrq2.data.shards import remote
 from bestrq2.errors import AudioError, ConfigError, DataError
 from bestrq2.inference import corpus
 from bestrq2.inference.classifier import load_classifier
-from bestrq2.inference.corpus import embed_corpus, predict_corpus
 from bestrq2.inference.embedder import weights_hash
 from example_sounds import RATE, scene
 
@@ -106,7 +105,7 @@ def test_frames_are_rows_with_their_time_and_row_groups_are_full(embed, model, r
 def test_predictions_are_means_over_windows_as_csv_and_as_parquet(classifiers, recordings, tmp_path, multi_label):
     (recordings / "bad.wav").write_bytes(b"this is no audio" * 100)
     outputs = [
-        predict_corpus(classifiers(multi_label), str(recordings), tmp_path / name, num_workers=0, device="cpu")
+        bestrq2.predict(classifiers(multi_label), str(recordings), tmp_path / name, num_workers=0, device="cpu")
         for name in ("p.csv", "p.parquet")
     ]
     table = csv_rows(outputs[0])
@@ -163,7 +162,7 @@ def test_the_readout_decides_the_width_and_is_in_the_metadata(embed, recordings,
 
 @pytest.mark.parametrize("name", ["e.json", "embeddings", "e.parquet.gz"])
 def test_other_suffixes_are_refused_before_any_work(name, tmp_path):
-    for run in (embed_corpus, predict_corpus):
+    for run in (bestrq2.embed, bestrq2.predict):
         with pytest.raises(ConfigError, match=r"the suffix must be \.parquet or \.csv"):
             run("absent model", "absent data", tmp_path / name)
     assert not list(tmp_path.iterdir())
@@ -237,7 +236,7 @@ def test_parts_of_another_model_or_other_options_are_not_mixed_in(
     ]
     for (source, data, options), different in cases:
         with pytest.raises(ConfigError, match=rf"e.parquet.parts: holds parts of another .*\(different: {different}\)"):
-            embed_corpus(source, str(data), output, device="cpu", num_workers=0, **options)
+            bestrq2.embed(source, str(data), output, device="cpu", num_workers=0, **options)
     embed(str(recordings), output)
     assert len(rows(output)) == 5
 

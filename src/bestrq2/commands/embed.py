@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -63,14 +64,15 @@ def embed(
         BestRQ2Error: with one sentence that says what to change.
     """
     with starting("embed") as progress:
-        from bestrq2.inference.corpus import embed_corpus
+        from bestrq2.data.corpus_pass import choose_workers
+        from bestrq2.data.open_source import absolute_spec
+        from bestrq2.inference.corpus import MOST_WORKERS, EmbedJob, EmbedOptions, process_corpus
 
         progress.show()
-        return embed_corpus(
-            model, source, output, frames=frames, phases=phases, layers=layers, frequency=frequency,
-            pooling=pooling, normalize=normalize, device=device, num_workers=num_workers, ray=ray,
-            ray_actors=ray_actors,
-        )  # fmt: skip
+        options = EmbedOptions(frames, phases, layers, frequency, pooling, normalize)
+        make_job = partial(EmbedJob, os.fspath(model), absolute_spec(source), options)
+        workers = choose_workers(num_workers, ray, ray_actors, MOST_WORKERS)
+        return process_corpus(make_job, Path(output), workers, device, "embed", "embedded")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from bestrq2 import flags
+from bestrq2.errors import ConfigError
 from bestrq2.progress import starting
 
 
@@ -48,14 +50,19 @@ def predict(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
+    if not 0 < threshold < 1:
+        raise ConfigError(f"threshold is {threshold}; it must be between 0 and 1")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     with starting("predict") as progress:
-        from bestrq2.inference.corpus import predict_corpus
+        from bestrq2.data.corpus_pass import choose_workers
+        from bestrq2.data.open_source import absolute_spec
+        from bestrq2.inference.corpus import MOST_WORKERS, PredictJob, process_corpus
 
         progress.show()
-        return predict_corpus(
-            model, source, output, threshold=threshold, batch_size=batch_size, num_workers=num_workers, device=device,
-            ray=ray, ray_actors=ray_actors,
-        )  # fmt: skip
+        make_job = partial(PredictJob, os.fspath(model), absolute_spec(source), threshold, batch_size)
+        workers = choose_workers(num_workers, ray, ray_actors, MOST_WORKERS)
+        return process_corpus(make_job, Path(output), workers, device, "predict", "classified")
 
 
 def main(argv: Sequence[str]) -> None:

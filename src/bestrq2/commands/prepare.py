@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from bestrq2 import flags
@@ -49,12 +50,12 @@ def prepare(
     Raises:
         BestRQ2Error: with one sentence that says what to change.
     """
-    from bestrq2.data.prepare import run_prepare
+    from bestrq2.data.corpus_pass import choose_workers
+    from bestrq2.data.prepare.cutting import Options
+    from bestrq2.data.prepare.run import run_prepare
 
-    return run_prepare(
-        source, output, sampling_rate=sampling_rate, format=format, segment_seconds=segment_seconds,
-        min_seconds=min_seconds, shard_size=shard_size, num_workers=num_workers, ray=ray, ray_actors=ray_actors,
-    )  # fmt: skip
+    options = Options(sampling_rate, format, segment_seconds, min_seconds, shard_size)
+    return run_prepare(source, Path(output), options, choose_workers(num_workers, ray, ray_actors))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     switches = {"check": "check the tars in OUTPUT instead: every shard and clip"}
     values = flags.parse_command(prepare, argv, positional=("source", "output"), switches=switches)
     if values.pop("check"):
-        from bestrq2.data.prepare import check_prepared
+        from bestrq2.data.prepare.check import check_prepared
 
         check_prepared(**{name: values[name] for name in ("output", "num_workers", "ray", "ray_actors")})
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -25,8 +24,8 @@ import torch
 from transformers import PreTrainedModel
 
 from bestrq2._version import __version__
-from bestrq2.data.corpus_pass import Workers, choose_workers, share_parts
-from bestrq2.data.open_source import absolute_spec, open_source
+from bestrq2.data.corpus_pass import Workers, share_parts
+from bestrq2.data.open_source import open_source
 from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, Process, part_of, read_identity
 from bestrq2.data.rejections import REJECTED_HEADER, SHORTER_HEADER, Shorter, list_line, reasons_in_words
 from bestrq2.data.sources import Source
@@ -43,62 +42,11 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", ".csv")
 # More processes than this decode faster than any model embeds.
-_MOST_WORKERS = 16
+MOST_WORKERS = 16
 # Audio embedded in one call (s), counted as if all recordings were as long as the longest: bounds its memory.
 _CALL_SECONDS = 600.0
 # Values in a row group of a Parquet file, which a reader holds at a time.
 _GROUP_BYTES = 32_000_000
-
-
-def embed_corpus(
-    model: str | os.PathLike[str],
-    source: str,
-    output: str | os.PathLike[str],
-    frames: bool = False,
-    phases: int = 1,
-    layers: int | list[int] | str | None = None,
-    frequency: str | None = None,
-    pooling: str | None = None,
-    normalize: bool = False,
-    device: str | None = None,
-    num_workers: int | None = None,
-    ray: str | None = None,
-    ray_actors: int | None = None,
-) -> Path:
-    """Embed every recording of a corpus; see `bestrq2.embed` for the arguments.
-
-    Raises:
-        BestRQ2Error: one sentence that says what to change.
-    """
-    options = EmbedOptions(frames, phases, layers, frequency, pooling, normalize)
-    make_job = partial(EmbedJob, os.fspath(model), absolute_spec(source), options)
-    workers = choose_workers(num_workers, ray, ray_actors, _MOST_WORKERS)
-    return _process(make_job, Path(output), workers, device, "embed", "embedded")
-
-
-def predict_corpus(
-    model: str | os.PathLike[str],
-    source: str,
-    output: str | os.PathLike[str],
-    threshold: float = 0.5,
-    batch_size: int = 16,
-    num_workers: int | None = None,
-    device: str | None = None,
-    ray: str | None = None,
-    ray_actors: int | None = None,
-) -> Path:
-    """Classify every recording of a corpus; see `bestrq2.predict` for the arguments.
-
-    Raises:
-        BestRQ2Error: one sentence that says what to change.
-    """
-    if not 0 < threshold < 1:
-        raise ConfigError(f"threshold is {threshold}; it must be between 0 and 1")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-    make_job = partial(PredictJob, os.fspath(model), absolute_spec(source), threshold, batch_size)
-    workers = choose_workers(num_workers, ray, ray_actors, _MOST_WORKERS)
-    return _process(make_job, Path(output), workers, device, "predict", "classified")
 
 
 @dataclass(frozen=True)
@@ -210,7 +158,7 @@ class EmbedJob(ModelJob):
     """Embeddings of every recording.
 
     Args:
-        model: model as in `embed_corpus`.
+        model: model as in `bestrq2.embed`.
         spec: absolute name of the source.
         options: vectors to write.
         device: device of the model.
@@ -263,7 +211,7 @@ class PredictJob(ModelJob):
     """Class probabilities of every recording.
 
     Args:
-        model: model as in `predict_corpus`.
+        model: model as in `bestrq2.predict`.
         spec: absolute name of the source.
         threshold: least probability of a label.
         batch_size: windows that go through the model at once.
@@ -315,10 +263,22 @@ class _Counts(NamedTuple):
     rows: int
 
 
-def _process(
+def process_corpus(
     make_job: Callable[..., ModelJob], output: Path, workers: Workers, device: str | None, label: str, verb: str
 ) -> Path:
-    """Make the missing parts, and join them if none is missing then."""
+    """Make the missing parts of a job, and join them to the output if none is missing then.
+
+    Args:
+        make_job: makes the job on a device, from the keyword `device`; picklable.
+        output: Parquet or CSV file.
+        workers: processes that make the parts.
+        device: device of the model.
+        label: name of the command.
+        verb: what was done with recordings, such as "embedded".
+
+    Raises:
+        BestRQ2Error: one sentence that says what to change.
+    """
     if output.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{output}: the suffix must be .parquet or .csv, which chooses the format")
     parts = PartsFolder(output.with_name(f"{output.name}.parts"))

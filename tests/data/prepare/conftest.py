@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from recordings import announce, cut, noise, write
 
-from bestrq2.data.prepare import run_prepare
+from bestrq2.commands.prepare import prepare
 from example_sounds import RATE, scene
 
 
@@ -104,7 +104,7 @@ def prepared_folder() -> Callable[[Path], Prepared]:
 def prepared_mixed(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """The mixed corpus in segments of one second, by two workers, in shards of about 0.15 MB."""
     output = tmp_path_factory.mktemp("prepared") / "out"
-    run_prepare(str(mixed), output, segment_seconds=1.0, shard_size=0.15, num_workers=2)
+    prepare(str(mixed), output, segment_seconds=1.0, shard_size=0.15, num_workers=2)
     return Prepared(output)
 
 
@@ -121,7 +121,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What prepare makes of them."""
     output = tmp_path_factory.mktemp("made") / "out"
-    run_prepare(str(source), output, format=request.param, shard_size=0.01, num_workers=2)
+    prepare(str(source), output, format=request.param, shard_size=0.01, num_workers=2)
     return output
 
 

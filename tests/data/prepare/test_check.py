@@ -12,7 +12,9 @@ import soundfile
 from refusing import refused
 
 from bestrq2 import cli
-from bestrq2.data.prepare import check, check_prepared, run_prepare
+from bestrq2.commands.prepare import prepare
+from bestrq2.data.prepare import check
+from bestrq2.data.prepare.check import check_prepared
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import folder_lock
 from example_sounds import RATE
@@ -137,7 +139,7 @@ def test_what_is_dropped_after_the_last_shard_passes_the_check(tmp_path, source)
     shutil.copytree(source, tmp_path / "in")
     for name in ("x.wav", "y.wav"):
         soundfile.write(tmp_path / "in" / name, np.zeros(RATE), RATE)
-    made = run_prepare(str(tmp_path / "in"), tmp_path / "out", shard_size=0.01, num_workers=1)
+    made = prepare(str(tmp_path / "in"), tmp_path / "out", shard_size=0.01, num_workers=1)
     assert made["dropped"]["silent"] == 2
     assert check_prepared(tmp_path / "out", 1) == made
     with (tmp_path / "out" / "rejected.csv").open("a") as file:

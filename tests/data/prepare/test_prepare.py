@@ -17,8 +17,10 @@ import torch
 import webdataset
 
 import bestrq2
+from bestrq2.commands.prepare import prepare
 from bestrq2.data.audio import read_audio
-from bestrq2.data.prepare import check_prepared, run, run_prepare
+from bestrq2.data.prepare import run
+from bestrq2.data.prepare.check import check_prepared
 from bestrq2.data.prepare.summary import describe_summary, prepared_statistics
 from bestrq2.data.sources import ArraySource
 from bestrq2.errors import DataError
@@ -151,7 +153,7 @@ def test_16_bit_pcm_at_the_same_rate_comes_out_bit_by_bit(tmp_path, prepared_fol
     soundfile.write(folder / "every.wav", every_value, RATE)
     soundfile.write(folder / "scene.flac", scene(50_000, 1), RATE, subtype="PCM_16")
     for format in ("wav", "flac"):
-        run_prepare(str(folder), tmp_path / format, format=format, segment_seconds=None, num_workers=1)
+        prepare(str(folder), tmp_path / format, format=format, segment_seconds=None, num_workers=1)
         out = prepared_folder(tmp_path / format)
         first, second = map(samples, out.audio.values())
         assert np.array_equal(first, every_value)
@@ -172,7 +174,7 @@ def test_labels_of_a_list_stay_with_every_clip(tmp_path, prepared_folder):
         soundfile.write(tmp_path / f"{number}.wav", scene((20_000, 36_000, 60_000)[number], number), RATE)
     listing = tmp_path / "list.csv"
     listing.write_text("path,label\n0.wav,dog\n2.wav,cat\n1.wav,\n")
-    run_prepare(str(listing), tmp_path / "out", segment_seconds=2.0, num_workers=1)
+    prepare(str(listing), tmp_path / "out", segment_seconds=2.0, num_workers=1)
     entries = prepared_folder(tmp_path / "out").json.values()
     assert [(Path(entry["path"]).name, entry["start"], entry.get("label")) for entry in entries] == [
         ("0.wav", 0.0, "dog"),
@@ -194,7 +196,7 @@ def long_file(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("seconds", [7.0, 900.0, None])
 def test_a_file_of_25_minutes_is_cut_without_gap_or_overlap(long_file, tmp_path, prepared_folder, seconds):
     original, rate = soundfile.read(long_file, dtype="int16")
-    run_prepare(str(long_file), tmp_path / "out", rate, "wav", seconds, 1.5, 3.0, num_workers=2)
+    prepare(str(long_file), tmp_path / "out", rate, "wav", seconds, 1.5, 3.0, num_workers=2)
     out = prepared_folder(tmp_path / "out")
     clips = [samples(audio) for audio in out.audio.values()]
     if seconds == 7.0:
@@ -209,14 +211,14 @@ def test_odd_names_and_other_sources(tmp_path, prepared_folder):
     folder.mkdir()
     soundfile.write(folder / "1.wav", scene(RATE, 1), RATE)
     os.rename(folder / "1.wav", os.fsencode(folder) + b"/\xff\n.wav")
-    run_prepare(str(folder), tmp_path / "out", num_workers=1)
+    prepare(str(folder), tmp_path / "out", num_workers=1)
     (entry,) = prepared_folder(tmp_path / "out").json.values()
     assert entry["path"] == f"{folder}/\\xff\n.wav"
 
 
 def test_tars_can_be_prepared_again_and_keep_their_origin(prepared_mixed, prepared_folder, tmp_path):
     settings = {"sampling_rate": 8000, "format": "flac", "segment_seconds": 0.75, "min_seconds": 0.25}
-    run_prepare(str(prepared_mixed.folder), tmp_path / "out", num_workers=2, **settings)
+    prepare(str(prepared_mixed.folder), tmp_path / "out", num_workers=2, **settings)
     out = prepared_folder(tmp_path / "out")
     origins = {(entry["path"], entry["start"]): len(samples(out.audio[key])) for key, entry in out.json.items()}
     assert len(origins) == len(out.json)
@@ -231,7 +233,7 @@ def test_tars_can_be_prepared_again_and_keep_their_origin(prepared_mixed, prepar
 def test_generated_audio_can_be_prepared(tmp_path, prepared_folder, monkeypatch):
     source = ArraySource([scene(30_000, 1), scene(20_000, 2)], RATE, name="generated")
     monkeypatch.setattr(run, "open_source", lambda _: source)
-    run_prepare("generated", tmp_path / "out", num_workers=1)
+    prepare("generated", tmp_path / "out", num_workers=1)
     assert [entry["path"] for entry in prepared_folder(tmp_path / "out").json.values()] == [
         "generated clip 0",
         "generated clip 1",
@@ -243,7 +245,7 @@ def test_damage_in_the_middle_costs_only_the_segments_it_is_in(tmp_path, prepare
     content = bytearray((tmp_path / "a.wav").read_bytes())
     content[-4 * 2 * RATE : -4 * 2 * RATE + 4] = np.float32(np.nan).tobytes()
     (tmp_path / "a.wav").write_bytes(content)
-    run_prepare(str(tmp_path / "a.wav"), tmp_path / "out", segment_seconds=1.0, num_workers=1)
+    prepare(str(tmp_path / "a.wav"), tmp_path / "out", segment_seconds=1.0, num_workers=1)
     out = prepared_folder(tmp_path / "out")
     assert [entry["start"] for entry in out.json.values()] == [0.0, 1.0, 2.0, 4.0]
     assert out.rejected == [("a.wav", "from 3 s: holds NaN or infinite samples.")]
@@ -275,7 +277,7 @@ def test_metadata_of_others_never_ends_the_job(tmp_path, prepared_folder):
             "[1, 2]",
         ],
     )
-    assert run_prepare(str(tar), tmp_path / "out", num_workers=1)["clips"] == 6
+    assert prepare(str(tar), tmp_path / "out", num_workers=1)["clips"] == 6
     assert check_prepared(tmp_path / "out", 1)["clips"] == 6
     entries = list(prepared_folder(tmp_path / "out").json.values())
     own = [f"{tar}/{number:02d}.wav" for number in range(6)]
@@ -313,7 +315,7 @@ def test_names_are_read_once_and_together(tmp_path, monkeypatch, capsys):
         run, "_pack", lambda packing, _: (packing.folder / "rejected.csv").write_text("path,reason\na,b")
     )
     with pytest.raises(DataError, match="not one of 3 recordings"):
-        run_prepare("generated", tmp_path / "out", num_workers=1)
+        prepare("generated", tmp_path / "out", num_workers=1)
     assert OneByOne.asked == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" files")[0] for line in lines] == [f"prepare reads names: {done}/3" for done in range(3)]

@@ -13,8 +13,9 @@ import soundfile
 from refusing import refused
 
 from bestrq2 import cli
+from bestrq2.commands.prepare import prepare
 from bestrq2.data.open_source import open_source
-from bestrq2.data.prepare import run, run_prepare
+from bestrq2.data.prepare import run
 from example_sounds import RATE, scene
 
 
@@ -62,7 +63,7 @@ def test_an_output_within_its_source_is_refused_before_anything_is_written(sourc
     assert refused(capsys, ".", "out").startswith("out: is inside the source ., ")
     assert len(list((tmp_path / "audio").iterdir())) == 6
     assert [path.name for path in (tmp_path / "tars").iterdir()] == ["0.tar"]
-    assert run_prepare("../audio", Path("../audio-shards"), num_workers=1)["clips"] == 6
+    assert prepare("../audio", Path("../audio-shards"), num_workers=1)["clips"] == 6
 
 
 def test_a_source_without_usable_audio_is_refused(tmp_path, capsys):
@@ -77,7 +78,7 @@ def test_a_source_without_usable_audio_is_refused(tmp_path, capsys):
     )
     assert len((tmp_path / "out" / "rejected.csv").read_text().splitlines()) == 3
     soundfile.write(tmp_path / "in" / "b.wav", scene(RATE, 1), RATE)
-    assert run_prepare(str(tmp_path / "in"), tmp_path / "out", num_workers=1)["clips"] == 1
+    assert prepare(str(tmp_path / "in"), tmp_path / "out", num_workers=1)["clips"] == 1
 
 
 def test_another_corpus_is_not_mixed_in(source, made, damaged, tmp_path, capsys):
@@ -195,7 +196,7 @@ def test_the_spelling_of_the_source_changes_nothing(source, made, tmp_path, monk
         for start, spec in of_kind:
             monkeypatch.chdir(folder / start)
             output = tmp_path / f"{kind} {len(spec) if kind == 'pattern' else ''}"
-            run_prepare(spec, output, num_workers=1)
+            prepare(spec, output, num_workers=1)
             for clip in prepared_json(output):
                 assert Path(clip["path"]).parent == folder / "in"
     assert sum("is complete already" in record.getMessage() for record in caplog.records) == 6
@@ -209,4 +210,4 @@ def prepared_json(folder: Path) -> list[dict[str, object]]:
 def test_a_finished_corpus_is_not_made_again(source, made, monkeypatch):
     monkeypatch.setattr(run, "_pack", lambda *_: pytest.fail("made again"))
     summary = json.loads((made / "summary.json").read_text())
-    assert run_prepare(str(source), made, format=summary["format"], shard_size=0.01) == summary
+    assert prepare(str(source), made, format=summary["format"], shard_size=0.01) == summary

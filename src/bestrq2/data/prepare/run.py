@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from bestrq2._version import __version__
-from bestrq2.data.corpus_pass import Workers, choose_workers, make_parts, share_parts
+from bestrq2.data.corpus_pass import Workers, make_parts, share_parts
 from bestrq2.data.open_source import absolute_spec, local_folder, open_source
 from bestrq2.data.parts import ALONE, CorpusJob, Part, PartsFolder, part_of
 from bestrq2.data.prepare.cutting import CLIP, SHORTER, Options, Piece, cut, pieces_table, read_pieces
@@ -44,19 +43,8 @@ _SEGMENTS = 1 << 32
 _LEDGER_BYTES = 8_000_000
 
 
-def run_prepare(
-    source: str,
-    output: str | os.PathLike[str],
-    sampling_rate: int = 16_000,
-    format: str = "wav",
-    segment_seconds: float | None = 30.0,
-    min_seconds: float = 0.5,
-    shard_size: float = 500.0,
-    num_workers: int | None = None,
-    ray: str | None = None,
-    ray_actors: int | None = None,
-) -> dict[str, Any]:
-    """Decode, check and pack a source into WebDataset tars; see `bestrq2.prepare` for the arguments.
+def run_prepare(source: str, output: Path, options: Options, workers: Workers) -> dict[str, Any]:
+    """Decode, check and pack a source into WebDataset tars; see `bestrq2.prepare`.
 
     The tars are a function of the source and the options, whatever the number of processes. The same command continues
     an interrupted run after its last finished tar and ends with the same bytes.
@@ -64,9 +52,6 @@ def run_prepare(
     Raises:
         BestRQ2Error: one sentence that says what to change.
     """
-    output = Path(output)
-    options = Options(sampling_rate, format, segment_seconds, min_seconds, shard_size)
-    workers = choose_workers(num_workers, ray, ray_actors)
     with disk_errors(output):
         _check_apart(source, output)
     make_job = partial(PrepareJob, absolute_spec(source), options)
