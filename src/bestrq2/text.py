@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
-import math
 import re
 from collections.abc import Iterable
 
+# Share of equal letters, of both names together, from which on one may be the other with typing errors.
+_NEAR = 0.65
 # Text that spreadsheets take for a formula, or that has got apostrophes for that reason.
 _FORMULA = re.compile(r"'*[=+\-@].")
 # Escapes of control characters and line separators, and of a backslash that would be read as the beginning of one.
@@ -23,15 +25,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name, such as "; did you mean 'slices'?".
+    """A hint for an unknown name, such as "; did you mean 'slices'?", or "" where no known name is near.
 
     Args:
         name: the unknown name; its case, leading hyphens, and hyphens in the place of underscores do not count.
         known: the names that exist, with or without groups, such as trainer.max_steps.
-
-    Returns:
-        The hint, or "" where no known name is near. Near is one typing error per three letters, and a name that lacks a
-        beginning or an end, or has one too many, such as "train" for "pretrain".
     """
     found = nearest_name(name, known)
     return "" if found is None else f"; did you mean '{found}'?"
@@ -39,36 +37,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """The known name that an unknown one most likely stands for; None where none is near."""
-    near = [(_distance(_plain(name), _plain(one)), abs(len(name) - len(one)), one) for one in known]
-    distance, _, best = min(near, key=lambda one: one[:2], default=(math.inf, 0, ""))
-    return best if distance < math.inf else None
+    names, word = {_plain(one): one for one in known}, _plain(name)
+    found = difflib.get_close_matches(word, names, n=1, cutoff=_NEAR)
+    if not found and len(word) > 1:  # it may lack its beginning, such as a group, or its end
+        found = sorted((one for one in names if one.startswith(word) or one.endswith(word)), key=len)
+    return names[found[0]] if found else None
 
 
 def _plain(name: str) -> str:
-    # The point in a version, as of best-rq-2.1, does not separate a group from its setting.
-    return re.sub(r"\.(?=\d)", "-", name.strip().lstrip("-").lower().replace("_", "-"))
-
-
-def _distance(word: str, known: str) -> float:
-    """Letters to insert, delete, replace or swap with their neighbour; infinite above one per three letters."""
-    if "." in word or "." in known:
-        (group, _, last), (known_group, _, known_last) = word.rpartition("."), known.rpartition(".")
-        # A setting may be given without its group, or with another group.
-        apart = 0 if not group or last == known_last else _distance(group, known_group)
-        return apart + _distance(last, known_last)
-    rows = [list(range(len(known) + 1))]
-    for i, letter in enumerate(word, 1):
-        rows.append([i])
-        for j, other in enumerate(known, 1):
-            steps = [rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (letter != other)]
-            if i > 1 and j > 1 and (letter, word[i - 2]) == (known[j - 2], other):
-                steps.append(rows[i - 2][j - 2] + 1)
-            rows[i].append(min(steps))
-    distance, limit = rows[-1][-1], max(len(word) > 1, len(word) // 3)
-    short, long = sorted((word, known), key=len)
-    if distance > limit and len(short) > 2 and (long.startswith(short) or long.endswith(short)):
-        return limit
-    return distance if distance <= limit else math.inf
+    return name.strip().lstrip("-").lower().replace("_", "-")
 
 
 def csv_line(cells: Iterable[object]) -> str:
