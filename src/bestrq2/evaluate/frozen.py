@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bestrq2.errors import ConfigError
-from bestrq2.inference.embedder import Embedder, Embeddings
-from bestrq2.model.configuration_bestrq2 import BestRQ2Config
+from bestrq2.inference.embedder import Embedder, Embeddings, check_phases
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
 
@@ -49,10 +47,3 @@ class FrozenEncoder(nn.Module):
     def embed(self, clips: Sequence[Tensor], sampling_rate: int, phases: int | None = None) -> Embeddings:
         """Embed clips, float [samples] each; see `Embedder.embed`."""
         return Embedder(self.model, self.device).embed(list(clips), sampling_rate, phases or self.phases)
-
-
-def check_phases(phases: object, config: BestRQ2Config, name: str = "phases") -> None:
-    """Raise a ConfigError unless a number of shifted patch grids is a whole number up to the frames of a patch."""
-    most = config.patch_size[1]
-    if isinstance(phases, bool) or not isinstance(phases, int) or not 1 <= phases <= most:
-        raise ConfigError(f"{name} must be a whole number from 1 to {most}, got {phases!r}")

@@ -195,8 +195,7 @@ class Embedder:
         Raises:
             ConfigError: an option is out of range.
         """
-        if isinstance(phases, bool) or not isinstance(phases, int) or not 1 <= phases <= self.config.patch_size[1]:
-            raise ConfigError(f"phases must be a whole number from 1 to {self.config.patch_size[1]}, got {phases!r}")
+        check_phases(phases, self.config)
         if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.5:
             raise ConfigError(f"overlap must be from 0 to 0.5, got {overlap!r}")
         return choose_readout(self.config, layers, frequency, pooling)
@@ -296,6 +295,13 @@ def _unit_length(vectors: np.ndarray) -> None:
     # einsum, because an array of squares would double the memory of hours of frames.
     norms = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))
     vectors /= np.maximum(norms, 1e-12)[..., None]
+
+
+def check_phases(phases: object, config: BestRQ2Config, name: str = "phases") -> None:
+    """Raise a ConfigError unless a number of shifted patch grids is a whole number up to the frames of a patch."""
+    most = config.patch_size[1]
+    if isinstance(phases, bool) or not isinstance(phases, int) or not 1 <= phases <= most:
+        raise ConfigError(f"{name} must be a whole number from 1 to {most}, got {phases!r}")
 
 
 def checked_device(device: str | torch.device | None) -> torch.device:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bestrq2.errors import CheckpointError, ConfigError
-from bestrq2.evaluate.frozen import FrozenEncoder, check_phases
+from bestrq2.evaluate.frozen import FrozenEncoder
 from bestrq2.evaluate.provenance import encoder_identity
 from bestrq2.evaluate.xares.tasks import INSTALL
-from bestrq2.inference.embedder import Embedder
+from bestrq2.inference.embedder import Embedder, check_phases
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.model.readout import Readout
