@@ -25,8 +25,6 @@ def test_the_papers_encoder_has_85_million_parameters_and_22_gflops():
     assert two_step.inference_gflops == pytest.approx(22.5, abs=0.2)
     assert one_stage.inference_gflops == two_step.inference_gflops
     assert one_stage.encoder_parameters == two_step.encoder_parameters
-    assert two_step.tokens_per_second == pytest.approx(12.8)
-    assert two_step.frames_per_second == pytest.approx(1.6)
 
 
 def test_operations_follow_from_the_architecture(tiny_config):
@@ -101,7 +99,6 @@ def test_best_rq_2_1_has_the_parameters_of_the_release():
 def test_the_conformer_at_its_published_size_and_the_cost_of_its_blocks():
     config = BestRQ2Config(**recipe("best-rq-conformer")["model"])
     found, tokens, width = cost(config), 250, 512
-    assert found.tokens_per_second == pytest.approx(25.0)
     assert found.encoder_parameters == 75_884_544 + 377_888
     linear = 4 * width * 2048 + 4 * width**2 + 3 * width**2 + 31 * width
     positions = (2 * tokens - 1) * width**2 + tokens * (2 * tokens - 1) * width

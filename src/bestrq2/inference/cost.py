@@ -21,8 +21,6 @@ class Cost:
     Attributes:
         encoder_parameters: parameters of the encoder.
         pretraining_parameters: parameters of encoder, predictor and head.
-        tokens_per_second: patches per second of audio.
-        frames_per_second: frames per second of audio (one phase).
         inference_gflops: operations to embed one clip of `max_seconds`: patch embedding and transformer.
         training_gflops: operations of forward and backward pass for one such clip at the mean share of hidden patches,
             with all its masks, without spectrogram and quantizer.
@@ -30,8 +28,6 @@ class Cost:
 
     encoder_parameters: int
     pretraining_parameters: int
-    tokens_per_second: float
-    frames_per_second: float
     inference_gflops: float
     training_gflops: float
 
@@ -48,13 +44,10 @@ def _counted(settings: str) -> Cost:
         model = BestRQ2ForPreTraining(config)
     columns = config.columns(config.max_samples)
     patches = config.patch_rows * columns
-    seconds = columns * config.frame_hop_samples / config.sampling_rate
     encoder = model.bestrq2
     return Cost(
         encoder_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         pretraining_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        tokens_per_second=patches / seconds,
-        frames_per_second=columns / seconds,
         inference_gflops=_gflops(encoder, patches, columns),
         training_gflops=_training_gflops(model, patches, columns),
     )
