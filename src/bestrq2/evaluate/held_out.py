@@ -116,8 +116,9 @@ def _classification_scores(name: str, rows: ProbeRows, task: HeldOutTask, seed: 
         found = predict_by(METHODS, rows.part(~tested), rows.part(tested), seed, balanced=True)
         for method, values in found.items():
             predicted[method][tested] = values
+    place, truth = (task.name, task.domain), task.labels
     return [
-        score_predictions(name, task, method, task.labels, task.labels, values, rows.clip, seed=seed, balanced=True)
+        score_predictions(name, place, method, truth, truth, values, rows.clip, seed=seed, balanced=True)
         for method, values in predicted.items()
     ]
 
@@ -151,22 +152,9 @@ def retrieval_scores(name: str, rows: ProbeRows, task: HeldOutTask) -> list[Task
             hits[asked] = ((similarity >= best) & ~right).sum(axis=1) < RANKS
             chances[asked] = _chance(right.sum(axis=1), right.shape[1])
         low, high = wilson_interval(float(hits.sum()), len(hits))
-        score, clips = float(hits.mean()), tuple(hits.tolist())
-        scores.append(
-            TaskScore(
-                name,
-                task.name,
-                method,
-                RECALL,
-                score,
-                low,
-                high,
-                float(chances.mean()),
-                len(hits),
-                task.domain,
-                clips=clips,
-            )
-        )
+        found, chance, clips = float(hits.mean()), float(chances.mean()), tuple(hits.tolist())
+        facts = (RECALL, found, low, high, chance, len(hits), task.domain)
+        scores.append(TaskScore(name, task.name, method, *facts, clips=clips))
     return scores
 
 

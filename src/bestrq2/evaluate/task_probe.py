@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -75,16 +74,7 @@ class ProbeRows:
 
     def part(self, rows: np.ndarray) -> ProbeRows:
         """Some of the rows, int64 [part], in this order."""
-        groups, statistics = (None if one is None else one[rows] for one in (self.groups, self.statistics))
-        return ProbeRows(
-            self.features[rows],
-            self.labels[rows],
-            self.clip[rows],
-            self.seconds[rows],
-            self.skipped,
-            groups,
-            statistics,
-        )
+        return replace(self, **{name: one[rows] for name, one in vars(self).items() if isinstance(one, np.ndarray)})
 
 
 def probe_features(
@@ -120,38 +110,15 @@ def probe_features(
     """
     scores: list[TaskScore] = []
     for task in tasks:
-        score = partial(_scores, features.name, task, methods, seed)
-        scores += probe_task(features, task, score, batch, progress)
-    return scores
-
-
-def probe_task(
-    features: FeatureExtractor,
-    task: LabelledTask,
-    score: Callable[[ProbeRows, ProbeRows], list[TaskScore]],
-    batch: int = 32,
-    progress: bool = True,
-) -> list[TaskScore]:
-    """Embed both splits of a task, score them by `score(train, test)`, and log how long both took.
-
-    Raises:
-        DataError: as `embed_split`, or the training clips show one class only.
-    """
-    start = time.perf_counter()
-    train, test = (embed_split(features, task, split, batch, progress) for split in ("train", "test"))
-    embedded = time.perf_counter()
-    if len(np.unique(train.labels)) < 2:
-        raise DataError(f"The train split of {task.name} shows one class only: a probe needs at least two.")
-    with Progress(f"{features.name}: probes of {task.name}", unit="", leave=False, shown=progress):
-        scores = score(train, test)
-    logger.info(
-        "%s on %s: embedded %s in %.1f s, probed in %.1f s",
-        features.name,
-        task.name,
-        counted(len(task.train) + len(task.test), "clip"),
-        embedded - start,
-        time.perf_counter() - embedded,
-    )
+        start = time.perf_counter()
+        train, test = (embed_split(features, task, split, batch, progress) for split in ("train", "test"))
+        embedded = time.perf_counter()
+        if len(np.unique(train.labels)) < 2:
+            raise DataError(f"The train split of {task.name} shows one class only: a probe needs at least two.")
+        with Progress(f"{features.name}: probes of {task.name}", unit="", leave=False, shown=progress):
+            scores += _scores(features.name, task, methods, seed, train, test)
+        what = f"{features.name} on {task.name}: embedded {counted(len(task.train) + len(task.test), 'clip')}"
+        logger.info("%s in %.1f s, probed in %.1f s", what, embedded - start, time.perf_counter() - embedded)
     return scores
 
 
@@ -261,10 +228,10 @@ def _scores(
         kept = np.sort(np.random.default_rng(seed).choice(len(train.labels), MAX_TRAIN_FRAMES, replace=False))
         train = train.part(kept)
     predictions = predict_by(methods, train, test, seed, balanced=balanced)
-    skipped = train.skipped + test.skipped
+    place, skipped = (task.name, task.domain), train.skipped + test.skipped
     return [
         score_predictions(
-            name, task, method, train.labels, test.labels, predicted, test.clip, skipped, seed, balanced=balanced
+            name, place, method, train.labels, test.labels, predicted, test.clip, skipped, seed, balanced=balanced
         )
         for method, predicted in predictions.items()
     ]
@@ -299,21 +266,9 @@ def predict_by(
     return predictions
 
 
-class ScoredTask(Protocol):
-    """Name and domain of a task."""
-
-    @property
-    def name(self) -> str:
-        """Such as "music/instrument"."""
-
-    @property
-    def domain(self) -> str:
-        """Domain, or "" where unknown."""
-
-
 def score_predictions(
     name: str,
-    task: ScoredTask,
+    task: tuple[str, str],
     method: str,
     train_labels: np.ndarray,
     truth: np.ndarray,
@@ -328,7 +283,7 @@ def score_predictions(
 
     Args:
         name: name of the features.
-        task: task that is scored.
+        task: name and domain of the task.
         method: method that made the predictions.
         train_labels: int [training rows], for the chance level.
         truth: true classes, int [rows], one row per test clip, or per moment of a test clip.
@@ -341,6 +296,7 @@ def score_predictions(
     Raises:
         DataError: balanced accuracy is scored, but the truth shows one class only.
     """
+    task_name, domain = task
     try:
         if balanced:
             metric, chance = BALANCED_ACCURACY, 1 / len(np.unique(truth))
@@ -349,11 +305,11 @@ def score_predictions(
             metric, chance = ACCURACY, chance_accuracy(train_labels, truth)
             score, low, high = accuracy_with_interval(truth, predicted)
     except DataError as error:
-        raise DataError(f"{task.name} cannot be scored. {error}") from error
+        raise DataError(f"{task_name} cannot be scored. {error}") from error
     n_test = len(np.unique(clip))
     clips = tuple(clip_outcomes(truth, predicted, clip, balanced=balanced).round(6).tolist())
     return TaskScore(
-        name, task.name, method, metric, score, low, high, chance, n_test, task.domain, skipped=skipped, clips=clips
+        name, task_name, method, metric, score, low, high, chance, n_test, domain, skipped=skipped, clips=clips
     )
 
 
