@@ -174,5 +174,5 @@ def test_nothing_is_said_of_pretraining_where_its_model_is_not_in_the_source(tin
 
 
 def test_there_are_no_facts_of_what_does_not_exist():
-    with pytest.raises(CheckpointError, match="no such recipe, and no such file or folder"):
+    with pytest.raises(CheckpointError, match="no such encoder or recipe, and no such file or folder"):
         model_info("best-rq-9")

@@ -74,8 +74,12 @@ def test_a_recipe_is_an_untrained_encoder_from_seed_0():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("best-rq2-tiny", "no such recipe, and no such file or folder; did you mean 'best-rq-2-tiny'"),
-        ("no such thing", r"no such model; name a run folder, .* or a recipe such as best-rq-2-tiny$"),
+        ("best-rq-2-tyni", "no such encoder or recipe, and no such file or folder; did you mean 'best-rq-2-tiny'"),
+        ("bestrq2_tiny", "did you mean 'bestrq2-tiny'"),
+        (
+            "no such thing",
+            r"no such model; name an encoder of the package \(bestrq2-tiny\), .* such as best-rq-2-tiny$",
+        ),
         ("/no/such/folder", "does not exist; name a run folder, an exported folder or a checkpoint$"),
         ("./no/folder", "does not exist"),
         ("a/b/c", "does not exist"),

@@ -34,7 +34,7 @@ def embed(
     the result; all processes need access to the same folder.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        model: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub id.
         source: any source of `bestrq2 pretrain`: folder, file, list (.txt, .csv, .jsonl), tars, HDF5, "hub:NAME",
             mixture (.yaml, each recording once), URLs of tars, "soundworld".
         output: Parquet or CSV file to write, by its suffix, with columns path, seconds and embedding: one row per

@@ -29,7 +29,7 @@ def export(
     """Export a model: a folder in hub format, an ONNX encoder, or a checkpoint in the reference layout.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        model: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub id.
         output: new or empty folder for "hf" and "onnx", a .safetensors file for "reference".
         format: "hf" (folder with weights, configuration, code and model card, which transformers loads with or without
             this package), "onnx" (the encoder, from log-mel spectrogram to frames) or "reference" (checkpoint of the

@@ -37,8 +37,8 @@ def finetune(
     """Fine-tune an encoder as a classifier of recordings; the best epoch on the validation split is kept and tested.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id; it and `labelled` may be left
-            out to resume.
+        model: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub id; it
+            and `labelled` may be left out to resume.
         labelled: folder with one subfolder per class (optionally inside `train`, `valid` and `test`), table with
             columns path and label (or labels, separated by ";", for several classes per recording), WebDataset tars
             with labels, or hub:NAME with a column label.

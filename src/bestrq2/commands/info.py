@@ -20,7 +20,7 @@ def info(
     """Describe a model or a recipe: architecture, parameters, operations and origin; of a classifier classes and score.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        model: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub id.
         cost: count parameters and operations, which takes seconds; without them a recipe is described at once.
         data: source of audio, for a recipe: tell hours, segments, seconds per step, and steps per epoch.
         hours: audio of a corpus (h), for a recipe: measure training steps for some seconds, and tell how long a run

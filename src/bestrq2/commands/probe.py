@@ -30,7 +30,7 @@ def probe(
     """Score a model by linear probes and k-NN on labelled audio, beside baselines, with 95 % intervals.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        model: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub id.
         labelled: folder with one subfolder per class (optionally inside `train` and `test`), table with columns path
             and label, WebDataset tars with labels, hub:NAME with a column label, folder of several such tasks,
             "soundworld"; or a frozen benchmark, whose result is also written into a run folder as NAME.json:

@@ -19,7 +19,7 @@ def push(
     """Export a model in hub format and upload it to the Hugging Face hub in one commit.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        model: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub id.
         repository: repository on the hub, "USER/MODEL"; created if missing.
         private: create a missing repository as private.
         license: license identifier in the model card, such as "mit" or "cc-by-4.0".

@@ -37,7 +37,7 @@ def xares(
     run folder gets the result as xares.json and xares.csv.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        model: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub id.
         data: folder with one folder of tars per task, such as DATA/esc50/*.tar or the output of `bestrq2 soundworld
             DATA --format xares`; nothing is downloaded then. Without it the harness downloads missing tasks from
             Zenodo into the cache.

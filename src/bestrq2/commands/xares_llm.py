@@ -35,7 +35,7 @@ def xares_llm(
     pip install 'transformers<5' 'xares-llm @ git+https://github.com/xiaomi-research/xares-llm' soundfile soxr av
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        model: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub id.
         task: training task: task1 (classification), task2 (understanding), all, the name of one dataset, or a .yaml
             file in the benchmark's format.
         evaluation: evaluation task, in the same words; the same as `task` by default. Required with a .yaml file.

@@ -1,4 +1,4 @@
-"""Loading models by name: run folder, model folder, reference checkpoint, recipe or hub id."""
+"""Loading models by name: encoder of the package, run or model folder, reference checkpoint, recipe or hub id."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from bestrq2.convert.reference import is_hub_export, load_reference, load_reference_encoder
 from bestrq2.convert.reference_config import HUB_MODEL_TYPE
+from bestrq2.convert.shipped import ENCODERS, shipped_folder
 from bestrq2.convert.weights import (
     first_line,
     load_kept_checkpoint,
@@ -76,6 +77,8 @@ def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedMod
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise ConfigError(f"a model is named by a path, a recipe or a hub id, got {source!r:.80}")
     path, name = Path(source), str(source)
+    if (shipped := shipped_folder(source)) is not None:
+        return load_model_folder(shipped, model_class)
     if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         folder = path / "model" if (path / "model").is_dir() else path
         return _load_export(folder, model_class) if is_hub_export(folder) else load_model_folder(folder, model_class)
@@ -95,13 +98,13 @@ def _load(source: str | os.PathLike[str], model_class: type[BestRQ2PreTrainedMod
 
 
 def _no_such_model(name: str) -> str:
-    if hint := nearest(name, recipes()):
-        return f"{name}: there is no such recipe, and no such file or folder{hint}"
+    if hint := nearest(name, [*ENCODERS, *recipes()]):
+        return f"{name}: there is no such encoder or recipe, and no such file or folder{hint}"
     if "/" in name or Path(name).suffix:
         return f"{name}: does not exist; name a run folder, an exported folder or a checkpoint"
     return (
-        f"{name}: there is no such model; name a run folder, an exported folder, a checkpoint, a hub id (USER/MODEL) "
-        "or a recipe such as best-rq-2-tiny"
+        f"{name}: there is no such model; name an encoder of the package ({', '.join(ENCODERS)}), a run folder, an "
+        "exported folder, a checkpoint, a hub id (USER/MODEL) or a recipe such as best-rq-2-tiny"
     )
 
 

@@ -60,8 +60,8 @@ def load_model(model_file_path: str = "", hop_ms: float | None = None) -> HearMo
     """Load an encoder for HEAR, on the CPU; the harness moves it.
 
     Args:
-        model_file_path: run folder, exported folder, reference checkpoint, recipe name or hub id; "" for
-            $BESTRQ2_HEAR_MODEL.
+        model_file_path: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub
+            id; "" for $BESTRQ2_HEAR_MODEL.
         hop_ms: largest distance of timestamps in ms; None for $BESTRQ2_HEAR_HOP_MS, or 50.
 
     Raises:

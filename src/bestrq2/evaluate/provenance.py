@@ -14,6 +14,7 @@ import torch
 
 from bestrq2 import soundworld
 from bestrq2._version import __version__
+from bestrq2.convert.shipped import shipped_training
 from bestrq2.convert.weights import exported_step
 from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
@@ -85,8 +86,8 @@ def model_provenance(
     Returns:
         model; recipe, data, seed, steps (planned) and batch_seconds of the run; step of the exported weights (of the
         newest row of metrics.csv in runs of older versions); finished, whether that is the last one; training_gflops of
-        the planned steps; encoder_parameters, objective, and `software_provenance`. Values that only a run folder holds
-        are None for other models, as is step where there are no metrics.
+        the planned steps; encoder_parameters, objective, and `software_provenance`. Values that only runs and encoders
+        of the package hold are None for other models, as is step where there are no metrics.
 
     Raises:
         CheckpointError: config.yaml or metrics.csv of a run folder cannot be read.
@@ -94,8 +95,8 @@ def model_provenance(
     numbers = cost(config)
     known: dict[str, Any] = dict.fromkeys(("recipe", "data", "seed", "steps", "batch_seconds", "training_gflops"))
     known |= {"step": None, "finished": None}
-    if is_run_folder(model):
-        known |= run_provenance(Path(model))
+    if training := training_provenance(model):
+        known |= training
         known["training_gflops"] = (
             numbers.training_gflops * known["batch_seconds"] / config.max_seconds * known["steps"]
         )
@@ -106,6 +107,11 @@ def model_provenance(
         "objective": config.objective,
         **software_provenance(command),
     }
+
+
+def training_provenance(model: str | os.PathLike[str]) -> dict[str, Any]:
+    """`run_provenance` of a run folder or of an encoder of the package; empty for other models."""
+    return run_provenance(Path(model)) if is_run_folder(model) else shipped_training(model)
 
 
 def run_provenance(run: Path) -> dict[str, Any]:

@@ -7,17 +7,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from bestrq2.convert.weights import load_model_folder
+from bestrq2.convert.loading import load_classification
 from bestrq2.data.labels import SEPARATOR
 from bestrq2.data.rejections import Shorter
 from bestrq2.data.sources import Source
 from bestrq2.data.spans import Span, SpanStream, Stretch, sample_reader, span_samples
-from bestrq2.errors import AudioError, CheckpointError
+from bestrq2.errors import AudioError
 from bestrq2.inference.embedder import checked_device
 from bestrq2.inference.windows import padded
 from bestrq2.model.modeling_bestrq2 import MULTI, BestRQ2ForAudioClassification
@@ -171,13 +170,7 @@ def load_classifier(source: str | os.PathLike[str], device: str | torch.device |
     Raises:
         CheckpointError: it is not a classifier, or its weights are damaged or of another architecture.
     """
-    path, name = Path(source), os.fspath(source)
-    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
-        raise CheckpointError(f"{name}: there is no such folder; name a run of `bestrq2 finetune`")
-    folder: str | Path = name
-    if path.is_dir():
-        folder = path / "model" if (path / "model").is_dir() else path
-    return AudioClassifier(load_model_folder(folder, BestRQ2ForAudioClassification), device)
+    return AudioClassifier(load_classification(source), device)
 
 
 def label_of(probabilities: np.ndarray, classes: Sequence[str], multi_label: bool, threshold: float = 0.5) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from bestrq2.convert.loading import load_encoder
 from bestrq2.convert.numpy_front_end import pool
 from bestrq2.convert.readout import choose_readout
+from bestrq2.convert.shipped import ENCODERS
 from bestrq2.convert.weights import first_line
 from bestrq2.errors import ConfigError
 from bestrq2.inference.compiling import BLOCKS, compile_parts
@@ -345,7 +346,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def load(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] = ENCODERS[0],
     device: str | torch.device | None = None,
     *,
     dtype: str | torch.dtype | None = None,
@@ -355,9 +356,10 @@ def load(
     """Load an encoder for embedding.
 
     Args:
-        source: a run folder of `bestrq2 pretrain`, an exported model folder, a reference checkpoint (`.ckpt` or
-            `.safetensors` with its configuration beside it as `.json` or `.yaml` of the same name), a recipe or a YAML
-            file that extends one (random weights from seed 0), or a hub id.
+        source: "bestrq2-tiny", the encoder that comes with the package, a run folder of `bestrq2 pretrain`, an exported
+            model folder, a reference checkpoint (`.ckpt` or `.safetensors` with its configuration beside it as `.json`
+            or `.yaml` of the same name), a recipe or a YAML file that extends one (random weights from seed 0), or a
+            hub id.
         device: device such as "cpu" or "cuda:0"; None for CUDA if available, else the CPU.
         dtype: "bfloat16" or "float16" to run under autocast, None for the precision of the weights.
         compile: compile the encoder's blocks by `torch.compile` when they first run.

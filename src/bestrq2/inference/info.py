@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bestrq2.convert.shipped import shipped_folder, shipped_training
 from bestrq2.errors import CheckpointError, ConfigError, DataError
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
 from bestrq2.recipe_book import is_recipe_file, recipe, recipes
@@ -26,7 +27,7 @@ def model_info(model: str | os.PathLike[str], cost: bool = True, data: str | Non
     """Size, cost and origin of a model, as printed by `bestrq2 info`.
 
     Args:
-        model: run folder, exported folder, reference checkpoint, recipe name or hub id.
+        model: "bestrq2-tiny" (of the package), run or exported folder, reference checkpoint, recipe or hub id.
         cost: count parameters and operations.
         data: source of audio, for what a run of a recipe would hear of it; None for none.
 
@@ -189,6 +190,12 @@ def _provenance(run: Path) -> dict[str, str]:
     """Origin of the model of a run folder; for other models, that it is unknown."""
     from bestrq2.run_records import is_finetuned, read_metrics, read_run_settings, read_settings
 
+    if (folder := shipped_folder(run)) is not None:
+        training = shipped_training(run)
+        facts = {key: str(training[key]) for key in ("recipe", "data", "seed")}
+        steps, seconds = counted(training["steps"], "step"), training["batch_seconds"]
+        facts["trained"] = f"{training['step']:,} of {steps} of {seconds:g} s"
+        return facts | {"model card": str(folder / "README.md")}
     if not (run / "config.yaml").is_file():
         return {"trained": "unknown: not a run folder"}
     if is_finetuned(run):

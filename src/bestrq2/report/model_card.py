@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bestrq2._version import __version__
+from bestrq2.convert.shipped import shipped_folder
 from bestrq2.convert.weights import exported_step
 from bestrq2.data.prepare.summary import SUMMARY, read_summary
 from bestrq2.errors import DataError
@@ -54,6 +55,8 @@ class Origin:
         probes: tables of probe scores by title.
         tests: tables of a classifier's test scores by title.
         limits: sentences.
+        sections: Markdown of training, evaluation, limits and licence in place of all these.
+        license: hub identifier, where none is given with the export.
         dataset: hub id of the dataset it was trained on; None for anything else.
         base_model: hub id of the model whose weights it started from; None for anything else.
     """
@@ -64,6 +67,8 @@ class Origin:
     probes: dict[str, list[TaskScore]] = field(default_factory=dict)
     tests: dict[str, Table] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
+    sections: str = ""
+    license: str | None = None
     dataset: str | None = None
     base_model: str | None = None
 
@@ -151,7 +156,7 @@ def _metadata(origin: Origin, license: str | None, classifies: bool) -> str:
     """YAML block that the hub reads."""
     task, tags = ("audio-classification", CLASSIFIER_TAGS) if classifies else ("feature-extraction", TAGS)
     optional = {
-        "license": license,
+        "license": license or origin.license,
         "datasets": None if origin.dataset is None else [origin.dataset],
         "base_model": origin.base_model,
     }
@@ -171,6 +176,8 @@ def origin_of(source: str) -> Origin:
     """
     path = Path(source)
     name = path.resolve().name if path.exists() else source
+    if (folder := shipped_folder(source)) is not None:
+        return _of_shipped(folder)
     if is_finetuned(path):
         return _of_finetuning(path)
     if is_run_folder(source):
@@ -186,6 +193,13 @@ def origin_of(source: str) -> Origin:
         f"It was converted from {kind} `{name}`; its training is not recorded there.",
         limits=("Data, steps and scores of its training are unknown; see its source.",),
     )
+
+
+def _of_shipped(folder: Path) -> Origin:
+    """Origin of an encoder of the package: what its own card says from its training on."""
+    _, heading, sections = (folder / "README.md").read_text(encoding="utf-8").partition("## Training\n")
+    sentence = f"It is the encoder `{folder.name}` of the package bestrq2."
+    return Origin(sentence, sections=heading + sections.rstrip(), license="mit")
 
 
 def _of_run(folder: Path, name: str) -> Origin:

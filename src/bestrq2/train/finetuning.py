@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bestrq2.convert.hub import write_model
 from bestrq2.convert.loading import load_encoder
+from bestrq2.convert.shipped import ENCODERS
 from bestrq2.convert.weights import quiet_hub
 from bestrq2.data.batch import AudioBatch
 from bestrq2.data.labels import LabelledTask, load_task
@@ -386,8 +387,8 @@ def _check_resumable(folder: RunFolder, config: FinetuneConfig, data: LabelledTa
 
 def _facts(config: FinetuneConfig, data: LabelledTask) -> dict[str, Any]:
     """Sizes of the splits, and the hub id of the model if it came from there, for environment.json."""
-    # What was loaded, but is no path here and no recipe, came from the hub.
-    is_here = Path(config.model).exists() or config.model in recipes()
+    # What was loaded, but is no path here and not of the package, came from the hub.
+    is_here = Path(config.model).exists() or config.model in (*ENCODERS, *recipes())
     sizes = {split: len(data.clips(split)) for split in SPLITS}
     return {"recordings": _count(data), **sizes, "base_model": None if is_here else config.model}
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bestrq2.convert.loading import load_encoder, load_whole_or_encoder
+from bestrq2.convert.shipped import ENCODERS
 from bestrq2.errors import ConfigError
-from bestrq2.evaluate.provenance import is_run_folder, run_provenance
+from bestrq2.evaluate.provenance import training_provenance
 from bestrq2.inference.embedder import weights_hash
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
@@ -72,10 +73,11 @@ class Initial:
 
     def origin(self) -> dict[str, Any]:
         """Name and hub id, SHA-256 of the encoder's tensors, and recipe, data, seed and step of its run, if any."""
-        known = run_provenance(Path(self.source)) if is_run_folder(self.source) else {}
+        known = training_provenance(self.source)
         run = {name: known[name] for name in ("recipe", "data", "seed", "step") if known.get(name) is not None}
-        # What was loaded, but is no path here, came from the hub.
-        hub = {} if Path(self.source).exists() else {"base_model": self.source}
+        # What was loaded, but is neither of the package nor a path here, came from the hub.
+        is_here = self.source in ENCODERS or Path(self.source).exists()
+        hub = {} if is_here else {"base_model": self.source}
         return {"model": self.source, **hub, "sha256": weights_hash(self.model.base_model), **run}
 
 

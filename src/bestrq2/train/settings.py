@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
 
+from bestrq2.convert.shipped import shipped_training
 from bestrq2.errors import CheckpointError, ConfigError, DataError
 from bestrq2.files import regular_file
 from bestrq2.flags import (
@@ -476,8 +477,8 @@ _DATA = (
 )
 
 _INIT = (
-    "model whose weights and architecture the run starts from: run folder, exported folder, reference checkpoint or "
-    "hub id; what it lacks is initialised from the seed"
+    'model whose weights and architecture the run starts from: "bestrq2-tiny", run folder, exported folder, reference '
+    "checkpoint or hub id; what it lacks is initialised from the seed"
 )
 
 
@@ -684,8 +685,9 @@ def _base_of(settings: dict[str, Any], init: str | None = None) -> str:
 
     The config.yaml of a run holds every setting: it needs no recipe, and remains valid when a recipe file is deleted.
     """
-    if not settings.get("recipe") and init is not None and (Path(init) / "config.yaml").is_file():
-        own = _read_config(str(Path(init) / "config.yaml")).get("recipe")
+    if not settings.get("recipe") and init is not None:
+        run = Path(init) / "config.yaml"
+        own = (_read_config(str(run)) if run.is_file() else shipped_training(init)).get("recipe")
         return own if own in recipes() else DEFAULT_RECIPE
     name = str(settings.get("recipe") or DEFAULT_RECIPE)
     gone = is_recipe_file(name) and not Path(name).expanduser().is_file()
