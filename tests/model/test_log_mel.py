@@ -60,6 +60,19 @@ def test_log_mel_follows_its_definition(changes):
     np.testing.assert_allclose(log_mel[0].numpy(), expected, atol=0.01)
 
 
+def test_the_bands_of_a_short_window_follow_those_of_the_long_one():
+    changes = {"hop_length": 160, "patch_size": [24, 4]}
+    both = BestRQ2Config(
+        n_fft=1024, win_length=1024, num_mel_bands=72, short_win_length=400, short_mel_bands=24, **changes
+    )
+    waveform = scene(40_000, seed=3)
+    found = LogMel(both)(torch.from_numpy(waveform)[None])[0][0].numpy()
+    long = BestRQ2Config(n_fft=1024, win_length=1024, num_mel_bands=48, **changes)
+    short = BestRQ2Config(n_fft=512, win_length=400, num_mel_bands=24, **changes)
+    expected = np.concatenate([log_mel_by_definition(waveform, config) for config in (long, short)])
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
 def test_mel_filters_agree_with_filters_in_double_precision():
     found = mel_filters(2048, 128, 0.0, 8000.0, RATE, torch.device("cpu")).numpy()
     np.testing.assert_allclose(found, htk_filters(128, 0, 8000, 2048, RATE), atol=5e-5)

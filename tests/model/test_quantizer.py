@@ -121,6 +121,19 @@ def test_codebooks_are_independent_quantizers(quantizer, patches):
     assert torch.equal(first.projection[0], module.projection[0])
 
 
+def test_codebooks_of_two_windows_take_turns(quantizer):
+    windows = {"num_mel_bands": 24, "patch_size": [24, 4], "hop_length": 160, "short_win_length": 400}
+    module = quantizer(num_codebooks=3, quantizer_normalization="layernorm", short_mel_bands=8, **windows)
+    patches = scenes(4, 4800).unflatten(1, (50, 96))
+    codes = module(patches)
+    changed = patches.clone()
+    changed[..., 64:] = patches[..., 64:].flip(-1)  # 16 bands of the long window come first
+    assert torch.equal(module(changed)[..., ::2], codes[..., ::2])
+    assert (module(changed)[..., 1] != codes[..., 1]).float().mean() > 0.5
+    louder = torch.cat([2 * patches[..., :64], 3 + patches[..., 64:]], dim=-1)
+    assert (module(louder) == codes).float().mean() > 0.99  # each window is normalized by itself
+
+
 @pytest.mark.parametrize("used", [1, 2, 7, 64])
 def test_perplexity_of_uniform_codes_is_their_number(used):
     targets = torch.arange(used).repeat(5)[None]

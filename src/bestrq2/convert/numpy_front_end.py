@@ -32,12 +32,11 @@ class FrontEnd:
 
     Args:
         sampling_rate: Hz.
-        n_fft: length of the Fourier transform, samples.
-        win_length: length of the Hann window, samples.
         hop_length: samples between spectrogram frames.
-        num_mel_bands: bands.
         mel_min_hz: lower edge of the lowest band.
         mel_max_hz: upper edge of the highest band.
+        windows: length of the Fourier transform and of the Hann window, samples, and number of bands, of each
+            spectrogram, the longest one first; their bands follow each other.
         patch_frames: spectrogram frames in one frame of the encoder.
         max_samples: samples of the longest clip that the encoder was trained for.
         pooling: pooling of the encoder's frames to one vector per clip, see `pool`.
@@ -46,25 +45,25 @@ class FrontEnd:
     def __init__(
         self,
         sampling_rate: int,
-        n_fft: int,
-        win_length: int,
         hop_length: int,
-        num_mel_bands: int,
         mel_min_hz: float,
         mel_max_hz: float,
+        windows: Sequence[tuple[int, int, int]],
         patch_frames: int,
         max_samples: int,
         pooling: str = "mean",
     ) -> None:
-        self.sampling_rate, self.n_fft, self.hop_length = sampling_rate, n_fft, hop_length
+        self.sampling_rate, self.hop_length = sampling_rate, hop_length
         self.patch_frames, self.max_samples, self.pooling = patch_frames, max_samples, pooling
         self.window_frames = self.frames(max_samples)
         # One whole patch: shorter clips are extended to it by reflection.
         self.min_samples = (patch_frames - 1) * hop_length
-        before = (n_fft - win_length) // 2
-        self.window = np.pad(hann_window(win_length), (before, n_fft - win_length - before))
-        energy = np.square(self.window).sum(dtype=np.float32)
-        self.filters = mel_filters(n_fft, num_mel_bands, mel_min_hz, mel_max_hz, sampling_rate) / energy
+        self.spectra = []
+        for n_fft, win_length, bands in windows:
+            before = (n_fft - win_length) // 2
+            window = np.pad(hann_window(win_length), (before, n_fft - win_length - before))
+            energy = np.square(window).sum(dtype=np.float32)
+            self.spectra.append((window, mel_filters(n_fft, bands, mel_min_hz, mel_max_hz, sampling_rate) / energy))
 
     @classmethod
     def of(cls, session: Any) -> FrontEnd:
@@ -90,13 +89,16 @@ class FrontEnd:
             ValueError: for another shape or type, no samples, NaN, or samples far outside [-1, 1].
         """
         waveform = checked(waveform, channels=False).astype(np.float32)
-        reach, total = self.n_fft // 2, max(len(waveform), self.min_samples)
-        padded = waveform[reflected(np.arange(-reach, total + reach), len(waveform))]
-        frames = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)[:: self.hop_length]
-        spectrum = np.fft.rfft((frames * self.window).astype(np.float64), axis=1)
-        power = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(np.float32)
-        decibels = 10 * np.log10(np.maximum(power @ self.filters, np.float32(POWER_FLOOR)))
-        return np.ascontiguousarray(decibels.T)
+        total = max(len(waveform), self.min_samples)
+        bands = []
+        for window, filters in self.spectra:
+            reach = len(window) // 2
+            padded = waveform[reflected(np.arange(-reach, total + reach), len(waveform))]
+            frames = np.lib.stride_tricks.sliding_window_view(padded, len(window))[:: self.hop_length]
+            spectrum = np.fft.rfft((frames * window).astype(np.float64), axis=1)
+            power = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(np.float32)
+            bands.append(10 * np.log10(np.maximum(power @ filters, np.float32(POWER_FLOOR))).T)
+        return np.concatenate(bands)
 
     def windows(self, waveform: np.ndarray, overlap: float = 0.5) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Cut [samples] into overlapping windows for the encoder, all of full length where there are several.

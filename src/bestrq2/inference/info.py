@@ -92,7 +92,7 @@ def architecture(config: ModelFields, cost: bool = True) -> dict[str, str]:
         f"{config.num_attention_heads} heads, {config.position_embedding} positions",
         "encoder parameters": counts.get("encoder parameters", ""),
         "parameters in pretraining": counts.get("parameters in pretraining", ""),
-        "input": f"{config.sampling_rate} Hz mono, {config.num_mel_bands} mel bands, one frame per "
+        "input": f"{config.sampling_rate} Hz mono, {_bands(config)}, one frame per "
         f"{1000 * config.hop_length / config.sampling_rate:.4g} ms, normalised: {config.input_normalization}",
         "patch": f"{height} mel bands x {width} frames",
         "tokens": f"{config.patch_rows * config.sampling_rate / config.frame_hop_samples:.4g} per second of audio",
@@ -228,3 +228,13 @@ def _provenance(run: Path) -> dict[str, str]:
             facts["made with"] = f"bestrq2 {environment['bestrq2']}, torch {environment['packages']['torch']}"
             facts |= environment.get("heard", {})
     return facts
+
+
+def _bands(config: ModelFields) -> str:
+    """The mel bands of every window."""
+    if not config.short_mel_bands:
+        return f"{config.num_mel_bands} mel bands"
+    milliseconds = 1000 / config.sampling_rate
+    return " and ".join(
+        f"{bands} mel bands of {window * milliseconds:.4g} ms" for _, window, bands in config.windows
+    )

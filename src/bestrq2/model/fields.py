@@ -24,7 +24,10 @@ class ModelFields:
         n_fft: length of the Fourier transform, samples.
         win_length: length of the Hann window, samples.
         hop_length: samples between frames.
-        num_mel_bands: number of mel bands.
+        num_mel_bands: number of mel bands, of both windows where there are two.
+        short_win_length: length of a second, shorter Hann window, samples; 0 for none. Its bands, over the same
+            frequencies and frames, follow those of the long one: long windows resolve pitch, short ones speech.
+        short_mel_bands: how many of the mel bands are those of the short window.
         mel_min_hz: lower edge of the lowest mel band, Hz.
         mel_max_hz: upper edge of the highest mel band, Hz.
         max_seconds: longest clip in pretraining, and the window in which longer audio is embedded, s.
@@ -64,7 +67,7 @@ class ModelFields:
         num_codebooks: number of independent quantizers; their losses are averaged.
         quantizer_seed: random seed of the projection and the codebook.
         quantizer_normalization: normalization of the quantizer's input: "none" (the encoder's own input), "layernorm"
-            (each patch of it to mean 0 and deviation 1), or, whatever the encoder's input is, "decibels" (raw dB),
+            (each patch of it, or each window's part, to mean 0 and deviation 1), or, whatever the encoder's input is, "decibels" (raw dB),
             "dataset", "clip" or "clip_band" (as `input_normalization`).
         mask_ratio: lowest and highest share of hidden patches, drawn once per step.
         mask_shape: "uniform" (independent patches, without replacement) or "block" (rectangles of `mask_block_size`).
@@ -84,6 +87,8 @@ class ModelFields:
     win_length: int = 2048
     hop_length: int = 625
     num_mel_bands: int = 128
+    short_win_length: int = 0
+    short_mel_bands: int = 0
     mel_min_hz: float = 0.0
     mel_max_hz: float = 8000.0
     max_seconds: float = 10.0
@@ -126,6 +131,14 @@ class ModelFields:
     initializer_range: float = 0.02
 
     @property
+    def windows(self) -> list[tuple[int, int, int]]:
+        """Length of the transform and of the window, samples, and number of mel bands, of each spectrogram."""
+        windows = [(self.n_fft, self.win_length, self.num_mel_bands - self.short_mel_bands)]
+        if self.short_mel_bands:
+            windows.append((2 ** (self.short_win_length - 1).bit_length(), self.short_win_length, self.short_mel_bands))
+        return windows
+
+    @property
     def patch_rows(self) -> int:
         """Patches along the frequency axis."""
         return self.num_mel_bands // self.patch_size[0]
@@ -134,6 +147,13 @@ class ModelFields:
     def patch_values(self) -> int:
         """Log-mel values in one patch."""
         return self.patch_size[0] * self.patch_size[1]
+
+    @property
+    def window_values(self) -> list[int]:
+        """Log-mel values of each window in one patch."""
+        if self.patch_rows > 1:  # a patch is of one window or the other
+            return [self.patch_values]
+        return [bands * self.patch_size[1] for _, _, bands in self.windows]
 
     @property
     def frame_hop_samples(self) -> int:
@@ -207,6 +227,7 @@ _MOST = {
 _MOST_OF_OTHERS = 2**24
 # Weights of the mel filters, bands x frequencies.
 _MOST_FILTER_WEIGHTS = 2**27
+_FROM_ZERO = ("quantizer_seed", "short_win_length", "short_mel_bands")
 _POSITIVE = ("max_seconds", "norm_eps", "initializer_range", "mask_noise_std")
 _BELOW_ONE = ("drop_path_rate", "conformer_dropout")
 
@@ -238,7 +259,7 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     elif hint is float:
         finite = whole or (isinstance(value, float) and math.isfinite(value))
         _require(finite, f"{name} must be a number, got {got}")
-    elif name == "quantizer_seed":
+    elif name in _FROM_ZERO:
         _require(whole and value >= 0, f"{name} must be a whole number of at least 0, got {got}")
     else:
         _require(whole and value > 0, f"{name} must be a whole number above 0, got {got}")
@@ -261,6 +282,26 @@ def _check_spectrogram(config: ModelFields) -> None:
     _require(config.n_fft % 2 == 0, f"n_fft must be even, got {config.n_fft}")
     _require(
         config.win_length <= config.n_fft, f"win_length ({config.win_length}) must not exceed n_fft ({config.n_fft})"
+    )
+    _require(
+        bool(config.short_win_length) == bool(config.short_mel_bands),
+        "short_win_length and short_mel_bands must both be 0 or both be above 0, got "
+        f"{config.short_win_length} and {config.short_mel_bands}",
+    )
+    _require(
+        config.short_mel_bands < config.num_mel_bands,
+        f"short_mel_bands ({config.short_mel_bands}) must be fewer than num_mel_bands ({config.num_mel_bands})",
+    )
+    long_bands = config.num_mel_bands - config.short_mel_bands
+    _require(
+        config.patch_rows == 1 or not config.short_mel_bands or long_bands % config.patch_size[0] == 0,
+        f"the {long_bands} bands of the long window must be a multiple of the patch height ({config.patch_size[0]})",
+    )
+    longest_transform = max(n_fft for n_fft, _, _ in config.windows)
+    _require(
+        longest_transform <= config.n_fft,
+        f"short_win_length ({config.short_win_length}) needs a Fourier transform of {longest_transform} samples, more "
+        f"than n_fft ({config.n_fft})",
     )
     filters = config.num_mel_bands * (config.n_fft // 2 + 1)
     _require(

@@ -87,6 +87,7 @@ class Decibels(nn.Module):
 class LogMel(nn.Module):
     """Log-mel spectrogram of the paper (section 3): Hann window, reflect padding, power, HTK bands, dB.
 
+    With a second, shorter window its bands follow those of the long one; the centres of the frames are the same.
     It has no parameters or buffers, so it adds nothing to a checkpoint, and always runs in float32.
     """
 
@@ -137,19 +138,27 @@ class LogMel(nn.Module):
 
     def _decibels(self, padded: Tensor) -> Tensor:
         """Map padded waveforms [B, S + n_fft] to [B, T, bands] in dB."""
+        spectra = []
+        for n_fft, win_length, bands in self.config.windows:
+            before = (self.config.n_fft - n_fft) // 2
+            spectra.append(self._spectrum(padded[:, before : padded.shape[1] - before], n_fft, win_length, bands))
+        return spectra[0] if len(spectra) == 1 else torch.cat(spectra, dim=-1)
+
+    def _spectrum(self, padded: Tensor, n_fft: int, win_length: int, bands: int) -> Tensor:
+        """Map waveforms [B, S + n_fft] to [B, T, bands] in dB by one window."""
         config, device = self.config, padded.device
         in_pieces = device.type == "cpu" and not traced()
         # On a CPU each product reads few bins.
         filters = banded_filters(
-            config.n_fft, config.win_length, config.num_mel_bands, config.mel_min_hz, config.mel_max_hz,
+            n_fft, win_length, bands, config.mel_min_hz, config.mel_max_hz,
             config.sampling_rate, _PRODUCTS_ON_CPU if in_pieces else 1, device,
         )  # fmt: skip
-        window = _window(config.win_length, config.n_fft, device)
-        frames = padded.unfold(1, config.n_fft, config.hop_length)
+        window = _window(win_length, n_fft, device)
+        frames = padded.unfold(1, n_fft, config.hop_length)
         if not in_pieces:
             return self._bands(frames, window, filters)
         # Pieces of long clips, and several short ones at a time, fit the CPU caches.
-        count, size = frames.shape[1], max(1, torch.get_num_threads() * _SAMPLES_ON_CPU // config.n_fft)
+        count, size = frames.shape[1], max(1, torch.get_num_threads() * _SAMPLES_ON_CPU // n_fft)
         clips = frames.split(max(1, size // count))
         pieces = [piece for some in clips for piece in some.tensor_split(-(-count // size), dim=1)]
         bands = torch.cat([self._bands(piece, window, filters).flatten(0, 1) for piece in pieces])

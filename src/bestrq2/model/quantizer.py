@@ -18,6 +18,9 @@ class RandomProjectionQuantizer(nn.Module):
     The code of a patch is the codebook row with the largest cosine to its random projection. Projection (Xavier
     uniform) and codebook (Gaussian rows normalized to length 1) are buffers drawn from `quantizer_seed`, never trained
     and saved with the model. All arithmetic is float32.
+
+    Where a patch has the bands of two windows, the first, third, ... codebook codes those of the long one, and the
+    second, fourth, ... those of the short one.
     """
 
     projection: Tensor
@@ -38,8 +41,11 @@ class RandomProjectionQuantizer(nn.Module):
             return
         generator = torch.Generator().manual_seed(self.config.quantizer_seed)
         for book in range(self.config.num_codebooks):
-            projection = torch.empty(self.projection.shape[1:], device="cpu")
-            nn.init.xavier_uniform_(projection, generator=generator)
+            parts = self.config.window_values
+            drawn = torch.empty(parts[book % len(parts)], self.config.codebook_dim, device="cpu")
+            nn.init.xavier_uniform_(drawn, generator=generator)
+            projection = torch.zeros(self.projection.shape[1:], device="cpu")
+            projection.split(parts)[book % len(parts)].copy_(drawn)
             codes = torch.empty(self.codebook.shape[1:], device="cpu").normal_(generator=generator)
             self.projection[book].copy_(projection)
             self.codebook[book].copy_(F.normalize(codes, dim=-1))
@@ -67,7 +73,8 @@ class RandomProjectionQuantizer(nn.Module):
         with torch.autocast(patches.device.type, enabled=False):
             patches = patches.float()
             if self.config.quantizer_normalization == "layernorm":
-                patches = F.layer_norm(patches, patches.shape[-1:])
+                parts = patches.split(self.config.window_values, dim=-1)
+                patches = torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], dim=-1)
             codes = []
             for projection, codebook in zip(self.projection.float(), self.codebook.float(), strict=True):
                 directions = F.normalize(patches @ projection, dim=-1)

@@ -20,7 +20,10 @@ from bestrq2.text import counted
 
 SUMMARY = "summary.json"
 
-FRONT_END = ("sampling_rate", "n_fft", "win_length", "hop_length", "num_mel_bands", "mel_min_hz", "mel_max_hz")
+FRONT_END = (
+    *("sampling_rate", "n_fft", "win_length", "hop_length", "num_mel_bands", "mel_min_hz", "mel_max_hz"),
+    *("short_win_length", "short_mel_bands"),
+)
 """Fields of `BestRQ2Config` that define the log-mel spectrogram."""
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
