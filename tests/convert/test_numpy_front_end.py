@@ -24,8 +24,13 @@ SPECTROGRAMS = {
     "paper": {},
     "10ms": {"hop_length": 160, "n_fft": 512, "win_length": 400, "num_mel_bands": 64, "mel_min_hz": 50.0},
     "two windows": {
-        "hop_length": 160, "n_fft": 1024, "win_length": 1024, "num_mel_bands": 72, "patch_size": [24, 4],
-        "short_win_length": 400, "short_mel_bands": 24,
+        "hop_length": 160,
+        "n_fft": 1024,
+        "win_length": 1024,
+        "num_mel_bands": 72,
+        "patch_size": [24, 4],
+        "short_win_length": 400,
+        "short_mel_bands": 24,
     },
     "odd-window": {"hop_length": 160, "n_fft": 1024, "win_length": 401, "num_mel_bands": 32, "mel_max_hz": 7600.0},
 }

@@ -235,6 +235,4 @@ def _bands(config: ModelFields) -> str:
     if not config.short_mel_bands:
         return f"{config.num_mel_bands} mel bands"
     milliseconds = 1000 / config.sampling_rate
-    return " and ".join(
-        f"{bands} mel bands of {window * milliseconds:.4g} ms" for _, window, bands in config.windows
-    )
+    return " and ".join(f"{bands} mel bands of {window * milliseconds:.4g} ms" for _, window, bands in config.windows)
