@@ -67,8 +67,8 @@ class ModelFields:
         num_codebooks: number of independent quantizers; their losses are averaged.
         quantizer_seed: random seed of the projection and the codebook.
         quantizer_normalization: normalization of the quantizer's input: "none" (the encoder's own input), "layernorm"
-            (each patch of it, or each window's part, to mean 0 and deviation 1), or, whatever the encoder's input is, "decibels" (raw dB),
-            "dataset", "clip" or "clip_band" (as `input_normalization`).
+            (each patch of it, or the part of each window, to mean 0 and deviation 1), or, whatever the encoder's input
+            is, "decibels" (raw dB), "dataset", "clip" or "clip_band" (as `input_normalization`).
         mask_ratio: lowest and highest share of hidden patches, drawn once per step.
         mask_shape: "uniform" (independent patches, without replacement) or "block" (rectangles of `mask_block_size`).
         mask_block_size: size of a block: rows, columns of patches.
