@@ -161,8 +161,8 @@ class LogMel(nn.Module):
         count, size = frames.shape[1], max(1, torch.get_num_threads() * _SAMPLES_ON_CPU // n_fft)
         clips = frames.split(max(1, size // count))
         pieces = [piece for some in clips for piece in some.tensor_split(-(-count // size), dim=1)]
-        bands = torch.cat([self._bands(piece, window, filters).flatten(0, 1) for piece in pieces])
-        return bands.unflatten(0, (len(padded), count))
+        decibels = torch.cat([self._bands(piece, window, filters).flatten(0, 1) for piece in pieces])
+        return decibels.unflatten(0, (len(padded), count))
 
     def _bands(self, frames: Tensor, window: Tensor, filters: list[tuple[int, int, Tensor]]) -> Tensor:
         """Map frames [B, T, n_fft] to [B, T, bands] in dB."""
