@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,18 +189,13 @@ class HDF5Source(Source):
             known["target"] = np.flatnonzero(target > 0.5).tolist()
         return known
 
-    @contextmanager
-    def opened(self, index: int) -> Iterator[Decoder]:
-        with errors_named(self.describe(index)):
-            yield self._row(index)
-
-    def _row(self, index: int) -> _Row:
-        return _Row(self._opened_file()["waveform"], int(self.rows[index]), self.rate)
+    def opened(self, index: int) -> AbstractContextManager[Decoder]:
+        return self.unconverted(index, 0)
 
     @contextmanager
     def unconverted(self, index: int, sampling_rate: int) -> Iterator[Decoder]:
         with errors_named(self.describe(index)):
-            row = self._row(index)
+            row = _Row(self._opened_file()["waveform"], int(self.rows[index]), self.rate)
             # int16 rows go into int16 batches as they are, which saves two conversions per clip.
             row.unconverted = sampling_rate == self.rate and row.waveform.dtype == np.int16
             yield row

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -148,8 +148,7 @@ class Piece(NamedTuple):
 
 
 _TYPES = {int: pa.int64(), str: pa.string(), bytes: pa.large_binary(), bool: pa.bool_()}
-_KINDS_OF_FIELDS = (int, int, str, int, str, str, bytes, str, bytes, bool, bytes, bool)
-PIECES = pa.schema([(name, _TYPES[kind]) for name, kind in zip(Piece._fields, _KINDS_OF_FIELDS, strict=True)])
+PIECES = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Piece).items()])
 """Columns of a table of pieces."""
 
 

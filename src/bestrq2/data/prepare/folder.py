@@ -31,12 +31,7 @@ _TEMPORARY = re.compile(r"\.(shard-\d{6,}\.tar(\.index\.parquet)?|summary\.json)
 _SHARD = re.compile(r"shard-(\d{6,})\.tar")
 _JSON_DIGEST_BYTES = 8
 _MEMBER = np.dtype(
-    [
-        ("recording", "<i8"),
-        ("segment", "<i8"),
-        ("content", f"V{DIGEST_BYTES}"),
-        ("metadata", f"V{_JSON_DIGEST_BYTES}"),
-    ]
+    [("recording", "<i8"), ("segment", "<i8"), ("content", f"V{DIGEST_BYTES}"), ("metadata", f"V{_JSON_DIGEST_BYTES}")]
 )
 
 
@@ -137,19 +132,9 @@ class Ledger:
     def to_extra(self) -> dict[str, str]:
         """The ledger as an entry of an index's metadata."""
         members = np.array([(*of[:2], *map(np.void, of[2:])) for of in self.members], _MEMBER)
-        values = {
-            "identity": self.identity,
-            "position": self.position,
-            "clips": self.clips,
-            "dropped": self.dropped,
-            "rejected": self.rejected,
-            "shorter": self.shorter,
-            "samples_in": self.samples_in,
-            "samples_kept": self.samples_kept,
-            "clipped": self.clipped,
-            "members": base64.b64encode(members.tobytes()).decode(),
-            "band_sums": base64.b64encode(self.sums.to_bytes()).decode(),
-        }
+        values = {name: value for name, value in vars(self).items() if name not in ("sums", "size")}
+        values["members"] = base64.b64encode(members.tobytes()).decode()
+        values["band_sums"] = base64.b64encode(self.sums.to_bytes()).decode()
         return {LEDGER: json.dumps(values)}
 
     @classmethod

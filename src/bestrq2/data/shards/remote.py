@@ -130,14 +130,18 @@ def cache_limit() -> int:
     return int(limit * 1e9)
 
 
-def open_shard(url: str) -> FileIO:
+def open_shard(url: str, waits: Sequence[float] | None = None) -> FileIO:
     """A cached shard, open for reading and locked against eviction until it is closed; fetched if it is not there.
+
+    Args:
+        url: address of the shard.
+        waits: as for `fetch`.
 
     Raises:
         UnreachableError: it cannot be fetched.
     """
     while True:
-        path = fetch(url)
+        path = fetch(url, waits)
         # Another process may evict it between the two calls.
         with suppress(FileNotFoundError):
             file = FileIO(str(path))
@@ -419,17 +423,11 @@ def shard_index(url: str, waits: Sequence[float] | None = None) -> ShardIndex:
                 _transfer(url + INDEX_SUFFIX, temporary, lambda head: head.startswith(b"PAR1"))
             if (stored := stored_index(place)) is not None:
                 return stored
-    while True:
-        # Another process may evict it between the two calls.
-        with suppress(FileNotFoundError):
-            path = fetch(url, waits)
-            with FileIO(str(path)) as file:
-                with suppress(OSError):
-                    fcntl.flock(file.fileno(), fcntl.LOCK_SH)
-                try:
-                    return load_index(path)
-                except BadShardError as error:
-                    raise type(error)(str(error).replace(str(path), url)) from error
+    with open_shard(url, waits):
+        try:
+            return load_index(path)
+        except BadShardError as error:
+            raise type(error)(str(error).replace(str(path), url)) from error
 
 
 def shard_indexes(urls: Sequence[str]) -> Iterator[ShardIndex | BestRQ2Error]:
