@@ -12,7 +12,7 @@ from audio_language_model import IGNORED, AudioLanguageConfig, AudioLanguageMode
 from torch import nn
 
 from bestrq2.errors import CheckpointError, ConfigError
-from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, check_contract, write_encoder
+from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, check_contract
 from bestrq2.inference.embedder import Embedder
 from example_sounds import RATE, bursts, padded_batch, scene, scenes, tones
 
@@ -21,7 +21,7 @@ from example_sounds import RATE, bursts, padded_batch, scene, scenes, tones
 def folder(tmp_path_factory, tiny_encoder) -> Path:
     path = tmp_path_factory.mktemp("xares_llm") / "encoder"
     # Stochastic depth is on, as in the paper: in training mode features would change from call to call.
-    write_encoder(tiny_encoder(max_seconds=2.5, drop_path_rate=0.5), path)
+    tiny_encoder(max_seconds=2.5, drop_path_rate=0.5).save_pretrained(path)
     return path
 
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bestrq2.convert.readout import set_readout
-from bestrq2.convert.weights import quiet_hub
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.frozen import FrozenEncoder
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
@@ -88,12 +87,6 @@ def _lengths(audio: Tensor, mask: Tensor | None) -> list[int]:
     places = torch.arange(1, audio.shape[1] + 1, device=mask.device)
     lengths: list[int] = (places * (mask > 0)).amax(dim=1).clamp_min(1).tolist()
     return lengths
-
-
-def write_encoder(model: BestRQ2Model, folder: Path) -> None:
-    """Write config.json and model.safetensors for `BestRQ2Encoder`."""
-    with quiet_hub():
-        model.save_pretrained(folder)
 
 
 def read_encoder(folder: str | os.PathLike[str]) -> BestRQ2Model:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from bestrq2.convert.loading import load_encoder
+from bestrq2.convert.weights import quiet_hub
 from bestrq2.errors import BestRQ2Error, ConfigError
 from bestrq2.evaluate.provenance import model_name, software_provenance
 from bestrq2.evaluate.published import published_averages
@@ -24,7 +25,7 @@ from bestrq2.evaluate.score_table import mean_of_means
 from bestrq2.evaluate.table import Table
 from bestrq2.evaluate.xares_llm import harness as package
 from bestrq2.evaluate.xares_llm import task_files
-from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, check_contract, write_encoder
+from bestrq2.evaluate.xares_llm.encoder import BestRQ2Encoder, check_contract
 from bestrq2.evaluate.xares_llm.harness import MISSING, Harness, drop_unfinished, read_score, run_harness
 from bestrq2.evaluate.xares_llm.task_files import dataset_name, is_custom, read_task_file
 from bestrq2.files import disk_errors, folder_lock, write_folder, write_text
@@ -210,7 +211,8 @@ def _prepare(model: str | os.PathLike[str], output: Path, options: dict[str, Any
     folder = (output / f"{name}-{_digest(identity)[:12]}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "encoder" / "config.json").is_file():
-        write_folder(folder / "encoder", lambda fresh: write_encoder(encoder, fresh))
+        with quiet_hub():
+            write_folder(folder / "encoder", encoder.save_pretrained)
     model_args = {"folder": str(folder / "encoder"), "phases": options["phases"], "layers": options["layers"]}
     wrapped = BestRQ2Encoder(**model_args)
     check_contract(wrapped)
