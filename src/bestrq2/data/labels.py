@@ -244,7 +244,6 @@ def soundworld_tasks(
     test: int = 200,
     seed: int = 0,
     cache: Path | None = None,
-    workers: int | None = None,
     progress: bool = True,
 ) -> list[LabelledTask]:
     """Labelled tasks of SoundWorld, with float32 waveforms at 16 kHz; see `soundworld.generated_tasks`."""
@@ -254,7 +253,7 @@ def soundworld_tasks(
         LabelledTask(
             spec.name, spec.domain, spec.kind, spec.classes, *(LabelledClips(*split, SAMPLE_RATE) for split in splits)
         )
-        for spec, *splits in generated_tasks(names, train, test, seed, cache, workers, progress)
+        for spec, *splits in generated_tasks(names, train, test, seed, cache, progress=progress)
     ]
 
 

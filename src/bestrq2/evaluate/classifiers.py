@@ -114,17 +114,16 @@ def row_space(rows: np.ndarray) -> np.ndarray | None:
     return np.asarray(np.linalg.qr(rows.T)[0])
 
 
-def validation_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int, folds: int = FOLDS) -> np.ndarray:
+def validation_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
     """Assign rows to validation folds, stratified by class, with groups kept whole.
 
     Args:
         labels: classes, int [N]; a group counts for its most frequent class.
         groups: group of each row, int [N]; None for independent rows.
         seed: random seed.
-        folds: number of folds.
 
     Returns:
-        Fold of each row, int [N] in [0, folds), or -1 (never held out) for the only group of a class.
+        Fold of each row, int [N] in [0, FOLDS), or -1 (never held out) for the only group of a class.
     """
     names, group = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)
     classes, column = np.unique(labels, return_inverse=True)
@@ -137,7 +136,7 @@ def validation_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int, f
     for label in range(len(classes)):
         members = generator.permutation(np.flatnonzero(main_class == label))
         if len(members) > 1:
-            fold[members] = (dealt + np.arange(len(members))) % folds
+            fold[members] = (dealt + np.arange(len(members))) % FOLDS
             dealt += len(members)
     return fold[group]
 

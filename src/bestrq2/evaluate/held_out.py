@@ -60,7 +60,6 @@ def score_held_out(
     audio: Sequence[ClipAudio],
     tasks: Sequence[HeldOutTask],
     seed: int = 0,
-    batch: int = 32,
     progress: bool = True,
 ) -> list[TaskScore]:
     """Score features on tasks that share a corpus, each of whose recordings is embedded once.
@@ -72,7 +71,6 @@ def score_held_out(
         audio: the corpus.
         tasks: labelled parts of it.
         seed: random seed of validation folds and of the bootstrap.
-        batch: number of clips embedded at a time.
         progress: show progress.
 
     Returns:
@@ -83,9 +81,8 @@ def score_held_out(
     """
     start = time.perf_counter()
     unlabelled = LabelledClips(audio, np.zeros(len(audio), np.int64))
-    rows = embed_split(
-        features, LabelledTask("all tasks", "", "clip", (), unlabelled, unlabelled), "train", batch, progress
-    )
+    everything = LabelledTask("all tasks", "", "clip", (), unlabelled, unlabelled)
+    rows = embed_split(features, everything, "train", progress=progress)
     if rows.skipped:
         raise DataError(f"{features.name} rejects {len(rows.skipped)} recordings, the first: {rows.skipped[0]}")
     logger.info("%s: embedded %d recordings in %.1f s", features.name, len(audio), time.perf_counter() - start)

@@ -190,9 +190,9 @@ def probe_all(features: Sequence[FeatureExtractor], tasks: Sequence[LabelledTask
 # --- baselines ---
 
 
-def random_twin(embedder: Embedder, seed: int = 0) -> Embedder:
-    """The same architecture with random weights; it keeps the input statistics, which are measured and not learned."""
-    twin: BestRQ2Model = random_encoder(embedder.config, seed)
+def random_twin(embedder: Embedder) -> Embedder:
+    """The same architecture with random weights from seed 0; input statistics are kept, as they are not learned."""
+    twin: BestRQ2Model = random_encoder(embedder.config, 0)
     twin.statistics.load_state_dict(embedder.model.statistics.state_dict())
     return Embedder(twin, embedder.device, name=RANDOM_ENCODER)
 

@@ -78,9 +78,7 @@ def random_root(rng: np.random.Generator, instrument: str, span: int = 12) -> in
     return int(rng.integers(lowest, max(highest - span, lowest) + 1))
 
 
-def melody(
-    rng: np.random.Generator, root: int, scale: tuple[int, ...], beat: float, seconds: float, start: float = 0.0
-) -> list[Note]:
+def melody(rng: np.random.Generator, root: int, scale: tuple[int, ...], beat: float, seconds: float) -> list[Note]:
     """Draw a melody that walks along a scale in notes of half to two beats, with rests.
 
     Args:
@@ -89,9 +87,8 @@ def melody(
         scale: semitones above the root.
         beat: seconds.
         seconds: where the melody ends.
-        start: where it begins.
     """
-    notes, degree, now = [], int(rng.integers(0, 8)), start
+    notes, degree, now = [], int(rng.integers(0, 8)), 0.0
     while now < seconds:
         length = beat * pick(rng, (0.5, 0.5, 1.0, 1.0, 2.0))
         if rng.random() > 0.12:
