@@ -253,7 +253,7 @@ def soundworld_tasks(
         LabelledTask(
             spec.name, spec.domain, spec.kind, spec.classes, *(LabelledClips(*split, SAMPLE_RATE) for split in splits)
         )
-        for spec, *splits in generated_tasks(names, train, test, seed, cache, progress=progress)
+        for spec, *splits in generated_tasks(names, train, test, seed, cache, None, progress)
     ]
 
 
@@ -417,7 +417,8 @@ def _read_table(path: Path) -> _Annotations:
         raise DataError(f"{path} has the columns 'label' and 'labels'; keep one: label for one class, labels for any.")
     if multilabel:
         rows = read_rows(path, [("path",)], optional=("split", "group"), blank=("labels",))
-        labels: list[ClipLabel] = [_listed_classes(row["labels"]) for row in rows]
+        every = [[name.strip() for name in row["labels"].split(SEPARATOR)] for row in rows]
+        labels: list[ClipLabel] = [tuple(dict.fromkeys(filter(None, names))) for names in every]
     else:
         rows = read_rows(path, [("path",), ("label",)], optional=("split", "group"))
         labels = [(row["label"],) for row in rows]
@@ -428,10 +429,6 @@ def _read_table(path: Path) -> _Annotations:
             )
     files = [resolved(path, row["path"]) for row in rows]
     return _of_files(path, path, files, labels, rows, multilabel)
-
-
-def _listed_classes(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(label.strip() for label in text.split(SEPARATOR) if label.strip()))
 
 
 def _read_events(path: Path) -> _Annotations:

@@ -72,17 +72,12 @@ def open_source(spec: str | Path) -> Source:
             return HubSource(spec)
         if is_remote(spec) and not spec.startswith(_LOCAL_URL):
             return _of_one_kind(expand_urls(spec), spec)
-        spec, options = _options(_local_path(spec))
+        if spec.startswith(_LOCAL_URL):
+            spec = url2pathname(spec.removeprefix(_LOCAL_URL).removeprefix("localhost"))
+        spec, options = _options(spec)
         if options:
             return HDF5Source(Path(spec).expanduser(), options["exclude"])
     return _open_path(Path(spec).expanduser())
-
-
-def _local_path(spec: str) -> str:
-    """The path of a file:// URL; anything else as it is."""
-    if not spec.startswith(_LOCAL_URL):
-        return spec
-    return url2pathname(spec.removeprefix(_LOCAL_URL).removeprefix("localhost"))
 
 
 def absolute_spec(spec: str) -> str:

@@ -112,24 +112,15 @@ class EpochOrder:
     """
 
     def __init__(self, length: int, seed: int, parts: Parts | None = None) -> None:
-        self.length = length
-        self.seed = seed
-        self.parts = parts
-        self._epoch = -1
-        self._order = np.zeros(0, np.int64)
-
-    def _of(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._drawn(epoch)
-        return self._order
-
-    def _drawn(self, epoch: int) -> np.ndarray:
-        return epoch_order(self.length, self.seed, epoch, self.parts)
+        self.length, self.seed, self.parts = length, seed, parts
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def __call__(self, number: int) -> tuple[int, int]:
         """(epoch, recording) at place `number` of the sequence."""
         epoch, position = divmod(number, self.length)
-        return epoch, int(self._of(epoch)[position])
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(self.length, self.seed, epoch, self.parts)
+        return epoch, int(self._order[position])
 
 
 class RowKey(NamedTuple):
@@ -186,12 +177,8 @@ class BatchSchedule(Sampler[list[RowKey]]):
                 f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
                 f"use {batch_size + world_size - batch_size % world_size}."
             )
-        self.order = order
-        self.batch_size = batch_size
-        self.start_step = start_step
-        self.max_steps = max_steps
-        self.rank = rank
-        self.world_size = world_size
+        self.order, self.batch_size, self.start_step, self.max_steps = order, batch_size, start_step, max_steps
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         """Steps left.

@@ -88,7 +88,11 @@ def hierarchical_interval(arms: Sequence[Outcomes], weights: NDArray[np.float64]
             spread += between_seeds**2 / (seeds - 1)
     if variance <= 1e-24:  # no clip and no seed differs, up to rounding
         return Interval(estimate, 0.0, 1.0 if abs(estimate) < 1e-12 else 0.0)
-    return _student(estimate, math.sqrt(variance), min(1e9, variance**2 / max(spread, 1e-300)))
+    from scipy.stats import t
+
+    error, degrees = math.sqrt(variance), min(1e9, variance**2 / max(spread, 1e-300))
+    half = float(t.ppf((1 + LEVEL) / 2, degrees)) * error
+    return Interval(estimate, half, 2 * float(t.sf(abs(estimate) / error, degrees)))
 
 
 def _interaction(outcomes: NDArray[np.float64]) -> float:
@@ -105,13 +109,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         corrected[int(place)] = largest
     return corrected
-
-
-def _student(estimate: float, error: float, degrees: float) -> Interval:
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + LEVEL) / 2, degrees)) * error
-    return Interval(estimate, half, 2 * float(t.sf(abs(estimate) / error, degrees)))
 
 
 def _outcomes(seeds: Sequence[Sequence[TaskScore]]) -> list[NDArray[np.float64]]:

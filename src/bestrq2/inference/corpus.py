@@ -388,8 +388,10 @@ def _join_lists(parts: PartsFolder, blocks: list[range], output: Path) -> _Count
 
 def _write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Rows in full row groups, however they are spread over the tables."""
+    width = sum(kind.list_size if pa.types.is_fixed_size_list(kind) else 2 for kind in schema.types)
+    size = max(1, _GROUP_BYTES // (4 * width))
     with pq.ParquetWriter(path, schema, use_dictionary=["path"]) as writer:
-        waiting, size = schema.empty_table(), _rows_per_group(schema)
+        waiting = schema.empty_table()
         for table in tables:
             waiting = pa.concat_tables([waiting, table.cast(schema)])
             while len(waiting) >= size:
@@ -397,11 +399,6 @@ def _write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) ->
                 waiting = waiting.slice(size)
         if len(waiting):
             writer.write_table(waiting.combine_chunks())
-
-
-def _rows_per_group(schema: pa.Schema) -> int:
-    lengths = [kind.list_size if pa.types.is_fixed_size_list(kind) else 2 for kind in schema.types]
-    return max(1, _GROUP_BYTES // (4 * sum(lengths)))
 
 
 def _write_csv(path: Path, job: ModelJob, tables: Iterable[pa.Table]) -> None:

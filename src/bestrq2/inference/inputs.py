@@ -83,7 +83,8 @@ def named_items(audio: Any) -> list[tuple[str, Any]]:
     if _is_single(audio):
         return [(_name(audio, "audio"), audio)]
     if not isinstance(audio, Iterable):
-        raise _not_audio(audio)
+        kind = type(audio).__name__
+        raise AudioError(f"a {kind} is not audio; give a waveform, a path, or a file opened in mode 'rb'")
     items = list(audio)
     if not items:
         raise AudioError("there is no audio to embed: the list is empty")
@@ -107,10 +108,6 @@ def _name(item: Any, otherwise: str) -> str:
     name = getattr(item, "name", None)
     is_named = _is_file(item) or isinstance(item, AudioBytes | SampleStream)
     return name if is_named and isinstance(name, str) else otherwise
-
-
-def _not_audio(item: Any) -> AudioError:
-    return AudioError(f"a {type(item).__name__} is not audio; give a waveform, a path, or a file opened in mode 'rb'")
 
 
 def mono_blocks(name: str, audio: Any, sampling_rate: float, model_rate: int) -> Iterator[np.ndarray]:

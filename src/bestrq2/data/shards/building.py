@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bestrq2.data.audio import AUDIO_SUFFIXES
 from bestrq2.data.shards.index import IndexRows, ShardIndex, Span, Stamp, read_index, write_index
-from bestrq2.data.shards.members import HEAD_BYTES, BadShardError, BrokenOffError, Member, members, pcm_layout
+from bestrq2.data.shards.members import HEAD_BYTES, BadShardError, BrokenOffError, members, pcm_layout
 from bestrq2.errors import DataError
 from bestrq2.files import cache_folder
 from bestrq2.text import counted
@@ -128,38 +128,28 @@ def _found(
     """Clips of a tar as (key, suffix, offset, size, problem), place of the JSON of each key, and damage."""
     clips: list[tuple[str, str, int, int, str]] = []
     metadata: dict[str, Span] = {}
-    others = 0
-    damages: list[BrokenOffError] = []
-    for name, offset, size, problem in _until_damage(members(tar, handle), damages):
-        key, dot, suffix = name.removeprefix("./").rpartition(".")
-        base = key.rpartition("/")[2]
-        if not dot or "/" in suffix or not base or (base[0] == "." and not base.startswith("..")):
-            others += 1
-        elif suffix.lower() == "json":
-            metadata.setdefault(key, Span(offset, size))
-        elif f".{suffix.lower()}" in AUDIO_SUFFIXES:
-            clips.append((key, suffix, offset, size, problem))
-        else:
-            others += 1
-    damage = damages[0] if damages else None
-    if damage is not None and not clips:
-        raise damage
+    others, damage = 0, None
+    try:
+        for name, offset, size, problem in members(tar, handle):
+            key, dot, suffix = name.removeprefix("./").rpartition(".")
+            base = key.rpartition("/")[2]
+            if not dot or "/" in suffix or not base or (base[0] == "." and not base.startswith("..")):
+                others += 1
+            elif suffix.lower() == "json":
+                metadata.setdefault(key, Span(offset, size))
+            elif f".{suffix.lower()}" in AUDIO_SUFFIXES:
+                clips.append((key, suffix, offset, size, problem))
+            else:
+                others += 1
+    except BrokenOffError as error:
+        if not clips:
+            raise
+        damage = error
     if not clips:
-        what = (
-            f"{counted(others + len(metadata), 'member')} and none with an audio suffix"
-            if others or metadata
-            else "no members"
-        )
+        count = others + len(metadata)
+        what = f"{counted(count, 'member')} and none with an audio suffix" if count else "no members"
         raise BadShardError(f"{tar}: the tar holds {what}; expected .wav, .flac, .mp3 and the like.")
     return clips, metadata, damage
-
-
-def _until_damage(found: Iterator[Member], damages: list[BrokenOffError]) -> Iterator[Member]:
-    """Members before the damage, if there is any; the damage is added to the list."""
-    try:
-        yield from found
-    except BrokenOffError as error:
-        damages.append(error)
 
 
 def load_index(tar: Path) -> ShardIndex:

@@ -109,15 +109,14 @@ class TarFiles:
 
     def read_into(self, buffer: Any, tar: int, start: int) -> None:
         """Fill a writable buffer of bytes with a part of a tar; see `read`."""
-        file = self.open(tar)
+        file, view, found = self.open(tar), memoryview(buffer), 0
         try:
-            found = os.preadv(file.fileno(), [buffer], start)
+            # A single call reads 2 GB at most.
+            while found < len(view) and (more := os.preadv(file.fileno(), [view[found:]], start + found)):
+                found += more
         except OSError as error:
             raise cannot_open("its tar", error) from error
-        # A single call reads 2 GB at most.
-        while 0 < found < len(buffer) and (more := self._more(buffer, found, tar, start)):
-            found += more
-        if found < len(buffer):
+        if found < len(view):
             self._forget(tar)
             raise UnreadableAudioError(CHANGED)
         # After reading, so that bytes of another content are never used.
@@ -127,9 +126,6 @@ class TarFiles:
 
     def _forget(self, tar: int) -> None:
         self._files(tar).files.pop((self.tars[tar], self.stamps[tar]), None)
-
-    def _more(self, buffer: Any, found: int, tar: int, start: int) -> int:
-        return os.preadv(self.open(tar).fileno(), [memoryview(buffer)[found:]], start + found)
 
     def _files(self, tar: int) -> OpenFiles:
         return OPEN_CACHED if remote.is_remote(self.tars[tar]) else OPEN

@@ -141,7 +141,8 @@ def download(config: Any, data: Path) -> None:
     archive = folder / f"{config.zenodo_id}.zip"
     with folder_lock(folder), _temporary_files(folder / ".partial"):
         try:
-            _by_harness(config, data)
+            config.env_root = data
+            harness_task(config).download_audio_tar()
         except zipfile.BadZipFile as error:
             archive.unlink(missing_ok=True)
             raise DataError(
@@ -173,11 +174,6 @@ def harness_task(config: Any) -> Any:
         raise DataError(
             f"the task needs {needed}, which cannot be fetched from the Hugging Face hub ({first_line(error)})"
         ) from error
-
-
-def _by_harness(config: Any, data: Path) -> None:
-    config.env_root = data
-    harness_task(config).download_audio_tar()
 
 
 def _reason(error: Exception) -> str:
