@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from toy_tasks import WaveformFeatures, make_clip_task, make_frame_task
 
-from bestrq2.data.tar_labels import OTHER_KINDS, XARES_TASKS
 from bestrq2.evaluate.task_probe import OnlineProbe, probe_features
-from bestrq2.evaluate.xares.tasks import TASKS
 from bestrq2.inference.embedder import Embeddings
 
 
@@ -55,13 +53,6 @@ def test_an_encoder_that_diverged_gives_nan_instead_of_stopping(caplog: pytest.L
     assert math.isnan(results["probe/mean"])
     assert results["probe/environment"] > 0.1
     assert "not finite" in caplog.text
-
-
-def test_every_task_of_x_ares_is_known_with_its_domain() -> None:
-    assert XARES_TASKS.keys() | OTHER_KINDS.keys() == TASKS.keys()
-    assert {name: domain for name, (domain, _) in XARES_TASKS.items()} == {
-        name: TASKS[name].domain for name in XARES_TASKS
-    }
 
 
 def test_few_clips_of_many_classes_are_no_reason_for_warnings(recwarn: pytest.WarningsRecorder) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from importlib import resources
 from io import FileIO
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
@@ -27,40 +29,21 @@ ClipLabel: TypeAlias = "tuple[str, ...] | np.ndarray"
 MARKER = ".audio_tar_ready"
 """Empty file that X-ARES puts into the folder of a task when all its tars are there."""
 
-XARES_TASKS = {
-    "asvspoof2015": ("speech", "binary_spoof"),
-    "cremad": ("speech", "label"),
-    "fluentspeechcommands": ("speech", "transcription"),
-    "libricount": ("speech", "num_speakers"),
-    "librispeechmalefemale": ("speech", "gender"),
-    "ravdess": ("speech", "emotion"),
-    "speechcommandsv1": ("speech", "labels"),
-    "vocalimitations": ("speech", "imitation"),
-    "vocalsound": ("speech", "label"),
-    "voxceleb1": ("speech", "speakerid"),
-    "voxlingua33": ("speech", "labels"),
-    "freemusicarchive": ("music", "genre"),
-    "gtzan_genre": ("music", "genre"),
-    "nsynthinstument": ("music", "instrument_family_str"),
-    "esc50": ("environment", "label"),
-    "finger_snap": ("environment", "tag"),
-    "fsdkaggle2018": ("environment", "sound"),
-    "inside_outside_car": ("environment", "position"),
-    "key_scratching": ("environment", "tag"),
-    "liveenv": ("environment", "soundevent"),
-    "subway_broadcast": ("environment", "broadcasting"),
-    "urbansound8k": ("environment", "soundevent"),
-}
-"""Tasks of xares 0.1.3 with one class per clip: domain, and the field of the JSON that holds the class."""
 
-OTHER_KINDS = {
-    "clotho": "captions",
-    "desed": "several kinds of events",
-    "fsd50k": "several classes per clip",
-    "librispeech": "transcripts",
-    "maestro": "notes",
-}
-"""Tasks of xares 0.1.3 whose labels are neither one class per clip nor one kind of event."""
+def xares_rows() -> list[dict[str, str]]:
+    """Rows of xares_tasks.csv, the tasks of xares 0.1.3.
+
+    Tasks with one class per clip have the field of the JSON that holds it under "class_field", others the kind of their
+    labels under "other_labels".
+    """
+    text = (resources.files("bestrq2") / "data" / "xares_tasks.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+XARES_TASKS = {row["name"]: (row["domain"], row["class_field"]) for row in xares_rows() if row["class_field"]}
+"""Domain and class field of the tasks of X-ARES with one class per clip."""
+OTHER_KINDS = {row["name"]: row["other_labels"] for row in xares_rows() if row["other_labels"]}
+"""Labels of the tasks of X-ARES with neither one class per clip nor one kind of event."""
 
 # Bytes of a member KEY.cls that are read.
 _MOST_CLASS = 1 << 12

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -10,12 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from importlib import resources
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from bestrq2.data.tar_labels import xares_rows
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate.table import Table
 from bestrq2.text import nearest
@@ -58,17 +57,16 @@ class PublicTask:
 
 
 def _public_tasks() -> Mapping[str, PublicTask]:
-    text = (resources.files("bestrq2") / "evaluate" / "xares" / "tasks.csv").read_text(encoding="utf-8")
     tasks = {}
-    for row in csv.DictReader(text.splitlines()):
-        values: dict[str, Any] = {**row, "methods": tuple(row["methods"].split())}
+    for row in xares_rows():
+        values: dict[str, Any] = {field.name: row[field.name] for field in fields(PublicTask)}
         values |= {name: row[name] == "yes" for name in ("entries", "paper")}
-        tasks[row["name"]] = PublicTask(**values)
+        tasks[row["name"]] = PublicTask(**values | {"methods": tuple(row["methods"].split())})
     return MappingProxyType(tasks)
 
 
 TASKS = _public_tasks()
-"""Tasks of xares 0.1.3 by name, from tasks.csv; "nsynthinstument" is spelt as in the harness."""
+"""Tasks of xares 0.1.3 by name, from xares_tasks.csv; "nsynthinstument" is spelt as in the harness."""
 
 
 @dataclass(frozen=True)
