@@ -78,6 +78,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
+            "Wherever a command takes a model, bestrq2-tiny names the encoder that comes with the package.",
             "`bestrq2 COMMAND --help` lists the settings of a command.",
         ]
     )

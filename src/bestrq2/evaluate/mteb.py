@@ -4,7 +4,7 @@
 import mteb
 from bestrq2.evaluate.mteb import MTEBEncoder
 
-results = mteb.evaluate(MTEBEncoder("run"), mteb.get_tasks(tasks=["BeijingOpera"]))
+results = mteb.evaluate(MTEBEncoder("bestrq2-tiny"), mteb.get_tasks(tasks=["BeijingOpera"]))
 ```
 """
 
