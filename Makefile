@@ -1,4 +1,5 @@
-# `make demo` and `make test` do everything on a machine with Python 3.11 or later; nothing is installed twice.
+# `make demo` (of your own sound: `make demo DATA=recordings`) and `make test` do everything on a machine with Python 3.11 or
+# later; nothing is installed twice.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
@@ -29,7 +30,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
-	$(BIN)/bestrq2 demo --output $(DEMO)
+	$(BIN)/bestrq2 demo --output $(DEMO) $(if $(DATA),--data '$(DATA)')
 
 # The quick tier: at most six minutes on two cores.
 test: lint types imports unit

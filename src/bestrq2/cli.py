@@ -20,7 +20,7 @@ from bestrq2.errors import BestRQ2Error, ConfigError, StoppedBySignal
 EXIT_SIGNAL = 128
 
 COMMANDS = {
-    "demo": "pretrain tiny encoders on synthetic audio, probe them, write a report (minutes, no GPU)",
+    "demo": "show what the encoder of the package hears, then pretrain two tiny ones (minutes, no GPU)",
     "pretrain": "pretrain an encoder on a folder of recordings",
     "prepare": "decode, check and pack a source into tars for fast reading",
     "replay": "repeat a failed training step and find where it stopped being finite",

@@ -1,27 +1,35 @@
-"""`bestrq2 demo`: pretrain tiny encoders on synthetic audio and compare them, in minutes and without a GPU."""
+"""`bestrq2 demo`: the encoder of the package on sound, then two tiny ones pretrained in minutes, without a GPU."""
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bestrq2 import flags
-from bestrq2.errors import ConfigError
+from bestrq2.errors import ConfigError, DataError
 from bestrq2.progress import starting
+from bestrq2.text import counted
 
 if TYPE_CHECKING:
     from bestrq2.data.labels import LabelledTask
-    from bestrq2.data.sources import ArraySource
+    from bestrq2.data.sources import ArraySource, Source
     from bestrq2.evaluate.result import TaskScore
     from bestrq2.inference.embedder import Embedder
     from bestrq2.report.page import ReportContents
+    from bestrq2.report.recordings import Recordings
 
 logger = logging.getLogger(__name__)
 
+ENCODER_TASKS = ("speech/voice", "music/instrument", "environment/event")
+ENCODER_PAGE = "encoder.html"
+# Recordings of a group of which a fifth, at least one, is for test.
+_FEWEST_OF_GROUP = 5
 RECIPE = "demo"
 OBJECTIVES = {"two-step": "two_step", "one-stage": "one_stage"}
 
@@ -34,11 +42,15 @@ class DemoResult:
         scores: probe scores of all features on all tasks.
         summary: the outcome in a sentence.
         report: path of the HTML report.
+        encoder_scores: probe scores of the encoder of the package.
+        encoder_report: path of its HTML report.
     """
 
     scores: list[TaskScore]
     summary: str
     report: Path
+    encoder_scores: list[TaskScore]
+    encoder_report: Path
 
 
 def demo(
@@ -48,19 +60,25 @@ def demo(
     clips: int = 1200,
     train: int = 240,
     test: int = 120,
+    data: str | os.PathLike[str] | None = None,
 ) -> DemoResult:
-    """Pretrain a two-step and a one-stage encoder on SoundWorld with equal compute, and probe them beside baselines.
+    """Show what the encoder of the package makes of sound, then pretrain two small ones on SoundWorld.
+
+    Within half a minute, encoder.html has a map of recordings, their nearest neighbours and probe scores. Then a
+    two-step and a one-stage encoder are pretrained with equal compute and probed beside baselines, for report.html.
 
     Args:
-        output: folder to write, with both runs, the scores and report.html; an earlier demo there is replaced.
+        output: folder to write, with both pages, both runs and the scores; an earlier demo there is replaced.
         seed: random seed of weights, data order, crops and masks.
         steps: training steps of the two-step encoder; those of the recipe by default.
         clips: unlabelled clips of 10 s for pretraining.
-        train: labelled clips per task for fitting the probes.
+        train: labelled clips per task for fitting the probes; encoder.html takes half of them.
         test: labelled clips per task for scoring the probes.
+        data: folder of recordings, or other audio as for `bestrq2 pretrain`, of which encoder.html shows up to 400;
+            its probes tell their top folders, or labels, apart. Clips of SoundWorld by default.
 
     Returns:
-        Scores, a summary and the path of the report.
+        Scores and paths of both reports, and a summary of the comparison.
 
     Raises:
         BestRQ2Error: with one sentence that says what to change.
@@ -71,7 +89,13 @@ def demo(
     from bestrq2.files import disk_errors
 
     with starting("demo"), disk_errors(Path(output)):
-        return _demo(_fresh_folder(Path(output)), seed, steps, clips, train, test)
+        from bestrq2.data.open_source import open_source
+
+        source = None if data is None else open_source(os.fspath(data))
+        folder = _fresh_folder(Path(output))
+        encoder_scores = _show_encoder(folder / ENCODER_PAGE, source, seed, max(2, train // 2), test)
+        scores, summary = _compare_objectives(folder, seed, steps, clips, train, test)
+        return DemoResult(scores, summary, folder / "report.html", encoder_scores, folder / ENCODER_PAGE)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,10 +104,84 @@ def main(argv: Sequence[str]) -> None:
     from bestrq2.evaluate.score_table import format_scores
 
     print(format_scores(result.scores))
-    print(f"\n{result.summary}\nreport: {result.report}")
+    print(f"\n{result.summary}\nreports: {result.encoder_report}, {result.report}")
 
 
-def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, test: int) -> DemoResult:
+# --- the encoder of the package ---
+
+
+def _show_encoder(page: Path, source: Source | None, seed: int, train: int, test: int) -> list[TaskScore]:
+    """Write the page of the encoder of the package on recordings, or on clips of SoundWorld, and log its scores."""
+    from bestrq2.data.labels import soundworld_tasks
+    from bestrq2.evaluate.probe import LogMelStatistics, probe_all
+    from bestrq2.evaluate.score_table import format_scores
+    from bestrq2.inference.embedder import load
+    from bestrq2.inference.info import model_info
+    from bestrq2.report.embeddings import embedded_recordings, embedded_task_clips
+    from bestrq2.report.page import ReportContents, corpus_name, write_report
+    from bestrq2.report.recordings import shown_recordings
+
+    embedder = load()
+    name, sound, grouped_by = embedder.name, "generated sound", "domain"
+    if source is None:
+        tasks = soundworld_tasks(ENCODER_TASKS, train, test)
+        clips = embedded_task_clips(embedder, tasks)
+    else:
+        recordings = shown_recordings(source, None, embedder.config, seed)
+        if not recordings.names:
+            raise DataError(f"{source.name}: none of {counted(len(source), 'recording')} can be used")
+        sound, grouped_by = corpus_name(source.name), recordings.grouped_by
+        tasks = _group_tasks(recordings, embedder.config.sampling_rate, seed)
+        clips = embedded_recordings(embedder, recordings)
+    scores = probe_all([embedder, LogMelStatistics()], tasks, seed)
+    lead = (
+        f"{name} comes with the package. It turned {counted(len(clips), 'recording')} into embeddings, lists of "
+        f"{clips[0].vector.size} numbers, which are similar where it takes the sound to be alike: hear for yourself."
+    )
+    probes = " Probes, small classifiers of embeddings, show what these tell, beside the mean spectrogram."
+    contents = ReportContents(
+        title=f"{name} on {sound}",
+        lead=lead + probes * bool(scores),
+        facts={key: fact for key, fact in model_info(name).items() if key != "model"},
+        probes=scores,
+        clips=clips,
+        grouped_by=grouped_by,
+        notes=[f"Of longer recordings, {embedder.config.max_seconds:g} s are used. Made by: bestrq2 demo"],
+    )
+    write_report(page, contents)
+    table = format_scores(scores) if scores else "no probes: they take two folders or labels of five recordings each"
+    logger.info("%s\n\n%s on %s, with map and neighbours to hear: %s", table, name, sound, page)
+    return scores
+
+
+def _group_tasks(recordings: Recordings, rate: int, seed: int) -> list[LabelledTask]:
+    """The task of telling the groups of recordings apart; none where fewer than two groups are large enough."""
+    import numpy as np
+
+    from bestrq2.data.labels import LabelledClips, LabelledTask
+    from bestrq2.data.splits import stratified_splits
+
+    sizes = Counter(group for group in recordings.groups if group)
+    classes = tuple(sorted(group for group, size in sizes.items() if size >= _FEWEST_OF_GROUP))
+    if len(classes) < 2:
+        return []
+    places = np.array([place for place, group in enumerate(recordings.groups) if group in classes])
+    labels = np.array([classes.index(recordings.groups[place]) for place in places])
+    drawn = stratified_splits(np.eye(len(classes))[labels], [""] * len(places), ("train", "test"), seed)
+    splits = (
+        LabelledClips([recordings.waveforms[place] for place in places[drawn == split]], labels[drawn == split], rate)
+        for split in ("train", "test")
+    )
+    return [LabelledTask(recordings.grouped_by, "", "clip", classes, *splits)]
+
+
+# --- two steps against one stage ---
+
+
+def _compare_objectives(
+    output: Path, seed: int, steps: int | None, clips: int, train: int, test: int
+) -> tuple[list[TaskScore], str]:
+    """Pretrain both encoders and write their scores and report; returns the scores and the outcome in a sentence."""
     from bestrq2 import soundworld
     from bestrq2.commands.pretrain import pretrain
     from bestrq2.data.labels import soundworld_tasks
@@ -113,9 +211,8 @@ def _demo(output: Path, seed: int, steps: int | None, clips: int, train: int, te
     result = Result(PROBE, embedders[0].name, tuple(scores), {}, software_provenance(["bestrq2 demo"]))
     write_result(output / "probes.json", result, all_means(scores))
     summary = _summary(scores)
-    report = output / "report.html"
-    write_report(report, _contents(output, scores, summary, embedders[0], tasks, source))
-    return DemoResult(scores, summary, report)
+    write_report(output / "report.html", _contents(output, scores, summary, embedders[0], tasks, source))
+    return scores, summary
 
 
 def equal_compute_steps(steps: int | None) -> dict[str, int]:
@@ -136,7 +233,7 @@ def equal_compute_steps(steps: int | None) -> dict[str, int]:
 def _fresh_folder(output: Path) -> Path:
     """An empty folder; an earlier demo in it is deleted, other files are refused."""
     if output.is_dir() and any(output.iterdir()):
-        ours = {*OBJECTIVES, "report.html", "probes.json"}
+        ours = {*OBJECTIVES, ENCODER_PAGE, "report.html", "probes.json"}
         if not {entry.name for entry in output.iterdir()} <= ours:
             raise ConfigError(f"{output}: holds files that are not a demo's; name a new folder with --output")
         for entry in output.iterdir():
