@@ -86,3 +86,18 @@ def test_fine_tuning_with_the_trainer_learns_to_tell_pitches(tiny_config, run_py
         right += tuned.config.id2label[found] == label
     assert right == 3
     assert bestrq2.load(tmp_path / "tuned", "cpu").embed(waveform).clip.shape == (1, 32)
+
+
+@pytest.mark.slow
+def test_an_encoder_of_8_bits_on_one_core_is_small_and_loses_little(run_python, tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    script = SLURM.parent / "onnx_on_one_core.py"
+    words = ["best-rq-2-plus-tiny", "--train", "24", "--test", "12", "--seconds", "10"]
+    result = run_python([script, *words], env={"BESTRQ2_CACHE": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines() if "| " in line]
+    float32, int8 = (dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:])
+    assert float(int8["MB"]) < 0.5 * float(float32["MB"])
+    assert float(float32["minimum"]) == 1.0 >= float(int8["minimum"]) > 0.98
+    assert float(int8["times real time"]) > 1
+    assert float32["change (points)"] == "+0.0 [+0.0, +0.0]"
