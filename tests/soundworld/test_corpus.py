@@ -149,7 +149,7 @@ def test_folder_corpus_has_a_labelled_folder_per_task(tmp_path, few_tasks):
             assert np.abs(events - [float(row["onset"]), float(row["offset"])]).sum(axis=1).min() < 2e-4
         else:
             assert len(events) == 0
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob("*.tmp"))
 
 
 def test_xares_corpus_has_a_tar_per_split(tmp_path, few_tasks):
@@ -204,11 +204,11 @@ def test_an_interrupted_corpus_is_completed_and_other_arguments_start_anew(tmp_p
     kept, lost = out / "unlabelled" / "000000.wav", out / "unlabelled" / "000001.wav"
     content, before = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
-    (out / "unlabelled" / ".000001.wav.part").write_bytes(b"half")
+    (out / "unlabelled" / ".000001.wav.1.tmp").write_bytes(b"half")
     soundworld.write_corpus(out, 4, progress=False)
     assert lost.read_bytes() == content
     assert kept.stat().st_mtime_ns == before
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob("*.tmp"))
     soundworld.write_corpus(out, 2, seed=1, progress=False)
     assert len(list((out / "unlabelled").glob("*.wav"))) == 2
     assert kept.read_bytes() != content

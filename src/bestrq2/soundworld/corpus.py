@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from bestrq2.child_processes import available_cpus, become_worker
 from bestrq2.errors import DataError
-from bestrq2.files import cache_folder
+from bestrq2.files import cache_folder, whole_file
 from bestrq2.progress import Progress
 from bestrq2.soundworld import speech
 from bestrq2.soundworld.acoustics import SAMPLE_RATE
@@ -242,20 +242,13 @@ def _cached(series: Series, count: int, folder: Path) -> Path | None:
 
 def _fill(missing: Sequence[tuple[Series, int]], folder: Path, workers: int | None, progress: bool) -> None:
     """Generate cached files; each appears under its name when it is whole."""
-    parts = [folder / f".{series.stem()}-n{count}.{os.getpid()}.part" for series, count in missing]
-    try:
-        jobs: list[tuple] = []
-        for (series, count), part in zip(missing, parts, strict=True):
+    jobs: list[tuple] = []
+    with ExitStack() as stack:
+        for series, count in missing:
+            part = stack.enter_context(whole_file(folder / f"{series.stem()}-n{count}.npy"))
             _reserve(part, (count, series.samples))
             jobs += [(series, at, min(at + _CHUNK, count), str(part)) for at in range(0, count, _CHUNK)]
         run_parallel(_render_rows, jobs, sum(count for _, count in missing), workers, progress)
-        for (series, count), part in zip(missing, parts, strict=True):
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(folder / f"{series.stem()}-n{count}.npy")
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
 
 
 def _reserve(path: Path, shape: tuple[int, int]) -> None:

@@ -86,7 +86,7 @@ def _claim(output: Path, arguments: dict[str, object]) -> None:
         if not isinstance(made, dict) or made.get("generator") != arguments["generator"]:
             raise DataError(f"{output} is not empty and was not made by SoundWorld; give an empty or new folder")
         if made == arguments:
-            for part in output.rglob(".*.part"):
+            for part in output.rglob(".*.tmp"):
                 part.unlink()
             return
         for name in _CONTENT:
