@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import url2pathname
@@ -285,35 +284,37 @@ def _search(folder: Path, progress: Progress) -> _Listing:
     tars: list[str] = []
     skipped: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
-    for parent in folder.resolve().parents:  # links to them are loops
-        with suppress(OSError):
-            seen.add(_identity(parent))
-    pending = [str(folder)]
-    while pending:
-        current = pending.pop()
+
+    def is_new(path: str | Path) -> bool:
+        """Note a folder by device and inode, which are the same for all its names; False where it is known."""
         try:
-            if (identity := _identity(current)) in seen:
+            status = os.stat(path)
+        except OSError:  # listing it fails, too
+            return True
+        before = len(seen)
+        seen.add((status.st_dev, status.st_ino))
+        return len(seen) > before
+
+    def unlisted(error: OSError) -> None:
+        if error.filename == str(folder):
+            raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from error
+        logger.warning("%s cannot be listed (%s): what it holds is left out", error.filename, error.strerror)
+        found.append(error.filename)
+
+    for known in (folder, *folder.resolve().parents):  # links to them are loops
+        is_new(known)
+    for parent, folders, names in os.walk(folder, onerror=unlisted, followlinks=True):
+        progress.advance(len(folders) + len(names))
+        inside = sorted((name for name in folders if not name.startswith(".")), reverse=True)
+        folders[:] = [name for name in inside if is_new(os.path.join(parent, name))]
+        for name in names:
+            path, suffix = os.path.join(parent, name), os.path.splitext(name)[1].lower()
+            if name.startswith(".") or _OWN.fullmatch(name):
                 continue
-            seen.add(identity)
-            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
-            progress.advance(len(entries))
-        except OSError as error:
-            if current == str(folder):
-                raise DataError(f"{current} cannot be listed ({error.strerror}); check its permissions.") from error
-            logger.warning("%s cannot be listed (%s): what it holds is left out", current, error.strerror)
-            found.append(current)
-            continue
-        for entry in entries:
-            if entry.name.startswith(".") or _OWN.fullmatch(entry.name):
-                continue
-            if _is_folder(entry):
-                pending.append(entry.path)
-                continue
-            suffix = os.path.splitext(entry.name)[1].lower()
             if suffix in AUDIO_SUFFIXES:
-                found.append(entry.path)
-            elif suffix == ".tar" and os.path.isfile(entry.path):  # reading a pipe would wait for ever
-                tars.append(entry.path)
+                found.append(path)
+            elif suffix == ".tar" and os.path.isfile(path):  # reading a pipe would wait for ever
+                tars.append(path)
             else:
                 skipped[_shown(suffix)] += 1
     return _Listing(sorted(found), sorted(tars), skipped)
@@ -322,19 +323,6 @@ def _search(folder: Path, progress: Progress) -> _Listing:
 def _shown(suffix: str) -> str:
     """A suffix as it is counted and shown: itself if it looks like one, else "none" or "other"."""
     return suffix if re.fullmatch(r"\.[\w~+-]{1,16}", suffix) else "other" if suffix else "none"
-
-
-def _identity(path: str | Path) -> tuple[int, int]:
-    """Device and inode: the same for all names of a folder."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _needed(folder: Path, files: list[str], skipped: Counter[str]) -> PathList:
