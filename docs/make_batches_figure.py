@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import bestrq2
-from bestrq2.data.rows import SegmentRows, columns_of
-from bestrq2.data.segments import Segment, Segments
+from bestrq2.data.rows import Segment, SegmentRows, Segments, columns_of
 
 NAMES = ["music, 23.4 s", "field, 12.9 s", "speech, 4.4 s", "3.2 s", "2.6 s", "1.9 s", "1.4 s"]
 SECONDS = [23.4, 12.9, 4.4, 3.2, 2.6, 1.9, 1.4]

@@ -13,7 +13,7 @@ from bestrq2.data import lengths
 from bestrq2.data.lengths import recording_lengths
 from bestrq2.data.loader import training_rows
 from bestrq2.data.open_source import open_source
-from bestrq2.data.segments import Segment
+from bestrq2.data.rows import Segment
 from bestrq2.data.shards.shard_source import ShardSource
 from bestrq2.data.sources import ArraySource, RemoteShard, SubsetSource
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestrq2.data.order import Parts
-from bestrq2.data.rows import SegmentRows, columns_of, row_templates
-from bestrq2.data.segments import Crops, Segment, Segments
+from bestrq2.data.rows import Crops, Segment, SegmentRows, Segments, columns_of, row_templates
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 
 RATE = 16_000

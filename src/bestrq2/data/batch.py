@@ -12,8 +12,7 @@ from torch import Tensor
 
 from bestrq2.data.batch_memory import new_rows, packed, unpacked
 from bestrq2.data.rejections import Shorter
-from bestrq2.data.rows import Rows, SegmentRows, buffer_samples, gap_frames
-from bestrq2.data.segments import Segments
+from bestrq2.data.rows import Rows, SegmentRows, Segments, buffer_samples, gap_frames
 from bestrq2.data.waveforms import put_samples
 from bestrq2.model.fields import ModelFields
 from bestrq2.model.packing import Packing

@@ -30,8 +30,7 @@ from bestrq2.data.mixture import MixtureRows, MixtureSource
 from bestrq2.data.order import BatchSchedule, Order, RowKey, sample_order
 from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.rejections import Shorter
-from bestrq2.data.rows import BalancedRows, Rows, SegmentRows, SortedOrder
-from bestrq2.data.segments import Crops, Segment, Segments
+from bestrq2.data.rows import BalancedRows, Crops, Rows, Segment, SegmentRows, Segments, SortedOrder
 from bestrq2.data.shards.remote import FetchAhead
 from bestrq2.data.sources import LoaderError, RemoteShard, Source, split_source
 from bestrq2.data.splits import BalancedSource

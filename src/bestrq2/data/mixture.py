@@ -14,8 +14,7 @@ import yaml
 from bestrq2.data.hdf5 import HDF5_SUFFIXES
 from bestrq2.data.hub import OPTIONS as HUB_OPTIONS
 from bestrq2.data.order import Order, Parts
-from bestrq2.data.rows import Rows
-from bestrq2.data.segments import Segment
+from bestrq2.data.rows import Rows, Segment
 from bestrq2.data.shards.remote import is_remote
 from bestrq2.data.sources import ComposedSource, Source, split_source
 from bestrq2.data.specs import check_keys, split_options, with_options
