@@ -18,9 +18,9 @@ from shard_crops import RATE, crop, fields, rejections
 from tars import encoded, pack
 
 from bestrq2.data import audio
+from bestrq2.data.decoders import SoundFileDecoder
 from bestrq2.data.hdf5 import _Row
 from bestrq2.data.labels import load_labelled
-from bestrq2.data.libsndfile import SoundFileDecoder
 from bestrq2.data.loader import AllRejectedError, fixed_crops
 from bestrq2.data.open_source import open_source
 from bestrq2.data.places import AudioBytes
