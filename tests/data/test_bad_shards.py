@@ -18,7 +18,7 @@ from bestrq2.data.loader import fixed_crops
 from bestrq2.data.open_source import open_source
 from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.shards import files, shard_source
-from bestrq2.data.shards.building import load_index
+from bestrq2.data.shards.index import load_index
 from bestrq2.data.shards.shard_source import open_shards
 from bestrq2.errors import AudioError, DataError
 

@@ -13,8 +13,8 @@ from recordings import noise
 from tars import clip, names, pack, shard
 
 from bestrq2.data.audio import AUDIO_SUFFIXES
-from bestrq2.data.shards import building
-from bestrq2.data.shards.building import build_index, has_plain_name, load_index
+from bestrq2.data.shards import index as indexing
+from bestrq2.data.shards.index import build_index, has_plain_name, load_index
 from bestrq2.data.shards.members import BadShardError
 from bestrq2.errors import DataError
 
@@ -89,11 +89,11 @@ def test_second_clips_of_a_key_and_names_that_lead_out_are_kept_apart(tmp_path):
     index = build_index(pack(tmp_path / "x.tar", members))
     assert len(index) == 10
     found = problems(index)
-    assert found["a.flac"] == building.SECOND
+    assert found["a.flac"] == indexing.SECOND
     assert [index.problems[code] for code in index.problem] == [
         "",
-        *[building.BAD_NAME] * len(bad),
-        *[building.SECOND] * 2,
+        *[indexing.BAD_NAME] * len(bad),
+        *[indexing.SECOND] * 2,
         "",
     ]
     for row in range(1, 7):

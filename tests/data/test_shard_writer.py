@@ -15,8 +15,7 @@ import soundfile
 from recordings import noise
 from tars import clip
 
-from bestrq2.data.shards.building import build_index, index_path, load_index
-from bestrq2.data.shards.index import read_index
+from bestrq2.data.shards.index import build_index, index_path, load_index, read_index
 from bestrq2.data.shards.shard_source import open_shards
 from bestrq2.data.shards.writer import ShardWriter
 from bestrq2.errors import DataError

@@ -10,9 +10,18 @@ import tarfile
 import pytest
 from tars import clip, names, pack, shard
 
-from bestrq2.data.shards import building
-from bestrq2.data.shards.building import build_index, index_path, load_index
-from bestrq2.data.shards.index import IndexRows, ShardIndex, Stamp, joined, read_index, write_index
+from bestrq2.data.shards import index as indexing
+from bestrq2.data.shards.index import (
+    IndexRows,
+    ShardIndex,
+    Stamp,
+    build_index,
+    index_path,
+    joined,
+    load_index,
+    read_index,
+    write_index,
+)
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -49,8 +58,8 @@ def test_an_index_is_a_table_that_other_tools_read(tmp_path):
 
 def count_builds(monkeypatch):
     built = []
-    original = building.scan
-    monkeypatch.setattr(building, "scan", lambda tar: built.append(tar) or original(tar))
+    original = indexing.scan
+    monkeypatch.setattr(indexing, "scan", lambda tar: built.append(tar) or original(tar))
     return built
 
 

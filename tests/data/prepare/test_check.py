@@ -37,7 +37,7 @@ def flip(path: Path, place: int) -> None:
 
 def member_at(path: Path, suffix: str) -> int:
     """Where the middle of the first member with that suffix lies."""
-    from bestrq2.data.shards.building import build_index
+    from bestrq2.data.shards.index import build_index
 
     index = build_index(path)
     offset, length = (

@@ -26,8 +26,7 @@ from bestrq2.data.prepare.cutting import Options
 from bestrq2.data.prepare.folder import LEDGER, Ledger, Member, shard_path
 from bestrq2.data.prepare.summary import BandSums
 from bestrq2.data.shards import writer
-from bestrq2.data.shards.building import build_index, index_path
-from bestrq2.data.shards.index import IndexRows, Stamp, read_index, write_index
+from bestrq2.data.shards.index import IndexRows, Stamp, build_index, index_path, read_index, write_index
 from example_sounds import scene
 
 SECOND = {"segment_seconds": 1.0, "shard_size": 0.15}

@@ -34,8 +34,7 @@ from bestrq2.data.prepare.folder import (
 )
 from bestrq2.data.prepare.summary import SUMMARY, describe_summary, read_summary
 from bestrq2.data.rejections import ListedKeys, list_line
-from bestrq2.data.shards.building import build_index, index_path
-from bestrq2.data.shards.index import ShardIndex, read_index
+from bestrq2.data.shards.index import ShardIndex, build_index, index_path, read_index
 from bestrq2.data.spans import Span, Task
 from bestrq2.errors import DataError
 from bestrq2.files import disk_errors

@@ -17,8 +17,7 @@ import numpy as np
 from bestrq2.data.prepare.cutting import DIGEST_BYTES, KINDS, Piece
 from bestrq2.data.prepare.summary import SUMMARY, BandSums, read_summary
 from bestrq2.data.rejections import REJECTED_HEADER, SHORTER_HEADER, Shorter
-from bestrq2.data.shards.building import index_path
-from bestrq2.data.shards.index import read_index
+from bestrq2.data.shards.index import index_path, read_index
 from bestrq2.errors import ConfigError, DataError
 
 LEDGER = "bestrq2_prepare"

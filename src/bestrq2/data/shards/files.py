@@ -14,8 +14,7 @@ import numpy as np
 
 from bestrq2.data.places import UnreadableAudioError, cannot_open, is_passing
 from bestrq2.data.shards import remote
-from bestrq2.data.shards.building import load_index, stamp_of
-from bestrq2.data.shards.index import Stamp
+from bestrq2.data.shards.index import Stamp, load_index, stamp_of
 from bestrq2.data.shards.members import BadShardError
 from bestrq2.errors import AudioError, DataError
 

@@ -31,8 +31,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bestrq2.data.order import WINDOW_BYTES, Order
-from bestrq2.data.shards.building import INDEX_SUFFIX, load_index, stored_index
-from bestrq2.data.shards.index import ShardIndex
+from bestrq2.data.shards.index import INDEX_SUFFIX, ShardIndex, load_index, stored_index
 from bestrq2.data.shards.members import BadShardError, begins_tar
 from bestrq2.data.sources import LoaderError, RemoteShard
 from bestrq2.errors import BestRQ2Error, ConfigError, DataError

@@ -18,9 +18,8 @@ from bestrq2.data.decoders import Decoder
 from bestrq2.data.order import Parts
 from bestrq2.data.places import AudioBytes, UnreadableAudioError
 from bestrq2.data.shards import remote
-from bestrq2.data.shards.building import load_index, problem_of
 from bestrq2.data.shards.files import TarFiles
-from bestrq2.data.shards.index import IndexRows, ShardIndex, joined
+from bestrq2.data.shards.index import IndexRows, ShardIndex, joined, load_index, problem_of
 from bestrq2.data.shards.members import BadShardError
 from bestrq2.data.sources import RemoteShard, Source, Stamp
 from bestrq2.data.waveforms import check_rate, to_float32

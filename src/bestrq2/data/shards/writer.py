@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bestrq2.data.shards.building import IndexRows, has_plain_name, index_path, stamp_of
-from bestrq2.data.shards.index import ShardIndex, write_index
+from bestrq2.data.shards.index import IndexRows, ShardIndex, has_plain_name, index_path, stamp_of, write_index
 from bestrq2.data.shards.members import HEAD_BYTES, pcm_layout
 from bestrq2.errors import DataError
 
