@@ -10,7 +10,7 @@ import pytest
 
 from bestrq2 import soundworld
 from bestrq2.seeding import generator
-from bestrq2.soundworld import clips, environment, instruments, music, speech
+from bestrq2.soundworld import clips, environment, music, speech
 from bestrq2.soundworld.acoustics import active_rms, mix_at_snr, reverberate, room_response
 
 RATE = soundworld.SAMPLE_RATE
@@ -84,7 +84,7 @@ def test_every_domain_dominates_about_a_third_of_the_clips():
 def test_the_world_is_as_varied_as_promised():
     assert len(speech.LANGUAGES) >= 12
     assert len(speech.VOICES) >= 12
-    assert len(instruments.INSTRUMENTS) >= 8
+    assert len(music.INSTRUMENTS) >= 8
     assert len(environment.EVENTS) >= 12
     asked = " ".join(soundworld.TASKS)
     for what in ("language", "voice", "word", "speakers", "instrument", "chord", "key", "tempo", "event", "count"):
@@ -99,11 +99,11 @@ def test_every_event_sounds_for_the_time_asked(name):
     assert active_rms(wave) == pytest.approx(0.1, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", list(instruments.INSTRUMENTS))
+@pytest.mark.parametrize("name", list(music.INSTRUMENTS))
 def test_every_instrument_plays_the_pitch_of_the_note(name):
     rng = generator("pitch", name)
     notes = [music.Note(0.0, 1.0, 69.0)]
-    wave = music.play(rng, notes, name, 1.0, instruments.Touch(bright=0.3, attack=1.0, sustain=1.0, vibrato=0.0))
+    wave = music.play(rng, notes, name, 1.0, music.Touch(bright=0.3, attack=1.0, sustain=1.0, vibrato=0.0))
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(wave.size)))
     expected = 220 if name == "bass" else 440
     near, between = (

@@ -26,8 +26,7 @@ from bestrq2.soundworld.acoustics import (
     reverberate,
     room_response,
 )
-from bestrq2.soundworld.instruments import INSTRUMENTS, random_touch
-from bestrq2.soundworld.music import CHORDS, CONTOURS, ROOTS, SCALES, TEMPI, Note
+from bestrq2.soundworld.music import CHORDS, CONTOURS, INSTRUMENTS, ROOTS, SCALES, TEMPI, Note, random_touch
 
 # Unlabelled clips
 
