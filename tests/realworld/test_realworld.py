@@ -25,11 +25,10 @@ from bestrq2.errors import ConfigError, DataError
 from bestrq2.evaluate import benchmark as module
 from bestrq2.evaluate.benchmark import RealWorldBenchmark, find_benchmark, realworld_1, run_benchmark
 from bestrq2.evaluate.classifiers import LinearProbe
-from bestrq2.evaluate.held_out import HeldOutTask, retrieval_scores, score_held_out
 from bestrq2.evaluate.probe import LogMelStatistics
 from bestrq2.evaluate.result import write_result
 from bestrq2.evaluate.score_table import all_means, score_notes
-from bestrq2.evaluate.task_probe import ProbeRows
+from bestrq2.evaluate.task_probe import HeldOutTask, ProbeRows, retrieval_scores, score_held_out
 from bestrq2.inference.embedder import Embeddings
 from bestrq2.realworld import fetch, load_manifest
 from bestrq2.report.runs import find_probes, own_labels

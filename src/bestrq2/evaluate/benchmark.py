@@ -20,10 +20,16 @@ from bestrq2 import realworld, soundworld
 from bestrq2.data.labels import AudioAt, LabelledClips, LabelledTask, soundworld_tasks
 from bestrq2.errors import DataError
 from bestrq2.evaluate.classifiers import FOLDS, REGULARISATION_GRID
-from bestrq2.evaluate.held_out import RETRIEVAL_METHODS, HeldOutTask, score_held_out
 from bestrq2.evaluate.metrics import ACCURACY, BALANCED_ACCURACY, RECALL
 from bestrq2.evaluate.result import CHOOSE, REPORT, Result, TaskScore, check_result, read_result
-from bestrq2.evaluate.task_probe import METHODS, FeatureExtractor, probe_features
+from bestrq2.evaluate.task_probe import (
+    METHODS,
+    RETRIEVAL_METHODS,
+    FeatureExtractor,
+    HeldOutTask,
+    probe_features,
+    score_held_out,
+)
 
 
 @dataclass(frozen=True)

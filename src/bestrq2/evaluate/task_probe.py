@@ -1,4 +1,7 @@
-"""Probe of labelled tasks: embed all clips once, fit simple classifiers to training clips, score the test clips."""
+"""Probe of labelled tasks: embed all clips once, fit simple classifiers to training clips, score the test clips.
+
+Tasks of one corpus have whole groups held out in turn instead of a test split, and retrieval across groups.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,14 @@ from bestrq2.evaluate.classifiers import LinearProbe, Standardiser, knn_predict
 from bestrq2.evaluate.metrics import (
     ACCURACY,
     BALANCED_ACCURACY,
+    RANKS,
+    RECALL,
     accuracy_with_interval,
     balanced_accuracy_with_interval,
     chance_accuracy,
     clip_outcomes,
     is_uneven,
+    wilson_interval,
 )
 from bestrq2.evaluate.result import TaskScore
 from bestrq2.evaluate.score_table import mean_of_means
@@ -32,6 +38,7 @@ from bestrq2.text import counted
 logger = logging.getLogger(__name__)
 
 METHODS = ("linear", "statistics", "knn")
+RETRIEVAL_METHODS = ("statistics", "knn")
 _Embedded: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Embedding of one clip without padding: clip [D], frames [T, D], timestamps [T] in seconds."""
 MAX_TRAIN_FRAMES = 20_000
@@ -228,10 +235,10 @@ def _scores(
         kept = np.sort(np.random.default_rng(seed).choice(len(train.labels), MAX_TRAIN_FRAMES, replace=False))
         train = train.part(kept)
     predictions = predict_by(methods, train, test, seed, balanced=balanced)
-    place, skipped = (task.name, task.domain), train.skipped + test.skipped
+    skipped = train.skipped + test.skipped
     return [
         score_predictions(
-            name, place, method, train.labels, test.labels, predicted, test.clip, skipped, seed, balanced=balanced
+            name, task, method, train.labels, test.labels, predicted, test.clip, skipped, seed, balanced=balanced
         )
         for method, predicted in predictions.items()
     ]
@@ -268,7 +275,7 @@ def predict_by(
 
 def score_predictions(
     name: str,
-    task: tuple[str, str],
+    task: LabelledTask | HeldOutTask,
     method: str,
     train_labels: np.ndarray,
     truth: np.ndarray,
@@ -283,7 +290,7 @@ def score_predictions(
 
     Args:
         name: name of the features.
-        task: name and domain of the task.
+        task: task that is scored.
         method: method that made the predictions.
         train_labels: int [training rows], for the chance level.
         truth: true classes, int [rows], one row per test clip, or per moment of a test clip.
@@ -296,7 +303,6 @@ def score_predictions(
     Raises:
         DataError: balanced accuracy is scored, but the truth shows one class only.
     """
-    task_name, domain = task
     try:
         if balanced:
             metric, chance = BALANCED_ACCURACY, 1 / len(np.unique(truth))
@@ -305,12 +311,140 @@ def score_predictions(
             metric, chance = ACCURACY, chance_accuracy(train_labels, truth)
             score, low, high = accuracy_with_interval(truth, predicted)
     except DataError as error:
-        raise DataError(f"{task_name} cannot be scored. {error}") from error
+        raise DataError(f"{task.name} cannot be scored. {error}") from error
     n_test = len(np.unique(clip))
     clips = tuple(clip_outcomes(truth, predicted, clip, balanced=balanced).round(6).tolist())
     return TaskScore(
-        name, task_name, method, metric, score, low, high, chance, n_test, domain, skipped=skipped, clips=clips
+        name, task.name, method, metric, score, low, high, chance, n_test, task.domain, skipped=skipped, clips=clips
     )
+
+
+# --- whole groups held out in turn ---
+
+
+@dataclass(frozen=True)
+class HeldOutTask:
+    """Labelled recordings in folds: each is tested once, by a probe that was fitted without its group.
+
+    Attributes:
+        name: "domain/what".
+        clips: place of each recording in the corpus, int64 [rows].
+        labels: class of each, or the item that it is a recording of, int64 [rows].
+        groups: group of each, such as its speaker, int64 [rows]; a fold keeps them whole.
+        fold: fold in which each is tested, int64 [rows].
+        retrieval: find the recordings of the same item in the other folds, instead of classifying.
+    """
+
+    name: str
+    clips: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    fold: np.ndarray
+    retrieval: bool = False
+
+    @property
+    def domain(self) -> str:
+        """First part of the name."""
+        return self.name.split("/")[0]
+
+
+def score_held_out(
+    features: FeatureExtractor,
+    audio: Sequence[ClipAudio],
+    tasks: Sequence[HeldOutTask],
+    seed: int = 0,
+    progress: bool = True,
+) -> list[TaskScore]:
+    """Score features on tasks that share a corpus, each of whose recordings is embedded once.
+
+    Predictions of all folds are scored together, by balanced accuracy with an interval over the recordings.
+
+    Args:
+        features: features to score.
+        audio: the corpus.
+        tasks: labelled parts of it.
+        seed: random seed of validation folds and of the bootstrap.
+        progress: show progress.
+
+    Returns:
+        One score per task and method, tasks in the given order, methods within; retrieval has no method "linear".
+
+    Raises:
+        DataError: a recording is rejected, or embeddings are not finite.
+    """
+    start = time.perf_counter()
+    unlabelled = LabelledClips(audio, np.zeros(len(audio), np.int64))
+    everything = LabelledTask("all tasks", "", "clip", (), unlabelled, unlabelled)
+    rows = embed_split(features, everything, "train", progress=progress)
+    if rows.skipped:
+        raise DataError(f"{features.name} rejects {len(rows.skipped)} recordings, the first: {rows.skipped[0]}")
+    logger.info("%s: embedded %d recordings in %.1f s", features.name, len(audio), time.perf_counter() - start)
+    scores = []
+    with Progress(f"{features.name}: probes", len(tasks), "tasks", leave=False, shown=progress) as shown:
+        for task in tasks:
+            shown.show(details=task.name)
+            count = np.arange(len(task.clips))
+            own = replace(rows.part(task.clips), labels=task.labels, clip=count, groups=task.groups)
+            if task.retrieval:
+                scores += retrieval_scores(features.name, own, task)
+            else:
+                scores += _classification_scores(features.name, own, task, seed)
+            shown.advance()
+    return scores
+
+
+def _classification_scores(name: str, rows: ProbeRows, task: HeldOutTask, seed: int) -> list[TaskScore]:
+    predicted = {method: np.empty_like(task.labels) for method in METHODS}
+    for fold in np.unique(task.fold):
+        tested = task.fold == fold
+        found = predict_by(METHODS, rows.part(~tested), rows.part(tested), seed, balanced=True)
+        for method, values in found.items():
+            predicted[method][tested] = values
+    return [
+        score_predictions(name, task, method, task.labels, task.labels, values, rows.clip, seed=seed, balanced=True)
+        for method, values in predicted.items()
+    ]
+
+
+def retrieval_scores(name: str, rows: ProbeRows, task: HeldOutTask) -> list[TaskScore]:
+    """Recall at 10 of the same item among the recordings of the other folds, by cosine similarity.
+
+    The vectors are those of the probes: time statistics for "statistics", embeddings of clips for "knn". Each group is
+    standardised on its own, so that what all recordings of a speaker share does not count.
+
+    Args:
+        name: name of the features.
+        rows: one row per recording.
+        task: items, groups and folds of the rows.
+    """
+    scores = []
+    for method, vectors in zip(RETRIEVAL_METHODS, (rows.statistics, rows.features), strict=True):
+        assert vectors is not None
+        hits, chances = np.zeros(len(vectors)), np.zeros(len(vectors))
+        scaled = np.empty(vectors.shape)
+        for group in np.unique(task.groups):
+            own = task.groups == group
+            scaled[own] = Standardiser.fit(vectors[own])(vectors[own])
+        scaled /= np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
+        for fold in np.unique(task.fold):
+            asked = task.fold == fold
+            similarity = scaled[asked] @ scaled[~asked].T
+            right = task.labels[asked][:, None] == task.labels[~asked]
+            best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
+            # rank of the most similar recording of the item; a tie counts against it
+            hits[asked] = ((similarity >= best) & ~right).sum(axis=1) < RANKS
+            chances[asked] = _chance(right.sum(axis=1), right.shape[1])
+        low, high = wilson_interval(float(hits.sum()), len(hits))
+        found, chance, clips = float(hits.mean()), float(chances.mean()), tuple(hits.tolist())
+        facts = (RECALL, found, low, high, chance, len(hits), task.domain)
+        scores.append(TaskScore(name, task.name, method, *facts, clips=clips))
+    return scores
+
+
+def _chance(right: np.ndarray, candidates: int) -> np.ndarray:
+    """Probability that one of `right` recordings, int [queries], is among the first candidates in random order."""
+    drawn = np.arange(min(RANKS, candidates))
+    return 1 - np.prod(np.clip((candidates - right[:, None] - drawn) / (candidates - drawn), 0, 1), axis=1)
 
 
 # --- repeated during pretraining ---
