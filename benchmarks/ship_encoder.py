@@ -4,7 +4,8 @@
 
 replaces the weights, configuration and training facts in src/bestrq2/encoders/NAME, leaves its model card as it is, and
 prints what rounding to either 16-bit type changes in embeddings: |rounded - float32| / |float32|, in percent, mean and
-maximum over clips of SoundWorld. Statistics stay in float32, and loading gives float32 weights.
+maximum over clips of SoundWorld. Statistics stay in float32, and loading gives float32 weights. The last line printed
+belongs into tests/convert/test_shipped.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from bestrq2.files import write_bytes, write_text
 from bestrq2.inference.embedder import Embedder
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 
-FOLDER = Path(__file__).parents[1] / "src" / "bestrq2" / "encoders"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "src" / "bestrq2" / "encoders"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -76,6 +79,12 @@ def main() -> None:
     write_json(folder / TRAINING, {**training, **public})
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {size / 1e6:.2f} MB, {encoder.num_parameters() / 1e6:.2f} M parameters")
+    sys.path.insert(0, str(ROOT / "tests"))
+    from example_sounds import scene
+
+    stored = Embedder(load_encoder(folder)).embed(scene(80_000)).clip[0]
+    numbers = ", ".join(f"{value:.4f}" for value in stored[:8])
+    print(f"EMBEDDING, LENGTH = [{numbers}], {np.linalg.norm(stored):.4f}")
 
 
 if __name__ == "__main__":

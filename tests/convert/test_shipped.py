@@ -37,6 +37,16 @@ def test_its_embedding_equals_the_stored_numbers():
 
 
 @needs_weights
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "docs" / "encoder.md", FOLDER / "README.md"],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_no_figure_is_missing_in_what_is_written_about_it(page):
+    assert "FILL" not in page.read_text(encoding="utf-8")
+
+
+@needs_weights
 def test_weights_take_16_bits_in_the_package_and_load_as_float32():
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 6_000_000
     with safe_open(FOLDER / "model.safetensors", framework="pt") as stored:
