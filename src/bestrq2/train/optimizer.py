@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups, the learning rate over the steps, and the moving average of the weights."""
+"""AdamW and Muon, their parameter groups, the learning rate over the steps, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _BLOCK = re.compile(r"bestrq2\.encoder\.blocks\.(\d+)\.")
 def make_optimizer(
     model: nn.Module, config: OptimizerConfig, precision: str, groups: list[dict[str, Any]] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, fused unless float16 gradients must be unscaled before they are clipped.
+    """AdamW or Muon over the trainable parameters.
+
+    AdamW is fused unless float16 gradients must be unscaled before they are clipped.
 
     Args:
         model: the model.
@@ -31,7 +33,70 @@ def make_optimizer(
         groups = parameter_groups(model, config.weight_decay, config.decay_all)
     groups = [{"initial_lr": config.lr, **group} for group in groups]
     fused = not precision.startswith("16")
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    if config.algorithm == "muon":
+        groups = _matrices_apart(model, groups)
+    kind = Muon if config.algorithm == "muon" else torch.optim.AdamW
+    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the groups marked with "muon", AdamW for the others.
+
+    A matrix moves along its momentum, whose singular values all become about 1 by five Newton-Schulz iterations (Jordan
+    et al., 2024, "Muon: an optimizer for hidden layers in neural networks"). The factor 0.2 sqrt(larger side) makes
+    its entries move as far as those of AdamW, so that both share learning rate and weight decay (arXiv 2502.16982).
+    """
+
+    MOMENTUM = 0.95
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step; a `found_inf` of 1 leaves all as it is, as in a fused AdamW."""
+        for group in self.param_groups:
+            for parameter in group["params"] if group["muon"] else ():
+                if parameter.grad is not None:
+                    self._move(parameter, group["lr"], group["weight_decay"])
+                    parameter.grad = None  # AdamW passes over it
+        return super().step(closure)
+
+    def _move(self, matrix: Tensor, lr: float, weight_decay: float) -> None:
+        state = self.state[matrix]
+        if not state:  # with the names of AdamW, which looks for them
+            state["step"] = torch.zeros((), device=matrix.device)
+            state["exp_avg"] = torch.zeros_like(matrix)
+        momentum = state["exp_avg"].lerp(matrix.grad, 1 - self.MOMENTUM)
+        direction = orthogonalised(matrix.grad.lerp(momentum, self.MOMENTUM))
+        moved = matrix * (1 - lr * weight_decay) - lr * 0.2 * max(matrix.shape) ** 0.5 * direction
+        skip = getattr(self, "found_inf", torch.zeros((), device=matrix.device)) > 0
+        matrix.copy_(torch.where(skip, matrix, moved))
+        state["exp_avg"].copy_(torch.where(skip, state["exp_avg"], momentum))
+        state["step"] += ~skip
+
+
+def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """Set all singular values of a matrix to about 1 (0.7 to 1.2), in bfloat16: [M, N] to [M, N]."""
+    upright = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if upright else matrix).bfloat16()
+    x = x / x.norm().clamp_min(1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return (x.T if upright else x).to(matrix.dtype)
+
+
+def _matrices_apart(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups for Muon: the matrices of linear layers, without that of the head, in groups of their own."""
+    matrices = {
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name not in ("head", "classifier")
+    }
+    apart = []
+    for group in groups:
+        for muon in (True, False):
+            if chosen := [parameter for parameter in group["params"] if (parameter in matrices) == muon]:
+                apart.append({**group, "params": chosen, "muon": muon})
+    return apart
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:

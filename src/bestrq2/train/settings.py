@@ -120,9 +120,10 @@ class LoaderConfig(Checked):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Checked):
-    """AdamW with linear warm-up and decay of the learning rate.
+    """AdamW or Muon with linear warm-up and decay of the learning rate.
 
     Args:
+        algorithm: "adamw", or "muon" for the matrices of linear layers and AdamW for the head and all vectors.
         lr: peak learning rate.
         weight_decay: decoupled weight decay.
         betas: decay rates of AdamW's first and second moment.
@@ -135,6 +136,7 @@ class OptimizerConfig(Checked):
     """
 
     GROUP: ClassVar[str] = "optimizer"
+    algorithm: Literal["adamw", "muon"] = "adamw"
     lr: PositiveFloat = 1e-4
     weight_decay: NonNegativeFloat = 0.05
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
@@ -282,6 +284,11 @@ class PretrainConfig(Checked):
         """
         super().__post_init__()
         trainer = self.trainer
+        if trainer.strategy == "fsdp" and self.optimizer.algorithm == "muon":
+            raise ConfigError(
+                "optimizer.algorithm muon does not work with trainer.strategy fsdp: it needs whole matrices; "
+                "choose adamw, or trainer.strategy auto"
+            )
         if trainer.strategy == "fsdp" and trainer.ema:
             raise ConfigError(
                 "trainer.ema does not work with trainer.strategy fsdp: the average would not fit one device; turn "
