@@ -55,17 +55,17 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             for parameter in group["params"] if group["muon"] else ():
                 if parameter.grad is not None:
-                    self._move(parameter, group["lr"], group["weight_decay"])
+                    self._move(parameter, parameter.grad, group["lr"], group["weight_decay"])
                     parameter.grad = None  # AdamW passes over it
         return super().step(closure)
 
-    def _move(self, matrix: Tensor, lr: float, weight_decay: float) -> None:
+    def _move(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[matrix]
         if not state:  # with the names of AdamW, which looks for them
             state["step"] = torch.zeros((), device=matrix.device)
             state["exp_avg"] = torch.zeros_like(matrix)
-        momentum = state["exp_avg"].lerp(matrix.grad, 1 - self.MOMENTUM)
-        direction = orthogonalised(matrix.grad.lerp(momentum, self.MOMENTUM))
+        momentum = state["exp_avg"].lerp(gradient, 1 - self.MOMENTUM)
+        direction = orthogonalised(gradient.lerp(momentum, self.MOMENTUM))
         moved = matrix * (1 - lr * weight_decay) - lr * 0.2 * max(matrix.shape) ** 0.5 * direction
         skip = getattr(self, "found_inf", torch.zeros((), device=matrix.device)) > 0
         matrix.copy_(torch.where(skip, matrix, moved))
