@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import multiprocessing
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -335,13 +335,6 @@ def test_a_clip_whose_name_is_damaged_is_called_by_its_row(tmp_path):
 
 
 def test_a_missing_package_is_named(path, monkeypatch):
-    original = builtins.__import__
-
-    def refusing(name, *rest):
-        if name == "h5py":
-            raise ImportError(name)
-        return original(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", refusing)
+    monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(DataError, match=r"HDF5 needs h5py; pip install 'bestrq2\[hdf5\]'"):
         open_source(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import json
 import os
@@ -209,14 +208,7 @@ def test_no_network_is_one_sentence(monkeypatch):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    original = builtins.__import__
-
-    def refusing(name, *rest):
-        if name == "datasets":
-            raise ImportError(name)
-        return original(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", refusing)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"need a package; pip install 'bestrq2\[hub\]'"):
         open_source("hub:a/b")
 
