@@ -400,7 +400,7 @@ def _read_class_folders(folder: Path) -> _Annotations:
                 logger.warning("%s is not used as a class: %s", one.name, error)
                 continue
             skipped += others
-            files += map(str, inside)
+            files += inside
             labels += [(one.name,)] * len(inside)
             splits += [split] * len(inside)
     log_skipped(folder, skipped)

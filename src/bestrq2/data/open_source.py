@@ -186,7 +186,7 @@ def _folder_source(folder: Path, name: str) -> Source:
             f"{folder} holds {counted(len(files), 'audio file')} and {counted(len(tars), 'tar')}; put them into "
             "folders of their own and name the one you mean."
         )
-    source = _of_one_kind(tars, name) if tars else FileSource(name, _needed(folder, files, skipped))
+    source = _of_one_kind(tars, name) if tars else FileSource(name, PathList(_needed(folder, files, skipped)))
     log_skipped(folder, skipped)
     return source
 
@@ -233,7 +233,7 @@ def _soundworld(spec: str) -> Source:
     return ArraySource(unlabelled(count, seed=0), SAMPLE_RATE, name="soundworld")
 
 
-def audio_files(folder: Path) -> tuple[PathList, Counter[str]]:
+def audio_files(folder: Path) -> tuple[list[str], Counter[str]]:
     """All files below a folder with an audio suffix, sorted; hidden ones (leading dot) are left out.
 
     Folders that are links are entered, each real folder once.
@@ -325,10 +325,10 @@ def _shown(suffix: str) -> str:
     return suffix if re.fullmatch(r"\.[\w~+-]{1,16}", suffix) else "other" if suffix else "none"
 
 
-def _needed(folder: Path, files: list[str], skipped: Counter[str]) -> PathList:
+def _needed(folder: Path, files: list[str], skipped: Counter[str]) -> list[str]:
     """The audio files below a folder; an error if there are none."""
     if files:
-        return PathList(files)
+        return files
     if skipped:
         kinds = ", ".join(suffix for suffix, _ in sorted(skipped.items(), key=lambda one: (-one[1], one[0]))[:5])
         raise DataError(

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from bestrq2.data.audio import array_decoder, errors_named, open_audio, random_crop, usable_span
 from bestrq2.data.decoders import Decoder
@@ -170,22 +171,13 @@ class PathList(Sequence[Path]):
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        names = [_encoded(path) for path in paths]
-        self._letters = b"".join(names)
-        self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        self._names = pa.array(map(_encoded, paths), pa.large_binary())
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._names)
 
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | list[Path]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        return Path(os.fsdecode(self._letters[self._ends[place] : self._ends[place + 1]]))
+    def __getitem__(self, index: int) -> Path:  # type: ignore[override]
+        return Path(os.fsdecode(self._names[index].as_py()))
 
 
 def _encoded(path: str) -> bytes:
