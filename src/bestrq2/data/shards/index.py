@@ -164,10 +164,6 @@ class IndexRows:
         self._problems = [b""]
         self._numbers = array("q")
 
-    def __len__(self) -> int:
-        """Clips so far."""
-        return len(self._keys)
-
     def add(
         self,
         key: str,

@@ -10,11 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bestrq2.data.shards.index import IndexRows, ShardIndex, has_plain_name, index_path, stamp_of, write_index
+from bestrq2.data.shards.index import IndexRows, ShardIndex, index_path, stamp_of, write_index
 from bestrq2.data.shards.members import HEAD_BYTES, pcm_layout
-from bestrq2.errors import DataError
 
-SUFFIXES = ("wav", "flac")
 BUFFER_BYTES = 1 << 20
 
 
@@ -26,6 +24,9 @@ class ShardWriter:
     Args:
         path: path of the finished tar; temporary files of a killed writer of the same shard are removed.
 
+    Attributes:
+        size: bytes written so far.
+
     Raises:
         OSError: the folder cannot be written.
     """
@@ -36,42 +37,24 @@ class ShardWriter:
             stale.unlink(missing_ok=True)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self._file = self._temporary.open("wb", buffering=BUFFER_BYTES)
-        self._size = 0
-        self._keys: set[str] = set()
+        self.size = 0
         self._rows = IndexRows()
-
-    def __len__(self) -> int:
-        """Clips written so far."""
-        return len(self._rows)
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._size
 
     def add(self, key: str, audio: bytes, suffix: str, metadata: dict[str, Any]) -> None:
         """Add a clip: the members KEY.SUFFIX, whose samples lie in one piece, and KEY.json.
 
         Args:
-            key: its name in the shard; "/" in it makes folders.
+            key: its name, which no other clip of the shard has: a relative path without a dot.
             audio: a whole audio file.
             suffix: "wav" or "flac".
             metadata: labels, origin and the like, ready for JSON.
 
         Raises:
-            DataError: a key that exists already or is not a plain name, or another suffix.
             OSError: the disk is full.
         """
-        if suffix not in SUFFIXES:
-            raise DataError(f"{self.path}: clip {key!r} has the suffix {suffix!r}; expected 'wav' or 'flac'.")
-        if not has_plain_name(key) or key.rpartition("/")[2].startswith(".") or key.startswith("./"):
-            raise DataError(f"{self.path}: {key!r} is not a valid key; give a relative path without '..'.")
-        if key in self._keys:
-            raise DataError(f"{self.path}: clip {key!r} exists already; give each clip a key of its own.")
         content = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "surrogatepass")
         audio_offset = self._add_member(f"{key}.{suffix}", audio)
         json_offset = self._add_member(f"{key}.json", content)
-        self._keys.add(key)
         layout = pcm_layout(audio[:HEAD_BYTES], len(audio)) if suffix == "wav" else None
         self._rows.add(key, suffix, (audio_offset, len(audio)), (json_offset, len(content)), layout)
 
@@ -84,8 +67,8 @@ class ShardWriter:
         self._file.write(header)
         self._file.write(content)
         self._file.write(bytes(padding))
-        offset = self._size + len(header)
-        self._size = offset + len(content) + padding
+        offset = self.size + len(header)
+        self.size = offset + len(content) + padding
         return offset
 
     def close(self, extra: dict[str, str]) -> ShardIndex:
@@ -102,7 +85,7 @@ class ShardWriter:
         """
         try:
             end = 2 * tarfile.BLOCKSIZE
-            self._file.write(bytes(end + -(self._size + end) % tarfile.RECORDSIZE))
+            self._file.write(bytes(end + -(self.size + end) % tarfile.RECORDSIZE))
             self._file.flush()
             os.fsync(self._file.fileno())
             index = self._rows.index(stamp_of(self._file.fileno()), extra)
