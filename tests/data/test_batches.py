@@ -24,7 +24,7 @@ from bestrq2.data.open_source import open_source
 from bestrq2.data.order import BatchSchedule, EpochOrder, Parts, epoch_order
 from bestrq2.data.rejections import RejectionLog
 from bestrq2.data.sources import ArraySource
-from bestrq2.errors import ConfigError, DataError
+from bestrq2.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -111,19 +111,6 @@ def test_an_endless_schedule_is_quick_for_a_million_recordings():
     assert 0 <= keys[0].row < 1_000_000
     with pytest.raises(TypeError):
         len(schedule)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"batch_size": 7, "world_size": 2}, "7 is not divisible by the 2 processes; use 8"),
-        ({"batch_size": 0}, "batches of 0"),
-        ({"rank": 2, "world_size": 2}, "rank 2 of 2 processes"),
-    ],
-)
-def test_impossible_schedules_are_refused(arguments, reason):
-    with pytest.raises(ConfigError, match=reason):
-        BatchSchedule(**{"order": EpochOrder(10, 0), "batch_size": 4, **arguments})
 
 
 def test_rejections_are_listed_once_and_survive(tmp_path):

@@ -170,12 +170,6 @@ def test_test_frames_of_one_class_are_refused() -> None:
         probe(with_test(task, labels=[np.zeros((0, 2))] * len(task.test)), 6)
 
 
-def test_labels_must_match_the_audio() -> None:
-    task = make_clip_task(train=10, test=4)
-    with pytest.raises(DataError, match="10 clips but 9 labels"):
-        probe(with_train(task, labels=task.train.labels[:9]), 12)
-
-
 def test_embeddings_that_are_not_finite_are_refused() -> None:
     task = make_clip_task(train=10, test=4)
     audio = [one.copy() for one in task.train.audio]

@@ -35,7 +35,7 @@ from bestrq2.data.shards.remote import FetchAhead
 from bestrq2.data.sources import LoaderError, RemoteShard, Source, split_source
 from bestrq2.data.splits import BalancedSource
 from bestrq2.data.waveforms import to_float32
-from bestrq2.errors import AudioError, ConfigError, DataError
+from bestrq2.errors import AudioError, DataError
 from bestrq2.model.fields import ModelFields
 from bestrq2.progress import Progress, is_first_process
 from bestrq2.seeding import generator
@@ -73,11 +73,8 @@ def training_rows(source: Source, fields: ModelFields, seed: int) -> Rows:
         seed: random seed of order, cuts and places, 0 or more.
 
     Raises:
-        ConfigError: a negative seed.
         DataError: there are no recordings, or not one of them can be used.
     """
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; it must be 0 or more.")
     if len(source) == 0:
         raise DataError(f"{source.name} holds no recordings.")
     if isinstance(source, MixtureSource):
@@ -139,9 +136,6 @@ def training_batches(
 
     Returns:
         A loader of `AudioBatch`; see `end_workers`.
-
-    Raises:
-        ConfigError: sizes or numbers that are impossible together.
     """
     make_order: Callable[[], Order] = rows.order
     if rows.by_length:
@@ -407,21 +401,16 @@ def end_workers(loader: Any) -> None:
         iterator._shutdown_workers()
 
 
-def worker_settings(num_workers: int, batch_samples: int = 0) -> dict[str, Any]:
+def worker_settings(num_workers: int, batch_samples: int) -> dict[str, Any]:
     """Keyword arguments of a `DataLoader` that concern its workers.
 
     Args:
         num_workers: processes that decode; 0 decodes in this one.
-        batch_samples: samples of the largest `AudioBatch`; 0 where the loader makes something else.
-
-    Raises:
-        ConfigError: a negative number of workers.
+        batch_samples: samples of the largest `AudioBatch`.
     """
-    if num_workers < 0:
-        raise ConfigError(f"num_workers is {num_workers}; it must be 0 or more.")
     # Forked workers share arrays in memory and need no import guard in the user's script; they run no torch threads.
     method, memory = "fork" if sys.platform == "linux" else "spawn", None
-    if num_workers and batch_samples and method == "fork":
+    if num_workers and method == "fork":
         memory = memory_for(num_workers, _AHEAD, batch_samples * np.dtype(np.float32).itemsize)
     return {
         "num_workers": num_workers,

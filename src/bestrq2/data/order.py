@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch.utils.data import Sampler
 
-from bestrq2.errors import ConfigError
 from bestrq2.seeding import generator
 
 # First word of the seed sequence, so that the order shares no random numbers with others.
@@ -150,10 +149,7 @@ class BatchSchedule(Sampler[list[RowKey]]):
         start_step: first step; a resumed run gives the number of steps done.
         max_steps: step before which to stop; None for never.
         rank: number of this process; it gets the places that leave this remainder when divided by `world_size`.
-        world_size: number of processes.
-
-    Raises:
-        ConfigError: sizes that are not positive, a rank out of range, or a batch that cannot be shared equally.
+        world_size: number of processes, which divides the batch size.
     """
 
     def __init__(
@@ -165,18 +161,6 @@ class BatchSchedule(Sampler[list[RowKey]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or start_step < 0:
-            raise ConfigError(
-                f"A schedule of batches of {batch_size} from step {start_step} on is impossible; give a batch size of "
-                "at least 1 and a step of at least 0."
-            )
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank {rank} of {world_size} processes does not exist; expected 0 to {world_size - 1}.")
-        if batch_size % world_size:
-            raise ConfigError(
-                f"The global batch size {batch_size} is not divisible by the {world_size} processes; "
-                f"use {batch_size + world_size - batch_size % world_size}."
-            )
         self.order, self.batch_size, self.start_step, self.max_steps = order, batch_size, start_step, max_steps
         self.rank, self.world_size = rank, world_size
 

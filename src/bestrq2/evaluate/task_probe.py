@@ -135,12 +135,10 @@ def embed_split(
     """Embed the "train" or "test" clips of a task and put their labels beside them.
 
     Raises:
-        DataError: no clip is usable, labels and audio differ in number, or an embedding is not finite.
+        DataError: no clip is usable, or an embedding is not finite.
     """
     clips: LabelledClips = task.train if split == "train" else task.test
     where = f"{split} split of {task.name}"
-    if len(clips.labels) != len(clips):
-        raise DataError(f"The {where} has {counted(len(clips), 'clip')} but {counted(len(clips.labels), 'label')}.")
     rows, statistics, labels, clip, seconds, skipped = [], [], [], [], [], []
     shown = Progress(f"{features.name}: {task.name} {split}", len(clips), "clips", leave=False, shown=progress)
     for place, embedded in enumerate(_embed_batches(features, clips, batch, shown)):
