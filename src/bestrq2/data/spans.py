@@ -14,7 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -312,13 +312,13 @@ class SpanStream:
         return map(self._read, tasks)
 
 
+@dataclass
 class _Worker:
     """One process, its pipe, and the numbers of its tasks."""
 
-    def __init__(self, process: BaseProcess, connection: Connection) -> None:
-        self.process = process
-        self.connection = connection
-        self.tasks: deque[int] = deque()
+    process: BaseProcess
+    connection: Connection
+    tasks: deque[int] = field(default_factory=deque)
 
 
 class WorkerPool:
@@ -334,13 +334,10 @@ class WorkerPool:
     """
 
     def __init__(self, read: Callable[[Task], Span], count: int, describe: Callable[[int], str]) -> None:
-        self._read = read
-        self._count = count
-        self._describe = describe
+        self._read, self._count, self._describe = read, count, describe
         self._workers: list[_Worker] = []
         self._tasks: dict[int, Task] = {}
-        self._waiting: deque[int] = deque()
-        self._urgent: deque[int] = deque()
+        self._waiting, self._urgent = deque[int](), deque[int]()
         self._done: dict[int, bytes] = {}
         self._held = self._number = 0
 
@@ -439,9 +436,6 @@ class WorkerPool:
 @contextlib.contextmanager
 def _interruption_later() -> Iterator[None]:
     """Deliver Ctrl-C at the end of the block, so that a process started in it can ignore it first."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
