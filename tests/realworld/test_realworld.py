@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from made_up import RATE, SAMPLES, made_up_manifest, write_packages
+from made_up import RATE, SAMPLES, made_up_manifest, write_more, write_packages
 
 import bestrq2
 from bestrq2 import realworld
@@ -30,7 +30,7 @@ from bestrq2.evaluate.result import write_result
 from bestrq2.evaluate.score_table import all_means, score_notes
 from bestrq2.evaluate.task_probe import HeldOutTask, ProbeRows, retrieval_scores, score_held_out
 from bestrq2.inference.embedder import Embeddings
-from bestrq2.realworld import fetch, load_manifest
+from bestrq2.realworld import fetch, load_manifest, with_more
 from bestrq2.report.runs import find_probes, own_labels
 
 
@@ -115,6 +115,43 @@ def test_a_damaged_sample_is_written_again_by_the_command_that_the_error_names(t
         bestrq2.probe("best-rq-2-tiny", tmp_path / "real")
     fetch(tmp_path / "real", manifest, packages)
     assert sample.read_bytes() == content
+
+
+@pytest.fixture
+def more(tmp_path, packages, manifest, monkeypatch) -> list[bytes]:
+    """Contents of another package, for pretraining only."""
+    monkeypatch.setattr(realworld, "with_more", lambda one: with_more(one, tmp_path))
+    return write_more(packages, tmp_path)
+
+
+def test_more_packages_are_listed_for_pretraining_and_leave_the_benchmark_alone(tmp_path, packages, manifest, more):
+    folder = tmp_path / "real"
+    assert run(["realworld", str(folder), "--packages", str(packages), "--more"]) == 0
+    listed = [row["path"] for row in rows(folder / "unlabelled.csv")]
+    assert listed[5:] == [
+        str(packages / "more/whole.wav"),
+        "audio/more/all/music/deflated.wav",
+        "audio/more/all/10.wav",
+    ]
+    assert [Path(folder, path).read_bytes() for path in listed[5:]] == more
+    assert realworld.places(folder, manifest).keys() == manifest.tested
+    tasks = {path: path.read_bytes() for path in (folder / "tasks").rglob("*.csv")}
+    fetch(folder, manifest, packages)
+    assert {path: path.read_bytes() for path in tasks} == tasks
+    assert len(rows(folder / "unlabelled.csv")) == 5
+
+
+def test_damage_to_a_package_for_pretraining_only_does_not_touch_the_benchmark(tmp_path, packages, manifest, more):
+    archive = packages / "more/all.pk3"
+    archive.write_bytes(archive.read_bytes().replace(b"music/deflated.wav", b"music/deflated.wav\xff\xff"))
+    (packages / "more/all.rcc").unlink()
+    found = fetch(tmp_path / "real", with_more(manifest, tmp_path), packages)
+    assert found.missing == {
+        "more": "version 1.0-1; of 3 recordings 1 differ, the first: all.pk3, and 1 missing, the first: all.rcc"
+    }
+    assert (found.unlabelled, found.tasks, found.incomplete) == (6, 2, 0)
+    assert "cannot be scored" not in str(found)
+    assert realworld.places(tmp_path / "real", manifest).keys() == manifest.tested
 
 
 @pytest.mark.parametrize("name", ["unlabelled.csv", "tasks"])
@@ -298,6 +335,20 @@ def test_recordings_for_pretraining_share_no_content_with_tasks():
     assert not any(one.sha256 in contents for one in others)
     assert {one.package for one in manifest.recordings} == set(manifest.packages)
     assert all(manifest.packages.values())
+
+
+def test_the_packages_for_pretraining_only_add_20_hours_and_change_nothing_else():
+    base, both = load_manifest(), with_more(load_manifest())
+    own = both.recordings[len(base.recordings) :]
+    assert (both.checksum, both.tasks, both.tested) == (base.checksum, base.tasks, base.tested)
+    assert both.recordings[: len(base.recordings)] == list(base.recordings)
+    assert len({one.sha256 for one in own} - {one.sha256 for one in base.recordings}) == len(own)
+    assert len({one.place for one in both.recordings}) == len(both.recordings)
+    assert {one.package for one in own} == both.packages.keys() - base.packages.keys()
+    assert all(all(versions) for versions in both.packages.values())
+    free = [one for number, one in enumerate(both.recordings) if number not in both.tested]
+    assert sum(one.seconds for one in free) / 3600 > 40
+    assert min(one.seconds for one in own) >= 0.1
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ It yields places of files and labels, and imports nothing of `bestrq2.data`.
 
 from bestrq2.realworld.fetch import Fetched, fetch
 from bestrq2.realworld.folder import MARKER, find_folder, places
-from bestrq2.realworld.manifest import NAME, TASKS, Manifest, RealTask, Recording, TaskRows, load_manifest
+from bestrq2.realworld.manifest import NAME, TASKS, Manifest, RealTask, Recording, TaskRows, load_manifest, with_more
 
 __all__ = [
     "MARKER",
@@ -21,4 +21,5 @@ __all__ = [
     "find_folder",
     "load_manifest",
     "places",
+    "with_more",
 ]

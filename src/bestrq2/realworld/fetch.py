@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import wave
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Fetched:
         unlabelled: how many of them are for pretraining, as unlabelled.csv lists them.
         hours: duration of those in hours.
         tasks: number of complete tasks.
+        incomplete: number of tasks that lack recordings.
         missing: what is not as the manifest says, by package: one sentence each.
     """
 
@@ -51,6 +53,7 @@ class Fetched:
     unlabelled: int
     hours: float
     tasks: int
+    incomplete: int
     missing: Mapping[str, str]
 
     def __str__(self) -> str:
@@ -62,7 +65,9 @@ class Fetched:
             f"{self.folder / 'tasks'}: {counted(self.tasks, 'complete task')}",
         ]
         if self.missing:
-            lines.append(f"{NAME} cannot be scored without what is missing; missing.csv lists it")
+            lines.append(f"{self.folder / 'missing.csv'}: what is missing or differs")
+        if self.incomplete:
+            lines.append(f"{NAME} cannot be scored without the other {counted(self.incomplete, 'task')}")
         return "\n".join(lines)
 
 
@@ -71,7 +76,7 @@ def fetch(folder: Path, manifest: Manifest, packages: Path | None = None) -> Fet
 
     Args:
         folder: folder to write; what an earlier call fetched is kept.
-        manifest: content of the benchmark.
+        manifest: what to fetch: `load_manifest()`, or `with_more` of it.
         packages: folder with packages that are unpacked already, each in a folder of its name; None to fetch them.
 
     Raises:
@@ -159,13 +164,13 @@ def _version(package: Path) -> str:
 
 
 def _verify(folder: Path, packages: Path, manifest: Manifest) -> dict[int, str]:
-    """Compare every recording with the manifest, and write samples of instruments; problems by number."""
+    """Compare every recording with the manifest, and write parts of files as files; problems by number."""
     problems: dict[int, str] = {}
     with Progress("realworld: verify", len(manifest.recordings), "recordings") as progress:
         for number, recording in enumerate(manifest.recordings):
             progress.show(number)
             try:
-                content = _content(packages / recording.package / recording.path, recording)
+                content = read_recording(packages / recording.package / recording.path, recording)
             except OSError:
                 problems[number] = _MISSING
                 continue
@@ -176,12 +181,20 @@ def _verify(folder: Path, packages: Path, manifest: Manifest) -> dict[int, str]:
     return problems
 
 
-def _content(file: Path, recording: Recording) -> bytes:
+def read_recording(file: Path, recording: Recording) -> bytes:
+    """The bytes of a recording: a file of a package, or a part of one."""
     with file.open("rb") as opened:
         if not recording.begin:
             return opened.read()
         opened.seek(recording.begin)
-        return opened.read(recording.size)
+        if not recording.deflated:
+            return opened.read(recording.size)
+        try:
+            # what cannot be compressed becomes longer, by less than a thousandth
+            packed = opened.read(recording.size + recording.size // 1000 + 64)
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, recording.size)
+        except zlib.error:
+            return b""
 
 
 def _write_sample(file: Path, recording: Recording, content: bytes) -> None:
@@ -212,7 +225,7 @@ def _reasons(
             reasons[package] = failures.get(package, f"{packages / package} does not exist")
             continue
         version, found = manifest.packages[package][0], _version(packages / package)
-        here = f"version {found}, but {NAME} has {version}" if found not in ("", version) else f"version {version}"
+        here = f"version {found} instead of {version}" if found not in ("", version) else f"version {version}"
         kinds = []
         for kind, verb in ((_DIFFERS, "differ"), (_MISSING, "missing")):
             if own := [number for number in numbers if problems[number] == kind]:
@@ -250,7 +263,8 @@ def _write(
     _write_table(folder / "missing.csv", rows)
     hours = sum(manifest.recordings[number].seconds for number in free) / 3600
     reasons = _reasons(packages, manifest, problems, failures)
-    return Fetched(folder, len(here), len(free), hours, complete, reasons)
+    incomplete = len(manifest.tasks) - complete
+    return Fetched(folder, len(here), len(free), hours, complete, incomplete, reasons)
 
 
 def _write_task(place: Path, task: TaskRows, here: Mapping[int, Path], root: Path) -> None:

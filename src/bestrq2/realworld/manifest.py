@@ -1,6 +1,7 @@
 """Manifest of realworld-1: packages, recordings with checksums, and labels with the groups that are held out.
 
-`benchmarks/make_realworld.py` wrote the tables beside this file.
+`benchmarks/make_realworld.py` wrote the tables beside this file, `benchmarks/make_realworld_more.py` those of the
+packages for pretraining only, which are no part of the benchmark and its checksum.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -19,6 +20,7 @@ NAME = "realworld-1"
 
 CHOOSE, REPORT = "choose", "report"
 _TABLES = ("packages.csv", "recordings.parquet", "tasks.parquet")
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,18 @@ TASKS: Mapping[str, RealTask] = {
 
 @dataclass(frozen=True)
 class Recording:
-    """A file of a package, or a sample inside a file that holds many.
+    """A file of a package, or a part of a file that holds many: a sample of an instrument, a member of an archive.
 
     Attributes:
         package: name of the package.
         path: path inside the package.
-        begin: first byte of a sample inside the file; 0 for whole files.
-        rate: sampling rate (Hz) of a sample in 16-bit PCM; 0 where the bytes are a file of their own format.
-        size: bytes.
+        begin: first byte of a part inside the file; 0 for whole files.
+        rate: sampling rate (Hz) of a part in 16-bit PCM; 0 where the bytes are a file of their own format.
+        size: bytes, of a compressed part after decompression.
         seconds: duration.
         sha256: first 16 hexadecimal digits of the checksum of the bytes.
+        name: path of a part below audio/PACKAGE/; "" for samples of instruments, named by their file and place.
+        deflated: the part is compressed, as members of ZIP archives are.
     """
 
     package: str
@@ -76,13 +80,16 @@ class Recording:
     size: int
     seconds: float
     sha256: str
+    name: str = ""
+    deflated: bool = False
 
     @property
     def place(self) -> str:
-        """Path inside the folder of the benchmark: below packages/, or below audio/ for a sample of an instrument."""
+        """Path inside the folder of the benchmark: below packages/, or below audio/ for a part of a file."""
         if not self.begin:
             return f"packages/{self.package}/{self.path}"
-        return f"audio/{self.package}/{Path(self.path).stem}-{self.begin}{'.wav' if self.rate else '.ogg'}"
+        name = self.name or f"{Path(self.path).stem}-{self.begin}{'.wav' if self.rate else '.ogg'}"
+        return f"audio/{self.package}/{name}"
 
 
 @dataclass(frozen=True)
@@ -125,15 +132,10 @@ class Manifest:
 
 
 @cache
-def load_manifest(folder: Path = Path(__file__).parent) -> Manifest:
+def load_manifest(folder: Path = _HERE) -> Manifest:
     """Read the manifest from its three tables."""
     import pyarrow.parquet as pq
 
-    with (folder / "packages.csv").open(encoding="utf-8", newline="") as file:
-        packages = {row["package"]: (row["version"], row["licence"]) for row in csv.DictReader(file)}
-    table = pq.read_table(folder / "recordings.parquet")
-    columns = [table[name].to_pylist() for name in ("package", "path", "begin", "rate", "bytes", "seconds", "sha256")]
-    recordings = [Recording(*values) for values in zip(*columns, strict=True)]
     rows = pq.read_table(folder / "tasks.parquet").to_pydict()
     tasks: dict[str, TaskRows] = {}
     names = np.array(rows["task"])
@@ -144,4 +146,27 @@ def load_manifest(folder: Path = Path(__file__).parent) -> Manifest:
             labels, groups = ([rows[key][place] for place in own.tolist()] for key in ("label", "group"))
             tasks[name] = TaskRows(numbers, labels, groups, fold)
     checksum = hashlib.sha256(b"".join((folder / name).read_bytes() for name in _TABLES)).hexdigest()[:16]
-    return Manifest(packages, recordings, tasks, checksum)
+    recordings = _read_recordings(folder / "recordings.parquet")
+    return Manifest(_read_packages(folder / "packages.csv"), recordings, tasks, checksum)
+
+
+def with_more(manifest: Manifest, folder: Path = _HERE) -> Manifest:
+    """The manifest with the packages for pretraining only; numbers of recordings, tasks and checksum stay."""
+    return replace(
+        manifest,
+        packages={**manifest.packages, **_read_packages(folder / "more_packages.csv")},
+        recordings=[*manifest.recordings, *_read_recordings(folder / "more_recordings.parquet")],
+    )
+
+
+def _read_packages(path: Path) -> dict[str, tuple[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["package"]: (row["version"], row["licence"]) for row in csv.DictReader(file)}
+
+
+def _read_recordings(path: Path) -> list[Recording]:
+    import pyarrow.parquet as pq
+
+    # the columns are in the order of the attributes
+    columns = [column.to_pylist() for column in pq.read_table(path).columns]
+    return [Recording(*values) for values in zip(*columns, strict=True)]
