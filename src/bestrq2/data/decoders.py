@@ -38,7 +38,11 @@ class Decoder(Protocol):
         """Length in samples per channel, found by going through the file where its header does not state it."""
 
     def read(self, start: int, count: int | None) -> np.ndarray:
-        """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are."""
+        """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are.
+
+        Raises:
+            AudioError: the span cannot be decoded.
+        """
 
 
 def open_decoder(audio: AudioPlace) -> SoundFileDecoder | FFmpegDecoder:
@@ -60,7 +64,7 @@ def open_decoder(audio: AudioPlace) -> SoundFileDecoder | FFmpegDecoder:
     return FFmpegDecoder(audio)
 
 
-class ArrayDecoder:
+class ArrayDecoder(Decoder):
     """A waveform in memory as a decoder.
 
     Args:
@@ -74,11 +78,9 @@ class ArrayDecoder:
         self.frames: int | None = waveform.shape[-1]
 
     def measure(self) -> int:
-        """Length in samples per channel."""
         return int(self.waveform.shape[-1])
 
     def read(self, start: int, count: int | None) -> np.ndarray:
-        """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are."""
         end = None if count is None else start + count
         return mixed_down(self.waveform[..., start:end])
 
@@ -174,7 +176,7 @@ def _crc8(content: bytes) -> int:
     return value
 
 
-class SoundFileDecoder:
+class SoundFileDecoder(Decoder):
     """Audio that libsndfile decodes, with exact seeking.
 
     Args:
@@ -199,7 +201,6 @@ class SoundFileDecoder:
             raise
 
     def measure(self) -> int:
-        """Length in samples per channel."""
         assert self.frames is not None
         return self.frames
 
@@ -212,11 +213,6 @@ class SoundFileDecoder:
         return found * int(lengths[1]) / int(lengths[2]), found
 
     def read(self, start: int, count: int | None) -> np.ndarray:
-        """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are.
-
-        Raises:
-            AudioError: the span cannot be decoded.
-        """
         end = self.measure() if count is None else min(self.measure(), start + count)
         blocks = [np.zeros(0, np.float32)]
         position = start

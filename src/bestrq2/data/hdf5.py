@@ -206,7 +206,7 @@ class HDF5Source(Source):
         return Stamp(f"{self.name}/row {self.rows[index]}", status.st_size, status.st_mtime_ns)
 
 
-class _Row:
+class _Row(Decoder):
     """Decoder of one row of the dataset `waveform`, up to its last sample that is not zero."""
 
     def __init__(self, waveform: Any, row: int, rate: int) -> None:
@@ -215,11 +215,6 @@ class _Row:
         self.unconverted = False
 
     def measure(self) -> int:
-        """Length in samples.
-
-        Raises:
-            AudioError: the row cannot be read.
-        """
         if self.frames is None:
             # From the end, so that only the padding and one block of sound are read.
             end = self.waveform.shape[1]
@@ -234,13 +229,7 @@ class _Row:
         return self.frames
 
     def read(self, start: int, count: int | None) -> np.ndarray:
-        """Mono float32 [samples] from `start`, `count` of them (None: all) or as many as there are.
-
-        If `unconverted` is set, the samples keep the type that they have in the file.
-
-        Raises:
-            AudioError: the row cannot be read.
-        """
+        """Samples as of `Decoder.read`; if `unconverted` is set, they keep the type that they have in the file."""
         end = self.measure() if count is None else min(self.measure(), start + count)
         samples = self._slice(start, max(start, end))
         return samples if self.unconverted else to_float32(samples)

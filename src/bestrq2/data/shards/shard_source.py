@@ -34,7 +34,7 @@ _MOST_JSON = 1 << 24
 
 
 @dataclass
-class PcmDecoder:
+class PcmDecoder(Decoder):
     """Decoder of 16-bit mono PCM in a tar; only what is asked for is read.
 
     Attributes:
@@ -52,7 +52,6 @@ class PcmDecoder:
     rate: int
 
     def measure(self) -> int:
-        """Length in samples."""
         assert self.frames is not None
         return self.frames
 
@@ -66,7 +65,6 @@ class PcmDecoder:
         return self.files.read(self.tar, self.start + 2 * start, 2 * max(0, end - start)).view("<i2")
 
     def read(self, start: int, count: int | None) -> np.ndarray:
-        """Mono float32 [samples] from `start`; see `samples`."""
         return to_float32(self.samples(start, count))
 
 
