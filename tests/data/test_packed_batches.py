@@ -9,7 +9,8 @@ from recordings import announce, noise, write
 from shard_crops import RATE, clips, fields, loader
 
 from bestrq2.data.audio import read_audio
-from bestrq2.data.loader import AllRejectedError, end_workers, fixed_batches, training_rows
+from bestrq2.data.batch import fixed_batches
+from bestrq2.data.loader import AllRejectedError, end_workers, training_rows
 from bestrq2.data.mixture import MixtureSource
 from bestrq2.data.open_source import open_source
 from bestrq2.data.sources import ArraySource, FileSource

@@ -21,11 +21,12 @@ from shard_crops import batches as any_batches
 from shard_crops import fields, loader
 
 from bestrq2.data import order
-from bestrq2.data.loader import end_workers, fixed_crops, split_source, training_rows
+from bestrq2.data.loader import end_workers, fixed_crops, training_rows
 from bestrq2.data.open_source import open_source
 from bestrq2.data.shards import files, remote
 from bestrq2.data.shards.index import index_path, load_index
 from bestrq2.data.shards.remote import UnreachableError, cached_path, fetch, open_shard
+from bestrq2.data.sources import split_source
 from bestrq2.errors import ConfigError, DataError
 from shard_server import RATE, clip, serving, shards, tar_of
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from bestrq2.data.loader import split_source
 from bestrq2.data.open_source import open_source
-from bestrq2.data.sources import FileSource
+from bestrq2.data.sources import FileSource, split_source
 from bestrq2.model.fields import ModelFields
 from bestrq2.report.recordings import shown_recordings
 

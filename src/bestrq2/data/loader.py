@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bestrq2.child_processes import end_with_parent
 from bestrq2.data.audio import errors_named, shorter_files
-from bestrq2.data.batch import AudioBatch, DrawMask, fixed_batches, row_writer
+from bestrq2.data.batch import AudioBatch, DrawMask, row_writer
 from bestrq2.data.batch_memory import BatchMemory, memory_for
 from bestrq2.data.lengths import recording_lengths
 from bestrq2.data.mixture import MixtureRows, MixtureSource
@@ -32,24 +32,13 @@ from bestrq2.data.places import UnreadableAudioError
 from bestrq2.data.rejections import Shorter
 from bestrq2.data.rows import BalancedRows, Crops, Rows, Segment, SegmentRows, Segments, SortedOrder
 from bestrq2.data.shards.remote import FetchAhead
-from bestrq2.data.sources import LoaderError, RemoteShard, Source, split_source
+from bestrq2.data.sources import LoaderError, RemoteShard, Source
 from bestrq2.data.splits import BalancedSource
 from bestrq2.data.waveforms import to_float32
 from bestrq2.errors import AudioError, DataError
 from bestrq2.model.fields import ModelFields
 from bestrq2.progress import Progress, is_first_process
 from bestrq2.seeding import generator
-
-__all__ = [
-    "AudioBatch",
-    "end_workers",
-    "fixed_batches",
-    "fixed_crops",
-    "numbered_crops",
-    "split_source",
-    "training_batches",
-    "training_rows",
-]
 
 logger = logging.getLogger(__name__)
 

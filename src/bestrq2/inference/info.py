@@ -49,9 +49,10 @@ def model_info(model: str | os.PathLike[str], cost: bool = True, data: str | Non
 
 def _of_corpus(name: str, data: str) -> dict[str, str]:
     """What a run of a recipe hears of a corpus."""
-    from bestrq2.data.loader import split_source, training_rows
+    from bestrq2.data.loader import training_rows
     from bestrq2.data.open_source import open_source
     from bestrq2.data.rows import describe_rows
+    from bestrq2.data.sources import split_source
 
     fields, loader = _recipe_fields(name), recipe(name).get("loader", {})
     source = open_source(data)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from bestrq2.data.loader import end_workers, fixed_crops, split_source, training_batches, training_rows
+from bestrq2.data.loader import end_workers, fixed_crops, training_batches, training_rows
 from bestrq2.data.open_source import open_source
 from bestrq2.data.prepare.summary import BandSums, prepared_statistics
 from bestrq2.data.rejections import RejectionLog, Shorter
 from bestrq2.data.rows import Rows, describe_rows
-from bestrq2.data.sources import Source
+from bestrq2.data.sources import Source, split_source
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.compiling import compile_parts
