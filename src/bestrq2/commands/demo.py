@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +121,7 @@ def _show_encoder(page: Path, source: Source | None, seed: int, train: int, test
     from bestrq2.report.recordings import shown_recordings
 
     embedder = load()
-    name, sound, grouped_by = embedder.name, "generated sound", "domain"
+    name, sound, grouped_by, notes = embedder.name, "generated sound", "domain", ["Made by: bestrq2 demo"]
     if source is None:
         tasks = soundworld_tasks(ENCODER_TASKS, train, test)
         clips = embedded_task_clips(embedder, tasks)
@@ -131,6 +130,9 @@ def _show_encoder(page: Path, source: Source | None, seed: int, train: int, test
         if not recordings.names:
             raise DataError(f"{source.name}: none of {counted(len(source), 'recording')} can be used")
         sound, grouped_by = corpus_name(source.name), recordings.grouped_by
+        notes.insert(
+            0, f"Of longer recordings, {embedder.config.max_seconds:g} s at a place that the seed draws are used."
+        )
         tasks = _group_tasks(recordings, embedder.config.sampling_rate, seed)
         clips = embedded_recordings(embedder, recordings)
     scores = probe_all([embedder, LogMelStatistics()], tasks, seed)
@@ -138,7 +140,7 @@ def _show_encoder(page: Path, source: Source | None, seed: int, train: int, test
         f"{name} comes with the package. It turned {counted(len(clips), 'recording')} into embeddings, lists of "
         f"{clips[0].vector.size} numbers, which are similar where it takes the sound to be alike: hear for yourself."
     )
-    probes = " Probes, small classifiers of embeddings, show what these tell, beside the mean spectrogram."
+    probes = " Probes, small classifiers, show what can be read off embeddings, beside the log-mel spectrogram."
     contents = ReportContents(
         title=f"{name} on {sound}",
         lead=lead + probes * bool(scores),
@@ -146,7 +148,7 @@ def _show_encoder(page: Path, source: Source | None, seed: int, train: int, test
         probes=scores,
         clips=clips,
         grouped_by=grouped_by,
-        notes=[f"Of longer recordings, {embedder.config.max_seconds:g} s are used. Made by: bestrq2 demo"],
+        notes=notes,
     )
     write_report(page, contents)
     table = format_scores(scores) if scores else "no probes: they take two folders or labels of five recordings each"
@@ -161,12 +163,12 @@ def _group_tasks(recordings: Recordings, rate: int, seed: int) -> list[LabelledT
     from bestrq2.data.labels import LabelledClips, LabelledTask
     from bestrq2.data.splits import stratified_splits
 
-    sizes = Counter(group for group in recordings.groups if group)
-    classes = tuple(sorted(group for group, size in sizes.items() if size >= _FEWEST_OF_GROUP))
+    groups = recordings.groups
+    classes = tuple(sorted({group for group in groups if group and groups.count(group) >= _FEWEST_OF_GROUP}))
     if len(classes) < 2:
         return []
-    places = np.array([place for place, group in enumerate(recordings.groups) if group in classes])
-    labels = np.array([classes.index(recordings.groups[place]) for place in places])
+    places = np.array([place for place, group in enumerate(groups) if group in classes])
+    labels = np.array([classes.index(groups[place]) for place in places])
     drawn = stratified_splits(np.eye(len(classes))[labels], [""] * len(places), ("train", "test"), seed)
     splits = (
         LabelledClips([recordings.waveforms[place] for place in places[drawn == split]], labels[drawn == split], rate)

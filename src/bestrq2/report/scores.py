@@ -78,9 +78,10 @@ def probe_section(probes: Sequence[TaskScore], runs: Sequence[RunCurves]) -> Sco
         return None
     colours = model_colours([one.features for one in probes], runs, BASELINES if runs else ())
     finite = [one for one in probes if math.isfinite(one.score)]
-    charts = {
-        "Mean over tasks": [_probe_chart(domain, scores, colours) for domain, scores in mean_scores(finite).items()]
-    }
+    charts: dict[str, list[ScoreChart]] = {}
+    if len({one.task for one in finite}) != 1:
+        means = mean_scores(finite).items()
+        charts["Mean over tasks"] = [_probe_chart(domain, scores, colours) for domain, scores in means]
     for domain in _unique(one.domain for one in finite):
         own = [one for one in finite if one.domain == domain]
         charts[domain] = [
