@@ -38,7 +38,7 @@ def test_its_embedding_equals_the_stored_numbers():
 @needs_weights
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", ROOT / "docs" / "encoder.md", FOLDER / "README.md"],
+    [ROOT / "README.md", ROOT / "docs" / "encoder.md", ROOT / "docs" / "onnx.md", FOLDER / "README.md"],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_no_figure_is_missing_in_what_is_written_about_it(page):
