@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", default=ENCODERS[0])
     parser.add_argument("--dtype", default="float16", choices=DTYPES)
-    parser.add_argument("--recipe", help="name of the recipe; by default that in the run's settings")
+    parser.add_argument("--recipe", help="name of the recipe in the package; by default that in the run's settings")
     parser.add_argument("--data", help="name of the data; by default the last part of the path in the run's settings")
     values = parser.parse_args()
     encoder, training = load_encoder(values.run), run_provenance(values.run)

@@ -69,11 +69,11 @@ def test_every_recipe_can_be_costed_without_its_weights(name):
 
 
 @pytest.mark.parametrize("size", quick_if_tiny(["base", "small", "tiny"]))
-def test_encoders_of_all_recipes_of_a_size_agree_within_ten_percent(size):
+def test_encoders_of_all_recipes_of_a_size_agree_within_twelve_percent(size):
     of_size = [name for name in recipes() if name.endswith(f"-{size}")]
     assert len(of_size) >= 4
     counts = {name: cost(BestRQ2Config(**recipe(name)["model"])).encoder_parameters for name in of_size}
-    assert max(counts.values()) <= 1.1 * min(counts.values()), counts
+    assert max(counts.values()) <= 1.12 * min(counts.values()), counts
 
 
 @pytest.mark.parametrize("size", quick_if_tiny(["base", "small", "tiny"]))
