@@ -48,11 +48,11 @@ Undisturbed = Callable[..., Path]
     [
         {},
         {"trainer": {"accumulate_grad_batches": 2, "ema": True}},
-        {"trainer": {"gradient_clip_val": 0.1, "precision": "bf16-mixed"}},
+        {"trainer": {"gradient_clip_val": 0.1, "precision": "bf16-mixed"}, "optimizer": {"algorithm": "muon"}},
         {"model": CONFORMER},  # noise and dropout
         {"model": {"masks_per_clip": 2, "mask_ratio": [0.5, 0.5]}},
     ],
-    ids=["plain", "accumulated-averaged", "clipped-bf16", "conformer", "masks"],
+    ids=["plain", "accumulated-averaged", "clipped-bf16-muon", "conformer", "masks"],
 )
 def test_a_killed_run_resumes_to_identical_weights_and_metrics(
     tmp_path: Path,
