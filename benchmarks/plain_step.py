@@ -86,6 +86,7 @@ class PlainModel(nn.Module):
     def spectrogram_patches(self, audio: Tensor) -> Tensor:
         """[B, S] to [B, rows, columns, patch values]."""
         config = self.config
+        assert not config.short_mel_bands, "the plain step has one window"
         window = torch.hann_window(config.win_length, device=audio.device)
         spectrum = torch.stft(
             audio, config.n_fft, config.hop_length, config.win_length, window, center=True, return_complex=True

@@ -119,6 +119,7 @@ def test_mlp_ratio_reproduces_the_width_in_float_arithmetic(tiny_pretraining, tm
     ("changes", "field"),
     [
         ({"input_normalization": "dataset"}, "input_normalization is 'dataset'"),
+        ({"patch_size": [8, 16], "short_win_length": 400, "short_mel_bands": 8}, "short_mel_bands is 8"),
         ({"quantizer_normalization": "layernorm"}, "quantizer_normalization is 'layernorm'"),
         ({"num_codebooks": 2}, "num_codebooks is 2"),
         ({"mask_shape": "block"}, "mask_shape is 'block'"),

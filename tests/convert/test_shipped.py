@@ -62,7 +62,9 @@ def test_a_folder_of_its_name_is_neither_used_nor_hidden_silently(tiny_encoder, 
     tiny_encoder().save_pretrained("bestrq2-tiny")
     with pytest.raises(ConfigError, match=r"encoder of the package and a folder here; write ./bestrq2-tiny for the"):
         bestrq2.load()
-    assert bestrq2.load("./bestrq2-tiny").config.hidden_size == tiny_encoder().config.hidden_size
+    for folder in ("./bestrq2-tiny", Path("./bestrq2-tiny")):
+        assert bestrq2.load(folder).config.hidden_size == tiny_encoder().config.hidden_size
+        assert "model card" not in bestrq2.info(folder)
 
 
 def test_an_installation_without_its_files_is_named(tmp_path, monkeypatch):

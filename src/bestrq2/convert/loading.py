@@ -66,6 +66,8 @@ def load_classification(source: str | os.PathLike[str]) -> BestRQ2ForAudioClassi
     Raises:
         CheckpointError: as `bestrq2.load`, or if the source is not a classifier.
     """
+    if source in ENCODERS:
+        raise CheckpointError(f"{source}: is an encoder, which classifies nothing; name a run of `bestrq2 finetune`")
     model = _load(source, BestRQ2ForAudioClassification)
     if not isinstance(model, BestRQ2ForAudioClassification):
         raise CheckpointError(f"{source}: is not a classifier; name a run of `bestrq2 finetune`")

@@ -35,7 +35,7 @@ class FrontEnd:
         hop_length: samples between spectrogram frames.
         mel_min_hz: lower edge of the lowest band.
         mel_max_hz: upper edge of the highest band.
-        windows: length of the Fourier transform and of the Hann window, samples, and number of bands, of each
+        spectra: length of the Fourier transform and of the Hann window, samples, and number of bands, of each
             spectrogram, the longest one first; their bands follow each other.
         patch_frames: spectrogram frames in one frame of the encoder.
         max_samples: samples of the longest clip that the encoder was trained for.
@@ -48,7 +48,7 @@ class FrontEnd:
         hop_length: int,
         mel_min_hz: float,
         mel_max_hz: float,
-        windows: Sequence[tuple[int, int, int]],
+        spectra: Sequence[tuple[int, int, int]],
         patch_frames: int,
         max_samples: int,
         pooling: str = "mean",
@@ -58,12 +58,12 @@ class FrontEnd:
         self.window_frames = self.frames(max_samples)
         # One whole patch: shorter clips are extended to it by reflection.
         self.min_samples = (patch_frames - 1) * hop_length
-        self.spectra = []
-        for n_fft, win_length, bands in windows:
+        self.filters = []
+        for n_fft, win_length, bands in spectra:
             before = (n_fft - win_length) // 2
             window = np.pad(hann_window(win_length), (before, n_fft - win_length - before))
             energy = np.square(window).sum(dtype=np.float32)
-            self.spectra.append((window, mel_filters(n_fft, bands, mel_min_hz, mel_max_hz, sampling_rate) / energy))
+            self.filters.append((window, mel_filters(n_fft, bands, mel_min_hz, mel_max_hz, sampling_rate) / energy))
 
     @classmethod
     def of(cls, session: Any) -> FrontEnd:
@@ -91,7 +91,7 @@ class FrontEnd:
         waveform = checked(waveform, channels=False).astype(np.float32)
         total = max(len(waveform), self.min_samples)
         bands = []
-        for window, filters in self.spectra:
+        for window, filters in self.filters:
             reach = len(window) // 2
             padded = waveform[reflected(np.arange(-reach, total + reach), len(waveform))]
             frames = np.lib.stride_tricks.sliding_window_view(padded, len(window))[:: self.hop_length]

@@ -137,7 +137,7 @@ def export_onnx(source: str, output: Path, int8: bool = False, readout: Mapping[
 
 def front_end_settings(config: BestRQ2Config) -> dict[str, Any]:
     """Arguments of `numpy_front_end.FrontEnd` for a model."""
-    same = ("sampling_rate", "hop_length", "mel_min_hz", "mel_max_hz", "windows")
+    same = ("sampling_rate", "hop_length", "mel_min_hz", "mel_max_hz", "spectra")
     return {
         **{name: getattr(config, name) for name in same},
         "patch_frames": config.patch_size[1],

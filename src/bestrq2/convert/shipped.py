@@ -25,9 +25,9 @@ def shipped_folder(model: str | os.PathLike[str]) -> Path | None:
         ConfigError: a folder of that name is here, so that the name could mean either.
         CheckpointError: the files are missing in this installation.
     """
-    name = os.fspath(model)
-    if name not in ENCODERS:
+    if model not in ENCODERS:  # a Path, which drops the dot of ./NAME, is always a folder
         return None
+    name = str(model)
     if os.path.isdir(name):
         raise ConfigError(
             f"{name}: names an encoder of the package and a folder here; write ./{name} for the folder, or rename it "
@@ -40,5 +40,5 @@ def shipped_folder(model: str | os.PathLike[str]) -> Path | None:
 
 def shipped_training(model: str | os.PathLike[str]) -> dict[str, Any]:
     """Recipe, data, seed, steps and batch_seconds of the run that made an encoder of the package; else empty."""
-    path = _FOLDER / os.fspath(model) / TRAINING
-    return json.loads(path.read_text(encoding="utf-8")) if os.fspath(model) in ENCODERS and path.is_file() else {}
+    path = _FOLDER / model / TRAINING
+    return json.loads(path.read_text(encoding="utf-8")) if model in ENCODERS and path.is_file() else {}

@@ -44,7 +44,7 @@ def model_info(model: str | os.PathLike[str], cost: bool = True, data: str | Non
         raise ConfigError(f"--data belongs to a recipe, and {name} is none; a run folder tells about its own data")
     from bestrq2.convert.loading import load_encoder
 
-    return {"model": name} | architecture(load_encoder(model).config, cost) | _provenance(Path(model))
+    return {"model": name} | architecture(load_encoder(model).config, cost) | _provenance(model)
 
 
 def _of_corpus(name: str, data: str) -> dict[str, str]:
@@ -187,16 +187,17 @@ def _hours_heard(path: Path) -> str:
     return f"{sum(each for _, each in hours):.2f} h{listed}"
 
 
-def _provenance(run: Path) -> dict[str, str]:
+def _provenance(model: str | os.PathLike[str]) -> dict[str, str]:
     """Origin of the model of a run folder; for other models, that it is unknown."""
     from bestrq2.run_records import is_finetuned, read_metrics, read_run_settings, read_settings
 
-    if (folder := shipped_folder(run)) is not None:
-        training = shipped_training(run)
+    if (folder := shipped_folder(model)) is not None:
+        training = shipped_training(model)
         facts = {key: str(training[key]) for key in ("recipe", "data", "seed")}
         steps, seconds = counted(training["steps"], "step"), training["batch_seconds"]
         facts["trained"] = f"{training['step']:,} of {steps} of {seconds:g} s"
         return facts | {"model card": str(folder / "README.md")}
+    run = Path(model)
     if not (run / "config.yaml").is_file():
         return {"trained": "unknown: not a run folder"}
     if is_finetuned(run):
@@ -236,4 +237,4 @@ def _bands(config: ModelFields) -> str:
     if not config.short_mel_bands:
         return f"{config.num_mel_bands} mel bands"
     milliseconds = 1000 / config.sampling_rate
-    return " and ".join(f"{bands} mel bands of {window * milliseconds:.4g} ms" for _, window, bands in config.windows)
+    return " and ".join(f"{bands} mel bands of {window * milliseconds:.4g} ms" for _, window, bands in config.spectra)

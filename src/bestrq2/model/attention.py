@@ -76,11 +76,13 @@ def attend(
     # `get_interface` does not exist in transformers 5.0.
     function = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation, eager_attention_forward)
     rate, device = dropout if module.training else 0.0, queries.device.type
-    # On a CPU, training takes several times as long in the bfloat16 kernel as in that of float32.
+    # On a CPU the bfloat16 kernel is slower, and its backward pass takes several times as long.
     precise = device == "cpu" and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if precise else nullcontext():
         if precise:
             queries, keys, values = queries.float(), keys.float(), values.float()
+            if isinstance(mask, Tensor) and mask.is_floating_point():
+                mask = mask.float()
         mixed, weights = function(module, queries, keys, values, mask, dropout=rate, scaling=queries.shape[-1] ** -0.5)
     return mixed.flatten(2), weights
 

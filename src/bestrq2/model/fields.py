@@ -131,12 +131,12 @@ class ModelFields:
     initializer_range: float = 0.02
 
     @property
-    def windows(self) -> list[tuple[int, int, int]]:
+    def spectra(self) -> list[tuple[int, int, int]]:
         """Length of the transform and of the window, samples, and number of mel bands, of each spectrogram."""
-        windows = [(self.n_fft, self.win_length, self.num_mel_bands - self.short_mel_bands)]
+        spectra = [(self.n_fft, self.win_length, self.num_mel_bands - self.short_mel_bands)]
         if self.short_mel_bands:
-            windows.append((2 ** (self.short_win_length - 1).bit_length(), self.short_win_length, self.short_mel_bands))
-        return windows
+            spectra.append((2 ** (self.short_win_length - 1).bit_length(), self.short_win_length, self.short_mel_bands))
+        return spectra
 
     @property
     def patch_rows(self) -> int:
@@ -153,7 +153,7 @@ class ModelFields:
         """Log-mel values of each window in one patch."""
         if self.patch_rows > 1:  # a patch is of one window or the other
             return [self.patch_values]
-        return [bands * self.patch_size[1] for _, _, bands in self.windows]
+        return [bands * self.patch_size[1] for _, _, bands in self.spectra]
 
     @property
     def frame_hop_samples(self) -> int:
@@ -297,11 +297,14 @@ def _check_spectrogram(config: ModelFields) -> None:
         config.patch_rows == 1 or not config.short_mel_bands or long_bands % config.patch_size[0] == 0,
         f"the {long_bands} bands of the long window must be a multiple of the patch height ({config.patch_size[0]})",
     )
-    longest_transform = max(n_fft for n_fft, _, _ in config.windows)
     _require(
-        longest_transform <= config.n_fft,
-        f"short_win_length ({config.short_win_length}) needs a Fourier transform of {longest_transform} samples, more "
-        f"than n_fft ({config.n_fft})",
+        config.short_win_length == 0 or 2 <= config.short_win_length < config.win_length,
+        f"short_win_length ({config.short_win_length}) must be from 2 to below win_length ({config.win_length})",
+    )
+    _require(
+        config.num_codebooks >= len(config.window_values),
+        f"num_codebooks ({config.num_codebooks}) must be at least 2 where a patch has the bands of two windows, which "
+        "codebooks code by turns",
     )
     filters = config.num_mel_bands * (config.n_fft // 2 + 1)
     _require(

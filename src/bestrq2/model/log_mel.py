@@ -139,7 +139,7 @@ class LogMel(nn.Module):
     def _decibels(self, padded: Tensor) -> Tensor:
         """Map padded waveforms [B, S + n_fft] to [B, T, bands] in dB."""
         spectra = []
-        for n_fft, win_length, bands in self.config.windows:
+        for n_fft, win_length, bands in self.config.spectra:
             before = (self.config.n_fft - n_fft) // 2
             spectra.append(self._spectrum(padded[:, before : padded.shape[1] - before], n_fft, win_length, bands))
         return spectra[0] if len(spectra) == 1 else torch.cat(spectra, dim=-1)

@@ -256,7 +256,8 @@ def value_text(value: object, name: str = "") -> str:
 
 def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:
     """All settings under dotted names, and the architecture."""
-    settings, flat = read_settings(path), read_run_settings(path)
+    settings = read_settings(path)
+    flat = {"optimizer.algorithm": "adamw", **read_run_settings(path)}  # earlier versions had no other
     needed = ("recipe", "data", "seed", "loader.batch_seconds", "trainer.max_steps")
     missing = [name for name in needed if flat.get(name) is None]
     if missing:

@@ -128,7 +128,7 @@ class Run:
         task: model and loss.
         fabric: devices, processes and precision, launched.
         model: the task as Fabric wraps it: its forward pass runs in the precision and strategy of the run.
-        optimizer: AdamW as Fabric wraps it.
+        optimizer: optimiser as Fabric wraps it.
         settings: settings of the loop.
         rates: peak and course of the learning rate.
         config: all settings of the run as plain values, kept in checkpoints.

@@ -42,7 +42,7 @@ def make_optimizer(
 class Muon(torch.optim.AdamW):
     """Muon for the groups marked with "muon", AdamW for the others.
 
-    A matrix moves along its momentum, whose singular values all become about 1 by five Newton-Schulz iterations (Jordan
+    A matrix moves along its momentum, whose singular values become about 1 by five Newton-Schulz iterations (Jordan
     et al., 2024, "Muon: an optimizer for hidden layers in neural networks"). The factor 0.2 sqrt(larger side) makes
     its entries move as far as those of AdamW, so that both share learning rate and weight decay (arXiv 2502.16982).
     """
@@ -50,14 +50,14 @@ class Muon(torch.optim.AdamW):
     MOMENTUM = 0.95
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Take a step; a `found_inf` of 1 leaves all as it is, as in a fused AdamW."""
+    def step(self, closure: None = None) -> None:
+        """Take a step, without a closure; a `found_inf` of 1 leaves all as it is, as in a fused AdamW."""
         for group in self.param_groups:
             for parameter in group["params"] if group["muon"] else ():
                 if parameter.grad is not None:
                     self._move(parameter, parameter.grad, group["lr"], group["weight_decay"])
                     parameter.grad = None  # AdamW passes over it
-        return super().step(closure)
+        super().step()
 
     def _move(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[matrix]
@@ -74,7 +74,10 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Set all singular values of a matrix to about 1 (0.7 to 1.2), in bfloat16: [M, N] to [M, N]."""
+    """Set singular values above about 1/500 of a matrix's norm to 0.7 to 1.2, in bfloat16: [M, N] to [M, N].
+
+    Smaller ones grow as well, but remain smaller.
+    """
     upright = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if upright else matrix).bfloat16()
     x = x / x.norm().clamp_min(1e-7)
@@ -89,7 +92,7 @@ def _matrices_apart(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict
     matrices = {
         module.weight
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name not in ("head", "classifier")
+        if isinstance(module, nn.Linear) and name != "head"
     }
     apart = []
     for group in groups:

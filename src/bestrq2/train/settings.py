@@ -123,7 +123,7 @@ class OptimizerConfig(Checked):
     """AdamW or Muon with linear warm-up and decay of the learning rate.
 
     Args:
-        algorithm: "adamw", or "muon" for the matrices of linear layers and AdamW for the head and all vectors.
+        algorithm: "adamw", or "muon" for the matrices of linear layers and AdamW for the head and everything else.
         lr: peak learning rate.
         weight_decay: decoupled weight decay.
         betas: decay rates of AdamW's first and second moment.

@@ -32,7 +32,7 @@ from bestrq2.train.settings import LoaderConfig, PretrainConfig, resolve
 
 logger = logging.getLogger(__name__)
 
-# Weights, gradients and both moments of AdamW; the average of the weights comes on top.
+# At most: weights, gradients and both moments of AdamW (Muon has one); the average of the weights comes on top.
 _STATE_BYTES = 16
 # Rows of the two steps whose memory is measured on a GPU; larger ones are on a line with them.
 _SIZES = (2, 4)

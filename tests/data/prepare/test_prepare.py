@@ -137,6 +137,8 @@ def test_statistics_are_given_only_for_their_own_front_end_and_folder(prepared_m
     assert prepared_statistics(str(prepared_mixed.folder), BestRQ2Config(hidden_size=192)) is not None
     assert prepared_statistics(prepared_mixed.folder, BestRQ2Config(hop_length=500)) is None
     assert prepared_statistics(prepared_mixed.folder, BestRQ2Config(mel_min_hz=20.0)) is None
+    two_windows = BestRQ2Config(short_win_length=400, short_mel_bands=32)
+    assert prepared_statistics(prepared_mixed.folder, two_windows) is None
     assert prepared_statistics(mixed, BestRQ2Config()) is None
     assert prepared_statistics("soundworld", BestRQ2Config()) is None
     (tmp_path / "summary.json").write_text('{"made_from": {}, "log_mel": [1]}')

@@ -162,7 +162,8 @@ def prepared_statistics(source: Source | str | Path, config: BestRQ2Config) -> t
         mean, deviation = statistics["mean_db"], statistics["standard_deviation_db"]
     except (ConfigError, OSError, KeyError, TypeError):
         return None
-    if front_end != {name: getattr(config, name) for name in FRONT_END}:
+    one_window = {"short_win_length": 0, "short_mel_bands": 0}  # corpora of earlier versions had no other
+    if one_window | front_end != {name: getattr(config, name) for name in FRONT_END}:
         return None
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(deviation, dtype=torch.float32)
 

@@ -59,6 +59,8 @@ TARGETS = tuple(
         "num_mel_bands",
         "n_fft",
         "win_length",
+        "short_win_length",
+        "short_mel_bands",
         "hop_length",
         "mel_min_hz",
         "mel_max_hz",
