@@ -59,10 +59,16 @@ REFUSED = [
     ({"mask_shape": "block", "mask_block_size": [9, 2]}, r"mask_block_size \[9, 2\] does not fit the 8 x 16 patches"),
     ({"mask_block_size": [0, 2]}, r"mask_block_size\[0\] must be a whole number above 0"),
     ({"short_win_length": 400}, r"must both be 0 or both be above 0, got 400 and 0"),
-    ({"short_win_length": 2048, "short_mel_bands": 64}, r"short_win_length \(2048\) must be from 2 to below win_length"),
+    (
+        {"short_win_length": 2048, "short_mel_bands": 64},
+        r"short_win_length \(2048\) must be from 2 to below win_length",
+    ),
     ({"short_win_length": 400, "short_mel_bands": 128}, r"short_mel_bands \(128\) must be fewer than num_mel_bands"),
     ({"short_win_length": 400, "short_mel_bands": 56}, r"the 72 bands of the long window must be a multiple"),
-    ({"short_win_length": 400, "short_mel_bands": 56, "patch_size": [128, 4]}, r"num_codebooks \(1\) must be at least 2"),
+    (
+        {"short_win_length": 400, "short_mel_bands": 56, "patch_size": [128, 4]},
+        r"num_codebooks \(1\) must be at least 2",
+    ),
     ({"win_length": 4096}, r"win_length \(4096\) must not exceed n_fft \(2048\)"),
     ({"n_fft": 2049}, "n_fft must be even, got 2049"),
     ({"mel_max_hz": 9000.0}, r"mel_max_hz \(9000\) must satisfy .* sampling_rate / 2 = 8000"),

@@ -90,9 +90,7 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
 def _matrices_apart(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Groups for Muon: the matrices of linear layers, without that of the head, in groups of their own."""
     matrices = {
-        module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name != "head"
+        module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "head"
     }
     apart = []
     for group in groups:
