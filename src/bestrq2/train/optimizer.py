@@ -50,14 +50,15 @@ class Muon(torch.optim.AdamW):
     MOMENTUM = 0.95
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Take a step, without a closure; a `found_inf` of 1 leaves all as it is, as in a fused AdamW."""
+        assert closure is None, "the gradients are those of the matrices already"
         for group in self.param_groups:
             for parameter in group["params"] if group["muon"] else ():
                 if parameter.grad is not None:
                     self._move(parameter, parameter.grad, group["lr"], group["weight_decay"])
                     parameter.grad = None  # AdamW passes over it
-        super().step()
+        return super().step()
 
     def _move(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[matrix]
