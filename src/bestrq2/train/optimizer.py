@@ -52,7 +52,7 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take a step, without a closure; a `found_inf` of 1 leaves all as it is, as in a fused AdamW."""
-        assert closure is None, "the gradients are those of the matrices already"
+        assert closure is None, "a closure would see matrices that have moved already"
         for group in self.param_groups:
             for parameter in group["params"] if group["muon"] else ():
                 if parameter.grad is not None:
