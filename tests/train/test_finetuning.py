@@ -280,8 +280,8 @@ def test_settings_that_make_no_sense_are_one_sentence(
 
 @pytest.mark.usefixtures("empty_folder")
 def test_models_that_name_no_classes_cannot_predict(encoder: Path, tones: Path, tmp_path: Path):
-    for model, reason in ((encoder, "name a run of `bestrq2 finetune`"), ("demo", "there is no such folder")):
-        with pytest.raises(BestRQ2Error, match=reason):
+    for model in (encoder, "demo", "bestrq2-tiny"):
+        with pytest.raises(BestRQ2Error, match="name a run of `bestrq2 finetune`"):
             bestrq2.predict(model, str(tones), tmp_path / "p.csv", device="cpu")
     assert not list(tmp_path.iterdir())
 
