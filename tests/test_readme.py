@@ -23,8 +23,6 @@ COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "bash" for lin
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `recordings` and `labelled`, as the README supposes, in which its commands were run."""
-    if not (ROOT / "tests" / "convert" / "bestrq2-tiny.json").is_file():
-        pytest.skip("no weights in src/bestrq2/encoders/bestrq2-tiny yet")
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     for label, pitch in (("low", 200.0), ("high", 2000.0)):

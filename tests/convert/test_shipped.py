@@ -26,16 +26,13 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "src" / "bestrq2" / "encoders" / "bestrq2-tiny"
 # The embedding of scene(80_000), written by benchmarks/ship_encoder.py with the weights.
 NUMBERS = Path(__file__).parent / "bestrq2-tiny.json"
-needs_weights = pytest.mark.skipif(not NUMBERS.is_file(), reason=f"no weights in {FOLDER.relative_to(ROOT)} yet")
 
 
-@needs_weights
 def test_its_embedding_equals_the_stored_numbers():
     found = bestrq2.load(device="cpu").embed(scene(80_000)).clip[0]
     np.testing.assert_allclose(found, json.loads(NUMBERS.read_text()), rtol=1e-3, atol=1e-3)
 
 
-@needs_weights
 @pytest.mark.parametrize(
     "page",
     [ROOT / "README.md", ROOT / "docs" / "encoder.md", ROOT / "docs" / "onnx.md", FOLDER / "README.md"],
@@ -45,7 +42,6 @@ def test_no_figure_is_missing_in_what_is_written_about_it(page):
     assert "FILL" not in page.read_text(encoding="utf-8")
 
 
-@needs_weights
 def test_weights_take_16_bits_in_the_package_and_load_as_float32():
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 6_000_000
     with safe_open(FOLDER / "model.safetensors", framework="pt") as stored:
@@ -55,7 +51,6 @@ def test_weights_take_16_bits_in_the_package_and_load_as_float32():
         assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 
-@needs_weights
 def test_a_folder_of_its_name_is_neither_used_nor_hidden_silently(tiny_encoder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shipped_folder("bestrq2-tiny") == FOLDER
@@ -73,7 +68,6 @@ def test_an_installation_without_its_files_is_named(tmp_path, monkeypatch):
         bestrq2.load()
 
 
-@needs_weights
 def test_exports_embed_alike_and_carry_its_card(tmp_path):
     clip = scene(60_000)
     expected = bestrq2.load(device="cpu").embed(clip)
@@ -87,7 +81,6 @@ def test_exports_embed_alike_and_carry_its_card(tmp_path):
     assert "license: mit" in card
 
 
-@needs_weights
 @pytest.mark.slow
 def test_its_onnx_graph_embeds_alike(tmp_path):
     onnx = pytest.importorskip("bestrq2.convert.onnx")
@@ -110,7 +103,6 @@ def recordings(tmp_path: Path) -> Path:
     return tmp_path / "sounds"
 
 
-@needs_weights
 def test_pretraining_continues_from_it_by_its_recipe(recordings, tmp_path, caplog):
     small = {"trainer.max_steps": 1, "loader.batch_seconds": 4, "loader.validation_clips": 1, "loader.num_workers": 0}
     words = [f"--{name}={value}" for name, value in small.items()]
@@ -122,7 +114,6 @@ def test_pretraining_continues_from_it_by_its_recipe(recordings, tmp_path, caplo
     assert settings["recipe"] == shipped_training("bestrq2-tiny")["recipe"]
 
 
-@needs_weights
 @pytest.mark.slow
 def test_commands_take_its_name(recordings, tmp_path, capsys):
     run("embed", "bestrq2-tiny", recordings, "--output", tmp_path / "e.parquet")
@@ -138,7 +129,6 @@ def test_commands_take_its_name(recordings, tmp_path, capsys):
     assert "name a run of `bestrq2 finetune`" in capsys.readouterr().err
 
 
-@needs_weights
 def test_the_wheel_contains_it(tmp_path):
     wheel = pytest.importorskip("hatchling.builders.wheel")
     path = next(wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
