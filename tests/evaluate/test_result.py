@@ -142,6 +142,17 @@ def test_bad_results_are_refused_by_name(small, tmp_path: Path, edit, message):
     assert "write a new one with `bestrq2 probe MODEL soundworld-2`" in str(caught.value)
 
 
+def test_outcomes_may_be_rounded_to_the_digits_they_are_stored_with(small, tmp_path: Path):
+    path = tmp_path / "result.json"
+    write_result(path, benchmark())
+    content = json.loads(path.read_text())
+    score, clips = content["scores"][0]["score"], content["scores"][0]["clips"].split()
+    # All of balanced accuracy's outcomes above 1 are stored with an error of up to 5e-6.
+    first_score(content, clips=" ".join([str(float(clips[0]) + 30 * 5e-6), *clips[1:]]))
+    path.write_text(json.dumps(content))
+    assert read_small(path).scores[0].score == score
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "\xe9", '{"format": 1, "scores": [7]}', '{"format": 1}', "[" * 100_000])
 def test_files_that_are_not_results_are_refused(tmp_path: Path, text: str):
     (tmp_path / "bad.json").write_text(text, encoding="latin-1")

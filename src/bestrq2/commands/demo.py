@@ -63,7 +63,7 @@ def demo(
 ) -> DemoResult:
     """Show what the encoder of the package makes of sound, then pretrain two small ones on SoundWorld.
 
-    Within half a minute, encoder.html has a map of recordings, their nearest neighbours and probe scores. Then a
+    Within a minute or two, encoder.html has a map of recordings, their nearest neighbours and probe scores. Then a
     two-step and a one-stage encoder are pretrained with equal compute and probed beside baselines, for report.html.
 
     Args:
