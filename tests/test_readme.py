@@ -57,7 +57,7 @@ def test_scripts_print_what_their_comments_say(workplace: Path, run_python):
     finished = run_python(["-c", embedding], cwd=workplace)
     assert finished.returncode == 0, finished.stderr
     width = bestrq2.load().config.hidden_size
-    assert finished.stdout.startswith(f"(2, {width}) (2, ")
+    assert finished.stdout.startswith(f"(2, {width})\n(2, ")
     assert f"(2, {width})" in embedding
     finished = run_python(["-c", model], cwd=workplace)
     assert finished.returncode == 0, finished.stderr
