@@ -15,11 +15,11 @@ from bestrq2.inference.embedder import Embedder
 from bestrq2.progress import Progress
 from bestrq2.report.recordings import Recordings
 from bestrq2.report.sounds import HIGHEST_RATE, Sound, cut_seconds, int16, playable
+from bestrq2.search.layout import project
+from bestrq2.search.neighbours import unit_length
 
 MAP_WIDTH, MAP_HEIGHT, MARGIN = 640, 560, 16
-# Fewer points say no more by t-SNE than by their principal components, and scikit-learn takes a second to import.
-FEWEST_FOR_TSNE, MOST_POINTS = 40, 2000
-SEED = 0
+MOST_POINTS = 2000
 QUERIES, NEIGHBOURS = 6, 3
 # A model of base size takes 8 s for so many clips on two CPU cores, so that the progress moves.
 _EMBEDDED_AT_ONCE = 16
@@ -92,9 +92,10 @@ def directions(clips: Sequence[EmbeddedClip]) -> NDArray[np.float64]:
     The mean is subtracted because what all embeddings share says nothing about how they differ.
     """
     vectors = np.stack([np.asarray(clip.vector, dtype=np.float64).reshape(-1) for clip in clips])
-    vectors = vectors - vectors.mean(axis=0) if len(clips) > 1 else vectors
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-12)
+    if len(clips) > 1:
+        vectors -= vectors.mean(axis=0)
+    unit_length(vectors)
+    return vectors
 
 
 # --- map ---
@@ -145,26 +146,6 @@ def map_figure(clips: Sequence[EmbeddedClip]) -> MapFigure | None:
     ]
     tasks = list(dict.fromkeys((clip.domain, clip.task) for clip in kept if clip.label))
     return MapFigure(points, height, method, tasks, len(clips))
-
-
-def project(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
-    """Two coordinates [N, 2] of vectors [N, D], and the name of the method.
-
-    t-SNE from a PCA start with perplexity 30, or less where there are few clips; principal components alone below
-    FEWEST_FOR_TSNE clips and in one dimension.
-    """
-    n, d = vectors.shape
-    if n < FEWEST_FOR_TSNE or d < 2:
-        left, strength, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
-        flat = (left * strength)[:, :2]
-        return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))), "principal components"
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
-    perplexity = min(30.0, (n - 1) / 4)
-    with threadpool_limits(1):  # many threads gain little here and wait for each other on a busy machine
-        flat = TSNE(init="pca", perplexity=perplexity, random_state=SEED).fit_transform(vectors)
-    return np.asarray(flat, dtype=np.float64), f"t-SNE, perplexity {perplexity:.0f}, from a PCA start"
 
 
 def _fitted(flat: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
