@@ -73,6 +73,14 @@ def test_missing_tasks_are_shown_as_missing_and_leave_no_mean() -> None:
     assert "mean" not in table
 
 
+def test_a_single_task_has_no_means_and_few_clips_are_named() -> None:
+    (many,) = scores_of("BEST-RQ-2", {"birds": 300})
+    few = dataclasses.replace(many, n_test=12)
+    assert "mean" not in format_scores([many]).replace("Means are relative", "")
+    assert "Few test clips" not in format_scores([many])
+    assert "hardly separate encoders: birds (12)." in " ".join(format_scores([few]).split())
+
+
 def test_table_says_what_was_skipped_and_how_frames_are_scored() -> None:
     scores = [
         dataclasses.replace(ENCODER[0], skipped=("train clip 3: silent", "test clip 1: silent")),

@@ -16,6 +16,9 @@ METHOD_TITLES = {"linear": "linear probe", "statistics": "linear, over time", "k
 CHOOSING = "choosing tasks"
 """Name of the mean over the tasks that settings are chosen on, which the other means leave out."""
 
+FEW_CLIPS = 50
+"""Test clips below which a 95 % interval is wider than about ±14 points."""
+
 
 def format_scores(scores: Sequence[TaskScore], width: int = WIDTH) -> str:
     """Format scores as text: one table per method, then notes.
@@ -62,6 +65,10 @@ def score_notes(scores: Sequence[TaskScore]) -> list[str]:
     if RECALL in metrics:
         tasks = dict.fromkeys(score.task for score in scores if score.metric == RECALL)
         notes.append(f"Recall at {RANKS} by cosine similarity, chance {RANKS}/candidates: {', '.join(tasks)}.")
+    few = {score.task: score.n_test for score in scores if 0 < score.n_test < FEW_CLIPS}
+    if few:
+        counts = (f"{task or 'the labels'} ({count})" for task, count in few.items())
+        notes.append(f"Few test clips, so that scores hardly separate encoders: {', '.join(counts)}.")
     skipped = {(score.features, score.task): len(score.skipped) for score in scores if score.skipped}
     if skipped:
         counts = (f"{count} of {task} ({features})" for (features, task), count in skipped.items())
@@ -123,8 +130,8 @@ def all_means(scores: Sequence[TaskScore]) -> dict[str, dict[str, dict[str, floa
 def _method_table(scores: Sequence[TaskScore], method: str) -> Table:
     features = list(dict.fromkeys(score.features for score in scores))
     cells = {(score.task, score.features): score for score in scores}
-    # means over different tasks must not be compared
-    comparable = bool(all_means(scores))
+    # means over different tasks must not be compared, and that of one task says nothing more
+    comparable = bool(all_means(scores)) and len({score.task for score in scores}) > 1
     parts = {name: mean_parts([one for one in scores if one.features == name]) for name in features}
     rows: list[tuple[str, ...]] = []
     for domain in dict.fromkeys(score.domain for score in scores):
