@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,17 @@ from bestrq2.convert.shipped import ENCODERS
 from bestrq2.convert.weights import first_line
 from bestrq2.errors import ConfigError
 from bestrq2.inference.compiling import BLOCKS, compile_parts
-from bestrq2.inference.inputs import Audio, checked_rate, mono_blocks, named_items
-from bestrq2.inference.windows import JoinedFrames, Window, WindowGrid, packed, padded, plan_batches, plan_rows
+from bestrq2.inference.inputs import Audio, checked_rate, chunk_blocks, mono_blocks, named_items
+from bestrq2.inference.windows import (
+    JoinedFrames,
+    Window,
+    WindowCutter,
+    WindowGrid,
+    packed,
+    padded,
+    plan_batches,
+    plan_rows,
+)
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.model.readout import Layers, Readout
@@ -58,6 +67,18 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.clip)
+
+
+class Frames(NamedTuple):
+    """Consecutive frames of a stream, as numpy arrays.
+
+    Attributes:
+        frames: float32 [T, D].
+        timestamps: float64 [T], centre of each frame in seconds from the start of the stream.
+    """
+
+    frames: np.ndarray
+    timestamps: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -119,6 +140,14 @@ class Embedder:
     def hop_seconds(self) -> float:
         """Seconds between frames (one phase)."""
         return self.config.frame_hop_samples / self.config.sampling_rate
+
+    @property
+    def latency_seconds(self) -> float:
+        """Seconds of audio after the centre of a frame that `stream` needs before the frame is final."""
+        config = self.config
+        # The last window is full and ends with the clip: it covers a frame unless as many columns follow it.
+        columns = config.columns(config.max_samples)
+        return ((columns + 0.5) * config.frame_hop_samples - config.hop_length) / config.sampling_rate
 
     def __repr__(self) -> str:
         return (
@@ -182,6 +211,67 @@ class Embedder:
                 joined[piece.clip][piece.window.phase].add(piece.window, states, piece.weights)
         return self._assemble(joined, grid, readout, normalize)
 
+    def stream(
+        self,
+        chunks: Iterable[Audio],
+        sampling_rate: float | None = None,
+        phases: int = 1,
+        *,
+        layers: Layers | None = None,
+        frequency: str | None = None,
+        normalize: bool = False,
+        overlap: float = 0.5,
+    ) -> Iterator[Frames]:
+        """Embed audio that arrives in chunks, such as from a microphone or a socket, in constant memory.
+
+        The frames are those of `embed` for the whole, within 1e-5. They come in order, each as soon as it is final:
+        when `latency_seconds` of audio after its centre have arrived, about the `max_seconds` of the model, because a
+        window may cover it until then. At the end of the chunks all frames are final. Resampling adds up to 0.12 s,
+        and the model the time that it takes for a window.
+
+        Args:
+            chunks: waveforms [samples] or [channels, samples], arrays or tensors of the types that `embed` takes, each
+                of any length, even 0. The first chunk sets the number of channels, and needs at least as many samples.
+                The same array may be filled again for every chunk.
+            sampling_rate: rate of the chunks in Hz; None for the model's.
+            phases: number of shifted copies of the patch grid, as in `embed`.
+            layers: layers that frames are made of, as in `embed`.
+            frequency: "mean" or "concat" of the rows of patches, as in `embed`.
+            normalize: scale frames to Euclidean length 1.
+            overlap: share of a window that the next one covers again, 0 to 0.5; it does not change the latency.
+
+        Returns:
+            Frames that became final, whenever a chunk makes some final, and the last ones after the end of the chunks.
+
+        Raises:
+            AudioError: a chunk is unusable, named by its place, or no chunk has samples; raised by the iterator.
+            ConfigError: an argument is out of range.
+        """
+        readout = self.check_options(phases, layers, frequency, None, normalize, overlap)
+        rate = checked_rate(sampling_rate, self.config.sampling_rate)
+        grid = WindowGrid(self.config, phases, overlap)
+        return self._stream(chunk_blocks(chunks, rate, self.config.sampling_rate), grid, readout, normalize)
+
+    def _stream(
+        self, blocks: Iterator[np.ndarray], grid: WindowGrid, readout: Readout, normalize: bool
+    ) -> Iterator[Frames]:
+        cutter, given = WindowCutter(grid), 0
+        tracks = [JoinedFrames() for _ in grid.offsets]
+        for windows in _cut(cutter, blocks):
+            pieces = [_Piece(0, window, grid.weights(window)) for window in windows]
+            for piece, states in zip(pieces, self._states(pieces, readout), strict=True):
+                tracks[piece.window.phase].add(piece.window, states, piece.weights)
+            for phase, track in enumerate(tracks):
+                track.settle(cutter.settled(phase))
+            count = sum(track.count for track in tracks)
+            if count > given:
+                frames = np.empty((count - given, readout.frame_width(self.config)), np.float32)
+                _interleave(tracks, frames, given)
+                if normalize:
+                    _unit_length(frames)
+                yield Frames(frames, grid.moments(np.arange(given, count)))
+                given = count
+
     def check_options(
         self,
         phases: int = 1,
@@ -222,6 +312,8 @@ class Embedder:
 
     def _states(self, pieces: list[_Piece], readout: Readout) -> list[np.ndarray]:
         """Frames of every window, float32 [columns, D] each."""
+        if not pieces:
+            return []
         states: list[np.ndarray] = [np.empty(0)] * len(pieces)
         for batch in self._batches([piece.window for piece in pieces]):
             frames = self._run([[pieces[index].window.waveform for index in row] for row in batch], readout)
@@ -275,20 +367,29 @@ class Embedder:
         clip = np.empty((len(joined), readout.clip_width(config)), dtype=np.float32)
         for index, (tracks, count) in enumerate(zip(joined, counts, strict=True)):
             own = frames[index, :count]
-            # Frames of shifted grids alternate in time.
-            for phase, track in enumerate(tracks):
-                # Later grids start later, so only their last columns can be missing.
-                track.move_to(own[phase :: len(tracks)])
+            _interleave(tracks, own)
             clip[index] = pool(own, readout.pooling)
             if normalize:
                 _unit_length(own)
         if normalize:
             _unit_length(clip)
-        columns, phases = np.divmod(np.arange(frames.shape[1]), len(grid.offsets))
-        starts = np.asarray(grid.offsets)[phases] / config.sampling_rate
-        moments = starts + (columns + 0.5) * self.hop_seconds
-        frame_mask = np.arange(frames.shape[1]) < np.asarray(counts)[:, None]
-        return Embeddings(clip, frames, frame_mask, np.where(frame_mask, moments, np.nan))
+        numbers = np.arange(frames.shape[1])
+        frame_mask = numbers < np.asarray(counts)[:, None]
+        return Embeddings(clip, frames, frame_mask, np.where(frame_mask, grid.moments(numbers), np.nan))
+
+
+def _cut(cutter: WindowCutter, blocks: Iterator[np.ndarray]) -> Iterator[list[Window]]:
+    """Windows that each block completes, and at last those that the end does."""
+    for block in blocks:
+        yield cutter.add(block)
+    yield cutter.finish()
+
+
+def _interleave(tracks: list[JoinedFrames], target: np.ndarray, given: int = 0) -> None:
+    """Move finished frames of all grids of a clip to `target` [n, D], in order of time, after `given` earlier ones."""
+    # Frames of shifted grids alternate. Later grids start later, so only their last columns can be missing.
+    for phase, track in enumerate(tracks):
+        track.move_to(target[(phase - given) % len(tracks) :: len(tracks)])
 
 
 def _unit_length(vectors: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import soxr
 from torch import Tensor
 
 from bestrq2.data.audio import QUALITY, array_decoder, check_finite, check_range, errors_named, open_audio
-from bestrq2.data.decoders import Decoder
+from bestrq2.data.decoders import ArrayDecoder, Decoder
 from bestrq2.data.places import AudioBytes
 from bestrq2.data.waveforms import HIGHEST_RATE, LOWEST_RATE
 from bestrq2.errors import AudioError, ConfigError
@@ -132,6 +132,47 @@ def mono_blocks(name: str, audio: Any, sampling_rate: float, model_rate: int) ->
         with _opened(name, audio, sampling_rate) as (decoder, rate):
             samples = _own_blocks(decoder, rate)
             yield from samples if rate == model_rate else _resampled(samples, rate, model_rate)
+
+
+def chunk_blocks(chunks: Iterable[Any], sampling_rate: float, model_rate: int) -> Iterator[np.ndarray]:
+    """Read a waveform that arrives in chunks.
+
+    Args:
+        chunks: waveforms as in `Embedder.stream`.
+        sampling_rate: their rate in Hz.
+        model_rate: wanted rate in Hz.
+
+    Yields:
+        As `mono_blocks`, with at least one block, possibly of no samples, for each chunk that has samples.
+
+    Raises:
+        AudioError: a chunk is unusable, named by its place, or none has samples.
+    """
+    samples = _chunk_samples(chunks, round(sampling_rate))
+    return samples if sampling_rate == model_rate else _resampled(samples, sampling_rate, model_rate)
+
+
+def _chunk_samples(chunks: Iterable[Any], rate: int) -> Iterator[np.ndarray]:
+    """Checked mono float32 blocks of chunks, at their own rate."""
+    channels = 0
+    for index, chunk in enumerate(chunks):
+        with errors_named(f"chunks[{index}]"):
+            array = _array(chunk)
+            if not array.size:
+                continue
+            rows = len(array) if array.ndim == 2 else 1
+            if channels and array.ndim in (1, 2):
+                # No check against swapped axes: the last chunk may have fewer samples than channels.
+                if rows != channels:
+                    raise AudioError(f"has another number of channels ({rows}) than the chunks before ({channels}).")
+                decoder = ArrayDecoder(array, rate)
+            else:
+                channels, decoder = rows, array_decoder(array, rate)
+            for block in _own_blocks(decoder, rate):
+                # The caller may fill the same array again.
+                yield block.copy() if np.may_share_memory(block, array) else block
+    if not channels:
+        raise AudioError("there is no audio to embed: the stream holds no samples")
 
 
 def _own_blocks(decoder: Decoder, rate: float) -> Iterator[np.ndarray]:

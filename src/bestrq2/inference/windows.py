@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from bestrq2.model.packing import Packing
 
 # Share of the columns of all rows that is worth no search for a better width of the rows.
 _GOOD_FILL = 0.97
+# Blocks of a clip that are kept apart: an array of few samples takes more memory than they do.
+_MOST_PIECES = 256
 
 
 @dataclass(frozen=True)
@@ -51,47 +53,29 @@ class WindowGrid:
 
     def __init__(self, config: BestRQ2Config, phases: int, overlap: float) -> None:
         self.config = config
+        self.hop = config.frame_hop_samples
         self.columns = config.columns(config.max_samples)
         self.overlap = int(overlap * self.columns)
         self.stride = self.columns - self.overlap  # whole columns, so that windows share one grid of patches
-        self.offsets = [round(phase * config.frame_hop_samples / phases) for phase in range(phases)]
+        self.offsets = [round(phase * self.hop / phases) for phase in range(phases)]
         """First sample of each grid."""
 
-    def cut(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:
-        """Windows of one clip; those of one phase come in order.
+    def cut(self, blocks: Iterable[np.ndarray]) -> Iterator[Window]:
+        """Windows of one clip, from float32 [samples] blocks; those of one phase come in order."""
+        cutter = WindowCutter(self)
+        for block in blocks:
+            yield from cutter.add(block)
+        yield from cutter.finish()
 
-        Little more than a window and a block of the audio is in memory at a time.
+    def moments(self, numbers: np.ndarray) -> np.ndarray:
+        """Centres of frames in seconds, float64 [n].
 
         Args:
-            blocks: the clip as float32 [samples] blocks.
+            numbers: int64 [n], places of the frames among those of all grids in order of time.
         """
-        hop = self.config.frame_hop_samples
-        audio = _Reader(blocks)
-        open_phases = list(range(len(self.offsets)))
-        first = 0
-        while open_phases:
-            # One more column than the window has tells whether it is the last one.
-            audio.read_to((first + self.columns + 2) * hop)
-            for phase in list(open_phases):
-                offset = self.offsets[phase]
-                total = self._total_columns(audio.end - offset, phase)
-                if total > first + self.columns:
-                    start = offset + first * hop
-                    samples = audio[start : start + self.config.max_samples]
-                    yield Window(phase, first, self.columns, False, samples)
-                    continue
-                open_phases.remove(phase)
-                if total:
-                    begin = max(0, total - self.columns)
-                    yield Window(phase, begin, total - begin, True, audio[offset + begin * hop : audio.end])
-            # The last window may start one column after the one before it.
-            audio.drop(first * hop)
-            first += self.stride
-
-    def _total_columns(self, samples: int, phase: int) -> int:
-        """Columns of a grid over so many samples; only the first grid has a column on less than a patch."""
-        patch = self.config.frame_hop_samples - self.config.hop_length
-        return 0 if phase and samples < max(1, patch) else self.config.columns(samples)
+        columns, phases = np.divmod(numbers, len(self.offsets))
+        samples = np.asarray(self.offsets)[phases] + (columns + 0.5) * self.hop
+        return np.asarray(samples / self.config.sampling_rate)
 
     def weights(self, window: Window) -> np.ndarray:
         """Weight of each frame of a window in the cross-fade with its neighbours, float32 [columns].
@@ -107,36 +91,82 @@ class WindowGrid:
         return weights
 
 
-class _Reader:
-    """Buffer with the part of a clip that is needed now, addressed by samples of the whole clip."""
+class WindowCutter:
+    """Windows of one clip, cut while its samples arrive.
 
-    def __init__(self, blocks: Iterator[np.ndarray]) -> None:
-        self.blocks = blocks
-        self.start = 0
-        self.held = np.zeros(0, np.float32)
+    Little more than a window and a block of the clip is in memory at a time.
+    """
 
-    @property
-    def end(self) -> int:
-        """Samples read so far."""
-        return self.start + len(self.held)
+    def __init__(self, grid: WindowGrid) -> None:
+        self.grid = grid
+        self._held = _Buffer()
+        self._firsts = [0] * len(grid.offsets)
 
-    def read_to(self, end: int) -> None:
-        """Read up to sample `end`, or to the end of the clip."""
-        pieces, held = [self.held] if len(self.held) else [], self.end
-        while held < end and (block := next(self.blocks, None)) is not None:
-            pieces.append(block)
-            held += len(block)
-        if pieces:
-            self.held = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    def add(self, block: np.ndarray) -> list[Window]:
+        """Windows that float32 [samples] complete, except the last one of the clip on each grid."""
+        grid, held, windows = self.grid, self._held, []
+        held.add(block)
+        ends = []
+        for phase, offset in enumerate(grid.offsets):
+            settled = self.settled(phase)
+            # One more column than the window has tells that it is not the last one.
+            while settled > (first := self._firsts[phase]):
+                start = offset + first * grid.hop
+                samples = held[start : start + grid.config.max_samples]
+                windows.append(Window(phase, first, grid.columns, False, samples))
+                self._firsts[phase] += grid.stride
+            ends.append(offset + settled * grid.hop)  # where a window that ends with the clip would begin
+        held.drop(min(ends))
+        return windows
+
+    def finish(self) -> list[Window]:
+        """Last window on each grid."""
+        windows = []
+        for phase, offset in enumerate(self.grid.offsets):
+            if total := self._columns(phase):
+                first = self.settled(phase)
+                start = offset + first * self.grid.hop
+                windows.append(Window(phase, first, total - first, True, self._held[start : self._held.end]))
+        return windows
+
+    def settled(self, phase: int) -> int:
+        """Columns of a grid that only windows cut so far can cover."""
+        return max(0, self._columns(phase) - self.grid.columns)
+
+    def _columns(self, phase: int) -> int:
+        """Columns of a grid in the samples so far; only the first grid has a column on less than a patch."""
+        config, samples = self.grid.config, self._held.end - self.grid.offsets[phase]
+        return 0 if phase and samples < max(1, self.grid.hop - config.hop_length) else config.columns(samples)
+
+
+class _Buffer:
+    """Samples of a clip that are still needed, addressed by their place in the clip."""
+
+    def __init__(self) -> None:
+        self.start = self.end = 0
+        self._pieces: list[np.ndarray] = []
+
+    def add(self, block: np.ndarray) -> None:
+        self._pieces.append(block)
+        self.end += len(block)
+        if len(self._pieces) > _MOST_PIECES:
+            self._join()
 
     def drop(self, end: int) -> None:
         """Discard the samples before `end`."""
-        if end > self.start:
-            self.held = self.held[end - self.start :]
-            self.start = end
+        while self.start < end:
+            piece = self._pieces[0]
+            count = min(len(piece), end - self.start)
+            self._pieces[:1] = [piece[count:]] if count < len(piece) else []
+            self.start += count
 
     def __getitem__(self, span: slice) -> np.ndarray:
-        return self.held[span.start - self.start : span.stop - self.start]
+        if len(self._pieces) > 1:
+            self._join()
+        return self._pieces[0][span.start - self.start : span.stop - self.start]
+
+    def _join(self) -> None:
+        self._pieces = [np.concatenate(self._pieces)]
 
 
 class JoinedFrames:
@@ -155,29 +185,32 @@ class JoinedFrames:
             self._finish(states)
             return
         weighted = states * weights[:, None]
+        self.settle(window.first)
         if self._sum is not None:
-            self._settle(window.first - self.count)
             shared = len(self._sum)
             weighted[:shared] += self._sum
             weights = weights.copy()  # the caller keeps its array
             weights[:shared] += self._weights
         self._sum, self._weights = weighted, weights
         if window.is_last:
-            self._settle(len(weighted))
+            self.settle(window.first + window.columns)
 
-    def _settle(self, frames: int) -> None:
-        """Finish the first frames of the open sum, which no later window covers."""
-        assert self._sum is not None
-        self._finish(self._sum[:frames] / self._weights[:frames, None])
-        self._sum, self._weights = self._sum[frames:], self._weights[frames:]
+    def settle(self, end: int) -> None:
+        """Finish the frames before column `end`, which no later window covers."""
+        if self._sum is not None and (frames := end - self.count) > 0:
+            self._finish(self._sum[:frames] / self._weights[:frames, None])
+            self._sum, self._weights = self._sum[frames:], self._weights[frames:]
 
     def _finish(self, frames: np.ndarray) -> None:
         self._done.append(frames)
         self.count += len(frames)
 
     def move_to(self, target: np.ndarray) -> None:
-        """Move all frames to `target` [count, D], piece by piece, so that they are not in memory twice."""
-        end = self.count
+        """Move the frames that were not moved yet to `target` [n, D].
+
+        They go there piece by piece, so that they are not in memory twice.
+        """
+        end = len(target)
         while self._done:
             piece = self._done.pop()
             target[end - len(piece) : end] = piece
