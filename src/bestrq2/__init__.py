@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bestrq2.commands.push import push
     from bestrq2.commands.realworld import fetch_realworld
     from bestrq2.commands.replay import replay
+    from bestrq2.commands.search import search_embeddings
     from bestrq2.commands.soundworld import write_soundworld
     from bestrq2.commands.xares import xares
     from bestrq2.commands.xares_llm import xares_llm
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from bestrq2.model.feature_extraction_bestrq2 import BestRQ2FeatureExtractor
     from bestrq2.model.modeling_bestrq2 import BestRQ2ForAudioClassification, BestRQ2ForPreTraining, BestRQ2Model
     from bestrq2.recipe_book import recipe, recipes
+    from bestrq2.search.table import EmbeddingTable
 
 __all__ = [
     "BestRQ2Config",
@@ -50,6 +52,7 @@ __all__ = [
     "BestRQ2ForPreTraining",
     "BestRQ2Model",
     "Embedder",
+    "EmbeddingTable",
     "Embeddings",
     "__version__",
     "compare",
@@ -69,6 +72,7 @@ __all__ = [
     "recipe",
     "recipes",
     "replay",
+    "search_embeddings",
     "write_soundworld",
     "xares",
     "xares_llm",
@@ -81,6 +85,7 @@ _MODULES = {
     "BestRQ2ForPreTraining": "model.modeling_bestrq2",
     "BestRQ2Model": "model.modeling_bestrq2",
     "Embedder": "inference.embedder",
+    "EmbeddingTable": "search.table",
     "Embeddings": "inference.embedder",
     "compare": "commands.compare",
     "demo": "commands.demo",
@@ -99,6 +104,7 @@ _MODULES = {
     "recipe": "recipe_book",
     "recipes": "recipe_book",
     "replay": "commands.replay",
+    "search_embeddings": "commands.search",
     "write_soundworld": "commands.soundworld",
     "xares": "commands.xares",
     "xares_llm": "commands.xares_llm",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ from bestrq2.inference.inputs import Audio
 from bestrq2.progress import Progress
 from bestrq2.search.layout import cluster, lay_out
 from bestrq2.search.neighbours import mean_similarities, nearest_rows, similar_pairs, unit_length
-from bestrq2.search.places import Place, best_place, window_means
+from bestrq2.search.places import Place, best_place, window_similarities
 from bestrq2.text import counted, csv_line
 
 MOST_RECORDINGS = 1_000_000
@@ -73,12 +74,12 @@ class Query:
     Attributes:
         vector: its embedding as in the table, float32 [D].
         frame: mean of its frames, float32 [D'].
-        seconds: its duration.
+        frames: number of its frames.
     """
 
     vector: NDArray[np.float32]
     frame: NDArray[np.float32]
-    seconds: float
+    frames: int
 
 
 class EmbeddingTable:
@@ -148,7 +149,7 @@ class EmbeddingTable:
         if self._labelled is None and "label" in self._file.schema_arrow.names:
             values = self._column("label").to_pylist()
             own = ["" if value is None else str(value) for value in values]
-            found = [own[start] for start in self._recordings.starts]
+            found = [own[start] for start in self._recordings.starts[:-1]]
         else:
             listed = self._labelled or Path(self.source)
             if self._labelled is None and (listed.suffix.lower() not in TABLE_SUFFIXES or not listed.is_file()):
@@ -187,7 +188,7 @@ class EmbeddingTable:
             raise AudioError(f"{counted(len(found), 'sound')} were given; search for one at a time.")
         frames = found.frames[0][found.frame_mask[0]]
         frame = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return Query(frame if self.has_frames else found.clip[0], frame, len(frames) * self._hop(embedder))
+        return Query(frame if self.has_frames else found.clip[0], frame, len(frames))
 
     def nearest(
         self, query: int | NDArray[np.floating], count: int = 10
@@ -245,7 +246,7 @@ class EmbeddingTable:
         """
         query = self.embed(embedder, audio, sampling_rate)
         if places and self.has_frames:
-            return self._best_places(query, self._hop(embedder), count)
+            return self._best_places(query, embedder.hop_seconds, count)
         rows, similarities = self.nearest(query.vector, count)
         found = self._places(query, embedder, rows.tolist()) if places else {}
         return [
@@ -428,27 +429,40 @@ class EmbeddingTable:
 
     # Places
 
-    def _hop(self, embedder: Embedder) -> float:
-        return embedder.hop_seconds / self.options.phases
-
     def _best_places(self, query: Query, hop: float, count: int) -> list[Hit]:
         """Recordings of a table of frames by their best places."""
-        direction, mean = self._direction(query.vector), self._directions[1]
-        similarities = np.concatenate([_units(vectors, mean) @ direction for vectors in self._vectors()])
+        direction, mean, starts = self._direction(query.vector), self._directions[1], self._recordings.starts
+        places: list[Place] = []
+        for rows, frames in self._whole_recordings():
+            own = starts[rows.start : rows.stop + 1]
+            similarities = window_similarities(frames - mean, own - own[0], query.frames, direction)
+            for start, stop in pairwise(own):
+                found = similarities[start - own[0] : stop - own[0]]
+                places.append(best_place(found, self._times[start:stop], hop, query.frames))
+        best = np.array([place.similarity for place in places])
+        return [
+            Hit(row, self.paths[row], float(self.seconds[row]), places[row].similarity, places[row])
+            for row in np.argsort(-best, kind="stable")[:count].tolist()
+        ]
+
+    def _whole_recordings(self) -> Iterator[tuple[range, NDArray[np.float32]]]:
+        """Rows of recordings and all their frames, some recordings at a time."""
         starts = self._recordings.starts
-        width = max(1, round(query.seconds / hop))
-        means = window_means(similarities, starts, width)
-        best = np.maximum.reduceat(means, starts[:-1])
-        hits = []
-        for row in np.argsort(-best, kind="stable")[:count].tolist():
-            own = slice(starts[row], starts[row + 1])
-            place = best_place(means[own], self._times[own], hop, width)
-            hits.append(Hit(row, self.paths[row], float(self.seconds[row]), place.similarity, place))
-        return hits
+        first = done = 0
+        held: list[NDArray[np.float32]] = []
+        for frames in self._vectors():
+            held.append(frames)
+            done += len(frames)
+            last = int(np.searchsorted(starts, done, side="right")) - 1
+            if last > first:
+                joined = np.concatenate(held)
+                complete = int(starts[last] - starts[first])
+                yield range(first, last), joined[:complete]
+                held, first = [joined[complete:]], last
 
     def _places(self, query: Query, embedder: Embedder, rows: list[int]) -> dict[int, Place]:
         """Best places in some recordings, by row, which are embedded again."""
-        rate, hop = embedder.config.sampling_rate, self._hop(embedder)
+        rate, hop = embedder.config.sampling_rate, embedder.hop_seconds
         heard: dict[int, NDArray[np.float32]] = {}
         left = _MOST_SECONDS
         for row in rows:
@@ -460,15 +474,15 @@ class EmbeddingTable:
             return {}
         with Progress("search", unit="", leave=False, details=f"{counted(len(heard), 'recording')} for places"):
             found = embedder.embed(list(heard.values()), rate, **self.options.keywords())
-        frames = [own[inside] for own, inside in zip(found.frames, found.frame_mask, strict=True)]
+        everything = [own[inside] for own, inside in zip(found.frames, found.frame_mask, strict=True)]
         # Means of frames are clips only where clips are means.
-        mean = self._directions[1] if self.options.pooling == "mean" else np.concatenate(frames).mean(axis=0)
+        mean = self._directions[1] if self.options.pooling == "mean" else np.concatenate(everything).mean(axis=0)
         (direction,) = _units(query.frame[None], mean)
-        width = max(1, round(query.seconds / hop))
         places = {}
-        for row, own, times in zip(heard, frames, found.timestamps, strict=True):
-            means = window_means(_units(own, mean) @ direction, np.array([0, len(own)]), width)
-            places[row] = best_place(means, times, hop, width)
+        for row, frames, times in zip(heard, everything, found.timestamps, strict=True):
+            whole = np.array([0, len(frames)])
+            similarities = window_similarities(frames - mean, whole, query.frames, direction)
+            places[row] = best_place(similarities, times, hop, query.frames)
         return places
 
     # Audio
