@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -176,3 +178,27 @@ def test_a_selection_is_a_labelled_task(write_table, vectors, tmp_path):
         with pytest.raises(ConfigError, match=message):
             table.write_selection(tmp_path / "t.csv", rows, labels)
     assert not (tmp_path / "t.csv").exists()
+
+
+def test_an_index_gives_the_same_rows_and_is_made_anew_for_another_file(write_table, vectors, monkeypatch):
+    pytest.importorskip("lancedb")
+    query = np.random.default_rng(1).standard_normal(12) + 5
+    output = write_table(vectors)
+    exact = [EmbeddingTable(output).nearest(one, 5) for one in (query, 7)]
+    monkeypatch.setattr("bestrq2.search.table.MOST_RECORDINGS", 100)
+    for _ in range(2):  # made, and found again
+        for one, (rows, similarities) in zip((query, 7), exact, strict=True):
+            found, cosines = EmbeddingTable(output).nearest(one, 5)
+            assert found.tolist() == rows.tolist()
+            np.testing.assert_allclose(cosines, similarities, atol=1e-5)
+    with pytest.raises(ConfigError, match="holds 200 recordings; pairs, outliers, clusters and maps take up to 100"):
+        EmbeddingTable(output).outliers()
+    write_table(vectors[::-1])
+    assert EmbeddingTable(output).nearest(49, 1)[0].tolist() == [192]
+
+
+def test_more_recordings_than_memory_holds_name_the_extra(write_table, vectors, monkeypatch):
+    monkeypatch.setattr("bestrq2.search.table.MOST_RECORDINGS", 100)
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(ConfigError, match=r"e\.parquet: holds 200 recordings, .*pip install 'bestrq2\[lancedb\]'"):
+        EmbeddingTable(write_table(vectors)).nearest(0)

@@ -79,9 +79,7 @@ def cluster(units: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         raise ConfigError(f"count is {count}; there must be at least one cluster")
     from sklearn.cluster import KMeans
 
-    fitted = KMeans(min(count, len(units)), n_init=4, random_state=SEED).fit(
-        units[_evenly(len(units), MOST_FOR_CLUSTERS)]
-    )
+    fitted = KMeans(min(count, len(units)), random_state=SEED).fit(units[_evenly(len(units), MOST_FOR_CLUSTERS)])
     found = fitted.predict(units)
     sizes = np.bincount(found, minlength=fitted.n_clusters)
     rank = np.empty(len(sizes), np.int64)

@@ -35,6 +35,7 @@ from bestrq2.inference.corpus import EmbedOptions
 from bestrq2.inference.embedder import Embedder, weights_hash
 from bestrq2.inference.inputs import Audio
 from bestrq2.progress import Progress
+from bestrq2.search.index import VectorIndex
 from bestrq2.search.layout import cluster, lay_out
 from bestrq2.search.neighbours import mean_similarities, nearest_rows, similar_pairs, unit_length
 from bestrq2.search.places import Place, best_place, window_similarities
@@ -87,7 +88,8 @@ class EmbeddingTable:
 
     The file is checked at once, and read when its vectors are first needed; they stay in memory (192 values take 0.8 GB
     for a million recordings). A table of frames (`bestrq2 embed --frames`) has one row per recording here, too: the
-    mean of its frames. `search` finds places among all its frames.
+    mean of its frames. `search` finds places among all its frames. Above MOST_RECORDINGS, `nearest` and `search` use an
+    index by LanceDB (extra `lancedb`), which is made beside the file.
 
     Args:
         path: Parquet file of `bestrq2 embed`.
@@ -207,14 +209,14 @@ class EmbeddingTable:
         """
         if count < 1:
             raise ConfigError(f"count is {count}; it must be at least 1")
-        units, _ = self._directions
         if isinstance(query, int | np.integer):
             if not 0 <= query < len(self):
                 raise ConfigError(f"{self.path}: has no row {query}; rows are numbered from 0 to {len(self) - 1}")
-            rows, similarities = nearest_rows(units, units[query], count + 1)
+            own = self._directions[0][query] if self._index is None else self._index.direction(int(query))
+            rows, similarities = self._nearest(own, count + 1)
             others = rows != query
             return rows[others][:count], similarities[others][:count]
-        return nearest_rows(units, self._direction(query), count)
+        return self._nearest(self._direction(query), count)
 
     def search(
         self,
@@ -396,11 +398,29 @@ class EmbeddingTable:
                 done += len(batch)
 
     @cached_property
+    def _index(self) -> VectorIndex | None:
+        """Index of a table that has more recordings than are compared one by one."""
+        if self.has_frames or len(self) <= MOST_RECORDINGS:
+            return None
+        return VectorIndex(self.path, len(self), self.width, self._vectors)
+
+    def _nearest(self, direction: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if self._index is not None:
+            return self._index.nearest(direction, count)
+        return nearest_rows(self._directions[0], direction, count)
+
+    @property
+    def _mean(self) -> NDArray[np.float32]:
+        """Mean of the recordings, [D]."""
+        return self._directions[1] if self._index is None else self._index.mean
+
+    @cached_property
     def _directions(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Recordings relative to their mean, scaled to length 1 [N, D], and the mean [D]."""
         if len(self) > MOST_RECORDINGS:
             raise ConfigError(
-                f"{self.path}: holds {len(self):,} recordings; this takes up to {MOST_RECORDINGS:,} at a time"
+                f"{self.path}: holds {len(self):,} recordings; pairs, outliers, clusters and maps take up to "
+                f"{MOST_RECORDINGS:,}, so embed a part of the corpus for them"
             )
         units, starts = np.zeros((len(self), self.width), np.float32), self._recordings.starts
         done = 0
@@ -425,13 +445,13 @@ class EmbeddingTable:
         values = np.asarray(vector, np.float32)
         if values.shape != (self.width,) or not np.isfinite(values).all():
             raise ConfigError(f"a query of {self.path} must be a vector of {self.width} finite values")
-        return _units(values[None], self._directions[1])[0]
+        return _units(values[None], self._mean)[0]
 
     # Places
 
     def _best_places(self, query: Query, hop: float, count: int) -> list[Hit]:
         """Recordings of a table of frames by their best places."""
-        direction, mean, starts = self._direction(query.vector), self._directions[1], self._recordings.starts
+        direction, mean, starts = self._direction(query.vector), self._mean, self._recordings.starts
         places: list[Place] = []
         for rows, frames in self._whole_recordings():
             own = starts[rows.start : rows.stop + 1]
@@ -476,7 +496,7 @@ class EmbeddingTable:
             found = embedder.embed(list(heard.values()), rate, **self.options.keywords())
         everything = [own[inside] for own, inside in zip(found.frames, found.frame_mask, strict=True)]
         # Means of frames are clips only where clips are means.
-        mean = self._directions[1] if self.options.pooling == "mean" else np.concatenate(everything).mean(axis=0)
+        mean = self._mean if self.options.pooling == "mean" else np.concatenate(everything).mean(axis=0)
         (direction,) = _units(query.frame[None], mean)
         places = {}
         for row, frames, times in zip(heard, everything, found.timestamps, strict=True):
