@@ -9,7 +9,7 @@ DEMO ?= demo
 # One thread per process: two processes of tests share two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint types imports unit slow coverage format clean
+.PHONY: demo docs test test-all lint types imports unit slow coverage format clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -27,10 +27,19 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.torch
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 	$(INSTALL) -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.docs
+
+$(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.torch
+	$(INSTALL) -e '.[docs]'
+	@touch $@
 
 demo: $(VENV)/.demo
 	$(BIN)/bestrq2 demo --output $(DEMO) $(if $(DATA),--data '$(DATA)')
+
+# The site, in build/site. Its pages open from the disk; to search them, serve the folder by python -m http.server.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo build/site/index.html
 
 # The quick tier: at most six minutes on two cores.
 test: lint types imports unit

@@ -43,6 +43,7 @@ def open_source(spec: str | Path) -> Source:
 
     Args:
         spec: one of
+
             - a folder (searched recursively for files with an audio suffix, or for tars; hidden ones, with a leading
               dot, are left out), an audio file, or a WebDataset tar;
             - a list of files or of tars (.txt with one path per line, .csv or .tsv with a column "path", .jsonl with a
