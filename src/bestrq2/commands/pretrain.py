@@ -44,8 +44,8 @@ def pretrain(
     Settings come from a recipe, and the groups `model` to `logging` change single ones, as the flags
     `--trainer.max_steps` and so on do. `bestrq2 pretrain --help` lists all of them with units and defaults.
 
-    Example:
-        pretrain(data="recordings/", output="run", recipe="best-rq-2-tiny", trainer={"max_steps": 2000})
+    Examples:
+        >>> pretrain(data="recordings/", output="run", recipe="best-rq-2-tiny", trainer={"max_steps": 2000})
 
     Args:
         data: folder of audio or of tars, file, list (.txt, .csv, .jsonl), pattern ("shards/*.tar"), mixture (.yaml),
