@@ -98,7 +98,7 @@ def test_help_of_pretrain_opens_with_five_settings_and_an_example(capsys: pytest
         (["embed", "demo", "nowhere", "--output", "x.parquet"], "nowhere"),
         (["probe", "demo", "nowhere"], "nowhere"),
         (["info", "nowhere"], "no such model"),
-        (["embed", "demo"], "SOURCE and --output are missing"),
+        (["predict", "demo"], "SOURCE and --output are missing"),
         (["predict", "demo", "audio", "--outptu", "x.csv"], "did you mean '--output'?"),
         (["demo", "--steps", "0"], "steps must be at least 1"),
         (["soundworld", "x", "--format", "vinyl"], "vinyl"),

@@ -49,8 +49,13 @@ class SampleStream:
     blocks: Iterator[np.ndarray]
 
 
-def checked_rate(sampling_rate: Any, default: int) -> float:
+def checked_rate(sampling_rate: Any, default: int, name: str = "sampling_rate") -> float:
     """Sampling rate of waveforms in Hz; `default` for None.
+
+    Args:
+        sampling_rate: rate in Hz, or None.
+        default: rate in Hz.
+        name: name of the rate in messages.
 
     Raises:
         ConfigError: not a number, or not a rate of audio.
@@ -61,9 +66,9 @@ def checked_rate(sampling_rate: Any, default: int) -> float:
         sampling_rate = sampling_rate.item()
     if not _is_number(sampling_rate):
         kind = type(sampling_rate).__name__
-        raise ConfigError(f"sampling_rate must be a number of Hz, got {sampling_rate!r} ({kind})")
+        raise ConfigError(f"{name} must be a number of Hz, got {sampling_rate!r} ({kind})")
     if not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
-        raise ConfigError(f"sampling_rate must be from {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {sampling_rate}")
+        raise ConfigError(f"{name} must be from {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {sampling_rate}")
     return float(sampling_rate)
 
 
