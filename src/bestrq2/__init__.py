@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bestrq2.commands.compare import compare
     from bestrq2.commands.demo import demo
     from bestrq2.commands.embed import embed
+    from bestrq2.commands.explore import explore
     from bestrq2.commands.export import export
     from bestrq2.commands.finetune import finetune
     from bestrq2.commands.info import info
@@ -58,6 +59,7 @@ __all__ = [
     "compare",
     "demo",
     "embed",
+    "explore",
     "export",
     "fetch_realworld",
     "finetune",
@@ -90,6 +92,7 @@ _MODULES = {
     "compare": "commands.compare",
     "demo": "commands.demo",
     "embed": "commands.embed",
+    "explore": "commands.explore",
     "export": "commands.export",
     "fetch_realworld": "commands.realworld",
     "finetune": "commands.finetune",

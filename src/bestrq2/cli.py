@@ -28,6 +28,7 @@ COMMANDS = {
     "realworld": "fetch real recordings for pretraining, and the tasks of the benchmark realworld-1",
     "embed": "embed every recording of a corpus into a Parquet file",
     "search": "find the recordings of an embedded corpus that are most like a sound, and where in them",
+    "explore": "see, hear and search an embedded corpus on a local page",
     "probe": "linear probe and k-NN on labelled audio, beside baselines",
     "xares": "score a model on X-ARES by the benchmark's own harness, beside published results",
     "xares-llm": "score an encoder in front of a small language model, by XARES-LLM itself",
