@@ -257,7 +257,7 @@ class EmbeddingTable:
         ]
 
     def near_duplicates(
-        self, threshold: float = 0.98, most: int = 10_000
+        self, threshold: float = 0.998, most: int = 10_000
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Pairs of recordings above a similarity.
 
