@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import json
 import multiprocessing
 import os
 import shutil
@@ -190,6 +191,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn of each row")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", type=Path, help="file to write the rates of all turns to")
     parser.add_argument("--remote", action="store_true", help="measure the PCM shards behind a web server instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -237,6 +239,12 @@ def main() -> None:
         spread = f"{min(turns):.0f}-{max(turns):.0f}"
         cells = (reader, place, workers, f"{rate:.0f}", spread, ratios[0], *core, f"{traffic / 1e9:.2f}")
         print(line.format(*cells, f"{traffic / bandwidth:.1%}"))
+    if arguments.json:
+        figures = [
+            {"reader": reader, "from": place, "workers": workers, "clips_per_second_and_per_core": rates}
+            for (reader, place, workers), rates in rows.items()
+        ]
+        arguments.json.write_text(json.dumps({"copy_bytes_per_second": bandwidth, "rows": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,29 +10,32 @@ alone` runs the blocks on the tokens of as many clips of full length. Peers are 
 published sizes with inputs as from their feature extractors: AST always computes 10.24 s and Whisper 30 s per clip,
 wav2vec2 pads to the longest clip. Their spectrograms are not timed, in their favour. `dasheng-base` is a ViT of its
 size (12 layers of 768 over patches of 64 bands and 40 ms, 25 tokens per second), because the package needs torchaudio.
-GFLOPs are counted by torch for matrix products and convolutions.
+GFLOPs are counted by torch for matrix products and convolutions. `--dtype bfloat16` runs all of them under autocast.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import description
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import bestrq2
 
 RATE, LONGEST, SHORTEST = 16_000, 10.0, 1.0
-PRODUCT = 2048
+PRODUCT = {"cpu": 2048, "cuda": 8192}
 PEERS = ("ast", "wav2vec2-base", "whisper-base", "dasheng-base")
 
 
@@ -99,7 +102,7 @@ def peer(name: str, clips: Sequence[np.ndarray], device: torch.device) -> Row:
     def run() -> np.ndarray:
         with torch.inference_mode():
             moved = {key: value.to(device) for key, value in inputs.items()}
-            return np.asarray(model(**moved).last_hidden_state.cpu())
+            return np.asarray(model(**moved).last_hidden_state.float().cpu())
 
     return Row(name, run, run)
 
@@ -143,11 +146,12 @@ def onnx_row(recipe: str, clips: list[np.ndarray], folder: Path, name: str) -> R
     return Row(f"{recipe}, {name}", run)
 
 
-def measure(rows: Sequence[Row], turns: int, device: torch.device) -> None:
+def measure(rows: Sequence[Row], turns: int, device: torch.device, dtype: torch.dtype) -> None:
     for turn in range(turns + 1):
         for row in rows:
             began = time.perf_counter()
-            row.call()
+            with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype):
+                row.call()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn:  # the first is to warm up
@@ -161,8 +165,11 @@ def main() -> None:
     parser.add_argument("--onnx", action="store_true", help="the first recipe as an ONNX graph too (extra onnx)")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="file to write all figures to")
     options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
     device, clips = torch.device(options.device), clips_of(options.clips)
     seconds = sum(map(len, clips)) / RATE
     rows = [row for recipe in options.recipes for row in ours(recipe, clips, device)]
@@ -173,15 +180,18 @@ def main() -> None:
 
             exported = export_onnx(options.recipes[0], Path(folder) / "onnx", int8=True)
             rows += [onnx_row(options.recipes[0], clips, exported, f"model{kind}.onnx") for kind in ("", ".int8")]
-        left, right = (torch.randn(PRODUCT, PRODUCT, device=device) for _ in range(2))
+        size = PRODUCT[device.type]
+        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         product = Row("matrix product", lambda: [left @ right for _ in range(4)])
-        measure([*rows, product], options.turns, device)
-    peak = 4 * 2 * PRODUCT**3 / 1e9 / statistics.median(product.times)
-    print(f"{len(clips)} clips of {SHORTEST:g} to {LONGEST:g} s, {seconds:.0f} s of audio, on {device}, float32")
+        measure([*rows, product], options.turns, device, dtype)
+    peak = 4 * 2 * size**3 / 1e9 / statistics.median(product.times)
+    audio = f"{len(clips)} clips of {SHORTEST:g} to {LONGEST:g} s, {seconds:.0f} s of audio"
+    print(f"{audio}, on {device}, {options.dtype}")
     print(f"{torch.get_num_threads()} threads, matrix-product peak {peak:.0f} GFLOP/s\n")
     first = statistics.median(rows[0].times)
     header = ("encoder", "audio s/s", "time, times the first", "GFLOPs/audio s", "GFLOP/s", "of peak")
     print("| " + " | ".join(header) + " |\n|---|" + "--:|" * (len(header) - 1))
+    figures = []
     for row in rows:
         median, operations = statistics.median(row.times), row.gflops()
         audio = row.seconds or seconds
@@ -192,6 +202,10 @@ def main() -> None:
             rate = operations / median
             cells += [f"{operations / audio:.2f}", f"{rate:.0f}", f"{rate / peak:.0%}"]
         print("| " + " | ".join(cells) + " |", flush=True)
+        figures.append({"encoder": row.name, "audio_seconds_per_second": audio / median, "gflops": operations})
+    if options.json:
+        head = {"machine": description(device), "clips": len(clips), "dtype": options.dtype, "peak_gflops": peak}
+        options.json.write_text(json.dumps({**head, "rows": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from bestrq2.model import modeling_bestrq2
 from bestrq2.train import clock, guard, loop, objective, watch
 from bestrq2.train.loop import Run
 from bestrq2.train.objective import PretrainingTask
+from bestrq2.train.optimizer import Muon
 
 # Loading: in the training thread without workers, else in theirs.
 CLIP, READ, MASKS, BATCH, HAND_OVER, PIN = (
@@ -83,6 +84,7 @@ PLACES: list[tuple[Any, str, str]] = [
     (guard.Guard, "judge", CLIPPING),
     (guard.Guard, "too_many", CLIPPING),
     (torch.optim.AdamW, "step", OPTIMISER),
+    (Muon, "step", OPTIMISER),
     (torch.optim.AdamW, "zero_grad", OPTIMISER),
     (loop, "added", DIAGNOSTICS),
     (objective, "summarise", LOGGING),
@@ -247,7 +249,10 @@ def measure(recipe: str, shards: Path, arguments: argparse.Namespace, workers: i
         )
     gflops = cost(bestrq2.BestRQ2Config(**settings["model"])).training_gflops
     result = measurement.result()
-    run = {"recipe": recipe, "batch": batch, "workers": workers, "lengths": arguments.lengths}
+    run = {
+        "recipe": recipe, "batch": batch, "workers": workers, "lengths": arguments.lengths,
+        "precision": arguments.precision, "compile": arguments.compile,
+    }  # fmt: skip
     return {**run, "training_gflops_per_clip": gflops, **result}
 
 
@@ -317,7 +322,7 @@ def main() -> None:
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="gpu" if on_gpu else "cpu")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--output", "--json", type=Path, help="JSON file")
     parser.add_argument("--markdown", type=Path, help="print this JSON file as tables; measure nothing")
     arguments = parser.parse_args()
     if arguments.markdown:

@@ -22,11 +22,17 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, least_sec
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, including the work of the device."""
+    return host_and_device(call, device)[1]
+
+
+def host_and_device(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Seconds until a call returns, and until the device has done its work too."""
     start = time.perf_counter()
     call()
+    returned = time.perf_counter()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return returned - start, time.perf_counter() - start
 
 
 def matrix_product_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:

@@ -86,14 +86,20 @@ def peak_bytes(recipe: str, batch: int, checkpointing: bool, bf16: bool, device:
 
 
 def peak_of(make_step: Callable[[], Callable[[], object]], device: torch.device) -> int:
-    """Peak of making a step and doing it twice, beyond what an empty process takes; to be called in one of its own."""
+    """Peak of making a step and doing it twice, beyond what there was before; on a CPU, call it in a new process."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
+        step = make_step()
+        for _ in range(2):
+            step()
+        return torch.cuda.max_memory_allocated(device) - allocated
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: a child begins with that of its parent
     before = resident_bytes("VmRSS")
     step = make_step()
     for _ in range(2):
         step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
     return resident_bytes("VmHWM") - before
 
 

@@ -7,8 +7,12 @@ are interleaved in one process, so that other load on the machine affects them a
 GFLOP/s counts the network's matrix products at the mean mask ratio (`bestrq2 info`), so spectrogram, quantizer and
 optimiser lower the share of the matrix-product peak, which is measured first. `plain` is plain_step.py, whose loss is
 checked against ours on the same masks; peers (peers.py) have the sizes of the Conformer recipes. Memory is the peak of
-two steps in a separate process; its floor is weights, gradients and moments (16 bytes per parameter) plus what autograd
-keeps of a batch (memory.py). Parts are from torch.profiler.
+two steps, on a CPU in a separate process; its floor is weights, gradients and moments (16 bytes per parameter) plus
+what autograd keeps of a batch (memory.py). Parts are from torch.profiler. Optimisers are those of the recipes.
+
+On a GPU, `--graphs` adds steps whose forward and backward pass are one CUDA graph (graphed_step.py), with as many
+hidden patches in every step; the host's time is that until the call of a step returns. Instead of parts, whose device
+time is in end_to_end.py, there are the longest kernels, and the share of a step's time in which any kernel runs.
 """
 
 from __future__ import annotations
@@ -23,9 +27,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
-from machine import description, matrix_product_peak, timed
+from graphed_step import graphed_step
+from machine import description, host_and_device, matrix_product_peak
 from memory import kept_bytes, peak_of, state_bytes
 from peers import PEERS, make_peer
 from plain_step import PlainModel
@@ -56,9 +62,11 @@ class Row:
     gflops_per_second: float | None = None
     share_of_peak: float | None = None
     times_plain: float | None = None
+    host_ms: float | None = None
     peak_mib: float | None = None
     floor_mib: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
 
@@ -87,26 +95,30 @@ def make_model(name: str, size: Size) -> nn.Module | str:
             return PlainModel(model).to(size.device).train()
         except ValueError as error:
             return str(error)
-    if name == "compiled":
+    if name.startswith("compiled"):
         compile_parts(model)
     return model
 
 
-def make_step(model: nn.Module, size: Size) -> Callable[[], None]:
+def make_step(model: nn.Module, size: Size, graph: bool = False) -> Callable[[], None]:
     """Forward, backward and optimiser of any of the networks; masks differ in every step."""
     config, batch, device = size.config(), size.batch, size.device
-    fused = isinstance(model, bestrq2.BestRQ2ForPreTraining)
-    if fused:
-        optimizer = make_optimizer(model, OptimizerConfig(), "32-true")
+    if isinstance(model, bestrq2.BestRQ2ForPreTraining):
+        rates = OptimizerConfig(**bestrq2.recipe(size.recipe).get("optimizer", {}))
+        optimizer = make_optimizer(model, rates, "32-true")
     else:
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), foreach=False)
     audio = 0.1 * torch.randn(batch, config.max_samples, device=device)
     columns, numbers = [config.columns(config.max_samples)] * batch, count()
+    if graph:
+        config.mask_ratio = (sum(config.mask_ratio) / 2,) * 2
+        masks = (draw_hidden_mask(config, columns, 0, number, range(batch)) for number in numbers)
+        return graphed_step(model, optimizer, audio, masks, size.bf16)
 
     def step() -> None:
-        number = next(numbers)
+        mask = draw_hidden_mask(config, columns, 0, next(numbers), range(batch))
         with torch.autocast(device.type, torch.bfloat16, enabled=size.bf16):
-            loss = loss_of(model, audio, draw_hidden_mask(config, columns, 0, number, range(batch)))
+            loss = loss_of(model, audio, mask)
         with record_function("backward"):
             loss.backward()
         with record_function("optimiser"):
@@ -135,16 +147,17 @@ def check_plain(size: Size) -> None:
     assert abs(losses[0] - losses[1]) < 1e-4 * losses[0], f"{size.recipe}: losses {losses} of ours and plain differ"
 
 
-def time_in_turns(steps: dict[str, Callable[[], None]], device: torch.device, seconds: float) -> dict[str, float]:
-    """Median seconds of each step, after two warm-up steps."""
-    for step in steps.values():
-        step()
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    while len(next(iter(times.values()))) < 5 or sum(map(sum, times.values())) < seconds * len(steps):
+def time_in_turns(
+    steps: dict[str, Callable[[], None]], device: torch.device, seconds: float
+) -> dict[str, tuple[float, float]]:
+    """Median seconds of each step, until its call returns and until the device is done."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    while len(next(iter(times.values()), [()] * 5)) < 5 or (
+        sum(done for each in times.values() for _, done in each) < seconds * len(steps)
+    ):
         for name, step in steps.items():
-            times[name].append(timed(step, device))
-    return {name: statistics.median(each) for name, each in times.items()}
+            times[name].append(host_and_device(step, device))
+    return {name: tuple(map(statistics.median, zip(*each, strict=True))) for name, each in times.items()}
 
 
 @contextmanager
@@ -182,23 +195,41 @@ def named_parts(model: bestrq2.BestRQ2ForPreTraining) -> Iterator[None]:
             handle.remove()
 
 
-def shares_of_parts(model: nn.Module, step: Callable[[], None], device: torch.device) -> dict[str, float]:
-    """Share of a step's time in each part; "other" is what no part covers (masks, gathers)."""
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+def shares_of_parts(model: nn.Module, step: Callable[[], None]) -> dict[str, float]:
+    """Share of a step's time on a CPU in each part; "other" is what no part covers (masks, gathers)."""
     with named_parts(model):
         step()  # compiled parts are compiled anew with their names
-        with profile(activities=activities) as profiler:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(3):
                 with record_function("whole step"):
                     step()
-    kind = "device_time_total" if device.type == "cuda" else "cpu_time_total"
-    times = {event.key: getattr(event, kind) for event in profiler.key_averages()}
+    times = {event.key: event.cpu_time_total for event in profiler.key_averages()}
     shares = {name: times.get(name, 0.0) / max(1e-9, times["whole step"]) for name in PARTS}
     return {**shares, "other": max(0.0, 1.0 - sum(shares.values()))}
 
 
+def longest_kernels(step: Callable[[], None], seconds: float) -> dict[str, Any]:
+    """Kernels of a step on a GPU: number, share of the time in which one runs, and the longest (name, ms, number)."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(3):
+            step()
+        torch.cuda.synchronize()
+    found = [event for event in profiler.key_averages() if event.self_device_time_total and event.count >= 3]
+    found.sort(key=lambda event: -event.self_device_time_total)
+    return {
+        "number": sum(event.count for event in found) / 3,
+        "busy": sum(event.self_device_time_total for event in found) / 3e6 / seconds,
+        "longest": [[event.key[:100], event.self_device_time_total / 3000, event.count / 3] for event in found[:20]],
+    }
+
+
 def measured_peak(name: str, size: Size) -> float | None:
-    """Peak of a step in MiB, measured in a separate process."""
+    """Peak of a step in MiB, measured on a CPU in a separate process; None if it does not fit."""
+    if size.device.type == "cuda":
+        try:
+            return peak_of(lambda: make_step(make_model(name, size), size), size.device) / 2**20
+        except torch.OutOfMemoryError:
+            return None
     job = json.dumps([name, size.recipe, size.batch, size.bf16, str(size.device)])
     done = subprocess.run([sys.executable, __file__, "--peak-of", job], capture_output=True, text=True)
     return int(done.stdout.split()[-1]) / 2**20 if done.returncode == 0 else None
@@ -214,25 +245,39 @@ def floor_mib(size: Size) -> float:
 def measure(size: Size, names: list[str], peak: float, seconds: float, memory: bool) -> list[Row]:
     """All steps of one size."""
     precision = "bf16" if size.bf16 else "fp32"
-    models = {name: make_model(name, size) for name in names}
     rows = {name: Row(size.recipe, name, size.batch, precision) for name in names}
-    steps = {name: make_step(model, size) for name, model in models.items() if isinstance(model, nn.Module)}
-    times = time_in_turns(steps, size.device, seconds)
-    for name, row in rows.items():
-        model = models[name]
+    if memory:  # first, as long as a GPU is empty
+        for name, row in rows.items():
+            if not name.endswith("graphs"):
+                row.peak_mib = measured_peak(name, size)
+    models = {name: make_model(name, size) for name in names}
+    steps: dict[str, Callable[[], None]] = {}
+    for name, model in models.items():
         if isinstance(model, str):
-            row.note = model
+            rows[name].note = model
             continue
+        try:
+            step = make_step(model, size, name.endswith("graphs"))
+            for _ in range(2):
+                step()
+            steps[name] = step
+        except Exception as error:  # one that does not fit, or cannot be captured, leaves the others
+            rows[name].note = f"fails: {str(error).strip().splitlines()[0][:150]}"
+    times = time_in_turns(steps, size.device, seconds)
+    for name, step in steps.items():
+        model, row = models[name], rows[name]
         row.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        row.clips_per_second = size.batch / times[name]
+        row.host_ms = 1000 * times[name][0]
+        row.clips_per_second = size.batch / times[name][1]
         if name not in PEERS:
             row.gflops_per_second = row.clips_per_second * cost(size.config()).training_gflops
             row.share_of_peak = row.gflops_per_second / peak
-        row.times_plain = times["plain"] / times[name] if "plain" in times else None
-        if isinstance(model, bestrq2.BestRQ2ForPreTraining):
-            row.parts = shares_of_parts(model, steps[name], size.device)
+        row.times_plain = times["plain"][1] / times[name][1] if "plain" in times else None
+        if size.device.type == "cuda":
+            row.kernels = longest_kernels(step, times[name][1])
+        elif isinstance(model, bestrq2.BestRQ2ForPreTraining):
+            row.parts = shares_of_parts(model, step)
         if memory:
-            row.peak_mib = measured_peak(name, size)
             row.floor_mib = floor_mib(size) if isinstance(model, bestrq2.BestRQ2ForPreTraining) else None
     return list(rows.values())
 
@@ -248,6 +293,8 @@ def line(row: Row) -> str:
         f"{number(row.gflops_per_second, '.1f')} {number(row.share_of_peak, '.0%')} {number(row.times_plain, '.2f')}"
     )
     parts = " ".join(f"{row.parts[name]:.0%}" for name in (*PARTS, "other")) if row.parts else ""
+    if row.kernels:
+        parts = f"host {row.host_ms:.1f} ms, {row.kernels['number']:.0f} kernels, busy {row.kernels['busy']:.0%}"
     return f"{start} {row.parameters / 1e6:>7.1f} {row.clips_per_second:>8.2f} {speed} {memory}  {parts}"
 
 
@@ -257,6 +304,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[16])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
     parser.add_argument("--compiled", action="store_true", help="time the compiled step too")
+    parser.add_argument("--graphs", action="store_true", help="time CUDA graphs of these steps too, on a GPU")
     parser.add_argument(
         "--peers", action="store_true", help="time other implementations at the Conformer recipes' sizes"
     )
@@ -286,7 +334,9 @@ def main() -> None:
     rows: list[Row] = []
     for recipe in arguments.recipes:
         check_plain(Size(recipe, 2, False, device))
-        names = ["eager", *(["compiled"] if arguments.compiled else []), "plain"]
+        names = ["eager", *(["compiled"] if arguments.compiled else [])]
+        names += [f"{name} graphs" for name in names if arguments.graphs]
+        names.append("plain")
         if arguments.peers and "conformer" in recipe:
             names += PEERS
         for batch in arguments.batches:
