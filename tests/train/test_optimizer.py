@@ -66,3 +66,21 @@ def test_a_skipped_step_changes_nothing_and_a_loaded_state_goes_on(tiny_pretrain
     steps_of(kept, [resumed], range(3, 5))
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, kept.get_parameter(name)), name
+
+
+def test_muon_moves_several_matrices_together_as_one_by_one(tiny_pretraining):
+    model = tiny_pretraining(num_hidden_layers=3)
+    twin = copy.deepcopy(model)
+    for each, together in ((model, False), (twin, True)):
+        optimizer = make_optimizer(each, MUON, "32-true")
+        matrices = [block.mlp.fc1.weight for block in each.bestrq2.encoder.blocks]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(2):
+            for matrix in matrices:
+                matrix.grad = torch.randn(matrix.shape, generator=generator)
+            for alike in [matrices] if together else [[matrix] for matrix in matrices]:
+                with torch.no_grad():
+                    optimizer._move(alike, lr=0.01, weight_decay=0.1)
+        assert all(optimizer.state[matrix]["step"] == 2 for matrix in matrices)
+    for expected, found in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # products of stacks may sum in another order

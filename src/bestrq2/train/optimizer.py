@@ -54,38 +54,59 @@ class Muon(torch.optim.AdamW):
         """Take a step, without a closure; a `found_inf` of 1 leaves all as it is, as in a fused AdamW."""
         assert closure is None, "a closure would see matrices that have moved already"
         for group in self.param_groups:
-            for parameter in group["params"] if group["muon"] else ():
-                if parameter.grad is not None:
-                    self._move(parameter, parameter.grad, group["lr"], group["weight_decay"])
-                    parameter.grad = None  # AdamW passes over it
+            moved = [parameter for parameter in group["params"] if group["muon"] and parameter.grad is not None]
+            for shape in dict.fromkeys(parameter.shape for parameter in moved):
+                alike = [parameter for parameter in moved if parameter.shape == shape]
+                # On a CPU one fits the caches; on a GPU, launching kernels for each takes longer than their work.
+                together = len(alike) if alike[0].is_cuda else 1
+                for first in range(0, len(alike), together):
+                    self._move(alike[first : first + together], group["lr"], group["weight_decay"])
+            for parameter in moved:
+                parameter.grad = None  # AdamW passes over it
         return super().step()
 
-    def _move(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
-        state = self.state[matrix]
-        if not state:  # with the names of AdamW, which looks for them
-            state["step"] = torch.zeros((), device=matrix.device)
-            state["exp_avg"] = torch.zeros_like(matrix)
-        momentum = state["exp_avg"].lerp(gradient, 1 - self.MOMENTUM)
+    def _move(self, matrices: list[Tensor], lr: float, weight_decay: float) -> None:
+        """Move matrices of one shape."""
+        for matrix in matrices:
+            if not self.state[matrix]:  # with the names of AdamW, which looks for them
+                self.state[matrix]["step"] = torch.zeros((), device=matrix.device)
+                self.state[matrix]["exp_avg"] = torch.zeros_like(matrix)
+        states = [self.state[matrix] for matrix in matrices]
+        kept, weights = _joined([state["exp_avg"] for state in states]), _joined(matrices)
+        gradient = _joined([matrix.grad for matrix in matrices if matrix.grad is not None])
+        momentum = kept.lerp(gradient, 1 - self.MOMENTUM)
         direction = orthogonalised(gradient.lerp(momentum, self.MOMENTUM))
-        moved = matrix * (1 - lr * weight_decay) - lr * 0.2 * max(matrix.shape) ** 0.5 * direction
-        skip = getattr(self, "found_inf", torch.zeros((), device=matrix.device)) > 0
-        matrix.copy_(torch.where(skip, matrix, moved))
-        state["exp_avg"].copy_(torch.where(skip, state["exp_avg"], momentum))
-        state["step"] += ~skip
+        moved = weights * (1 - lr * weight_decay) - lr * 0.2 * max(weights.shape[-2:]) ** 0.5 * direction
+        skip = getattr(self, "found_inf", torch.zeros((), device=weights.device)) > 0
+        for matrix, state, new, new_momentum in zip(
+            matrices,
+            states,
+            torch.where(skip, weights, moved).view(-1, *weights.shape[-2:]),
+            torch.where(skip, kept, momentum).view(-1, *weights.shape[-2:]),
+            strict=True,
+        ):
+            matrix.copy_(new)
+            state["exp_avg"].copy_(new_momentum)
+            state["step"] += ~skip
 
 
-def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Set singular values above about 1/500 of a matrix's norm to 0.7 to 1.2, in bfloat16: [M, N] to [M, N].
+def _joined(matrices: list[Tensor]) -> Tensor:
+    """Several matrices as one tensor [K, M, N]; a single one as it is."""
+    return torch.stack(matrices) if len(matrices) > 1 else matrices[0]
+
+
+def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Set singular values above about 1/500 of a matrix's norm to 0.7 to 1.2, in bfloat16: [..., M, N] to [..., M, N].
 
     Smaller ones grow as well, but remain smaller.
     """
-    upright = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if upright else matrix).bfloat16()
-    x = x / x.norm().clamp_min(1e-7)
+    upright = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if upright else matrices).bfloat16()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(iterations):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    return (x.T if upright else x).to(matrix.dtype)
+    return (x.mT if upright else x).to(matrices.dtype)
 
 
 def _matrices_apart(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
