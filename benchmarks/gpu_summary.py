@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-# Least share of the matrix peak at base size, clips per second of the paper's recipe, peak over floor, waiting for data,
-# difference of the losses in float32 and bfloat16.
+# Share of the matrix peak at base size, clips per second of the paper's recipe, peak memory over its floor, waiting for
+# data, difference of the losses in float32 and bfloat16.
 SHARE, CLIPS, MEMORY, WAITING, DIFFERENCE = 0.5, 6000.0, 1.2, 0.03, 0.01
 PAPER, BASE = "best-rq-2", ("best-rq-2", "best-rq-3")
 Line = tuple[str, str, str]
@@ -81,11 +81,9 @@ def _of_loading(figures: dict[str, Any]) -> Iterator[Line]:
 def _of_training(figures: dict[str, Any]) -> Iterator[Line]:
     done = f"{figures['steps']} of {figures['planned_steps']} steps, {figures['steps_per_second']:.3g} per second"
     yield f"training, {'compiled' if figures['compile'] else 'eager'}", done, ""
-    last = figures["last"]
-    names = [
-        name for name in ("train/loss", "train/accuracy", "validation/loss", "validation/accuracy") if name in last
-    ]
-    yield "  last values", ", ".join(f"{name} {last[name]:.3f}" for name in names), ""
+    for part in ("train", "validation"):
+        values = (f"{name} {figures['last'].get(f'{part}/{name}', float('nan')):.3f}" for name in ("loss", "accuracy"))
+        yield f"  last values of {part}", ", ".join(values), ""
 
 
 def _of_data(figures: dict[str, Any]) -> Iterator[Line]:

@@ -333,7 +333,7 @@ def main() -> None:
     )
     rows: list[Row] = []
     for recipe in arguments.recipes:
-        check_plain(Size(recipe, 2, False, device))
+        check_plain(Size(recipe, 2, False, torch.device("cpu")))  # where no code differs by rounding
         names = ["eager", *(["compiled"] if arguments.compiled else [])]
         names += [f"{name} graphs" for name in names if arguments.graphs]
         names.append("plain")
