@@ -62,7 +62,8 @@ def _of_runs(figures: dict[str, Any]) -> Iterator[Line]:
 def _of_embedding(figures: dict[str, Any]) -> Iterator[Line]:
     for row in figures["rows"]:
         if "loop" not in row["encoder"]:
-            yield f"embedding, {row['encoder']}, {figures['dtype']}", f"{row['audio_seconds_per_second']:.4g} s/s", ""
+            speed = f"{row['audio_seconds_per_second']:.4g} s of audio per second"
+            yield f"embedding, {row['encoder']}, {figures['dtype']}", speed, ""
 
 
 def _of_precisions(figures: dict[str, Any]) -> Iterator[Line]:
