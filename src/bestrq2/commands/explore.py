@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from bestrq2 import flags
@@ -42,16 +43,18 @@ def explore(
     """
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("explore needs gradio: pip install 'bestrq2[explore]'")
-    with starting("explore") as progress:
-        from bestrq2.inference.embedder import load
-        from bestrq2.search.explorer import Explorer
-        from bestrq2.search.page import serve
-        from bestrq2.search.table import EmbeddingTable
+    with ExitStack() as stack:
+        with starting("explore") as progress:
+            from bestrq2.inference.embedder import load
+            from bestrq2.search.explorer import Explorer
+            from bestrq2.search.page import listening, serve
+            from bestrq2.search.table import EmbeddingTable
 
-        progress.show(details="laying out the map")
-        table = EmbeddingTable(embeddings, labels)
-        explorer = Explorer(table, lambda: load(os.fspath(model or table.model), device))
-    serve(explorer, host, port, ready=lambda url: print(f"{url} (Ctrl-C ends it)", flush=True))
+            progress.show(details="laying out the map")
+            table = EmbeddingTable(embeddings, labels)
+            listener = stack.enter_context(listening(host, port))  # first: the layout takes longer
+            explorer = Explorer(table, lambda: load(os.fspath(model or table.model), device))
+        serve(explorer, listener, ready=lambda url: print(f"{url} (Ctrl-C ends it)", flush=True))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -194,26 +194,22 @@ class _Sealed:
         await answer(scope, receive, sealed)
 
 
-def serve(explorer: Explorer, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(explorer: Explorer, listener: socket.socket, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C.
 
     Args:
         explorer: what the page shows.
-        host: address to listen at.
-        port: port to listen at; 0 for any that is free.
+        listener: socket of `listening`.
         ready: called with the URL of the page when it can be opened.
-
-    Raises:
-        ConfigError: the address or port cannot be used.
     """
-    with _listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="bestrq2-explore-") as folder:
+    host, port = listener.getsockname()[:2]
+    with tempfile.TemporaryDirectory(prefix="bestrq2-explore-") as folder:
         app = application(explorer, Path(folder).resolve(), host)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         # In a thread, so that signals come to this one, and a notebook's event loop does not matter.
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        ready(f"http://{host}:{listener.getsockname()[1]}")
+        ready(f"http://{host}:{port}")
         try:
             while thread.is_alive():
                 thread.join(1)
@@ -222,7 +218,16 @@ def serve(explorer: Explorer, host: str, port: int, ready: Callable[[str], None]
             thread.join(5)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
+
+    Args:
+        host: name or number of the address.
+        port: port to listen at; 0 for any that is free.
+
+    Raises:
+        ConfigError: the address or port cannot be used.
+    """
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
