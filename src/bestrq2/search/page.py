@@ -81,7 +81,7 @@ def page(explorer: Explorer, folder: Path) -> gr.Blocks:
                     )  # fmt: skip
                     similar = _listing("<p>Drop, choose or record a sound, or click a point of the map.</p>")
                 with gr.Tab("Near-duplicates", id="duplicates"):
-                    threshold = gr.Slider(0.8, 1, 0.98, step=0.005, label="Least similarity")
+                    threshold = gr.Slider(0.9, 1, 0.998, step=0.001, label="Least similarity")
                     find_duplicates, duplicates = gr.Button("Find near-duplicates"), _listing()
                 with gr.Tab("Outliers", id="outliers"):
                     find_outliers, outliers = gr.Button("Find outliers"), _listing()
