@@ -19,6 +19,7 @@ RUN pip install -c constraints.txt '.[demo]'
 # Any user may run it; caches go to a place that all can write.
 ENV HOME=/tmp
 WORKDIR /work
+RUN chmod 1777 .
 USER 1000:1000
 ENTRYPOINT ["bestrq2"]
 CMD ["demo"]
