@@ -15,6 +15,7 @@ from bestrq2.evaluate.metrics import (
     Z_95,
     accuracy_with_interval,
     balanced_accuracy_with_interval,
+    clip_outcomes,
     chance_accuracy,
     class_table,
     is_uneven,
@@ -129,6 +130,20 @@ def test_accuracy_counts_equal_labels() -> None:
     score, low, high = accuracy_with_interval(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2]))
     assert score == 0.75
     assert (low, high) == wilson_interval(3, 4)
+
+
+def test_outcomes_of_clips_have_the_spread_of_balanced_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], [360, 60, 30])  # frames of clips of 3: 120, 20 and 10 clips
+    clip, predicted = np.arange(450) // 3, np.where(rng.random(450) < 0.9, truth, (truth + 1) % 3)
+    score, low, high = balanced_accuracy_with_interval(truth, predicted, clip)
+    outcomes = clip_outcomes(truth, predicted, clip, balanced=True)
+    assert outcomes.mean() == pytest.approx(score)
+    assert 1.96 * outcomes.std() / np.sqrt(150) == pytest.approx((high - low) / 2, rel=0.15)
+    perfect = clip_outcomes(truth, truth, clip, balanced=True)
+    assert perfect == pytest.approx(np.ones(150)), "classes of different size are no error"
+    plain = clip_outcomes(truth, predicted, clip, balanced=False)
+    assert plain == pytest.approx((truth == predicted).reshape(150, 3).mean(axis=1))
 
 
 def test_balanced_accuracy_is_the_mean_recall() -> None:

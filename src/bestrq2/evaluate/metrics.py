@@ -114,12 +114,20 @@ def balanced_accuracy_with_interval(
 
 
 def clip_outcomes(truth: np.ndarray, predicted: np.ndarray, clip: np.ndarray, *, balanced: bool) -> np.ndarray:
-    """What each test clip contributes to accuracy or balanced accuracy, float64 [clips]; the score is their mean."""
+    """What each test clip contributes to accuracy or balanced accuracy, float64 [clips]; the score is their mean.
+
+    To balanced accuracy it is the score, plus by how much the clip does better than its class, over the class's share
+    (its influence function): how many clips a class has is no chance of the draw, and must not widen intervals.
+    """
     _, column, counts = np.unique(truth, return_inverse=True, return_counts=True)
-    weights = len(truth) / (len(counts) * counts[column]) if balanced else np.ones(len(truth))
     _, row = np.unique(clip, return_inverse=True)
     clips = int(row.max()) + 1
-    return np.bincount(row, weights * (truth == predicted), clips) * clips / len(truth)
+    correct = (truth == predicted).astype(float)
+    if not balanced:
+        return np.bincount(row, correct, clips) * clips / len(truth)
+    recalls = np.bincount(column, correct) / counts
+    better = (correct - recalls[column]) / (len(counts) * counts[column])
+    return recalls.mean() + np.bincount(row, better, clips) * clips
 
 
 def chance_accuracy(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
