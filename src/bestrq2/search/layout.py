@@ -10,7 +10,8 @@ from bestrq2.errors import ConfigError
 # Fewer points say no more by t-SNE than by their principal components, and scikit-learn takes a second to import.
 FEWEST_FOR_TSNE = 40
 SEED = 0
-# t-SNE of so many rows takes about 20 s on a CPU core, k-means a few seconds.
+# t-SNE of so many rows takes about 8 s of processor time, k-means a second. Both run in one thread: many gain little,
+# and wait for each other on a busy machine (k-means of 4000 rows then took ten times as long).
 MOST_FOR_TSNE, MOST_FOR_CLUSTERS = 2000, 20_000
 COMPONENTS = 50
 _BLOCK_ROWS = 4096
@@ -31,7 +32,7 @@ def project(vectors: NDArray[np.floating]) -> tuple[NDArray[np.float64], str]:
     from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (n - 1) / 4)
-    with threadpool_limits(1):  # many threads gain little here and wait for each other on a busy machine
+    with threadpool_limits(1):
         flat = TSNE(init="pca", perplexity=perplexity, random_state=SEED).fit_transform(vectors)
     return np.asarray(flat, dtype=np.float64), f"t-SNE, perplexity {perplexity:.0f}, from a PCA start"
 
@@ -78,9 +79,11 @@ def cluster(units: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     if count < 1:
         raise ConfigError(f"count is {count}; there must be at least one cluster")
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
-    fitted = KMeans(min(count, len(units)), random_state=SEED).fit(units[_evenly(len(units), MOST_FOR_CLUSTERS)])
-    found = fitted.predict(units)
+    with threadpool_limits(1):
+        fitted = KMeans(min(count, len(units)), random_state=SEED).fit(units[_evenly(len(units), MOST_FOR_CLUSTERS)])
+        found = fitted.predict(units)
     sizes = np.bincount(found, minlength=fitted.n_clusters)
     rank = np.empty(len(sizes), np.int64)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
