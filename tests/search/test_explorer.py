@@ -62,11 +62,20 @@ def test_a_selection_on_the_map_becomes_rows_a_list_and_labels(explorer):
 def test_lists_name_near_duplicates_neighbours_and_outliers(explorer):
     duplicates = explorer.near_duplicates(0.999)
     assert rows_of(duplicates) == [3, 4]
-    assert re.findall(r'data-play="(\d+)" data-start="0" data-copy', duplicates) == ["4"]
+    assert 'data-rows="4"' in duplicates
     assert rows_of(explorer.like(3))[0] == 4
     assert rows_of(explorer.outliers()) == explorer.table.outliers(30)[0].tolist()
     with pytest.raises(ConfigError, match="there is no row 30"):
         explorer.like(30)
+
+
+def test_all_copies_are_selected_also_of_groups_that_are_not_listed(write_table):
+    vectors = np.repeat(np.random.default_rng(0).standard_normal((80, 16)), 2, axis=0)
+    duplicates = Explorer(EmbeddingTable(write_table(vectors)), load=pytest.fail).near_duplicates(0.999)
+    assert len(rows_of(duplicates)) == 100
+    assert "160 recordings in 80 groups" in duplicates
+    copies = re.findall(r'data-rows="([\d ]+)"', duplicates)[0].split()
+    assert sorted(map(int, copies)) == list(range(1, 160, 2))
 
 
 def test_names_of_recordings_cannot_write_into_the_page(write_table):

@@ -33,12 +33,11 @@ _MOST_GROUPS = 300
 
 
 class Listed(NamedTuple):
-    """A recording in a list of the page: its row, a fact about it, where to play it from (s), if it is a copy."""
+    """A recording in a list of the page: its row, a fact about it, and where to play it from (s)."""
 
     row: int
     fact: str = ""
     start: float = 0.0
-    is_copy: bool = False
 
 
 class Explorer:
@@ -127,10 +126,11 @@ class Explorer:
         for group in groups:
             if shown + len(group) > LISTED and shown:
                 break
-            items.append([Listed(row, is_copy=place > 0) for place, row in enumerate(group)])
+            items.append([Listed(row) for row in group])
             shown += len(group)
         title = f"{counted(sum(map(len, groups)), 'recording')} in {counted(len(groups), 'group')}"
-        return self._lists(title, items, more=len(groups) - len(items), what="groups")
+        copies = [row for group in groups for row in group[1:]]  # of groups that are not listed, too
+        return self._lists(title, items, more=len(groups) - len(items), what="groups", copies=copies)
 
     def outliers(self) -> str:
         """List of the recordings that are least like any others."""
@@ -142,14 +142,20 @@ class Explorer:
         return self._lists(title, [items], more, ring=ring)
 
     def _lists(
-        self, title: str, lists: Sequence[Sequence[Listed]], more: int = 0, what: str = "recordings", ring: bool = True
+        self,
+        title: str,
+        lists: Sequence[Sequence[Listed]],
+        more: int = 0,
+        what: str = "recordings",
+        ring: bool = True,
+        copies: Sequence[int] = (),
     ) -> str:
-        copies = any(one.is_copy for items in lists for one in items)
+        select_copies = f'<button data-rows="{" ".join(map(str, copies))}">Select all but one of each</button>'
         parts = [
             f'<div class="sounds{" ringed" if ring else ""}"><p><b>{escape(title)}</b></p><p class="actions">',
             '<button data-all="play">▶ Play all</button>',
             '<button data-all="choose">Select these</button>' if ring else "",
-            '<button data-all="copies">Select all but one of each</button>' if copies else "",
+            select_copies if copies else "",
             "</p>",
             *(f"<ol>{''.join(map(self._item, items))}</ol>" for items in lists),
             f"<p>… and {more:,} more {what}</p>" if more > 0 else "",
@@ -160,7 +166,7 @@ class Explorer:
     def _item(self, item: Listed) -> str:
         folder, _, file = escape(self._name(item.row)).rpartition("/")
         facts = " · ".join(filter(None, (item.fact, f"{self.table.seconds[item.row]:.1f} s", folder)))
-        play = f'data-play="{item.row}" data-start="{item.start:g}"' + (" data-copy" if item.is_copy else "")
+        play = f'data-play="{item.row}" data-start="{item.start:g}"'
         return (
             f'<li><button {play} aria-label="Play {file}">▶</button><span class="name">{file}<small>{facts}</small>'
             f'</span><button data-like="{item.row}" aria-label="Nearest to {file}">Similar</button></li>'

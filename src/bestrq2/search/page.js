@@ -250,9 +250,8 @@ document.addEventListener("click", (event) => {
   if (button.dataset.play) { queue = []; play(Number(button.dataset.play), Number(button.dataset.start)); }
   if (button.dataset.like) trigger("like", { row: Number(button.dataset.like) });
   if (button.dataset.all === "play") { queue = sounds; next(); }
-  if (["choose", "copies"].includes(button.dataset.all)) {
-    const kept = list.filter((one) => button.dataset.all === "choose" || "copy" in one.dataset);
-    const rows = new Set(kept.map((one) => Number(one.dataset.play)));
+  if (button.dataset.all === "choose" || button.dataset.rows) {
+    const rows = new Set(button.dataset.rows?.split(" ").map(Number) ?? sounds.map(([row]) => row));
     choose((row) => rows.has(row));
   }
 });
