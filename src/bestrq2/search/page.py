@@ -97,8 +97,9 @@ def page(explorer: Explorer, folder: Path) -> gr.Blocks:
             return _shown(explorer.nearest, path) if path else gr.skip()
 
         colouring.change(explorer.map, colouring, plot, **_PRIVATE)
-        plot.select(select, None, [rows, selection, tabs], **_PRIVATE)
-        plot.like(like, None, [similar, tabs], **_PRIVATE)
+        # By default gradio drops events while it answers one of the same kind: lists would lag behind the map.
+        plot.select(select, None, [rows, selection, tabs], trigger_mode="always_last", **_PRIVATE)
+        plot.like(like, None, [similar, tabs], trigger_mode="always_last", **_PRIVATE)
         sound.change(nearest, sound, similar, **_PRIVATE)
         find_duplicates.click(lambda least: _shown(explorer.near_duplicates, least), threshold, duplicates, **_PRIVATE)
         find_outliers.click(lambda: _shown(explorer.outliers), None, outliers, **_PRIVATE)
