@@ -102,6 +102,10 @@ def test_members_of_tars_are_read_and_deleted_recordings_have_no_place(model, em
     row = next(hit.row for hit in hits if hit.place is None)
     with pytest.raises(AudioError, match="is missing by now"):
         table.read(row, RATE)
+    for file in copies.iterdir():
+        file.unlink()
+    with pytest.raises(AudioError, match=r"0.wav: is missing by now, and .*copies cannot be opened"):
+        EmbeddingTable(table.path).read(0, RATE)
 
 
 def test_the_command_prints_recordings_with_their_places(model, corpus, capsys):

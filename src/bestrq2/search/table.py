@@ -316,7 +316,7 @@ class EmbeddingTable:
 
         Raises:
             AudioError: it is missing by now, or cannot be decoded.
-            DataError: the source that it was in cannot be opened any more.
+            DataError: the tar that holds it cannot be read any more.
         """
         with self._opened(row) as decoder:
             samples = None if seconds is None else round(seconds * sampling_rate)
@@ -350,7 +350,7 @@ class EmbeddingTable:
             if not given[row]:
                 raise ConfigError(f"{self.paths[row]}: has no label; give one for the selection")
             if not os.path.lexists(self.paths[row]):
-                raise ConfigError(f"{self.paths[row]}: is no file, which a table of labels needs")
+                raise ConfigError(f"{self.paths[row]}: is no file, or is missing by now; leave it out of the selection")
         column = "labels" if any(SEPARATOR in given[row] for row in chosen) else "label"
         lines = [csv_line(["path", column]), *(csv_line([self.paths[row], given[row]]) for row in chosen)]
         with disk_errors(Path(output)):
@@ -511,7 +511,10 @@ class EmbeddingTable:
         path = self.paths[row]
         if os.path.isabs(path) and os.path.lexists(path):
             return open_audio(path)
-        source, numbers = self._members
+        try:
+            source, numbers = self._members
+        except (ConfigError, DataError) as error:
+            raise AudioError(f"{path}: is missing by now, and {self.source} cannot be opened.") from error
         if path not in numbers:
             raise AudioError(f"{path}: is missing by now.")
         return source.opened(numbers[path])
