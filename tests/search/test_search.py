@@ -73,9 +73,7 @@ def test_a_table_of_frames_holds_the_means_of_its_recordings(embedder, corpus, m
 def test_another_model_and_bad_sounds_are_refused(tiny_encoder, corpus, embedder, tmp_path):
     table = EmbeddingTable(corpus / "clips.parquet")
     other = bestrq2.Embedder(tiny_encoder(max_seconds=2.5, num_hidden_layers=1), "cpu", name="other")
-    with pytest.raises(
-        ConfigError, match=r"was made with another model \(model, weights [0-9a-f]{12}\.\.\.\) than other"
-    ):
+    with pytest.raises(ConfigError, match=r"was made with another model \(model\) than other"):
         table.search(other, scene(20_000))
     with pytest.raises(AudioError, match="NaN"):
         table.search(embedder, np.full(20_000, np.nan, np.float32))

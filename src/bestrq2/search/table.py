@@ -180,10 +180,13 @@ class EmbeddingTable:
         """
         if self._embedder is not embedder:
             if weights_hash(embedder.model) != self.weights_sha256:
-                raise ConfigError(
-                    f"{self.path}: was made with another model ({self.model}, weights {self.weights_sha256[:12]}...) "
-                    f"than {embedder.name}; name that one, or embed the corpus again"
-                )
+                if self.model == embedder.name:
+                    made = f"other weights of {self.model} than these; embed the corpus again"
+                else:
+                    made = (
+                        f"another model ({self.model}) than {embedder.name}; name that one, or embed the corpus again"
+                    )
+                raise ConfigError(f"{self.path}: was made with {made}")
             self._embedder = embedder
         found = embedder.embed(audio, sampling_rate, **self.options.keywords())
         if len(found) > 1:
