@@ -145,8 +145,9 @@ WRITERS = {
 
 @pytest.mark.parametrize("command", WRITERS)
 def test_an_output_that_cannot_be_written_is_refused_in_one_sentence(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.chdir(tmp_path)  # a folder "demo", as `make demo` leaves it, would be taken for the model
     words, suffix = WRITERS[command]
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "loop").symlink_to("loop")

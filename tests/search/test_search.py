@@ -128,7 +128,10 @@ def test_the_command_prints_recordings_with_their_places(model, corpus, capsys):
     ],
     ids=["model", "embeddings", "sound", "top"],
 )
-def test_the_command_refuses_wrong_input_with_exit_code_2(model, corpus, capsys, place, value, message):
+def test_the_command_refuses_wrong_input_with_exit_code_2(
+    model, corpus, capsys, tmp_path, monkeypatch, place, value, message
+):
+    monkeypatch.chdir(tmp_path)  # a folder "demo", as `make demo` leaves it, would be taken for the model
     words = ["search", str(model), str(corpus / "clips.parquet"), str(corpus / "sounds/a/4.wav"), "--top", "3"]
     words[place] = value
     assert cli.run(words) == 2

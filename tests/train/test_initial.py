@@ -89,7 +89,10 @@ def test_statistics_are_those_of_the_new_corpus_unless_the_model_s_are_kept(
     assert (own - before).abs().max() > 0.1
 
 
-def test_what_does_not_fit_is_listed(sources: dict[str, Path], recordings: Path, tmp_path: Path):
+def test_what_does_not_fit_is_listed(
+    sources: dict[str, Path], recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # a folder "demo", as `make demo` leaves it, would be taken for the model
     changes = {"hidden_size": 64, "hop_length": 320, "mask_ratio": [0.5, 0.5]}
     with pytest.raises(ConfigError) as caught:
         continued(sources["encoder"], recordings, tmp_path / "run", model=changes)

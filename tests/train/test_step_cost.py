@@ -93,8 +93,9 @@ def test_a_run_keeps_the_number_that_auto_became(recordings: Path, tmp_path: Pat
 
 
 def test_info_tells_how_long_a_run_takes_and_how_often_it_hears_the_corpus(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.chdir(tmp_path)  # a folder "demo", as `make demo` leaves it, would be taken for the model
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump({"extends": "demo", "model": MODEL, "trainer": {"max_steps": 3600}}))
     facts = bestrq2.info(recipe, cost=False, hours=2, device="cpu")
