@@ -203,3 +203,9 @@ def test_knn_matches_a_case_worked_by_hand() -> None:
     assert knn_predict(train, labels, question, k=1, temperature=1.0).tolist() == [0]
     # Divided by class frequencies (1 and 3), the nearest wins again.
     assert knn_predict(train, labels, question, k=3, temperature=1.0, balanced=True).tolist() == [0]
+
+
+def test_classes_of_one_clip_are_no_suspicion_of_a_regression(recwarn: pytest.WarningsRecorder) -> None:
+    rows = np.eye(4)
+    assert knn_predict(rows, np.arange(4), rows, k=1).tolist() == [0, 1, 2, 3]
+    assert not recwarn.list

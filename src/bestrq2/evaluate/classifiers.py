@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +87,7 @@ class LinearProbe:
         self._basis = row_space(standardised)
         projected = self._project(standardised)
         fold = validation_folds(labels, groups, seed)
-        # BLAS threads cost more than they gain on matrices of this size
-        with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
-            # scikit-learn suspects a regression where classes have few clips each
-            warnings.filterwarnings("ignore", message="The number of unique classes is greater")
+        with _fitting():
             self.regularisation, self.validation_score = choose_regularisation(
                 projected, labels, fold, balanced=balanced
             )
@@ -205,9 +204,18 @@ def knn_predict(
         return np.asarray(np.exp((distance.min(axis=1, keepdims=True) - distance) / temperature))
 
     model = KNeighborsClassifier(min(k, len(train)), weights=weight, metric="cosine", algorithm="brute")
-    with threadpool_limits(limits=1, user_api="blas"):
+    with _fitting():
         votes = model.fit(train, labels).predict_proba(test)
     return np.asarray(classes[(votes / (counts if balanced else 1)).argmax(axis=1)])
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """One BLAS thread, and no suspicion of a regression where classes have few clips each."""
+    # BLAS threads cost more than they gain on matrices of this size
+    with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater")
+        yield
 
 
 def _logistic_regression(balanced: bool) -> Any:
