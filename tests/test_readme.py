@@ -45,7 +45,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_write_what_the_readme_says(workplace: Path):
-    assert [words[1] for words in COMMANDS] == ["embed", "probe", "pretrain", "probe", "info"]
+    assert [words[1] for words in COMMANDS] == ["embed", "search", "probe", "pretrain", "probe", "info"]
     assert len(pq.read_table(workplace / "embeddings.parquet")) == 8
     assert {"model", "checkpoints", "metrics.csv", "report.html"} <= {
         path.name for path in (workplace / "run").iterdir()
