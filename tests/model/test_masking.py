@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import label
 from scipy.stats import chi2
 
 from bestrq2.model.masking import draw_hidden_mask, order_by_mask
@@ -21,9 +20,8 @@ def drawn(config, columns, seed=0, step=0, places=None) -> np.ndarray:
     return draw_hidden_mask(config, columns, seed, step, places).view(len(columns), ROWS, -1).numpy()
 
 
-@pytest.mark.parametrize("shape", ["uniform", "block"])
-def test_every_clip_hides_the_same_share_of_its_patches(tiny_config, shape):
-    config = tiny_config(mask_ratio=[0.55, 0.55], mask_shape=shape)
+def test_every_clip_hides_the_same_share_of_its_patches(tiny_config):
+    config = tiny_config(mask_ratio=[0.55, 0.55])
     columns = [8, 1, 3, 5, 8]
     masks = drawn(config, columns)
     assert masks.shape == (5, ROWS, 8)
@@ -75,9 +73,8 @@ def test_clips_steps_and_seeds_have_different_masks(tiny_config):
     assert len(set(masks)) == 90
 
 
-@pytest.mark.parametrize("shape", ["uniform", "block"])
-def test_a_mask_depends_on_seed_step_and_place_only(tiny_config, shape):
-    config = tiny_config(mask_shape=shape)
+def test_a_mask_depends_on_seed_step_and_place_only(tiny_config):
+    config = tiny_config()
     whole = drawn(config, [8, 5, 8, 2], seed=11, step=7, places=[40, 41, 42, 43])
     for index, (place, own) in enumerate([(40, 8), (41, 5), (42, 8), (43, 2)]):
         alone = drawn(config, [own], seed=11, step=7, places=[place])
@@ -87,35 +84,16 @@ def test_a_mask_depends_on_seed_step_and_place_only(tiny_config, shape):
     assert np.array_equal(halves[0][1], whole[0])
 
 
-def connected_area(mask: np.ndarray) -> float:
-    """Mean size of the area that a hidden patch belongs to, touching by edges."""
-    areas, _ = label(mask)
-    sizes = np.bincount(areas.flatten())[1:]
-    return float((sizes**2).sum() / sizes.sum())
-
-
-def test_blocks_hide_larger_areas_than_single_patches_do_at_equal_count(tiny_config):
-    mean = {}
-    for shape in ("uniform", "block"):
-        config = tiny_config(mask_ratio=[0.25, 0.25], mask_shape=shape, mask_block_size=[4, 3])
-        masks = drawn(config, [8] * 200)
-        assert set(masks.sum(axis=(1, 2))) == {16}
-        mean[shape] = np.mean([connected_area(mask) for mask in masks])
-    assert mean["block"] > 2.5 * mean["uniform"]
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     columns=st.lists(st.integers(1, 20), min_size=1, max_size=5),
     ratios=st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99)).map(sorted),
-    block=st.one_of(st.none(), st.tuples(st.integers(1, 8), st.integers(1, 8))),
     seed=st.integers(0, 2**40),
     step=st.integers(0, 2**31),
     first=st.integers(0, 2**31),
 )
-def test_any_mask_hides_some_patches_inside_every_clip(tiny_config, columns, ratios, block, seed, step, first):
-    changes = {} if block is None else {"mask_shape": "block", "mask_block_size": list(block)}
-    config = tiny_config(mask_ratio=list(ratios), **changes)
+def test_any_mask_hides_some_patches_inside_every_clip(tiny_config, columns, ratios, seed, step, first):
+    config = tiny_config(mask_ratio=list(ratios))
     places = range(first, first + len(columns))
     masks = drawn(config, columns, seed, step, places)
     assert np.array_equal(masks, drawn(config, columns, seed, step, places))

@@ -376,7 +376,7 @@ def test_a_run_of_a_version_with_other_settings_can_be_resumed(tmp_path: Path, r
     settings = yaml.safe_load((run / "config.yaml").read_text())
     for name in ("encoder_type", "mask_fill", "masks_per_clip"):
         del settings["model"][name]
-    settings["model"]["mask_span_probability"] = 0.15
+    settings["model"].update(mask_shape="uniform", mask_block_size=[2, 2], mask_span_probability=0.15)
     del settings["logging"], settings["trainer"]["keep_last"]
     settings["probe"]["max_share"] = 0.05
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -384,6 +384,15 @@ def test_a_run_of_a_version_with_other_settings_can_be_resumed(tmp_path: Path, r
     assert metrics(run)[-1]["step"] == "8"
     with pytest.raises(ConfigError, match=r"masks_per_clip was 1 and is now 2"):
         small_pretrain(recordings, run, model={"masks_per_clip": 2}, trainer={"max_steps": 10}, resume=True)
+
+
+def test_a_run_that_hides_blocks_is_refused(tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str]):
+    run = small_pretrain(recordings, tmp_path / "run")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["model"]["mask_shape"] = "block"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert cli.run(["pretrain", "--output", str(run), "--resume", "--trainer.max_steps", "8"]) == 2
+    assert "hides blocks of patches, which this version of bestrq2 does not; finish" in capsys.readouterr().err
 
 
 def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(

@@ -154,17 +154,12 @@ def _costs(config: ModelFields) -> dict[str, str]:
 
 
 def _mask(config: ModelFields) -> str:
-    """The mask: share and shape of what is hidden, and the number of masks per clip."""
+    """The mask: share of what is hidden, what replaces it, and the number of masks per clip."""
     low, high = (f"{100 * ratio:g}" for ratio in config.mask_ratio)
     share = f"{low} %" if low == high else f"{low} to {high} %"
-    rows, columns = config.mask_block_size
-    shapes = {
-        "uniform": f"{share} of the patches",
-        "block": f"{share} of the patches, in blocks of {rows} x {columns}",
-    }
     noise = ", filled with noise" if config.mask_fill == "noise" else ""
     several = f", {config.masks_per_clip} masks per clip" if config.masks_per_clip > 1 else ""
-    return shapes[config.mask_shape] + noise + several
+    return f"{share} of the patches{noise}{several}"
 
 
 # Top folders that are named with their hours; the others are counted.

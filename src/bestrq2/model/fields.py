@@ -70,13 +70,11 @@ class ModelFields:
             (each patch of it, or the part of each window, to mean 0 and deviation 1), or, whatever the encoder's input
             is, "decibels" (raw dB), "dataset", "clip" or "clip_band" (as `input_normalization`).
         mask_ratio: lowest and highest share of hidden patches, drawn once per step.
-        mask_shape: "uniform" (independent patches, without replacement) or "block" (rectangles of `mask_block_size`).
-        mask_block_size: size of a block: rows, columns of patches.
         mask_fill: replacement of hidden patches in one-stage models: "token" (learned) or "noise" (Gaussian with
             deviation `mask_noise_std` in place of the normalized values).
         mask_noise_std: standard deviation of that noise.
-        masks_per_clip: masks per clip and step; they share one spectrogram and its targets. Uniform masks overlap as
-            little as possible (two masks of ratio 0.5 are complements), other shapes are independent.
+        masks_per_clip: masks per clip and step; they share one spectrogram and its targets, and overlap as little as
+            possible (two masks of ratio 0.5 are complements).
         initializer_range: standard deviation of the truncated normal from which the linear layers of a transformer's
             blocks, learned positions and the mask token are drawn; a Conformer's blocks are Xavier normal, and all
             other layers have PyTorch's defaults.
@@ -123,8 +121,6 @@ class ModelFields:
     quantizer_seed: int = 0
     quantizer_normalization: Literal["none", "layernorm", "decibels", "dataset", "clip", "clip_band"] = "none"
     mask_ratio: FloatPair = (0.4, 0.6)
-    mask_shape: Literal["uniform", "block"] = "uniform"
-    mask_block_size: IntPair = (2, 2)
     mask_fill: Literal["token", "noise"] = "token"
     mask_noise_std: float = 0.1
     masks_per_clip: int = 1
@@ -192,26 +188,13 @@ class ModelFields:
         Raises:
             ValueError: for a value of the wrong type or out of range, or values that do not fit together.
         """
-        spans = values.get("mask_shape") == "span"
-        values = {**values, "mask_shape": "block"} if spans else values
         for name, hint in FIELD_TYPES.items():
             value = values.get(name, getattr(ModelFields, name))
             setattr(self, name, _as_pair(value, name) if get_origin(hint) is tuple else value)
         for name, hint in FIELD_TYPES.items():
             _check_type(name, getattr(self, name), hint)
-        if spans:
-            self._hide_blocks_for_spans(values.get("mask_span_probability", 0.15))
         for check in (_check_ranges, _check_spectrogram, _check_transformers, _check_masks, _check_conformer):
             check(self)
-
-    def _hide_blocks_for_spans(self, probability: Any) -> None:
-        """Give a model of an earlier version, whose masks were spans of columns, blocks of that size and mean share."""
-        _check_type("mask_span_probability", probability, float)
-        _require(0 < probability < 1, f"mask_span_probability must lie between 0 and 1, got {probability!r}")
-        width = self.mask_block_size[1]
-        share = 1.0 - (1.0 - probability) ** width
-        for name, pair in (("mask_block_size", [self.patch_rows, width]), ("mask_ratio", [share, share])):
-            setattr(self, name, pair)
 
 
 FIELD_TYPES: dict[str, Any] = get_type_hints(ModelFields)
@@ -365,13 +348,6 @@ def _check_transformers(config: ModelFields) -> None:
 def _check_masks(config: ModelFields) -> None:
     low, high = config.mask_ratio
     _require(0.0 < low <= high < 1.0, f"mask_ratio must satisfy 0 < lowest <= highest < 1, got {config.mask_ratio}")
-    rows, columns = config.mask_block_size
-    limits = (config.patch_rows, config.columns(config.max_samples))
-    _require(
-        config.mask_shape == "uniform" or (rows <= limits[0] and columns <= limits[1]),
-        f"mask_block_size {config.mask_block_size} does not fit the {limits[0]} x {limits[1]} patches of a clip of "
-        f"{config.max_seconds:g} s",
-    )
     _require(
         config.mask_fill == "token" or config.objective == "one_stage",
         "mask_fill 'noise' needs objective 'one_stage': in two steps the encoder does not see hidden patches at all",

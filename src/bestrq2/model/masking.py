@@ -45,7 +45,7 @@ def draw_hidden_mask(
     drawn = np.zeros((len(columns), number, rows, widest), dtype=bool)
     for of_clip, clip_columns, place in zip(drawn, columns, places, strict=True):
         rng = np.random.default_rng([seed, step, place])
-        _draw_clip(config, of_clip[:, :, :clip_columns], int(ratio * (rows * clip_columns)), rng)
+        _draw_clip(of_clip[:, :, :clip_columns], int(ratio * (rows * clip_columns)), rng)
     flat = torch.from_numpy(drawn.reshape(len(columns), number, -1))
     return flat[:, 0] if number == 1 else flat
 
@@ -85,7 +85,7 @@ def draw_packed_mask(
             through = before + height * len(own)
             hidden = int(ratio * through) - int(ratio * before)  # so that rounding errors do not add up over a row
             rng = np.random.default_rng([seed, step, place, clip])
-            _draw_clip(config, of_row[:, :, own[0] : own[-1] + 1], hidden, rng)
+            _draw_clip(of_row[:, :, own[0] : own[-1] + 1], hidden, rng)
             before = through
         missing = int(ratio * height * columns) - of_row.sum(axis=(1, 2))
         (empty,) = np.broadcast_to(numbers == 0, (height, columns)).ravel().nonzero()
@@ -101,11 +101,10 @@ def _ratio(config: BestRQ2Config, seed: int, step: int) -> float:
     return np.random.default_rng([seed, step, _RATIO_STREAM]).uniform(low, high)
 
 
-def _draw_clip(config: BestRQ2Config, masks: np.ndarray, hidden: int, rng: np.random.Generator) -> None:
+def _draw_clip(masks: np.ndarray, hidden: int, rng: np.random.Generator) -> None:
     """Draw all masks of one clip into `masks`, bool [masks, rows, columns], all False so far.
 
     Args:
-        config: configuration with the `mask_*` fields.
         masks: the masks, changed in place.
         hidden: number of patches to hide, unless that is none or all of them.
         rng: random generator of the clip.
@@ -115,12 +114,9 @@ def _draw_clip(config: BestRQ2Config, masks: np.ndarray, hidden: int, rng: np.ra
     if patches < 2:
         raise ValueError("a clip of one patch cannot be masked; drop clips shorter than two patches")
     hidden = min(max(1, hidden), patches - 1)
-    order = rng.permutation(patches) if config.mask_shape == "uniform" else None
+    order = rng.permutation(patches)
     for index, mask in enumerate(masks):
-        if config.mask_shape == "block":
-            mask[:] = _blocks(rows, columns, hidden, config.mask_block_size, rng)
-        elif order is not None:
-            mask.flat[_section(order, hidden, index)] = True
+        mask.flat[_section(order, hidden, index)] = True
 
 
 def _section(order: np.ndarray, hidden: int, index: int) -> np.ndarray:
@@ -131,19 +127,6 @@ def _section(order: np.ndarray, hidden: int, index: int) -> np.ndarray:
     """
     visible = len(order) - hidden
     return np.roll(order, -index * visible)[:hidden]
-
-
-def _blocks(rows: int, columns: int, hidden: int, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """Draw rectangles until `hidden` patches are covered; the last one is thinned to the exact number."""
-    height, width = min(size[0], rows), min(size[1], columns)
-    mask = np.zeros((rows, columns), dtype=bool)
-    while (missing := hidden - int(mask.sum())) > 0:
-        row, column = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
-        block = np.zeros_like(mask)
-        block[row : row + height, column : column + width] = True
-        fresh = np.flatnonzero(block & ~mask)
-        mask.flat[rng.permutation(fresh)[:missing]] = True
-    return mask
 
 
 def order_by_mask(selected: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ from bestrq2.recipe_book import is_recipe_file, recipes
 
 # Fields that change neither the tensors of a model nor what these mean.
 _FREE = (
-    *("max_seconds", "drop_path_rate", "conformer_dropout", "initializer_range", "mask_ratio", "mask_shape"),
-    *("mask_block_size", "mask_span_probability", "mask_noise_std", "masks_per_clip"),
+    *("max_seconds", "drop_path_rate", "conformer_dropout", "initializer_range", "mask_ratio", "mask_noise_std"),
+    "masks_per_clip",
 )
 # Fields of what only pretraining has: predictor, head, mask token and quantizer.
 _PRETRAINING = (

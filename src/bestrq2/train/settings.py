@@ -424,7 +424,11 @@ GROUPS: dict[str, type] = {
 _FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
 _ROUNDING = ("accelerator", "compile", "devices", "gradient_checkpointing", "num_nodes", "strategy")
 # Fields of earlier versions that a config.yaml may still hold; none of them changed what was learned.
-_REMOVED = {"model": ("mask_span_probability",), "probe": ("max_share",), "logging": ("mlflow",)}
+_REMOVED = {
+    "model": ("mask_shape", "mask_block_size", "mask_span_probability"),
+    "probe": ("max_share",),
+    "logging": ("mlflow",),
+}
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -559,6 +563,11 @@ def stored_settings(output: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{output}: holds another kind of run; name a new folder with --output")
     if "batch_seconds" not in settings["loader"]:
         raise earlier_order(output)
+    if settings["model"].get("mask_shape", "uniform") != "uniform":
+        raise CheckpointError(
+            f"{output}: hides blocks of patches, which this version of bestrq2 does not; finish the run with the version "
+            "that began it, or name a new folder with --output"
+        )
     return flatten(_without_removed({**_with_defaults(settings), "output": str(output)}))
 
 

@@ -67,7 +67,7 @@ TARGETS = tuple(
         "sampling_rate",
     )
 )
-HIDDEN = tuple(f"model.{name}" for name in ("mask_ratio", "mask_shape", "mask_block_size"))
+HIDDEN = ("model.mask_ratio",)
 DATA = ("data", "loader.validation_clips")
 MOST_NAMED = 3
 LEVEL = 0.95
