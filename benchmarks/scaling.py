@@ -1,4 +1,4 @@
-"""Scaling of pretraining cost with clip length, batch, model, hidden patches, masks per clip and processes.
+"""Scaling of pretraining cost with clip length, batch, model, hidden patches and processes.
 
     python benchmarks/scaling.py --output docs/figures --json benchmarks/results/scaling_cpu.json
 
@@ -34,13 +34,11 @@ from typing import Any
 
 import numpy as np
 import scaling_figures
-import soundfile
 import torch
-from data_loading import RATE, waveform, write_corpus
+from data_loading import write_corpus
 from machine import description
 
 import bestrq2
-from bestrq2.data.audio import read_audio
 from bestrq2.inference.cost import cost
 from bestrq2.model.masking import draw_hidden_mask
 from bestrq2.train.optimizer import make_optimizer
@@ -190,48 +188,6 @@ def ratios(point: Points) -> list[dict[str, Any]]:
     ]
 
 
-def masks(point: Points) -> list[dict[str, Any]]:
-    """Masks of one clip, the same number of masks in every batch."""
-    return [
-        point(number, recipe, BATCH // number, masks_per_clip=number)
-        for recipe in ("demo", REFERENCE, "best-rq-2-small")
-        for number in (1, 2, 4, 8, 16)
-    ]
-
-
-def decoding_ms(clock: Callable[[], float]) -> dict[str, float]:
-    """Milliseconds to get a clip of 10 s, one thread: rows of PCM shards, FLAC, and MP3 of 44.1 kHz stereo."""
-    from bestrq2.data.loader import RowDataset, training_rows
-    from bestrq2.data.open_source import open_source
-    from bestrq2.data.order import BatchSchedule
-    from bestrq2.model.fields import ModelFields
-
-    found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_corpus(root, 32)
-        for name, place in (("PCM shards", root / "pcm"), ("FLAC", root / "folder")):
-            source, fields = open_source(place), ModelFields()
-            rows = training_rows(source, fields, seed=0)
-            data = RowDataset(source, rows, fields, seed=0)
-            keys = list(next(iter(BatchSchedule(rows.order(), 32))))
-            found[name] = _median_ms(lambda data=data, keys=keys: data.__getitems__(keys), clock) / 32
-        mono = np.repeat(waveform(0)[: 10 * RATE], 3)[:441_000]
-        soundfile.write(root / "clip.mp3", np.stack([mono, mono[::-1]], 1), 44_100)
-        found["MP3, 44.1 kHz stereo"] = _median_ms(lambda: read_audio(root / "clip.mp3", RATE), clock)
-    return found
-
-
-def _median_ms(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    call()
-    times = []
-    for _ in range(5):
-        start = clock()
-        call()
-        times.append(1000 * (clock() - start))
-    return statistics.median(times)
-
-
 def processes(steps: int, most: int) -> list[dict[str, Any]]:
     """Complete runs in 1, 2, ... processes on the CPU: ms per step of 32 clips, from timing.csv."""
     found = []
@@ -292,15 +248,13 @@ def main() -> None:
     measured["clock"] = "processor time of one thread" if arguments.processor_time else "wall time"
     print("reference", flush=True)
     measured["reference"] = point(0, REFERENCE, BATCH)
-    plots = {"length": lengths, "batch": batches, "model": models, "ratio": ratios, "masks": masks}
+    plots = {"length": lengths, "batch": batches, "model": models, "ratio": ratios}
     for name in arguments.only:
         print(name, flush=True)
         if name == "processes":
             measured["plots"][name] = processes(arguments.steps, arguments.most_processes)
         else:
             measured["plots"][name] = plots[name](point)
-        if name == "masks":
-            measured["decoding_ms"] = decoding_ms(clock)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(measured, indent=1) + "\n")

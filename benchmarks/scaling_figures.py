@@ -134,29 +134,6 @@ def draw_ratio(axes: Any, points: list[Point], measured: dict[str, Any]) -> None
     axes.set_ylim(bottom=0)
 
 
-def draw_masks(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
-    """Cost of a mask with several masks per clip, relative to one mask per clip, read from FLAC."""
-    read = measured["decoding_ms"]["FLAC"]
-    for (recipe, some), colour in zip(_by_recipe(points).items(), COLOURS, strict=False):
-        first = some[0]
-        fixed = read + first["front_end"] / BATCH_MASKS
-        network = (first["network"] + first["optimiser"]) / BATCH_MASKS
-        values = [read / point["x"] + measured_clip(point) / point["x"] for point in some]
-        name = recipe.removeprefix("best-rq-")
-        _dots(axes, some, [100 * value / values[0] for value in values], colour, f"{name}, measured")
-        law = [100 * (fixed / p["x"] + network) / (fixed + network) for p in some]
-        _line(axes, some, law, colour, f"{name}, law")
-    axes.set_xscale("log", base=2)
-    _ticks(axes, points)
-    axes.set_xlabel("masks a clip; 16 masks in a batch")
-    axes.set_ylabel("cost of a mask (%)")
-    axes.set_ylim(bottom=0)
-
-
-# Masks in a batch of `draw_masks`, however many belong to one clip.
-BATCH_MASKS = 16
-
-
 def draw_processes(axes: Any, points: list[Point], measured: dict[str, Any]) -> None:
     cores, first = measured["cpus"], points[0]["step"] / points[0]["batch"]
     _dots(axes, points, [p["step"] / p["batch"] for p in points], COLOURS[0], "measured")
@@ -173,7 +150,6 @@ PLOTS: dict[str, Callable[[Any, list[Point], dict[str, Any]], None]] = {
     "batch": draw_batch,
     "model": draw_model,
     "ratio": draw_ratio,
-    "masks": draw_masks,
     "processes": draw_processes,
 }
 

@@ -107,10 +107,6 @@ def test_the_conformer_at_its_published_size_and_the_cost_of_its_blocks():
     assert found.inference_gflops * 1e9 == pytest.approx(blocks + convolutions, rel=1e-9)
 
 
-def test_every_mask_of_a_clip_costs_as_much(tiny_config):
-    assert cost(tiny_config(masks_per_clip=3)).training_gflops == pytest.approx(3 * cost(tiny_config()).training_gflops)
-
-
 def test_facts_of_a_recipe_name_units_and_say_that_it_is_untrained():
     facts = model_info("best-rq-2-tiny")
     assert facts["objective"] == "two-step"

@@ -42,9 +42,9 @@ def pack(config: ModelFields, rows: list[list[torch.Tensor | int]], capacity: in
 
 
 def by_clip(grid: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
-    """Values of each clip's own patches [M, patches of the clip, ...], row by row, from the grids [R, M, N, ...]."""
+    """Values of each clip's own patches [patches of the clip, ...], row by row, from the grids [R, N, ...]."""
     columns = packing.segments.shape[1]
     parts = []
-    for of_row, segments in zip(grid.unflatten(2, (-1, columns)), packing.segments, strict=True):
-        parts += [of_row[:, :, segments == clip].flatten(1, 2) for clip in range(1, int(segments.max()) + 1)]
+    for of_row, segments in zip(grid.unflatten(1, (-1, columns)), packing.segments, strict=True):
+        parts += [of_row[:, segments == clip].flatten(0, 1) for clip in range(1, int(segments.max()) + 1)]
     return parts

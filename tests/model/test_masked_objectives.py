@@ -1,13 +1,10 @@
-"""Ways of hiding: noise before a Conformer, and several masks of a clip."""
+"""Noise in place of hidden patches, before a Conformer."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 import torch
-from example_masks import CONFORMER, OBJECTIVES, N, change_encoder_input, random_mask
+from example_masks import CONFORMER, change_encoder_input, random_mask
 
-from bestrq2.model.masking import draw_hidden_mask
 from example_sounds import padded_batch, scenes
 
 
@@ -53,33 +50,3 @@ def test_noise_is_random_in_training_and_fixed_in_evaluation(tiny_pretraining):
         torch.manual_seed(seed)
         losses.append(model(clips, hidden_mask=hidden).loss.item())
     assert losses[0] == losses[1] != losses[2]
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("codebooks", [1, 3])
-def test_several_masks_of_a_clip_give_the_mean_of_their_single_losses(tiny_pretraining, objective, codebooks):
-    model = tiny_pretraining(objective=objective, mask_ratio=[0.5, 0.5], num_codebooks=codebooks)
-    clips = scenes(3, 80_000)
-    masks = draw_hidden_mask(model.config, [8, 8, 8], 5, 0, range(3), masks=2)
-    assert masks.shape == (3, 2, N)
-    calls = []
-    model.bestrq2.log_mel.register_forward_hook(lambda *_: calls.append(1))
-    together = model(clips, hidden_mask=masks)
-    assert len(calls) == 1  # one spectrogram for all masks
-    singles = [model(clips, hidden_mask=masks[:, index]) for index in range(2)]
-    assert together.loss.item() == pytest.approx(np.mean([one.loss.item() for one in singles]), rel=1e-5)
-    for index, one in enumerate(singles):
-        assert torch.equal(together.targets[index::2], one.targets)
-        torch.testing.assert_close(together.logits[index::2], one.logits, rtol=0, atol=1e-4)
-        assert torch.equal(together.hidden_mask[index::2], masks[:, index])
-
-
-def test_several_masks_of_padded_clips(tiny_pretraining):
-    model = tiny_pretraining(mask_ratio=[0.5, 0.5], masks_per_clip=2)
-    values, mask = padded_batch([80_000, 40_000])
-    hidden = draw_hidden_mask(model.config, [8, 4], 0, 0, range(2))
-    together = model(values, mask, hidden)
-    short = model(values[1:, :40_000], None, hidden[1:].unflatten(-1, (8, 8))[..., :4].flatten(-2))
-    count = short.targets.shape[1]
-    assert torch.equal(together.targets[2:, :count], short.targets)
-    torch.testing.assert_close(together.logits[2:, :count], short.logits, rtol=0, atol=1e-4)

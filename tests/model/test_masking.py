@@ -123,35 +123,3 @@ def test_order_by_mask_lists_the_selected_patches_in_grid_order(batch, patches, 
         assert real[row].tolist() == [place < len(expected) for place in range(most)]
         surplus = index[row][~real[row]].tolist()
         assert not any(selected[row, place] for place in surplus)
-
-
-def several(config, columns, masks, seed=0, step=0) -> np.ndarray:
-    """bool [B, masks, rows, columns] of clips with several masks each."""
-    drawn = draw_hidden_mask(config, columns, seed, step, range(len(columns)), masks)
-    return drawn.view(len(columns), masks, ROWS, -1).numpy()
-
-
-def test_two_masks_of_one_half_are_complements(tiny_config):
-    masks = several(tiny_config(mask_ratio=[0.5, 0.5]), [8, 5], 2)
-    assert np.array_equal(masks[0, 0], ~masks[0, 1])
-    assert np.array_equal(masks[1, 0, :, :5], ~masks[1, 1, :, :5])
-    assert not masks[1, :, :, 5:].any()
-
-
-def test_visible_parts_of_several_masks_overlap_only_once_all_patches_were_visible(tiny_config):
-    masks = several(tiny_config(mask_ratio=[0.75, 0.75]), [8], 6)[0]
-    visible = (~masks).sum(axis=0)
-    assert (masks.sum(axis=(1, 2)) == 48).all()
-    assert (~masks[:4]).sum(axis=0).min() == (~masks[:4]).sum(axis=0).max() == 1
-    assert set(visible.flatten()) == {1, 2}
-
-
-def test_the_first_of_several_masks_is_the_only_one_otherwise(tiny_config):
-    config = tiny_config(mask_ratio=[0.4, 0.6])
-    alone = drawn(config, [8, 3], seed=3, step=9)
-    assert np.array_equal(several(config, [8, 3], 3, seed=3, step=9)[:, 0], alone)
-
-
-def test_masks_per_clip_sets_the_number_of_masks(tiny_config):
-    assert draw_hidden_mask(tiny_config(masks_per_clip=3), [8, 8], 0, 0, [0, 1]).shape == (2, 3, 64)
-    assert draw_hidden_mask(tiny_config(masks_per_clip=3), [8, 8], 0, 0, [0, 1], masks=1).shape == (2, 64)

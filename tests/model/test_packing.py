@@ -47,38 +47,35 @@ def all_clips(rows: list[list[torch.Tensor | int]]) -> list[torch.Tensor]:
     return [clip for row in rows for clip in row if not isinstance(clip, int)]
 
 
-def in_grid(of_hidden: torch.Tensor, output: BestRQ2ForPreTrainingOutput, masks: int) -> torch.Tensor:
-    """Values of hidden patches [R * masks, H, ...] at their places in the grid, [R, masks, N, ...]; 0 elsewhere."""
+def in_grid(of_hidden: torch.Tensor, output: BestRQ2ForPreTrainingOutput) -> torch.Tensor:
+    """Values of hidden patches [R, H, ...] at their places in the grid, [R, N, ...]; 0 elsewhere."""
     grid = of_hidden.new_zeros(*output.hidden_mask.shape, *of_hidden.shape[2:])
     grid[output.hidden_mask] = of_hidden[output.hidden_valid]
-    return grid.detach().unflatten(0, (-1, masks))
+    return grid.detach()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda changes: " ".join(map(str, changes.values())))
-@pytest.mark.parametrize("masks", [1, 2])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_packed_clips_have_the_logits_loss_and_gradients_of_clips_alone(
-    tiny_pretraining, architecture, objective, masks
-):
+def test_packed_clips_have_the_logits_loss_and_gradients_of_clips_alone(tiny_pretraining, architecture, objective):
     model = tiny_pretraining(objective=objective, mask_ratio=[0.5, 0.5], **architecture)
     alone_model = copy.deepcopy(model)
     rows = clips_of(ROWS)
     values, packing = pack(model.config, rows, CAPACITY)
-    hidden = draw_packed_mask(model.config, packing.segments, 3, 5, [4, 5, 6, 7], masks)
+    hidden = draw_packed_mask(model.config, packing.segments, 3, 5, [4, 5, 6, 7])
     together = model(values, hidden_mask=hidden, packing=packing)
     together.loss.backward()
 
-    found = by_clip(in_grid(together.logits, together, masks), packing)
-    found_targets = by_clip(in_grid(together.targets, together, masks), packing)
-    own_masks = by_clip(hidden.view(len(rows), masks, -1), packing)
+    found = by_clip(in_grid(together.logits, together), packing)
+    found_targets = by_clip(in_grid(together.targets, together), packing)
+    own_masks = by_clip(hidden, packing)
     total, loss = int(together.hidden_mask.sum()), 0.0
     for clip, mask, logits, targets in zip(all_clips(rows), own_masks, found, found_targets, strict=True):
         alone = alone_model(clip[None], hidden_mask=mask[None])
         share = mask.sum() / total
         (alone.loss * share).backward()
         loss += alone.loss.item() * share.item()
-        assert torch.equal(targets[mask], alone.targets.flatten(0, 1))
-        torch.testing.assert_close(logits[mask], alone.logits.flatten(0, 1), atol=1e-5, rtol=1e-5)
+        assert torch.equal(targets[mask], alone.targets[0])
+        torch.testing.assert_close(logits[mask], alone.logits[0], atol=1e-5, rtol=1e-5)
     assert together.loss.item() == pytest.approx(loss, abs=1e-5)
     for (name, parameter), expected in zip(model.named_parameters(), alone_model.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, expected.grad, atol=1e-5, rtol=1e-4, msg=name)
@@ -94,11 +91,11 @@ def test_packed_clips_have_the_embeddings_of_clips_alone(tiny_encoder, positions
     together = model(values, packing=packing)
     assert torch.equal(together.frame_attention_mask, packing.segments != 0)
     assert torch.all(together.last_hidden_state[packing.segments == 0] == 0)
-    states = by_clip(together.patch_hidden_states[:, None], packing)
+    states = by_clip(together.patch_hidden_states, packing)
     assert len(states) == len(together.pooler_output) == 8
     for clip, own, pooled in zip(all_clips(rows), states, together.pooler_output, strict=True):
         alone = model(clip[None])
-        torch.testing.assert_close(own, alone.patch_hidden_states, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(own, alone.patch_hidden_states[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(pooled, alone.pooler_output[0], atol=1e-5, rtol=1e-5)
 
 
@@ -172,27 +169,24 @@ def random_segments(rows: int, columns: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(segments)
 
 
-@pytest.mark.parametrize("masks", [1, 2])
 @pytest.mark.parametrize("ratio", [0.45, 0.6, 0.77])
-def test_all_rows_have_equally_many_hidden_patches_whatever_their_clips(tiny_config, ratio, masks):
+def test_all_rows_have_equally_many_hidden_patches_whatever_their_clips(tiny_config, ratio):
     config = tiny_config(mask_ratio=[ratio, ratio], max_seconds=10.0)
     segments = random_segments(20, 16, 0)
-    hidden = draw_packed_mask(config, segments, 1, 2, range(20), masks)
-    assert hidden.shape == ((20, 128) if masks == 1 else (20, 2, 128))
+    hidden = draw_packed_mask(config, segments, 1, 2, range(20))
+    assert hidden.shape == (20, 128)
     packing = Packing(segments, torch.zeros_like(segments), torch.zeros_like(segments))
     numbers = packing.patch_segments(8)
-    grids = hidden.view(20, masks, 128)
-    for mask in grids.unbind(1):
-        split = split_packed(mask, numbers, packing.patch_positions(8), torch.device("cpu"))
-        assert split.places.shape == (20, 128)
-        assert split.visible_count == 128 - int(ratio * 128)
-        assert torch.equal(numbers.gather(1, split.places), split.valid)
-    for of_clip in by_clip(grids, packing):
-        share = ratio * of_clip.shape[1]
-        assert set(of_clip.sum(dim=1).tolist()) <= {int(share), int(share) + 1}
-    assert torch.equal(hidden[7:9], draw_packed_mask(config, segments[7:9], 1, 2, [7, 8], masks))
+    split = split_packed(hidden, numbers, packing.patch_positions(8), torch.device("cpu"))
+    assert split.places.shape == (20, 128)
+    assert split.visible_count == 128 - int(ratio * 128)
+    assert torch.equal(numbers.gather(1, split.places), split.valid)
+    for of_clip in by_clip(hidden, packing):
+        share = int(ratio * len(of_clip))
+        assert share <= int(of_clip.sum()) <= share + 1
+    assert torch.equal(hidden[7:9], draw_packed_mask(config, segments[7:9], 1, 2, [7, 8]))
     full = torch.ones(1, 16, dtype=torch.int64)
-    assert int(draw_packed_mask(config, full, 1, 2, [0], 1).sum()) == int(ratio * 128)
+    assert int(draw_packed_mask(config, full, 1, 2, [0]).sum()) == int(ratio * 128)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from bestrq2.train.guard import Guard
 # Without dropout, and with noise that is a function of the clip: their random numbers depend on how a batch is cut.
 NETWORKS: dict[str, dict[str, Any]] = {
     "vit": {**MODEL, "drop_path_rate": 0.0},
-    "vit-masks": {**MODEL, "drop_path_rate": 0.0, "masks_per_clip": 2, "mask_ratio": [0.3, 0.6]},
+    "vit-ratios": {**MODEL, "drop_path_rate": 0.0, "mask_ratio": [0.3, 0.6]},
     "conformer": {**MODEL, **CONFORMER, "conformer_dropout": 0.0},
 }
 

@@ -50,9 +50,8 @@ Undisturbed = Callable[..., Path]
         {"trainer": {"accumulate_grad_batches": 2, "ema": True}},
         {"trainer": {"gradient_clip_val": 0.1, "precision": "bf16-mixed"}, "optimizer": {"algorithm": "muon"}},
         {"model": CONFORMER},  # noise and dropout
-        {"model": {"masks_per_clip": 2, "mask_ratio": [0.5, 0.5]}},
     ],
-    ids=["plain", "accumulated-averaged", "clipped-bf16-muon", "conformer", "masks"],
+    ids=["plain", "accumulated-averaged", "clipped-bf16-muon", "conformer"],
 )
 def test_a_killed_run_resumes_to_identical_weights_and_metrics(
     tmp_path: Path,
@@ -374,25 +373,28 @@ def test_settings_that_change_rounding_only_may_change_on_resume_with_a_notice(
 def test_a_run_of_a_version_with_other_settings_can_be_resumed(tmp_path: Path, recordings: Path):
     run = small_pretrain(recordings, tmp_path / "run")
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    for name in ("encoder_type", "mask_fill", "masks_per_clip"):
+    for name in ("encoder_type", "mask_fill", "num_codebooks"):
         del settings["model"][name]
-    settings["model"].update(mask_shape="uniform", mask_block_size=[2, 2], mask_span_probability=0.15)
+    settings["model"].update(mask_shape="uniform", masks_per_clip=1, mask_span_probability=0.15)
     del settings["logging"], settings["trainer"]["keep_last"]
     settings["probe"]["max_share"] = 0.05
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     small_pretrain(recordings, run, trainer={"max_steps": 8}, resume=True)
     assert metrics(run)[-1]["step"] == "8"
-    with pytest.raises(ConfigError, match=r"masks_per_clip was 1 and is now 2"):
-        small_pretrain(recordings, run, model={"masks_per_clip": 2}, trainer={"max_steps": 10}, resume=True)
+    with pytest.raises(ConfigError, match=r"num_codebooks was 1 and is now 2"):
+        small_pretrain(recordings, run, model={"num_codebooks": 2}, trainer={"max_steps": 10}, resume=True)
 
 
-def test_a_run_that_hides_blocks_is_refused(tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(("name", "value"), [("mask_shape", "block"), ("masks_per_clip", 2)])
+def test_a_run_with_masks_of_an_earlier_version_is_refused(
+    name: str, value: Any, tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+):
     run = small_pretrain(recordings, tmp_path / "run")
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    settings["model"]["mask_shape"] = "block"
+    settings["model"][name] = value
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     assert cli.run(["pretrain", "--output", str(run), "--resume", "--trainer.max_steps", "8"]) == 2
-    assert "hides blocks of patches, which this version of bestrq2 does not; finish" in capsys.readouterr().err
+    assert f"has model.{name} {value}, which this version of bestrq2 no longer knows" in capsys.readouterr().err
 
 
 def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(

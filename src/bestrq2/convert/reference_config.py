@@ -404,7 +404,6 @@ _ENCODER_ONLY_VALUE = {"encoder_type": "vit", "input_normalization": "none", "sh
 _PRETRAINING_ONLY_VALUE = {
     "quantizer_normalization": "none",
     "num_codebooks": 1,
-    "masks_per_clip": 1,
     "predictor_context_positions": False,
 }
 

@@ -20,7 +20,7 @@ from bestrq2.model.waveforms import FULL_SCALE
 
 DrawMask = Callable[[Tensor, int, Tensor], Tensor]
 """From the clips of rows, int64 [R, C] as in `Packing`, step, and places int64 [R] of the rows in the global batch to
-hidden_mask bool [R, N] or [R, masks, N]."""
+hidden_mask bool [R, N]."""
 
 _TENSORS = ("input_values", "lengths", "places", "hidden_mask")
 
@@ -38,7 +38,7 @@ class AudioBatch:
         places: int64 [R], positions of the rows in the global batch; stays on the CPU.
         packing: the clip of each patch column, and where its frames are; stays on the CPU.
         rejected: recordings of segments that could not be used, each with the reason.
-        hidden_mask: bool [R, N] or [R, masks, N], patches to hide, where the loader draws them; stays on the CPU.
+        hidden_mask: bool [R, N], patches to hide, where the loader draws them; stays on the CPU.
         recordings: B names, the recording of each clip as its source describes it.
         shorter: recordings that end before their header promised.
     """

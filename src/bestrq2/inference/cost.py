@@ -23,7 +23,7 @@ class Cost:
         pretraining_parameters: parameters of encoder, predictor and head.
         inference_gflops: operations to embed one clip of `max_seconds`: patch embedding and transformer.
         training_gflops: operations of forward and backward pass for one such clip at the mean share of hidden patches,
-            with all its masks, without spectrogram and quantizer.
+            without spectrogram and quantizer.
     """
 
     encoder_parameters: int
@@ -64,7 +64,7 @@ def _gflops(encoder: BestRQ2Model, tokens: int, columns: int) -> float:
 
 
 def _training_gflops(model: BestRQ2ForPreTraining, patches: int, columns: int) -> float:
-    """Operations of the forward pass, and twice as many for the backward pass, for every mask."""
+    """Operations of the forward pass, and twice as many for the backward pass."""
     config, encoder = model.config, model.bestrq2
     hidden = min(max(1, int(config.mean_hidden_share * patches)), patches - 1)
     visible = patches - hidden
@@ -78,4 +78,4 @@ def _training_gflops(model: BestRQ2ForPreTraining, patches: int, columns: int) -
             tokens = torch.empty(1, patches, config.predictor_hidden_size, device="meta")
             model.predictor(tokens, columns, torch.zeros(1, patches, dtype=torch.int64, device="meta"), None)
         model.head(torch.empty(1, hidden, model.head.in_features, device="meta"))
-    return 3 * config.masks_per_clip * (forward + counter.get_total_flops() / 1e9)
+    return 3 * (forward + counter.get_total_flops() / 1e9)

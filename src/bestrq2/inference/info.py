@@ -154,12 +154,11 @@ def _costs(config: ModelFields) -> dict[str, str]:
 
 
 def _mask(config: ModelFields) -> str:
-    """The mask: share of what is hidden, what replaces it, and the number of masks per clip."""
+    """The mask: share of what is hidden, and what replaces it."""
     low, high = (f"{100 * ratio:g}" for ratio in config.mask_ratio)
     share = f"{low} %" if low == high else f"{low} to {high} %"
     noise = ", filled with noise" if config.mask_fill == "noise" else ""
-    several = f", {config.masks_per_clip} masks per clip" if config.masks_per_clip > 1 else ""
-    return f"{share} of the patches{noise}{several}"
+    return f"{share} of the patches{noise}"
 
 
 # Top folders that are named with their hours; the others are counted.

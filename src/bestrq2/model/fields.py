@@ -73,8 +73,6 @@ class ModelFields:
         mask_fill: replacement of hidden patches in one-stage models: "token" (learned) or "noise" (Gaussian with
             deviation `mask_noise_std` in place of the normalized values).
         mask_noise_std: standard deviation of that noise.
-        masks_per_clip: masks per clip and step; they share one spectrogram and its targets, and overlap as little as
-            possible (two masks of ratio 0.5 are complements).
         initializer_range: standard deviation of the truncated normal from which the linear layers of a transformer's
             blocks, learned positions and the mask token are drawn; a Conformer's blocks are Xavier normal, and all
             other layers have PyTorch's defaults.
@@ -123,7 +121,6 @@ class ModelFields:
     mask_ratio: FloatPair = (0.4, 0.6)
     mask_fill: Literal["token", "noise"] = "token"
     mask_noise_std: float = 0.1
-    masks_per_clip: int = 1
     initializer_range: float = 0.02
 
     @property
@@ -205,7 +202,7 @@ FIELD_TYPES: dict[str, Any] = get_type_hints(ModelFields)
 _MOST = {
     "quantizer_seed": 2**63 - 1,
     "max_seconds": 86_400,
-    **dict.fromkeys(("num_hidden_layers", "predictor_num_layers", "num_codebooks", "masks_per_clip"), 1000),
+    **dict.fromkeys(("num_hidden_layers", "predictor_num_layers", "num_codebooks"), 1000),
 }
 _MOST_OF_OTHERS = 2**24
 # Weights of the mel filters, bands x frequencies.

@@ -17,7 +17,7 @@ _RATIO_STREAM = 2**32 - 1
 
 
 def draw_hidden_mask(
-    config: BestRQ2Config, columns: Sequence[int], seed: int, step: int, places: Sequence[int], masks: int | None = None
+    config: BestRQ2Config, columns: Sequence[int], seed: int, step: int, places: Sequence[int]
 ) -> Tensor:
     """Draw the hidden patches of every clip of a batch.
 
@@ -30,29 +30,23 @@ def draw_hidden_mask(
         seed: random seed of the run.
         step: optimizer step.
         places: place of each clip in the global batch.
-        masks: number of masks per clip; None for `config.masks_per_clip`.
 
     Returns:
-        bool [B, rows * max(columns)] on the CPU, or [B, masks, rows * max(columns)] for more than one mask. True =
-        hidden; False after the end of a clip.
+        bool [B, rows * max(columns)] on the CPU. True = hidden; False after the end of a clip.
 
     Raises:
         ValueError: for a clip of a single patch, of which nothing can be hidden and predicted.
     """
     ratio = _ratio(config, seed, step)
     rows, widest = config.patch_rows, max(columns)
-    number = config.masks_per_clip if masks is None else masks
-    drawn = np.zeros((len(columns), number, rows, widest), dtype=bool)
-    for of_clip, clip_columns, place in zip(drawn, columns, places, strict=True):
+    drawn = np.zeros((len(columns), rows, widest), dtype=bool)
+    for mask, clip_columns, place in zip(drawn, columns, places, strict=True):
         rng = np.random.default_rng([seed, step, place])
-        _draw_clip(of_clip[:, :, :clip_columns], int(ratio * (rows * clip_columns)), rng)
-    flat = torch.from_numpy(drawn.reshape(len(columns), number, -1))
-    return flat[:, 0] if number == 1 else flat
+        _draw_clip(mask[:, :clip_columns], int(ratio * (rows * clip_columns)), rng)
+    return torch.from_numpy(drawn).flatten(1)
 
 
-def draw_packed_mask(
-    config: BestRQ2Config, segments: Tensor, seed: int, step: int, places: Sequence[int], masks: int | None = None
-) -> Tensor:
+def draw_packed_mask(config: BestRQ2Config, segments: Tensor, seed: int, step: int, places: Sequence[int]) -> Tensor:
     """Draw the hidden patches of every clip of a batch of packed rows.
 
     The ratio is drawn once per step. Every clip hides its share, rounded up or down such that a row hides the rounded
@@ -66,33 +60,29 @@ def draw_packed_mask(
         seed: random seed of the run.
         step: optimizer step.
         places: place of each row in the global batch.
-        masks: number of masks per clip; None for `config.masks_per_clip`.
 
     Returns:
-        bool [R, rows * C] on the CPU, or [R, masks, rows * C] for more than one mask. True = hidden.
+        bool [R, rows * C] on the CPU. True = hidden.
 
     Raises:
         ValueError: for a clip of a single patch, of which nothing can be hidden and predicted.
     """
     ratio = _ratio(config, seed, step)
     height, columns = config.patch_rows, segments.shape[1]
-    number = config.masks_per_clip if masks is None else masks
-    drawn = np.zeros((len(segments), number, height, columns), dtype=bool)
-    for of_row, numbers, place in zip(drawn, segments.cpu().numpy(), places, strict=True):
+    drawn = np.zeros((len(segments), height, columns), dtype=bool)
+    for mask, numbers, place in zip(drawn, segments.cpu().numpy(), places, strict=True):
         before = 0
         for clip in range(1, int(numbers.max()) + 1):
             (own,) = (numbers == clip).nonzero()
             through = before + height * len(own)
             hidden = int(ratio * through) - int(ratio * before)  # so that rounding errors do not add up over a row
             rng = np.random.default_rng([seed, step, place, clip])
-            _draw_clip(of_row[:, :, own[0] : own[-1] + 1], hidden, rng)
+            _draw_clip(mask[:, own[0] : own[-1] + 1], hidden, rng)
             before = through
-        missing = int(ratio * height * columns) - of_row.sum(axis=(1, 2))
+        missing = int(ratio * height * columns) - int(mask.sum())
         (empty,) = np.broadcast_to(numbers == 0, (height, columns)).ravel().nonzero()
-        for mask, count in zip(of_row.reshape(number, -1), missing, strict=True):
-            mask[empty[: max(0, count)]] = True
-    flat = torch.from_numpy(drawn.reshape(len(segments), number, -1))
-    return flat[:, 0] if number == 1 else flat
+        mask.reshape(-1)[empty[: max(0, missing)]] = True
+    return torch.from_numpy(drawn).flatten(1)
 
 
 def _ratio(config: BestRQ2Config, seed: int, step: int) -> float:
@@ -101,32 +91,14 @@ def _ratio(config: BestRQ2Config, seed: int, step: int) -> float:
     return np.random.default_rng([seed, step, _RATIO_STREAM]).uniform(low, high)
 
 
-def _draw_clip(masks: np.ndarray, hidden: int, rng: np.random.Generator) -> None:
-    """Draw all masks of one clip into `masks`, bool [masks, rows, columns], all False so far.
+def _draw_clip(mask: np.ndarray, hidden: int, rng: np.random.Generator) -> None:
+    """Draw the mask of one clip, bool [rows, columns] and all False so far: `hidden` patches without replacement.
 
-    Args:
-        masks: the masks, changed in place.
-        hidden: number of patches to hide, unless that is none or all of them.
-        rng: random generator of the clip.
+    At least one patch is hidden, and at least one is not.
     """
-    _, rows, columns = masks.shape
-    patches = rows * columns
-    if patches < 2:
+    if mask.size < 2:
         raise ValueError("a clip of one patch cannot be masked; drop clips shorter than two patches")
-    hidden = min(max(1, hidden), patches - 1)
-    order = rng.permutation(patches)
-    for index, mask in enumerate(masks):
-        mask.flat[_section(order, hidden, index)] = True
-
-
-def _section(order: np.ndarray, hidden: int, index: int) -> np.ndarray:
-    """Return the hidden patches of mask number `index`: all but the next section of the shuffled patches.
-
-    The visible sections of a clip's masks follow each other in one order, so that they overlap only once every patch
-    has been visible.
-    """
-    visible = len(order) - hidden
-    return np.roll(order, -index * visible)[:hidden]
+    mask.flat[rng.permutation(mask.size)[: min(max(1, hidden), mask.size - 1)]] = True
 
 
 def order_by_mask(selected: Tensor) -> tuple[Tensor, Tensor]:

@@ -386,8 +386,8 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         Args:
             input_values: float [B, S], mono waveform at `config.sampling_rate`.
             attention_mask: [B, S], 1 for samples of the clip, 0 for padding on the right; None for none.
-            hidden_mask: bool, True = hidden: [B, N], or [N] for one mask shared by all clips, or [B, M, N] for M masks
-                per clip; drawn at random if None. Keep it on the CPU: there it costs an accelerator no synchronization.
+            hidden_mask: bool, True = hidden: [B, N], or [N] for one mask shared by all clips; drawn at random if None.
+                Keep it on the CPU: there it costs an accelerator no synchronization.
             generator: CPU generator for drawing the mask; None for torch's global one.
             lengths: int64 [B], samples of each clip, a cheaper alternative to `attention_mask`.
             output_logits: whether to return logits. Training does not: the loss is then computed in chunks, and the
@@ -399,8 +399,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             unused: ignored; transformers passes further keyword arguments.
 
         Returns:
-            Loss, logits and targets of the hidden patches, and diagnostics. With M masks per clip the batch dimension
-            is B * M, clip by clip. A tuple of these with `return_dict=False`.
+            Loss, logits and targets of the hidden patches, and diagnostics; a tuple of these with `return_dict=False`.
 
         Raises:
             ValueError: for a mask of the wrong shape, or one that hides none or all of a clip's patches.
@@ -413,21 +412,13 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         if hidden_mask is None:
             seed = int(torch.randint(2**31, (), generator=generator))
             hidden_mask = self._drawn_mask(patches, packing, seed)
-        codes = None
-        if hidden_mask.ndim == 3:
-            codes = self.quantizer(patches.quantizer_input).repeat_interleave(hidden_mask.shape[1], dim=0)
-            patches = patches.repeated(hidden_mask.shape[1])
-            hidden_mask = hidden_mask.flatten(0, 1)
         hidden_mask = self._checked_mask(hidden_mask, patches)
         split = self._split(hidden_mask, patches)
         if self.config.objective == "two_step":
             context, predicted = self._two_step(patches, split, record)
         else:
             context, predicted = self._one_stage(patches, split, hidden_mask, record)
-        if codes is None:
-            targets = self.quantizer(_take(patches.quantizer_input, split.hidden))
-        else:
-            targets = codes.gather(1, split.hidden) if codes.ndim == 2 else _take(codes, split.hidden)
+        targets = self.quantizer(_take(patches.quantizer_input, split.hidden))
         scores = self._scored(predicted, targets, split.hidden_valid, output_logits)
         if patches.segments is not None:
             hidden_mask = hidden_mask & (patches.segments.to(hidden_mask.device) != 0)
@@ -436,7 +427,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         )
 
     def _drawn_mask(self, patches: Patches, packing: Packing | None, seed: int) -> Tensor:
-        """Draw the hidden patches of a batch, bool [B, N] or [B, masks, N]."""
+        """Draw the hidden patches of a batch, bool [B, N]."""
         places = range(len(patches.clip_columns))
         if packing is not None:
             return draw_packed_mask(self.config, packing.segments, seed, 0, places)

@@ -33,17 +33,6 @@ class Patches:
     segments: Tensor | None = None
     positions: Tensor | None = None
 
-    def repeated(self, times: int) -> Patches:
-        """Repeat every clip `times` times in a row: [B * times, ...]."""
-        others = (self.valid, self.segments, self.positions)
-        return Patches(
-            self.encoder_input.repeat_interleave(times, dim=0),
-            self.quantizer_input,  # not repeated: the codes have been computed already
-            self.columns,
-            self.clip_columns.repeat_interleave(times),
-            *(None if tensor is None else tensor.repeat_interleave(times, dim=0) for tensor in others),
-        )
-
 
 def patchify(log_mel: Tensor, patch_size: tuple[int, int]) -> Tensor:
     """Cut a spectrogram into patches.

@@ -59,7 +59,7 @@ def mask_example(model: BestRQ2ForPreTraining, waveform: np.ndarray, title: str,
     clip = torch.from_numpy(waveform[: config.max_samples].astype(np.float32))[None]
     patches = model.bestrq2.patches(clip)
     grid = (config.patch_rows, patches.columns)
-    mask = draw_hidden_mask(config, [patches.columns], seed, 0, [0], masks=1)
+    mask = draw_hidden_mask(config, [patches.columns], seed, 0, [0])
     output = model(clip, hidden_mask=mask)
     true_codes = model.quantizer(patches.quantizer_input)[0]
     predicted = output.logits[0].argmax(dim=-1)

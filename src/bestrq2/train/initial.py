@@ -16,10 +16,7 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
 from bestrq2.recipe_book import is_recipe_file, recipes
 
 # Fields that change neither the tensors of a model nor what these mean.
-_FREE = (
-    *("max_seconds", "drop_path_rate", "conformer_dropout", "initializer_range", "mask_ratio", "mask_noise_std"),
-    "masks_per_clip",
-)
+_FREE = ("max_seconds", "drop_path_rate", "conformer_dropout", "initializer_range", "mask_ratio", "mask_noise_std")
 # Fields of what only pretraining has: predictor, head, mask token and quantizer.
 _PRETRAINING = (
     *("objective", "predictor_hidden_size", "predictor_num_layers", "predictor_num_attention_heads"),

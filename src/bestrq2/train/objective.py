@@ -40,7 +40,7 @@ class MaskDrawer:
     rows_per_batch: int
 
     def __call__(self, segments: Tensor, step: int, places: Tensor) -> Tensor:
-        """Clips int64 [R, C] as in `Packing`, number of the batch, places int64 [R] to bool [R, N] or [R, masks, N]."""
+        """Clips int64 [R, C] as in `Packing`, number of the batch, places int64 [R] to bool [R, N]."""
         first = step % self.batches_per_step * self.rows_per_batch
         return draw_packed_mask(
             self.config, segments, self.seed, step // self.batches_per_step, [first + int(place) for place in places]
@@ -104,9 +104,7 @@ class PretrainingTask(Task):
         config = self.model.config
         total: Sums = {}
         for index, batch in enumerate(self.validation_batches):
-            mask = draw_packed_mask(
-                config, batch.packing.segments, _VALIDATION_SEED, index, batch.places.tolist(), masks=1
-            )
+            mask = draw_packed_mask(config, batch.packing.segments, _VALIDATION_SEED, index, batch.places.tolist())
             inputs = Inputs(batch.to(fabric.device).input_values, batch.packing, mask)
             with fabric.autocast():
                 total = added(total, _sums(model, inputs))

@@ -423,9 +423,11 @@ GROUPS: dict[str, type] = {
 # Fields of `TrainerConfig` that decide what is learned, and those that decide it up to rounding; all others are free.
 _FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
 _ROUNDING = ("accelerator", "compile", "devices", "gradient_checkpointing", "num_nodes", "strategy")
-# Fields of earlier versions that a config.yaml may still hold; none of them changed what was learned.
+# Values of removed fields for which this version learns the same.
+_ONLY = {"mask_shape": "uniform", "masks_per_clip": 1}
+# Fields of earlier versions that a config.yaml may still hold; none of the others changed what was learned.
 _REMOVED = {
-    "model": ("mask_shape", "mask_block_size", "mask_span_probability"),
+    "model": ("mask_shape", "mask_block_size", "mask_span_probability", "masks_per_clip"),
     "probe": ("max_share",),
     "logging": ("mlflow",),
 }
@@ -563,11 +565,12 @@ def stored_settings(output: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{output}: holds another kind of run; name a new folder with --output")
     if "batch_seconds" not in settings["loader"]:
         raise earlier_order(output)
-    if settings["model"].get("mask_shape", "uniform") != "uniform":
-        raise CheckpointError(
-            f"{output}: hides blocks of patches, which this version of bestrq2 does not; finish the run with the version "
-            "that began it, or name a new folder with --output"
-        )
+    for name, value in _ONLY.items():
+        if (found := settings["model"].get(name, value)) != value:
+            raise CheckpointError(
+                f"{output}: has model.{name} {found}, which this version of bestrq2 no longer knows; finish the run "
+                "with the version that began it, or name a new folder with --output"
+            )
     return flatten(_without_removed({**_with_defaults(settings), "output": str(output)}))
 
 

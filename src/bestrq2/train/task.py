@@ -30,7 +30,7 @@ class Inputs:
     Args:
         input_values: float32 [B, S], rows of clips on the device.
         packing: clips of the rows, on the CPU, where counting costs no synchronisation.
-        hidden_mask: bool [B, N] or [B, masks, N] on the CPU, patches to hide; None where nothing is hidden.
+        hidden_mask: bool [B, N] on the CPU, patches to hide; None where nothing is hidden.
         labels: targets of a classifier, on the device.
         counts: whether the batch has a clip at all, and so counts.
     """
