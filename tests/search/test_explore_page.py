@@ -103,6 +103,11 @@ async def use(port: int, corpus: Path, folder: Path) -> None:
         await tab.until("document.querySelectorAll('.legend button').length == 2")
         assert await tab.value("document.documentElement.scrollWidth") <= 400
         await tab.send("Emulation.setDeviceMetricsOverride", width=1400, height=900, deviceScaleFactor=1, mobile=False)
+        # The map is drawn anew once the page has its new width.
+        await tab.until(
+            "(() => { const map = document.querySelector('canvas');"
+            " return Math.abs(map.width - map.getBoundingClientRect().width) < 4; })()"
+        )
         await select_and_export(tab, folder / "downloads" / "selection.csv")
         await click(tab, "Near-duplicates", "button[role=tab]")
         await click(tab, "Find near-duplicates")
