@@ -34,6 +34,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
+def earlier_mask(settings: dict[str, Any]) -> str | None:
+    """Kind of mask that only earlier versions draw, if a run has one, such as "model.mask_shape block"."""
+    model = settings.get("model")
+    for name, only in (("mask_shape", "uniform"), ("masks_per_clip", 1)):
+        if isinstance(model, dict) and (found := model.get(name, only)) != only:
+            return f"model.{name} {found}"
+    return None
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 

@@ -154,6 +154,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         ("recipe: [", "cannot be read as YAML"),
         ("- 1", "not the configuration of a pretraining run: it lacks recipe"),
         (
+            "recipe: a\ndata: b\nseed: 0\nloader: {batch_seconds: 4}\ntrainer: {max_steps: 9}\n"
+            "model: {masks_per_clip: 4}",
+            "has model.masks_per_clip 4, which this version",
+        ),
+        (
             "recipe: a\ndata: b\nseed: x\nloader: {batch_seconds: 4}\ntrainer: {max_steps: 9}",
             "seed must be a whole number",
         ),

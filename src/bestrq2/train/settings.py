@@ -423,9 +423,8 @@ GROUPS: dict[str, type] = {
 # Fields of `TrainerConfig` that decide what is learned, and those that decide it up to rounding; all others are free.
 _FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
 _ROUNDING = ("accelerator", "compile", "devices", "gradient_checkpointing", "num_nodes", "strategy")
-# Values of removed fields for which this version learns the same.
-_ONLY = {"mask_shape": "uniform", "masks_per_clip": 1}
-# Fields of earlier versions that a config.yaml may still hold; none of the others changed what was learned.
+# Fields of earlier versions that a config.yaml may still hold; apart from masks, which `earlier_mask` checks, none of
+# them changed what was learned.
 _REMOVED = {
     "model": ("mask_shape", "mask_block_size", "mask_span_probability", "masks_per_clip"),
     "probe": ("max_share",),
@@ -557,7 +556,7 @@ def stored_settings(output: Path) -> dict[str, Any] | None:
         CheckpointError: its config.yaml cannot be read, or another version of the package began the run.
         ConfigError: the folder holds a run of another kind.
     """
-    from bestrq2.run_records import flatten  # imports numpy
+    from bestrq2.run_records import earlier_mask, flatten  # imports numpy
 
     if (settings := _stored(output)) is None:
         return None
@@ -565,12 +564,11 @@ def stored_settings(output: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{output}: holds another kind of run; name a new folder with --output")
     if "batch_seconds" not in settings["loader"]:
         raise earlier_order(output)
-    for name, value in _ONLY.items():
-        if (found := settings["model"].get(name, value)) != value:
-            raise CheckpointError(
-                f"{output}: has model.{name} {found}, which this version of bestrq2 no longer knows; finish the run "
-                "with the version that began it, or name a new folder with --output"
-            )
+    if found := earlier_mask(settings):
+        raise CheckpointError(
+            f"{output}: has {found}, which this version of bestrq2 no longer knows; finish the run with the version "
+            "that began it, or name a new folder with --output"
+        )
     return flatten(_without_removed({**_with_defaults(settings), "output": str(output)}))
 
 
