@@ -109,6 +109,7 @@ def test_a_yaml_file_and_flags_together(tmp_path: Path, recordings: Path):
 WRONG_SETTINGS = {
     "unknown recipe": (["--recipe", "best-rq-2-tin"], "did you mean 'best-rq-2-tiny'?"),
     "unknown key": (["--trainer.max_stps", "3"], "did you mean '--trainer.max_steps'?"),
+    "batch in clips": (["--loader.batch_size", "32"], "did you mean '--loader.batch_seconds'?"),
     "wrong type": (["--trainer.max_steps", "many"], "trainer.max_steps: expected int above 0, got many"),
     "sample rate 0": (["--model.sampling_rate", "0"], "sampling_rate must be a whole number above 0"),
     "incompatible": (["--model.num_attention_heads", "5"], "must be a multiple of num_attention_heads"),

@@ -105,23 +105,6 @@ def test_settings_that_do_not_fit_together_are_named(groups: dict[str, Any], exp
     assert expected in str(caught.value)
 
 
-def test_a_batch_in_clips_is_refused_with_its_size_in_seconds(tmp_path: Path):
-    flags = ["--recipe", "best-rq-2-tiny", "--data", "x", "--output", "y"]
-    old, mine = tmp_path / "config.yaml", tmp_path / "mine.yaml"
-    old.write_text(yaml.safe_dump({**BASE, "model": {"max_seconds": 2.0}, "loader": {"batch_size": 32}}))
-    mine.write_text("extends: best-rq-2-tiny\nloader: {batch_size: 32}\n")
-    for seconds, read in (
-        (320, lambda: parse_arguments([*flags, "--loader.batch_size", "32"])),
-        (128, lambda: parse_arguments([*flags, "--loader.batch-size=32", "--model.max_seconds=4"])),
-        (64, lambda: parse_arguments(["--config", str(old)])),
-        (320, lambda: parse_arguments(["--recipe", str(mine), *flags[2:]])),
-        (160, lambda: resolve({**BASE, "loader": {"batch_size": 32}})),
-    ):
-        with pytest.raises(ConfigError, match=f"as loader.batch_seconds: {seconds} for 32 clips of"):
-            read()
-    assert parse_arguments(flags)[0].step_rows == 32
-
-
 def test_a_configuration_written_as_yaml_is_read_back_and_removed_fields_are_ignored():
     config = resolve({**BASE, "trainer": {"max_steps": 7, "ema": True}, "optimizer": {"betas": [0.9, 0.95]}})
     written = yaml.safe_load(yaml.safe_dump(config.to_dict()))

@@ -542,7 +542,6 @@ def _defaults(parser: ArgumentParser, name: str) -> dict[str, Any]:
     settings = recipe(name)
     settings.pop("description", None)
     try:
-        refuse_batch_size(settings, ModelFields.max_seconds)
         parse_settings(parser, settings)
     except ConfigError as error:
         raise ConfigError(f"recipe {name}: {error}") from error
@@ -600,12 +599,6 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, bool]:
         ConfigError: for unknown flags, wrong values, or values at odds with each other.
     """
     parser = pretrain_parser(_recipe_of(argv))
-    given = _values_of(argv, "--config", "--loader.batch_size", "--loader.batch-size", "--model.max_seconds")
-    longest = given.get("--model.max_seconds", parser.get_default("model.max_seconds"))
-    refuse_batch_size(_read_config(given["--config"]) if "--config" in given else {}, longest)
-    for name in ("batch_size", "batch-size"):
-        if f"--loader.{name}" in given:
-            refuse_batch_size({"loader": {"batch_size": given[f"--loader.{name}"]}}, longest)
     parsed = parse_flags(parser, [word for word in argv if not word.startswith("--print")])
     stored = stored_settings(Path(parsed.output)) if parsed.resume and parsed.output else None
     if stored is not None:
@@ -613,31 +606,6 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, bool]:
     elif parsed.init:
         parser = pretrain_parser(_recipe_of(argv, parsed.init), init=parsed.init)
     return build_config(parse_flags(parser, argv)), parsed.resume
-
-
-def refuse_batch_size(settings: dict[str, Any], max_seconds: Any) -> None:
-    """Refuse settings of earlier versions, which gave the size of a step in clips.
-
-    Args:
-        settings: nested settings.
-        max_seconds: longest clip (s), where `settings` do not give it.
-
-    Raises:
-        ConfigError: naming the `loader.batch_seconds` to give instead.
-    """
-    loader, model = settings.get("loader"), settings.get("model")
-    if not isinstance(loader, dict) or "batch_size" not in loader:
-        return
-    longest = model.get("max_seconds", max_seconds) if isinstance(model, dict) else max_seconds
-    try:
-        clips, seconds = int(loader["batch_size"]), float(longest)
-        equal = f": {clips * seconds:g} for {clips} clips of {seconds:g} s"
-    except (TypeError, ValueError):
-        equal = ""
-    raise ConfigError(
-        f"loader.batch_size is a setting of earlier versions; give the audio of a step in seconds as "
-        f"loader.batch_seconds{equal}"
-    )
 
 
 def resolve(settings: dict[str, Any]) -> PretrainConfig:
@@ -654,7 +622,6 @@ def resolve(settings: dict[str, Any]) -> PretrainConfig:
     parser = pretrain_parser(
         _base_of(kept, init) if stored is None else DEFAULT_RECIPE, stored, None if whole else init
     )
-    refuse_batch_size(kept, parser.get_default("model.max_seconds"))
     return build_config(parse_settings(parser, kept))
 
 
