@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,14 @@ def read_run_settings(path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: loader.batch_size must be a whole number, found {clips!r}")
         settings["loader.batch_seconds"] = clips * float(settings.get("model.max_seconds", 10.0))
     return settings
+
+
+def teacher_gflops(run: Path) -> float:
+    """Operations per clip, in GFLOPs, of the encoder from which a run has codes; 0 where there is none."""
+    try:
+        return float(json.loads(regular_file(run / "environment.json").read_text())["teacher"]["gflops_per_clip"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def read_columns(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from bestrq2.inference.cost import Cost, cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
-from bestrq2.report.comparison import arms
+from bestrq2.report import runs
 from bestrq2.report.page import ReportContents, render
 
 
@@ -27,7 +27,7 @@ def page(contents: ReportContents) -> str:
 @pytest.fixture
 def steady_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the operations of an architecture once."""
-    monkeypatch.setattr(arms, "cost", cost_once)
+    monkeypatch.setattr(runs, "cost", cost_once)
 
 
 @functools.cache

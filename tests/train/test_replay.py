@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ def break_weight(monkeypatch: pytest.MonkeyPatch, after: int, value: float) -> N
     after_steps(monkeypatch, breaking)
 
 
-def failed_run(recordings: Path, output: Path, trainer: dict[str, Any], **watch: Any) -> Path:
-    """The failure folder of a run that must stop."""
+def failed_run(recordings: Path, output: Path, trainer: dict[str, Any], **changes: Any) -> Path:
+    """The failure folder of a run that must stop after two skipped steps in a row."""
+    watch = {"max_skipped_in_a_row": 2, **changes.pop("watch", {})}
     with pytest.raises(BestRQ2Error, match="bestrq2 replay") as caught:
-        small_pretrain(recordings, output, trainer={**SETTINGS, **trainer}, watch=watch)
+        small_pretrain(recordings, output, trainer={**SETTINGS, **trainer}, watch=watch, **changes)
     assert type(caught.value) is BestRQ2Error  # the machine's or the method's fault, not wrong input: exit code 1
     (folder,) = (output / "failures").iterdir()
     assert str(folder) in str(caught.value)
@@ -50,7 +52,7 @@ def failed_run(recordings: Path, output: Path, trainer: dict[str, Any], **watch:
 def failure(tmp_path_factory: pytest.TempPathFactory, recordings: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         break_weight(patch, 2, float("nan"))
-        return failed_run(recordings, tmp_path_factory.mktemp("failed") / "run", {}, max_skipped_in_a_row=3)
+        return failed_run(recordings, tmp_path_factory.mktemp("failed") / "run", {}, watch={"max_skipped_in_a_row": 3})
 
 
 def test_a_run_stops_after_the_configured_number_of_skipped_steps_in_a_row(failure: Path):
@@ -106,21 +108,27 @@ def test_replay_reproduces_the_step_and_names_where_it_began(failure: Path, caps
 
 
 @pytest.mark.parametrize(
-    "trainer",
-    [{"accumulate_grad_batches": 2}, {"precision": "bf16-mixed", "gradient_checkpointing": True}],
-    ids=["accumulated", "bf16"],
+    ("trainer", "rounds"),
+    [({"accumulate_grad_batches": 2}, 1), ({"precision": "bf16-mixed", "gradient_checkpointing": True}, 2)],
+    ids=["accumulated", "second round in bf16"],
 )
 def test_replay_makes_the_same_loss_to_the_last_bit(
-    trainer: dict[str, Any], tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: dict[str, Any],
+    rounds: int,
+    tmp_path: Path,
+    recordings: Path,
+    undisturbed: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     norms = []
+    changes = {} if rounds == 1 else {"teacher": undisturbed(), "model": {"num_codebooks": 2}}
 
     def infinite(parameters: Any) -> torch.Tensor:
         norms.append(float(gradient_norm(parameters)))
         return torch.tensor(torch.inf)
 
     monkeypatch.setattr("bestrq2.train.guard.gradient_norm", infinite)
-    folder = failed_run(recordings, tmp_path / "run", {"max_steps": 3, **trainer}, max_skipped_in_a_row=2)
+    folder = failed_run(recordings, tmp_path / "run", {"max_steps": 3, **trainer}, **changes)
     monkeypatch.undo()
     result = replay_step(folder)
     assert all(np.isfinite(loss) for loss in result.losses)

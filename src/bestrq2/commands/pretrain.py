@@ -29,6 +29,7 @@ def pretrain(
     output: str | os.PathLike[str],
     recipe: str | None = None,
     init: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     resume: bool = False,
     model: dict[str, Any] | None = None,
@@ -57,6 +58,8 @@ def pretrain(
             a YAML file; by default that of the run in `init`, else "best-rq-2".
         init: model whose weights and architecture a new run starts from, as in `bestrq2.load`; what it lacks is
             initialised from the seed.
+        teacher: trained encoder of the same patches, as in `bestrq2.load`, whose clustered states are the targets of
+            half of the codebooks; None for random codebooks alone.
         seed: random seed of weights, data order, crops and masks; 0 by default.
         resume: continue the run in `output` with its own data and settings, or start it if there is none. A larger
             `max_steps` extends the run; other settings that would make it another run are refused.
@@ -84,9 +87,9 @@ def pretrain(
     else:
         source, spec = data, data.name
     settings: dict[str, Any] = {
-        "recipe": recipe, "data": spec, "output": os.fspath(output), "init": None if init is None else os.fspath(init),
-        "seed": seed, "resume": resume, "model": model, "loader": loader, "optimizer": optimizer, "trainer": trainer,
-        "probe": probe, "watch": watch, "logging": logging,
+        "recipe": recipe, "data": spec, "output": os.fspath(output), "init": init and os.fspath(init),
+        "teacher": teacher and os.fspath(teacher), "seed": seed, "resume": resume, "model": model, "loader": loader,
+        "optimizer": optimizer, "trainer": trainer, "probe": probe, "watch": watch, "logging": logging,
     }  # fmt: skip
     return _pretrain(resolve(settings), resume, source)
 

@@ -20,7 +20,7 @@ from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
 from bestrq2.inference.embedder import Embedder, weights_hash
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.run_records import is_finetuned, newest_step, read_run_settings
+from bestrq2.run_records import is_finetuned, newest_step, read_run_settings, teacher_gflops
 
 
 def is_run_folder(model: str | os.PathLike[str]) -> bool:
@@ -96,10 +96,9 @@ def model_provenance(
     known: dict[str, Any] = dict.fromkeys(("recipe", "data", "seed", "steps", "batch_seconds", "training_gflops"))
     known |= {"step": None, "finished": None}
     if training := training_provenance(model):
+        gflops = numbers.training_gflops + training.pop("teacher_gflops", 0.0)
         known |= training
-        known["training_gflops"] = (
-            numbers.training_gflops * known["batch_seconds"] / config.max_seconds * known["steps"]
-        )
+        known["training_gflops"] = gflops * known["batch_seconds"] / config.max_seconds * known["steps"]
     return {
         "model": os.fspath(model),
         **known,
@@ -117,6 +116,8 @@ def training_provenance(model: str | os.PathLike[str]) -> dict[str, Any]:
 def run_provenance(run: Path) -> dict[str, Any]:
     """Recipe, data, seed, planned steps and `batch_seconds` of a run, the step of its weights, and if it is finished.
 
+    Also the operations per clip of its teacher.
+
     Raises:
         CheckpointError: config.yaml or metrics.csv cannot be read.
     """
@@ -128,6 +129,7 @@ def run_provenance(run: Path) -> dict[str, Any]:
             "seed": int(settings["seed"]),
             "steps": int(settings["trainer.max_steps"]),
             "batch_seconds": float(settings["loader.batch_seconds"]),
+            "teacher_gflops": teacher_gflops(run),
         }
     except (DataError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: does not hold the settings of a run") from error

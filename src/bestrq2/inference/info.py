@@ -219,8 +219,9 @@ def _provenance(model: str | os.PathLike[str]) -> dict[str, str]:
     if (run / "environment.json").is_file():
         with suppress(OSError, ValueError, KeyError, TypeError):  # damaged: a fact less
             environment = json.loads((run / "environment.json").read_text())
-            if "init" in environment:
-                facts["started from"] = "{model} (sha256 {sha256})".format(**environment["init"])
+            for label, name in (("started from", "init"), ("second round after", "teacher")):
+                if name in environment:
+                    facts[label] = "{model} (sha256 {sha256})".format(**environment[name])
             facts["made with"] = f"bestrq2 {environment['bestrq2']}, torch {environment['packages']['torch']}"
             facts |= environment.get("heard", {})
     return facts

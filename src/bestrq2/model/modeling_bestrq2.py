@@ -379,6 +379,7 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         packing: Packing | None = None,
+        teacher_codes: Tensor | None = None,
         **unused: Any,
     ) -> BestRQ2ForPreTrainingOutput:
         """Hide patches and predict their codes.
@@ -396,6 +397,8 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
             output_attentions: return the attention weights of the encoder, as `BestRQ2Model` does.
             packing: clips of packed rows, where `input_values` [R, S] has several clips per row; B is then R, and the
                 hidden mask is that of `draw_packed_mask`.
+            teacher_codes: int64 [B, N, K], codes of all patches that replace those of the last K of several codebooks;
+                None for none. A second round has them from the states of an encoder (HuBERT, arXiv 2106.07447).
             unused: ignored; transformers passes further keyword arguments.
 
         Returns:
@@ -419,6 +422,9 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         else:
             context, predicted = self._one_stage(patches, split, hidden_mask, record)
         targets = self.quantizer(_take(patches.quantizer_input, split.hidden))
+        if teacher_codes is not None:
+            taught = _take(teacher_codes, split.hidden)
+            targets = torch.cat([targets[..., : -taught.shape[-1]], taught], dim=-1)
         scores = self._scored(predicted, targets, split.hidden_valid, output_logits)
         if patches.segments is not None:
             hidden_mask = hidden_mask & (patches.segments.to(hidden_mask.device) != 0)

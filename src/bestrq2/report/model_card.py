@@ -314,12 +314,12 @@ def _finetuning(
 def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
     """Data summary, recipe, steps, cost and final losses."""
     facts = {label: cells[0] for label, cells in runs_table([read_curves(folder)])}
-    gflops, environment = cost(run.model).training_gflops * run.step_rows * step, _environment(folder)
-    init = environment.get("init")
+    gflops, environment = run.cost.training_gflops * run.step_rows * step, _environment(folder)
+    begun = {"started from": environment.get("init"), "second round after": environment.get("teacher")}
     seconds = run.seconds()
     return {
         "recipe": run.recipe,
-        **({} if init is None else {"started from": f"{_initial_model(init)}, sha256 {init['sha256']}"}),
+        **{label: f"{_initial_model(model)}, sha256 {model['sha256']}" for label, model in begun.items() if model},
         "data": ", ".join([_public_name(data), *_data_summary(folder, Path(data))]),
         "steps": f"{step:,} of {run.max_steps:,}, {run.settings['loader.batch_seconds']:g} s each, in "
         f"rows of {run.model.max_seconds:g} s",

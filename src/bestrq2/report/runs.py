@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -13,6 +14,7 @@ from bestrq2.evaluate.benchmark import SOUNDWORLD_2, read_benchmark_result, real
 from bestrq2.evaluate.probe import PROBES
 from bestrq2.evaluate.result import PROBE, Result, read_result
 from bestrq2.evaluate.xares.results import RESULT_NAME, read_xares_result
+from bestrq2.inference.cost import Cost, cost
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.report.curves import RunCurves
 from bestrq2.run_records import (
@@ -24,6 +26,7 @@ from bestrq2.run_records import (
     read_run_settings,
     read_settings,
     read_table,
+    teacher_gflops,
 )
 
 BENCHMARK = SOUNDWORLD_2.name
@@ -65,6 +68,7 @@ class Run:
         reference: name of the reference for a run that ships with the package.
         xares: X-ARES result; None where it was not run.
         probes: results of `bestrq2 probe` on labels of one's own.
+        teacher_gflops: operations per clip of the encoder that gives codes; 0 without one.
     """
 
     folder: Path
@@ -80,6 +84,13 @@ class Run:
     reference: str | None = None
     xares: Result | None = None
     probes: tuple[Result, ...] = ()
+    teacher_gflops: float = 0.0
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """Size of the model, and operations per clip, those of a teacher among them."""
+        counted = cost(self.model)
+        return replace(counted, training_gflops=counted.training_gflops + self.teacher_gflops)
 
     @property
     def finished(self) -> bool:
@@ -153,6 +164,7 @@ def read_training(folder: str | Path, unfinished: bool = False, reference: str |
         timing=_read_timing(folder / "timing.csv", first_step, steps),
         result=None,
         reference=reference,
+        teacher_gflops=teacher_gflops(folder),
     )
 
 

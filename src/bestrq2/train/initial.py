@@ -33,10 +33,19 @@ def initial_fields(source: str) -> dict[str, Any]:
         ConfigError: a recipe, which has no trained weights.
         CheckpointError: as `bestrq2.load`.
     """
-    if not Path(source).is_dir() and (source in recipes() or is_recipe_file(source)):
-        raise ConfigError(f"--init {source}: a recipe has no trained weights; give it as --recipe")
+    refuse_recipe("--init", source)
     config = load_encoder(source).config
     return {name: getattr(config, name) for name in FIELD_TYPES}
+
+
+def refuse_recipe(flag: str, source: str) -> None:
+    """Refuse a recipe where a trained model is needed.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    if not Path(source).is_dir() and (source in recipes() or is_recipe_file(source)):
+        raise ConfigError(f"{flag} {source}: a recipe has no trained weights; give it as --recipe")
 
 
 @dataclass(frozen=True)
@@ -68,14 +77,15 @@ class Initial:
             f"the seed, its quantizer from model.quantizer_seed ({model.config.quantizer_seed})"
         )
 
-    def origin(self) -> dict[str, Any]:
-        """Name and hub id, SHA-256 of the encoder's tensors, and recipe, data, seed and step of its run, if any."""
-        known = training_provenance(self.source)
-        run = {name: known[name] for name in ("recipe", "data", "seed", "step") if known.get(name) is not None}
-        # What was loaded, but is neither of the package nor a path here, came from the hub.
-        is_here = self.source in ENCODERS or Path(self.source).exists()
-        hub = {} if is_here else {"base_model": self.source}
-        return {"model": self.source, **hub, "sha256": weights_hash(self.model.base_model), **run}
+
+def origin(source: str, encoder: BestRQ2Model) -> dict[str, Any]:
+    """Name and hub id of a model, SHA-256 of its encoder's tensors, and recipe, data, seed and step, where known."""
+    known = training_provenance(source)
+    run = {name: known[name] for name in ("recipe", "data", "seed", "step") if known.get(name) is not None}
+    # What was loaded, but is neither of the package nor a path here, came from the hub.
+    is_here = source in ENCODERS or Path(source).exists()
+    hub = {} if is_here else {"base_model": source}
+    return {"model": source, **hub, "sha256": weights_hash(encoder), **run}
 
 
 def load_fitting(source: str, fields: ModelFields, keep_statistics: bool) -> Initial:

@@ -21,6 +21,7 @@ from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining
 from bestrq2.model.quantizer import code_usage
 from bestrq2.train.settings import PretrainConfig
 from bestrq2.train.task import Inputs, Sums, Task, added, without_empty_rows
+from bestrq2.train.teacher import Teacher
 
 _VALIDATION_SEED = 0x7A11D
 _VALIDATION_ROWS = 16
@@ -54,6 +55,7 @@ class PretrainingTask(Task):
         model: pretraining model.
         seed: random seed of stochastic depth, dropout and noise.
         held_out: waveforms for the validation loss, float32 [samples] each; none for no validation.
+        teacher: gives the codes of half of the codebooks; None for random codebooks alone.
     """
 
     label = "pretrain"
@@ -61,13 +63,20 @@ class PretrainingTask(Task):
     # independent draws makes up for. The quantizer is frozen: all codes since the first step are of one distribution.
     running_sums = ("codes",)
 
-    def __init__(self, model: BestRQ2ForPreTraining, seed: int, held_out: Sequence[np.ndarray] = ()) -> None:
+    def __init__(
+        self,
+        model: BestRQ2ForPreTraining,
+        seed: int,
+        held_out: Sequence[np.ndarray] = (),
+        teacher: Teacher | None = None,
+    ) -> None:
         super().__init__(model, seed)
+        self.teacher = teacher
         self.validation_batches = fixed_batches(list(held_out), model.config, _VALIDATION_ROWS) if held_out else []
 
     def forward(self, inputs: Inputs) -> Sums:
         """Sums over the hidden patches of a batch; see `Task.forward`."""
-        sums = _sums(self.model, inputs)
+        sums = _sums(self.model, inputs, self.teacher)
         return sums if inputs.counts else {name: 0 * value for name, value in sums.items()}
 
     def inputs(self, batch: AudioBatch, device: torch.device) -> Inputs:
@@ -107,7 +116,7 @@ class PretrainingTask(Task):
             mask = draw_packed_mask(config, batch.packing.segments, _VALIDATION_SEED, index, batch.places.tolist())
             inputs = Inputs(batch.to(fabric.device).input_values, batch.packing, mask)
             with fabric.autocast():
-                total = added(total, _sums(model, inputs))
+                total = added(total, _sums(model, inputs, self.teacher))
         averages = _averages("validation", total, code_usage(sums["codes"]).entropy)
         return {name: float(value) for name, value in averages.items()}
 
@@ -125,9 +134,15 @@ class PretrainingTask(Task):
             BestRQ2FeatureExtractor(sampling_rate=self.model.config.sampling_rate).save_pretrained(folder)
 
 
-def _sums(model: nn.Module, inputs: Inputs) -> Sums:
+def _sums(model: nn.Module, inputs: Inputs, teacher: Teacher | None) -> Sums:
     """Sums of loss, accuracy and codes over the hidden patches of a batch."""
-    output = model(inputs.input_values, hidden_mask=inputs.hidden_mask, packing=inputs.packing, output_logits=False)
+    output = model(
+        inputs.input_values,
+        hidden_mask=inputs.hidden_mask,
+        packing=inputs.packing,
+        output_logits=False,
+        teacher_codes=None if teacher is None else teacher.codes(inputs.input_values, inputs.packing),
+    )
     patches = output.hidden_valid.sum().float()
     return {
         "terms": patches,

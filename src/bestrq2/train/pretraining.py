@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from bestrq2.data.batch import AudioBatch
 from bestrq2.data.loader import end_workers, fixed_crops, training_batches, training_rows
 from bestrq2.data.open_source import open_source
 from bestrq2.data.prepare.summary import BandSums, prepared_statistics
@@ -22,6 +23,7 @@ from bestrq2.data.sources import Source, split_source
 from bestrq2.errors import ConfigError, DataError
 from bestrq2.files import disk_errors, folder_lock
 from bestrq2.inference.compiling import compile_parts
+from bestrq2.inference.cost import cost
 from bestrq2.model.modeling_bestrq2 import BestRQ2Model
 from bestrq2.progress import Progress
 from bestrq2.report.page import write_run_report
@@ -29,7 +31,7 @@ from bestrq2.report.recordings import shown_recordings
 from bestrq2.text import counted
 from bestrq2.train.checkpoints import read_checkpoint
 from bestrq2.train.heard import Heard
-from bestrq2.train.initial import Initial, load_fitting
+from bestrq2.train.initial import Initial, load_fitting, origin
 from bestrq2.train.loop import Run, make_run, train
 from bestrq2.train.objective import MaskDrawer, PretrainingTask, build_model, model_config
 from bestrq2.train.online_probe import OnlineProbing
@@ -46,11 +48,12 @@ from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import PretrainConfig, changed_rounding, changed_settings
 from bestrq2.train.step_cost import fitting_seconds
 from bestrq2.train.stopping import StopRequest
+from bestrq2.train.teacher import PATCHES_PER_CODE, Teacher, fit_teacher, teaching_encoder
 from bestrq2.train.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-_STATISTICS_ROWS = 16
+_SAMPLE_ROWS = 16
 
 
 def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Source | None = None) -> Path:
@@ -92,6 +95,9 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
             initial = None
             if checkpoint is None and config.init is not None:
                 initial = load_fitting(config.init, config.model, keep_statistics=not config.loader.statistics_clips)
+            teaching = None
+            if checkpoint is None and config.teacher is not None:
+                teaching = teaching_encoder(config.teacher, config.model)
             probing = OnlineProbing(config.probe, config.seed) if config.probe.data is not None else None
             training, held_out = split_source(source, config.loader.validation_clips, config.seed)
             if first:
@@ -103,10 +109,19 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
             logger.info("training on %s%s", "; ".join(facts.values()), aside)
             if first:
                 counts = {"recordings": len(source), "held_out": len(held_out) if held_out else 0}
-                origin = folder.read_environment().get("init") if initial is None else initial.origin()
-                folder.write_environment({**counts, "heard": facts} | ({"init": origin} if origin else {}))
+                origins = {
+                    name: known for name in ("init", "teacher") if (known := folder.read_environment().get(name))
+                }
+                if initial is not None:
+                    origins["init"] = origin(initial.source, initial.model.base_model)
+                if teaching is not None:
+                    assert config.teacher is not None
+                    gflops = cost(teaching.config).inference_gflops
+                    origins["teacher"] = {**origin(config.teacher, teaching), "gflops_per_clip": gflops}
+                folder.write_environment({**counts, "heard": facts, **origins})
             fabric = launch(config.trainer) if fabric is None else fabric
-            _pretrain(config, fabric, folder, (training, rows), held_out, initial, (start, checkpoint), stop, probing)
+            corpus, resumed = (training, rows), (start, checkpoint)
+            _pretrain(config, fabric, folder, corpus, held_out, initial, teaching, resumed, stop, probing)
             disconnect()
     return folder.root
 
@@ -126,6 +141,7 @@ def _pretrain(
     corpus: tuple[Source, Rows],
     held_out: Source | None,
     initial: Initial | None,
+    teaching: BestRQ2Model | None,
     resumed: tuple[int, Path | None],
     stop: StopRequest,
     probing: OnlineProbing | None,
@@ -139,10 +155,15 @@ def _pretrain(
     model = build_model(config)
     if initial is not None:
         logger.info("%s: %s", folder.root, initial.fill(model))
-    task = PretrainingTask(model, config.seed, validation)
+    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    if teaching is not None and first_process():
+        _fit_teacher(config, teaching, corpus, rejections).save(folder.teacher)
+    if config.teacher is not None:
+        fabric.barrier()
+    teacher = None if config.teacher is None else Teacher.load(folder.teacher)
+    task = PretrainingTask(model, config.seed, validation, teacher)
     if config.trainer.compile:
         compile_parts(task.model)
-    state = None if checkpoint is None else read_checkpoint(checkpoint)
     if state is None and config.model.uses_dataset_statistics and config.loader.statistics_clips:
         task.model.base_model.set_statistics(*_statistics(config, training, rows, task.model.base_model, rejections))
     run = make_run(
@@ -219,9 +240,32 @@ def _statistics(
     if known := prepared_statistics(training, encoder.config):
         logger.info("%s: mean and deviation per mel band are those of its summary", training.name)
         return known
+    sums = BandSums(encoder.config.num_mel_bands)
     # As many rows as hold so many clips on average.
-    needed = max(1, round(config.loader.statistics_clips * len(rows) / rows.clips))
-    size = min(_STATISTICS_ROWS, needed)
+    needed = config.loader.statistics_clips * len(rows) / rows.clips
+    for batch in _sample(config, training, rows, needed, rejections, "statistics"):
+        with torch.no_grad():
+            columns = encoder.log_mel.packed(batch.to("cpu").input_values, batch.packing.frames)
+        columns = columns.unflatten(-1, (batch.packing.segments.shape[1], -1)).movedim(1, -1)
+        sums.add_frames(columns[batch.packing.segments != 0].flatten(0, 1))
+    return sums.statistics()
+
+
+def _fit_teacher(
+    config: PretrainConfig, encoder: BestRQ2Model, corpus: tuple[Source, Rows], rejections: RejectionLog
+) -> Teacher:
+    """Cluster the states of a trained encoder over a sample of the corpus."""
+    patches = config.model.patch_rows * config.model.columns(config.model.max_samples)
+    needed = PATCHES_PER_CODE * config.model.codebook_size / patches
+    return fit_teacher(encoder, config.model, _sample(config, *corpus, needed, rejections, "teacher"))
+
+
+def _sample(
+    config: PretrainConfig, training: Source, rows: Rows, needed: float, rejections: RejectionLog, label: str
+) -> Iterator[AudioBatch]:
+    """The first batches of the corpus in the order of training, of `needed` rows or a few more."""
+    count = max(1, round(needed))
+    size = min(_SAMPLE_ROWS, count)
     batches = training_batches(
         training,
         rows,
@@ -229,23 +273,19 @@ def _statistics(
         seed=config.seed,
         batch_rows=size,
         num_workers=config.loader.num_workers,
-        max_steps=-(-needed // size),
+        max_steps=-(-count // size),
     )
-    sums = BandSums(encoder.config.num_mel_bands)
     rejected: list[tuple[str, str]] = []
     shorter: list[Shorter] = []
-    with torch.no_grad(), Progress("statistics", -(-needed // size), "batches", leave=False) as progress:
+    with Progress(label, -(-count // size), "batches", leave=False) as progress:
         for batch in batches:
             rejected += batch.rejected
             shorter += batch.shorter
-            columns = encoder.log_mel.packed(batch.to("cpu").input_values, batch.packing.frames)
-            columns = columns.unflatten(-1, (batch.packing.segments.shape[1], -1)).movedim(1, -1)
-            sums.add_frames(columns[batch.packing.segments != 0].flatten(0, 1))
+            yield batch
             progress.advance()
     if first_process():
         rejections.add(rejected)
         rejections.shorter.add(shorter)
-    return sums.statistics()
 
 
 def _is_finished(folder: RunFolder, config: PretrainConfig) -> bool:

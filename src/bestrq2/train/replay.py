@@ -30,9 +30,10 @@ from bestrq2.model.packing import Packing
 from bestrq2.train.checkpoints import CheckpointStore, read_state, write_state
 from bestrq2.train.guard import Guard, gradient_norm, marked
 from bestrq2.train.objective import PretrainingTask, build_model, model_config
-from bestrq2.train.run_folder import environment
+from bestrq2.train.run_folder import RunFolder, environment
 from bestrq2.train.settings import PretrainConfig, resolve
 from bestrq2.train.task import Task, seed_noise
+from bestrq2.train.teacher import Teacher
 
 # Gradients of several processes are added in another order here than they were there.
 _ROUNDING = 1e-4
@@ -325,7 +326,8 @@ def _precision(name: str, device: torch.device) -> Precision:
 def _task(folder: Path, saved: Failure) -> tuple[PretrainConfig, PretrainingTask]:
     """The model before the step."""
     config = resolve(saved.state["bestrq2"]["config"])
-    task = PretrainingTask(build_model(config), config.seed)
+    teacher = None if config.teacher is None else Teacher.load(RunFolder(folder.parents[1]).teacher)
+    task = PretrainingTask(build_model(config), config.seed, teacher=teacher)
     try:
         task.load_state_dict(saved.state["state_dict"])
     except RuntimeError as error:

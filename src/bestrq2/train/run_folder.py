@@ -37,6 +37,7 @@ class RunFolder:
         warnings: warnings given in the course of training.
         environment: versions, commit and hardware.
         report: report for people.
+        teacher: encoder and clusters that give a second round its targets.
     """
 
     def __init__(self, root: Path) -> None:
@@ -51,6 +52,7 @@ class RunFolder:
         self.warnings = root / "warnings.txt"
         self.environment = root / "environment.json"
         self.report = root / "report.html"
+        self.teacher = root / "teacher"
 
     def store(self, trainer: TrainerConfig) -> CheckpointStore:
         """Training states, kept as the settings say."""

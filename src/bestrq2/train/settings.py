@@ -259,6 +259,7 @@ class PretrainConfig(Checked):
         model: architecture.
         recipe: recipe from which the settings start.
         init: model whose weights the run starts from; None for random weights.
+        teacher: encoder whose clustered states are half of the targets; None for random codebooks alone.
         seed: random seed for weights, data order, crops and masks.
         loader, optimizer, trainer, probe, watch, logging: groups of settings.
     """
@@ -268,6 +269,7 @@ class PretrainConfig(Checked):
     model: ModelFields
     recipe: str = DEFAULT_RECIPE
     init: str | None = None
+    teacher: str | None = None
     seed: NonNegativeInt = 0
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -304,6 +306,10 @@ class PretrainConfig(Checked):
             raise ConfigError(
                 "loader.statistics_clips 0 keeps the statistics of the model in --init; name one, or a number of clips"
             )
+        if self.teacher is not None and self.model.num_codebooks < 2:
+            raise ConfigError(
+                "--teacher gives the codes of half of the codebooks; set model.num_codebooks to 2 or more"
+            )
         if self.loader.batch_seconds != "auto" and self.step_rows % trainer.accumulate_grad_batches:
             raise ConfigError(
                 f"{self.rows_in_words}, which must be a multiple of trainer.accumulate_grad_batches "
@@ -328,7 +334,7 @@ class PretrainConfig(Checked):
         groups = {name: _plain(getattr(self, name)) for name in GROUPS}
         model = {name: _list(getattr(self.model, name)) for name in FIELD_TYPES}
         top = {"recipe": self.recipe, "data": self.data, "output": str(self.output), "seed": self.seed}
-        top |= {} if self.init is None else {"init": self.init}
+        top |= {name: value for name in ("init", "teacher") if (value := getattr(self, name)) is not None}
         return {**top, "model": model, **groups}
 
 
@@ -493,6 +499,11 @@ _INIT = (
     "checkpoint or hub id; what it lacks is initialised from the seed"
 )
 
+_TEACHER = (
+    'trained encoder of the same patches, such as "bestrq2-tiny": its clustered states are the targets of half of the '
+    "codebooks (a second round)"
+)
+
 
 def pretrain_parser(
     name: str = DEFAULT_RECIPE, stored: dict[str, Any] | None = None, init: str | None = None
@@ -515,6 +526,7 @@ def pretrain_parser(
     run = parser.add_argument_group("run")
     add_argument(run, "seed", NonNegativeInt, 0, "random seed of weights, data order, crops and masks")
     add_argument(run, "init", str | None, None, _INIT)
+    add_argument(run, "teacher", str | None, None, _TEACHER)
     add_argument(run, "resume", bool, False, _RESUME)
     for group, kind in {"model": ModelFields, **GROUPS}.items():
         title = document(kind)[0].splitlines()[0].rstrip(".")
@@ -704,6 +716,7 @@ def build_config(parsed: Namespace) -> PretrainConfig:
     return PretrainConfig(
         recipe=settings["recipe"],
         init=settings["init"],
+        teacher=settings["teacher"],
         data=settings["data"],
         output=Path(settings["output"]),
         seed=settings["seed"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestrq2.errors import DataError
-from bestrq2.inference.cost import Cost, cost
+from bestrq2.inference.cost import Cost
 from bestrq2.report.runs import Run, value_text
 from bestrq2.run_records import Curve
 
@@ -103,10 +102,10 @@ class Arm:
         """Runs with a benchmark result."""
         return [run for run in self.runs if run.result is not None]
 
-    @functools.cached_property
+    @property
     def cost(self) -> Cost:
         """Size of the model, and operations per clip in training."""
-        return cost(self.first.model)
+        return self.first.cost
 
     def gflops(self, steps: int) -> float:
         """Training GFLOPs up to a step, for clips of full length."""
