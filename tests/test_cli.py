@@ -8,13 +8,17 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import bestrq2
 from bestrq2 import cli
+from bestrq2.errors import StoppedBySignal
 
 MAIN = [sys.executable, "-m", "bestrq2"]
 
@@ -214,6 +218,27 @@ def test_a_signal_whose_exception_a_finaliser_swallows_is_repeated():
     assert done.returncode == 143, done.stderr
     assert done.stderr == ""
     assert time.monotonic() - started < 15
+
+
+def test_a_signal_that_comes_before_its_repetition_is_left_is_repeated_once_more(monkeypatch: pytest.MonkeyPatch):
+    signals, started = cli._Signals(), []
+
+    class Early:
+        """A timer so late to return from `start` that its signal is already there."""
+
+        def __init__(self, delay: float, function: Callable[..., object], arguments: tuple[int, int]) -> None:
+            self.number = arguments[1]
+
+        def start(self) -> None:
+            started.append(self.number)
+            if len(started) == 1:
+                signals.handle(self.number, sys._getframe())
+
+    monkeypatch.setattr(threading, "Timer", Early)
+    with pytest.raises(StoppedBySignal):
+        signals.handle(signal.SIGTERM, None)
+    signals.raise_again(SimpleNamespace(exc_value=StoppedBySignal("terminated", signal.SIGTERM)))
+    assert started == [signal.SIGTERM, signal.SIGTERM]
 
 
 def test_a_reader_that_goes_away_early_causes_no_trace(start_cli):

@@ -9,8 +9,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from types import FrameType
+from collections.abc import Iterator, Sequence
+from types import CodeType, FrameType
 from typing import Any
 
 from bestrq2._version import __version__
@@ -103,28 +103,34 @@ class _Signals:
         """Raise; while a module is imported, end at once."""
         self.received = number
         # Some libraries swallow exceptions while they are imported. Nothing is lost: files are whole at any instant.
-        if os.getpid() == self.process and _importing(frame):
+        running = list(_running(frame))
+        if os.getpid() == self.process and any(code.co_filename.startswith("<frozen importlib") for code in running):
             os.write(2, f"\nbestrq2 {' '.join(sys.argv[1:2])}: interrupted\n".encode())
             os._exit(EXIT_SIGNAL + number)
+        if _Signals.raise_again.__code__ in running:  # a busy machine took longer to leave it than the signal to come
+            self.send_again()
+            return
         raise KeyboardInterrupt if number == signal.SIGINT else StoppedBySignal("terminated", number)
 
     def raise_again(self, unraisable: Any) -> None:
         """Repeat a signal whose exception was raised in a finaliser, where Python drops it."""
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            import threading
-
-            # Not from within this hook, where it would be dropped again.
-            threading.Timer(0.01, os.kill, (self.process, self.received)).start()
+            self.send_again()  # not from within this hook, where it would be dropped again
         else:
             sys.__unraisablehook__(unraisable)
 
+    def send_again(self) -> None:
+        """Send the signal again in a moment."""
+        import threading
 
-def _importing(frame: FrameType | None) -> bool:
+        threading.Timer(0.01, os.kill, (self.process, self.received)).start()
+
+
+def _running(frame: FrameType | None) -> Iterator[CodeType]:
+    """Code of a frame and of its callers."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
+        yield frame.f_code
         frame = frame.f_back
-    return False
 
 
 def main() -> None:
