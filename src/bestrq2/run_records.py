@@ -35,10 +35,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def earlier_mask(settings: dict[str, Any]) -> str | None:
-    """Kind of mask that only earlier versions draw, if a run has one, such as "model.mask_shape block"."""
-    model = settings.get("model")
-    for name, only in (("mask_shape", "uniform"), ("masks_per_clip", 1)):
+def earlier_setting(settings: dict[str, Any]) -> str | None:
+    """Setting by which a run learns what only earlier versions can, if it has one, such as "model.mask_shape block"."""
+    model, gone = settings.get("model"), {"mask_shape": "uniform", "masks_per_clip": 1}
+    for name, only in {**gone, "predictor_context_positions": False}.items():
         if isinstance(model, dict) and (found := model.get(name, only)) != only:
             return f"model.{name} {found}"
     return None

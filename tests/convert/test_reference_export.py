@@ -122,7 +122,6 @@ def test_mlp_ratio_reproduces_the_width_in_float_arithmetic(tiny_pretraining, tm
         ({"patch_size": [8, 16], "short_win_length": 400, "short_mel_bands": 8}, "short_mel_bands is 8"),
         ({"quantizer_normalization": "layernorm"}, "quantizer_normalization is 'layernorm'"),
         ({"num_codebooks": 2}, "num_codebooks is 2"),
-        ({"predictor_context_positions": True}, "predictor_context_positions is True"),
         ({"position_embedding": "learned"}, "position_embedding is 'learned'"),
     ],
 )

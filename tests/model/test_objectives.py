@@ -73,18 +73,16 @@ def test_in_one_stage_the_mask_token_stands_for_hidden_patches(tiny_pretraining)
     torch.testing.assert_close(output.context_hidden_state, visible, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("context_positions", [False, True])
 @torch.no_grad()
-def test_in_two_steps_the_predictor_gets_context_and_mask_tokens_in_their_places(tiny_pretraining, context_positions):
+def test_in_two_steps_the_predictor_gets_context_and_mask_tokens_in_their_places(tiny_pretraining):
     """The same as scattering both into the grid and running the predictor over it in grid order."""
-    model = tiny_pretraining(predictor_context_positions=context_positions, predictor_num_layers=2)
+    model = tiny_pretraining(predictor_num_layers=2)
     clips, hidden = scenes(2, 80_000), random_mask(model, [8, 8])
     output = model(clips, hidden_mask=hidden)
     positions = model.predictor.added_positions(8, clips.device)
     grid = torch.empty(2, N, 24)
     for clip in range(2):
-        known = model.predictor_input(output.context_hidden_state[clip])
-        grid[clip, ~hidden[clip]] = known + (positions[~hidden[clip]] if context_positions else 0)
+        grid[clip, ~hidden[clip]] = model.predictor_input(output.context_hidden_state[clip])
         grid[clip, hidden[clip]] = model.mask_token[0] + positions[hidden[clip]]
     states = model.predictor(grid, 8, None, None)
     expected = model.head(torch.stack([states[clip][hidden[clip]] for clip in range(2)]))
@@ -207,7 +205,7 @@ def test_a_mask_that_hides_nothing_inside_a_short_clip_is_refused(tiny_pretraini
     "changes",
     [
         {},
-        {"position_embedding": "learned", "predictor_context_positions": True, "num_codebooks": 2},
+        {"position_embedding": "learned", "num_codebooks": 2},
         {
             "position_embedding": "rope_2d",
             "qk_norm": True,

@@ -27,7 +27,7 @@ ARCHITECTURES = [
     {"position_embedding": "rope_time", "input_normalization": "dataset", "quantizer_normalization": "dataset"},
     {"position_embedding": "learned", "quantizer_normalization": "layernorm", "num_codebooks": 2},
     {"patch_size": [8, 16], "short_win_length": 400, "short_mel_bands": 8, "num_codebooks": 2},
-    {"predictor_context_positions": True, "input_normalization": "clip"},
+    {"input_normalization": "clip"},
     {"norm": "rmsnorm", "activation": "swiglu", "qk_norm": True, "use_bias": False, "position_embedding": "rope_2d"},
 ]
 

@@ -375,7 +375,9 @@ def test_a_run_of_a_version_with_other_settings_can_be_resumed(tmp_path: Path, r
     settings = yaml.safe_load((run / "config.yaml").read_text())
     for name in ("encoder_type", "mask_fill", "num_codebooks"):
         del settings["model"][name]
-    settings["model"].update(mask_shape="uniform", masks_per_clip=1, mask_span_probability=0.15)
+    settings["model"].update(
+        mask_shape="uniform", masks_per_clip=1, mask_span_probability=0.15, predictor_context_positions=False
+    )
     del settings["logging"], settings["trainer"]["keep_last"]
     settings["probe"]["max_share"] = 0.05
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -385,8 +387,10 @@ def test_a_run_of_a_version_with_other_settings_can_be_resumed(tmp_path: Path, r
         small_pretrain(recordings, run, model={"num_codebooks": 2}, trainer={"max_steps": 10}, resume=True)
 
 
-@pytest.mark.parametrize(("name", "value"), [("mask_shape", "block"), ("masks_per_clip", 2)])
-def test_a_run_with_masks_of_an_earlier_version_is_refused(
+@pytest.mark.parametrize(
+    ("name", "value"), [("mask_shape", "block"), ("masks_per_clip", 2), ("predictor_context_positions", True)]
+)
+def test_a_run_whose_settings_only_an_earlier_version_has_is_refused(
     name: str, value: Any, tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = small_pretrain(recordings, tmp_path / "run")

@@ -401,11 +401,7 @@ def check_repeated_fields(config: ReferenceConfig, model: BestRQ2Config) -> None
 
 # Fields for which the reference knows one value only: those of the encoder, and those of its pretraining.
 _ENCODER_ONLY_VALUE = {"encoder_type": "vit", "input_normalization": "none", "short_mel_bands": 0}
-_PRETRAINING_ONLY_VALUE = {
-    "quantizer_normalization": "none",
-    "num_codebooks": 1,
-    "predictor_context_positions": False,
-}
+_PRETRAINING_ONLY_VALUE = {"quantizer_normalization": "none", "num_codebooks": 1}
 
 
 _SPECTROGRAM = {

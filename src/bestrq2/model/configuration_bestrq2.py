@@ -30,7 +30,7 @@ _OF_TRANSFORMERS = (
 )
 
 # Fields of earlier versions that a stored configuration may hold.
-_REMOVED = ("mask_shape", "mask_block_size", "mask_span_probability", "masks_per_clip")
+_REMOVED = ("mask_shape", "mask_block_size", "mask_span_probability", "masks_per_clip", "predictor_context_positions")
 _MOST_LABELS = 2**16
 
 

@@ -61,7 +61,6 @@ class ModelFields:
         predictor_num_layers: number of predictor blocks.
         predictor_num_attention_heads: number of attention heads in the predictor.
         predictor_intermediate_size: hidden width of the predictor's feed-forward layers.
-        predictor_context_positions: positions added to the predictor's context too, not to mask tokens only.
         codebook_size: number of codes per codebook.
         codebook_dim: width of the random projection.
         num_codebooks: number of independent quantizers; their losses are averaged.
@@ -112,7 +111,6 @@ class ModelFields:
     predictor_num_layers: int = 4
     predictor_num_attention_heads: int = 12
     predictor_intermediate_size: int = 3072
-    predictor_context_positions: bool = False
     codebook_size: int = 8192
     codebook_dim: int = 16
     num_codebooks: int = 1

@@ -482,11 +482,8 @@ class BestRQ2ForPreTraining(BestRQ2PreTrainedModel):
         tokens = _add(tokens, self.bestrq2.encoder.added_positions(columns, device), visible)
         context = self.bestrq2.encoder(tokens, columns, visible, split.visible_valid, record)
 
-        positions = self.predictor.added_positions(columns, device)
         known = self.predictor_input(context).to(self.mask_token.dtype)
-        if self.config.predictor_context_positions:
-            known = _add(known, positions, visible)
-        asked = _add(self.mask_token.expand(*hidden.shape, -1), positions, hidden)
+        asked = _add(self.mask_token.expand(*hidden.shape, -1), self.predictor.added_positions(columns, device), hidden)
         states = self.predictor(torch.cat([known, asked], 1), columns, split.positions, split.valid)
         return context, states[:, count:]
 

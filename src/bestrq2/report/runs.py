@@ -19,7 +19,7 @@ from bestrq2.model.configuration_bestrq2 import BestRQ2Config, field_names
 from bestrq2.report.curves import RunCurves
 from bestrq2.run_records import (
     Curve,
-    earlier_mask,
+    earlier_setting,
     newest_step,
     read_columns,
     read_metrics,
@@ -280,7 +280,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], BestRQ2Config]:
             raise DataError(f"{path}: {name} must be a whole number, found {flat[name]!r}")
     if not isinstance(flat["loader.batch_seconds"], int | float):
         raise DataError(f"{path}: loader.batch_seconds must be a number, found {flat['loader.batch_seconds']!r}")
-    if found := earlier_mask(settings):
+    if found := earlier_setting(settings):
         raise DataError(
             f"{path}: has {found}, which this version of bestrq2 no longer knows; use the version that made it"
         )

@@ -20,7 +20,7 @@ _FREE = ("max_seconds", "drop_path_rate", "conformer_dropout", "initializer_rang
 # Fields of what only pretraining has: predictor, head, mask token and quantizer.
 _PRETRAINING = (
     *("objective", "predictor_hidden_size", "predictor_num_layers", "predictor_num_attention_heads"),
-    *("predictor_intermediate_size", "predictor_context_positions", "codebook_size", "codebook_dim"),
+    *("predictor_intermediate_size", "codebook_size", "codebook_dim"),
     *("num_codebooks", "quantizer_seed", "quantizer_normalization", "mask_fill"),
 )
 _PARTS = {"predictor": "predictor", "mask_token": "mask token", "head": "head"}

@@ -429,10 +429,16 @@ GROUPS: dict[str, type] = {
 # Fields of `TrainerConfig` that decide what is learned, and those that decide it up to rounding; all others are free.
 _FIXED = ("precision", "gradient_clip_val", "ema", "accumulate_grad_batches", "max_steps")
 _ROUNDING = ("accelerator", "compile", "devices", "gradient_checkpointing", "num_nodes", "strategy")
-# Fields of earlier versions that a config.yaml may still hold; apart from masks, which `earlier_mask` checks, none of
+# Fields of earlier versions that a config.yaml may still hold; apart from those that `earlier_setting` checks, none of
 # them changed what was learned.
 _REMOVED = {
-    "model": ("mask_shape", "mask_block_size", "mask_span_probability", "masks_per_clip"),
+    "model": (
+        "mask_shape",
+        "mask_block_size",
+        "mask_span_probability",
+        "masks_per_clip",
+        "predictor_context_positions",
+    ),
     "probe": ("max_share",),
     "logging": ("mlflow",),
 }
@@ -567,7 +573,7 @@ def stored_settings(output: Path) -> dict[str, Any] | None:
         CheckpointError: its config.yaml cannot be read, or another version of the package began the run.
         ConfigError: the folder holds a run of another kind.
     """
-    from bestrq2.run_records import earlier_mask, flatten  # imports numpy
+    from bestrq2.run_records import earlier_setting, flatten  # imports numpy
 
     if (settings := _stored(output)) is None:
         return None
@@ -575,7 +581,7 @@ def stored_settings(output: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{output}: holds another kind of run; name a new folder with --output")
     if "batch_seconds" not in settings["loader"]:
         raise earlier_order(output)
-    if found := earlier_mask(settings):
+    if found := earlier_setting(settings):
         raise CheckpointError(
             f"{output}: has {found}, which this version of bestrq2 no longer knows; finish the run with the version "
             "that began it, or name a new folder with --output"
