@@ -72,7 +72,7 @@ def test_incomparable_losses_are_noted(tmp_path: Path) -> None:
 
 def test_no_axis_has_losses_that_cannot_be_compared(tmp_path: Path) -> None:
     fast = {"optimizer.lr": 1e-3}
-    settings = {"a": {}, "b": fast, "c": {"model.codebook_size": 64}, "d": {"loader.validation_clips": 8} | fast}
+    settings = {"a": {}, "b": fast, "c": {"teacher": "run"}, "d": {"loader.validation_clips": 8} | fast}
     comparison = together(*(write_run(tmp_path / name, name, changes=changes) for name, changes in settings.items()))
     rows = figures.loss_charts(comparison.arms)
     assert [[one.label for one in row[0].series] for row in rows] == [["a", "b"]] * 2 + [["c"]] * 2 + [["d"]] * 2

@@ -36,6 +36,7 @@ SHOWN_SETTINGS = {
     "recipe": "recipe",
     "objective": "objective",
     "data": "data",
+    "teacher": "teacher",
     "hidden_size": "width",
     "num_hidden_layers": "encoder layers",
     "predictor_num_layers": "predictor layers",

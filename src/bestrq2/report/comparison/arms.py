@@ -46,25 +46,28 @@ SHORT = {
     "model.mask_ratio": "hidden share",
     "model.objective": "objective",
 }
-TARGETS = tuple(
-    f"model.{name}"
-    for name in (
-        "codebook_size",
-        "codebook_dim",
-        "num_codebooks",
-        "quantizer_seed",
-        "quantizer_normalization",
-        "patch_size",
-        "num_mel_bands",
-        "n_fft",
-        "win_length",
-        "short_win_length",
-        "short_mel_bands",
-        "hop_length",
-        "mel_min_hz",
-        "mel_max_hz",
-        "sampling_rate",
-    )
+TARGETS = (
+    "teacher",
+    *(
+        f"model.{name}"
+        for name in (
+            "codebook_size",
+            "codebook_dim",
+            "num_codebooks",
+            "quantizer_seed",
+            "quantizer_normalization",
+            "patch_size",
+            "num_mel_bands",
+            "n_fft",
+            "win_length",
+            "short_win_length",
+            "short_mel_bands",
+            "hop_length",
+            "mel_min_hz",
+            "mel_max_hz",
+            "sampling_rate",
+        )
+    ),
 )
 HIDDEN = ("model.mask_ratio",)
 DATA = ("data", "loader.validation_clips")
