@@ -20,6 +20,7 @@ from bestrq2.data.batch import fixed_batches
 from bestrq2.errors import CheckpointError, ConfigError
 from bestrq2.evaluate.provenance import run_provenance
 from bestrq2.inference.cost import cost
+from bestrq2.inference.embedder import weights_hash
 from bestrq2.inference.info import model_info
 from bestrq2.report.model_card import origin_of
 from bestrq2.report.runs import read_training
@@ -85,7 +86,7 @@ def test_a_second_round_has_the_middle_layer_of_the_first_as_targets(
         cost(read_training(run).model).training_gflops + gflops
     )
     assert run_provenance(run)["teacher_gflops"] == pytest.approx(gflops)
-    assert str(first) in model_info(run)["second round after"]
+    assert f"{first} (sha256 {weights_hash(encoder)})" == model_info(run)["second round after"]
     assert "sha256" in origin_of(str(run)).training["second round after"]
     assert bestrq2.load(run).embed(clips[0], 16_000).clip.shape == (1, 32)
 

@@ -48,7 +48,7 @@ from bestrq2.train.run_folder import RunFolder
 from bestrq2.train.settings import PretrainConfig, changed_rounding, changed_settings
 from bestrq2.train.step_cost import fitting_seconds
 from bestrq2.train.stopping import StopRequest
-from bestrq2.train.teacher import PATCHES_PER_CODE, Teacher, fit_teacher, teaching_encoder
+from bestrq2.train.teacher import PATCHES_PER_CODE, Teacher, cut, fit_teacher, teaching_encoder
 from bestrq2.train.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -116,8 +116,9 @@ def run_pretraining(config: PretrainConfig, *, resume: bool = False, source: Sou
                     origins["init"] = origin(initial.source, initial.model.base_model)
                 if teaching is not None:
                     assert config.teacher is not None
-                    gflops = cost(teaching.config).inference_gflops
-                    origins["teacher"] = {**origin(config.teacher, teaching), "gflops_per_clip": gflops}
+                    known = origin(config.teacher, teaching)  # of the whole encoder
+                    cut(teaching, config.model)
+                    origins["teacher"] = {**known, "gflops_per_clip": cost(teaching.config).inference_gflops}
                 folder.write_environment({**counts, "heard": facts, **origins})
             fabric = launch(config.trainer) if fabric is None else fabric
             corpus, resumed = (training, rows), (start, checkpoint)

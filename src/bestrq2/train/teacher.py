@@ -133,8 +133,8 @@ def fit_teacher(encoder: BestRQ2Model, fields: ModelFields, batches: Iterable[Au
     """Cluster the states of an encoder's middle layers over a sample of the corpus.
 
     Args:
-        encoder: encoder of `teaching_encoder`.
-        fields: architecture of the run, of whose codebooks half (at least one) get codes of a layer each.
+        encoder: encoder after `cut`.
+        fields: architecture of the run, of whose codebooks half get the codes of a layer each.
         batches: the sample.
     """
     depth = encoder.config.num_hidden_layers
@@ -155,7 +155,7 @@ def fit_teacher(encoder: BestRQ2Model, fields: ModelFields, batches: Iterable[Au
 
 
 def teaching_encoder(source: str, fields: ModelFields) -> BestRQ2Model:
-    """Load the encoder of `source` for runs of an architecture, cut after the middle layers whose states are clustered.
+    """Load the encoder of `source` for runs of an architecture.
 
     Raises:
         ConfigError: the encoder cuts audio into other patches, or has fewer layers than are needed.
@@ -178,11 +178,17 @@ def teaching_encoder(source: str, fields: ModelFields) -> BestRQ2Model:
             f"--teacher {source}: has {depth} layers, of which half of model.num_codebooks ({fields.num_codebooks}) "
             "needs one each; give fewer codebooks"
         )
-    encoder.set_readout(-1, "mean", "mean")
-    encoder.config.num_hidden_layers = min(depth, max(1, depth // 2) + count - 1)
-    assert isinstance(encoder.encoder.blocks, nn.ModuleList)
-    encoder.encoder.blocks = encoder.encoder.blocks[: encoder.config.num_hidden_layers]
     return encoder
+
+
+def cut(encoder: BestRQ2Model, fields: ModelFields) -> None:
+    """Remove the layers behind those in the middle whose states are clustered."""
+    depth = encoder.config.num_hidden_layers
+    last = min(depth, max(1, depth // 2) + taught_codebooks(fields) - 1)
+    encoder.set_readout(-1, "mean", "mean")
+    encoder.config.num_hidden_layers = last
+    assert isinstance(encoder.encoder.blocks, nn.ModuleList)
+    encoder.encoder.blocks = encoder.encoder.blocks[:last]
 
 
 def taught_codebooks(fields: ModelFields) -> int:
