@@ -171,6 +171,16 @@ def test_ctrl_c_leaves_whole_shards_and_says_how_to_continue(
     assert prepared_folder(tmp_path / "out").contents == prepared_mixed.contents
 
 
+def test_a_signal_while_a_shard_is_opened_leaves_no_file(mixed, tmp_path, monkeypatch):
+    def interrupted():
+        assert list((tmp_path / "out").glob(".shard*"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "IndexRows", interrupted)
+    assert cli.run(["prepare", str(mixed), str(tmp_path / "out"), *FLAGS]) == 130
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_ctrl_c_in_a_terminal_ends_all_processes_with_one_line(tmp_path, start_cli):
     """The signal reaches the whole group, as a terminal sends it."""
     output = tmp_path / "out"

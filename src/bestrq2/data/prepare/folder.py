@@ -261,7 +261,7 @@ def count_finished(folder: Path, wanted: dict[str, Any]) -> int:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete incomplete files of an earlier run."""
+    """Delete incomplete files."""
     for entry in list(folder.iterdir()):
         if _TEMPORARY.fullmatch(entry.name):
             entry.unlink()

@@ -67,7 +67,6 @@ def run_prepare(source: str, output: Path, options: Options, workers: Workers) -
             if (summary := _complete(output, job)) is not None:
                 return summary
             finished = count_finished(output, job.made_from)
-            remove_temporaries(output)
             with Packing(output, job, finished) as packing:
                 _pack(packing, workers)
                 return _finish(packing)
@@ -121,7 +120,7 @@ class PrepareJob(CorpusJob):
 
 
 class Packing:
-    """Writer of a corpus; used as a context, at whose end an unfinished shard is discarded.
+    """Writer of a corpus; used as a context, at whose start and end unfinished files of the folder are deleted.
 
     Args:
         folder: folder of the output.
@@ -153,11 +152,13 @@ class Packing:
         self.position = self.totals.position
 
     def __enter__(self) -> Packing:
+        remove_temporaries(self.folder)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.abandon()
+        remove_temporaries(self.folder)  # of a writer that a signal ended before it had a name
 
     def take(self, rows: pa.Table) -> None:
         """Pack the pieces that come next, skipping those packed before."""
@@ -270,7 +271,6 @@ def _run_shared(
 def _join(job: PrepareJob, output: Path, parts: PartsFolder) -> dict[str, Any]:
     with folder_lock(output):
         finished = count_finished(output, job.made_from)
-        remove_temporaries(output)
         with Packing(output, job, finished) as packing:
             for part in parts.read_all(job.blocks(ALONE)):
                 packing.take(part.rows)
