@@ -92,8 +92,17 @@ def read_run_settings(path: Path) -> dict[str, Any]:
 
 def teacher_gflops(run: Path) -> float:
     """Operations per clip, in GFLOPs, of the encoder from which a run has codes; 0 where there is none."""
+    return _gflops(run, "teacher", "gflops_per_clip")
+
+
+def initial_gflops(run: Path) -> float:
+    """Operations, in GFLOPs, that trained the weights from which a run started; 0 for random ones or if unknown."""
+    return _gflops(run, "init", "training_gflops")
+
+
+def _gflops(run: Path, model: str, name: str) -> float:
     try:
-        return float(json.loads(regular_file(run / "environment.json").read_text())["teacher"]["gflops_per_clip"])
+        return float(json.loads(regular_file(run / "environment.json").read_text())[model][name])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
 

@@ -1,10 +1,11 @@
-"""Text of messages and tables: counts with their nouns, hints that name the nearest known word, lines of CSV."""
+"""Text of messages and tables: counts with their nouns, operations, hints of the nearest known word, lines of CSV."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import io
+import math
 import re
 from collections.abc import Iterable
 
@@ -22,6 +23,18 @@ def counted(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
+def flops_text(gflops: float) -> str:
+    """Operations in the fitting unit: "1.23 PFLOPs"."""
+    factor, unit = flops_unit(gflops)
+    return f"{gflops / factor:.3g} {unit}"
+
+
+def flops_unit(gflops: float) -> tuple[float, str]:
+    """GFLOPs per unit, and the name of the largest unit of which there is at least one."""
+    power = min(max(math.floor(math.log10(max(gflops, 1)) / 3), 0), 4)
+    return 1000.0**power, ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs")[power]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

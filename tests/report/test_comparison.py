@@ -19,7 +19,8 @@ from bestrq2.report.comparison.arms import band, group, stage
 from bestrq2.report.comparison.comparison import assemble
 from bestrq2.report.comparison.sentences import health
 from bestrq2.report.comparison.tables import final_table
-from bestrq2.report.scales import flops_text, time_text
+from bestrq2.report.scales import time_text
+from bestrq2.text import flops_text
 
 pytestmark = pytest.mark.usefixtures("steady_and_quick")
 

@@ -17,9 +17,12 @@ from small_run import LOADER, TRAINER, at_step, die, same_runs, weights
 import bestrq2
 from bestrq2.commands.pretrain import pretrain
 from bestrq2.convert.export import export_reference
+from bestrq2.convert.loading import load_encoder
 from bestrq2.errors import ConfigError
+from bestrq2.evaluate.provenance import model_provenance
 from bestrq2.inference.info import model_info
 from bestrq2.report.model_card import origin_of
+from bestrq2.text import flops_text
 from bestrq2.train.finetuning import make_classifier
 from bestrq2.train.objective import build_model
 from bestrq2.train.settings import resolve
@@ -124,6 +127,10 @@ def test_a_killed_run_resumes_exactly_without_the_model_and_tells_its_origin(
     origin = json.loads((resumed / "environment.json").read_text())["init"]
     assert (origin["model"], origin["recipe"], origin["step"]) == (str(source), "demo", 6)
     assert len(origin["sha256"]) == 64
+    provenance = model_provenance(resumed, load_encoder(resumed).config)
+    assert provenance["training_gflops"] == pytest.approx(2 * origin["training_gflops"])  # as many steps as the source
+    assert f"trained by {flops_text(origin['training_gflops'])}" in model_info(resumed)["started from"]
+    assert "for the first weights" in origin_of(str(resumed)).training["training compute"]
     assert "`source`" in origin_of(str(resumed)).sentence
     assert str(source) in model_info(resumed)["started from"]
 

@@ -86,7 +86,7 @@ def test_a_second_round_has_the_middle_layer_of_the_first_as_targets(
         cost(read_training(run).model).training_gflops + gflops
     )
     assert run_provenance(run)["teacher_gflops"] == pytest.approx(gflops)
-    assert f"{first} (sha256 {weights_hash(encoder)})" == model_info(run)["second round after"]
+    assert f"{first} (sha256 {weights_hash(encoder)})" in model_info(run)["second round after"]
     assert "sha256" in origin_of(str(run)).training["second round after"]
     assert bestrq2.load(run).embed(clips[0], 16_000).clip.shape == (1, 32)
 

@@ -20,7 +20,7 @@ from bestrq2.errors import CheckpointError, DataError
 from bestrq2.inference.cost import cost
 from bestrq2.inference.embedder import Embedder, weights_hash
 from bestrq2.model.configuration_bestrq2 import BestRQ2Config
-from bestrq2.run_records import is_finetuned, newest_step, read_run_settings, teacher_gflops
+from bestrq2.run_records import initial_gflops, is_finetuned, newest_step, read_run_settings, teacher_gflops
 
 
 def is_run_folder(model: str | os.PathLike[str]) -> bool:
@@ -85,8 +85,9 @@ def model_provenance(
 
     Returns:
         model; recipe, data, seed, steps (planned) and batch_seconds of the run; step of the exported weights (of the
-        newest row of metrics.csv in runs of older versions); finished, whether that is the last one; training_gflops of
-        the planned steps; encoder_parameters, objective, and `software_provenance`. Values that only runs and encoders
+        newest row of metrics.csv in runs of older versions); finished, whether that is the last one; training_gflops up
+        to that step (the last one where it is unknown), with those of a teacher and of the model that the run started
+        from; encoder_parameters, objective, and `software_provenance`. Values that only runs and encoders
         of the package hold are None for other models, as is step where there are no metrics.
 
     Raises:
@@ -96,9 +97,11 @@ def model_provenance(
     known: dict[str, Any] = dict.fromkeys(("recipe", "data", "seed", "steps", "batch_seconds", "training_gflops"))
     known |= {"step": None, "finished": None}
     if training := training_provenance(model):
-        gflops = numbers.training_gflops + training.pop("teacher_gflops", 0.0)
+        before, teacher = (training.pop(name, 0.0) for name in ("initial_gflops", "teacher_gflops"))
         known |= training
-        known["training_gflops"] = gflops * known["batch_seconds"] / config.max_seconds * known["steps"]
+        steps = known["steps"] if known["step"] is None else known["step"]
+        clips = known["batch_seconds"] / config.max_seconds * steps
+        known["training_gflops"] = before + clips * (numbers.training_gflops + teacher)
     return {
         "model": os.fspath(model),
         **known,
@@ -116,7 +119,7 @@ def training_provenance(model: str | os.PathLike[str]) -> dict[str, Any]:
 def run_provenance(run: Path) -> dict[str, Any]:
     """Recipe, data, seed, planned steps and `batch_seconds` of a run, the step of its weights, and if it is finished.
 
-    Also the operations per clip of its teacher.
+    Also the operations (GFLOPs) per clip of its teacher, and of all training of the model that it started from.
 
     Raises:
         CheckpointError: config.yaml or metrics.csv cannot be read.
@@ -130,6 +133,7 @@ def run_provenance(run: Path) -> dict[str, Any]:
             "steps": int(settings["trainer.max_steps"]),
             "batch_seconds": float(settings["loader.batch_seconds"]),
             "teacher_gflops": teacher_gflops(run),
+            "initial_gflops": initial_gflops(run),
         }
     except (DataError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: does not hold the settings of a run") from error

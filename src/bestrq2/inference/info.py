@@ -16,7 +16,7 @@ from bestrq2.convert.shipped import shipped_folder, shipped_training
 from bestrq2.errors import CheckpointError, ConfigError, DataError
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
 from bestrq2.recipe_book import is_recipe_file, recipe, recipes
-from bestrq2.text import counted, nearest
+from bestrq2.text import counted, flops_text, nearest
 
 ENCODERS = {"vit": "ViT", "conformer": "Conformer"}
 # Names of classes in `config.architectures`, which name the kind of model in a folder.
@@ -190,6 +190,8 @@ def _provenance(model: str | os.PathLike[str]) -> dict[str, str]:
         facts = {key: str(training[key]) for key in ("recipe", "data", "seed")}
         steps, seconds = counted(training["steps"], "step"), training["batch_seconds"]
         facts["trained"] = f"{training['step']:,} of {steps} of {seconds:g} s"
+        if before := training.get("initial_gflops"):
+            facts["trained"] += f", after {flops_text(before)} for its first weights"
         return facts | {"model card": str(folder / "README.md")}
     run = Path(model)
     if not (run / "config.yaml").is_file():
@@ -222,6 +224,8 @@ def _provenance(model: str | os.PathLike[str]) -> dict[str, str]:
             for label, name in (("started from", "init"), ("second round after", "teacher")):
                 if name in environment:
                     facts[label] = "{model} (sha256 {sha256})".format(**environment[name])
+                    if "training_gflops" in environment[name]:
+                        facts[label] += f", trained by {flops_text(environment[name]['training_gflops'])}"
             facts["made with"] = f"bestrq2 {environment['bestrq2']}, torch {environment['packages']['torch']}"
             facts |= environment.get("heard", {})
     return facts

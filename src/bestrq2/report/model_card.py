@@ -34,9 +34,9 @@ from bestrq2.recipe_book import is_recipe_file, recipes
 from bestrq2.report.comparison.figures import training_figures
 from bestrq2.report.curves import STAGES, runs_table
 from bestrq2.report.runs import Run, find_result, read_curves, read_training
-from bestrq2.report.scales import flops_text, time_text
-from bestrq2.run_records import is_finetuned, read_settings
-from bestrq2.text import counted
+from bestrq2.report.scales import time_text
+from bestrq2.run_records import initial_gflops, is_finetuned, read_settings
+from bestrq2.text import counted, flops_text
 
 TAGS = ("audio", "speech", "music", "self-supervised-learning", "audio-embeddings", "best-rq-2", "bestrq2")
 CLASSIFIER_TAGS = ("audio", "audio-classification", "best-rq-2", "bestrq2")
@@ -316,7 +316,7 @@ def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
     facts = {label: cells[0] for label, cells in runs_table([read_curves(folder)])}
     gflops, environment = run.cost.training_gflops * run.step_rows * step, _environment(folder)
     begun = {"started from": environment.get("init"), "second round after": environment.get("teacher")}
-    seconds = run.seconds()
+    seconds, before = run.seconds(), initial_gflops(folder)
     return {
         "recipe": run.recipe,
         **{label: f"{_initial_model(model)}, sha256 {model['sha256']}" for label, model in begun.items() if model},
@@ -324,7 +324,8 @@ def _training(folder: Path, run: Run, step: int, data: str) -> dict[str, str]:
         "steps": f"{step:,} of {run.max_steps:,}, {run.settings['loader.batch_seconds']:g} s each, in "
         f"rows of {run.model.max_seconds:g} s",
         **{name: facts[name] for name in ("learning rate", "precision", "seed") if name in facts},
-        "training compute": flops_text(gflops),
+        "training compute": flops_text(gflops)
+        + (f" after {flops_text(before)} for the first weights" if before else ""),
         **({} if seconds is None else {"wall time": time_text(seconds)}),
         **{name: text for name, text in facts.items() if name.startswith("final ")},
         **_software(environment),

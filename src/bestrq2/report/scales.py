@@ -107,18 +107,6 @@ def number_text(value: float, unit: Unit = "number") -> str:
     return _minus(f"{value:,.{places}f}", value, places)
 
 
-def flops_text(gflops: float) -> str:
-    """Operations in the fitting unit: "1.23 PFLOPs"."""
-    factor, unit = flops_unit(gflops)
-    return f"{gflops / factor:.3g} {unit}"
-
-
-def flops_unit(gflops: float) -> tuple[float, str]:
-    """GFLOPs per unit, and the name of the largest unit of which there is at least one."""
-    power = min(max(math.floor(math.log10(max(gflops, 1)) / 3), 0), 4)
-    return 1000.0**power, ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs")[power]
-
-
 def time_text(seconds: float) -> str:
     """Duration in the fitting unit: "41 s", "12.5 min", "3.2 h"."""
     factor, unit = time_unit(seconds)

@@ -9,7 +9,7 @@ from typing import Any
 from bestrq2.convert.loading import load_encoder, load_whole_or_encoder
 from bestrq2.convert.shipped import ENCODERS
 from bestrq2.errors import ConfigError
-from bestrq2.evaluate.provenance import training_provenance
+from bestrq2.evaluate.provenance import model_provenance
 from bestrq2.inference.embedder import weights_hash
 from bestrq2.model.fields import FIELD_TYPES, ModelFields
 from bestrq2.model.modeling_bestrq2 import BestRQ2ForPreTraining, BestRQ2Model
@@ -79,9 +79,13 @@ class Initial:
 
 
 def origin(source: str, encoder: BestRQ2Model) -> dict[str, Any]:
-    """Name and hub id of a model, SHA-256 of its encoder's tensors, and recipe, data, seed and step, where known."""
-    known = training_provenance(source)
-    run = {name: known[name] for name in ("recipe", "data", "seed", "step") if known.get(name) is not None}
+    """Name and hub id of a model, and SHA-256 of its encoder's tensors.
+
+    Also recipe, data, seed, step and compute of its training (GFLOPs), where known.
+    """
+    known = model_provenance(source, encoder.config)
+    facts = ("recipe", "data", "seed", "step", "training_gflops")
+    run = {name: known[name] for name in facts if known[name] is not None}
     # What was loaded, but is neither of the package nor a path here, came from the hub.
     is_here = source in ENCODERS or Path(source).exists()
     hub = {} if is_here else {"base_model": source}

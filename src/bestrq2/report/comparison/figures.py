@@ -24,7 +24,8 @@ from bestrq2.report.comparison.probes import ProbeRow
 from bestrq2.report.comparison.tables import mean_title, percent
 from bestrq2.report.curves import QUANTITIES, STAGES, is_constant
 from bestrq2.report.runs import Run
-from bestrq2.report.scales import flops_unit, time_unit
+from bestrq2.report.scales import time_unit
+from bestrq2.text import flops_unit
 
 CODES = ("code_perplexity", "code_coverage", "top_code_share")
 BASELINE_COLOUR = "var(--b0)"

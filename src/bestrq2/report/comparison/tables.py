@@ -16,7 +16,8 @@ from bestrq2.report.comparison.arms import Arm, Difference, Estimate, differing,
 from bestrq2.report.comparison.probes import Pair, ProbeRow
 from bestrq2.report.curves import STAGES
 from bestrq2.report.runs import Run, at_step, own_labels, value_text
-from bestrq2.report.scales import flops_text, number_text, time_text
+from bestrq2.report.scales import number_text, time_text
+from bestrq2.text import flops_text
 
 FINAL = {
     "loss": "loss",
