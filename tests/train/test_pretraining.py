@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import subprocess
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,18 @@ def test_bad_files_are_listed_and_training_goes_on(tmp_path: Path):
     assert set(rejected) == {"text.wav", "empty.flac", "silent.wav"}
     assert "silent" in rejected["silent.wav"]
     assert len(metrics(run)) == 4 - 1  # no validation rows
+
+
+def test_rejections_are_told_whenever_their_number_has_doubled(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = write_recordings(tmp_path / "audio", 6)
+    for number in range(12):
+        soundfile.write(folder / f"silent{number}.wav", np.zeros(32_000, np.float32), 16_000)
+    with caplog.at_level(logging.INFO):
+        run = small_pretrain(folder, tmp_path / "run", loader={"validation_clips": 0}, trainer={"max_steps": 8})
+    assert len((run / "rejected.csv").read_text().splitlines()) == 1 + 12
+    counts = [int(text.split()[0]) for text in caplog.messages if "rejected so far" in text]
+    assert len(counts) > 1
+    assert all(old.bit_length() < new.bit_length() for old, new in pairwise(counts))
 
 
 def test_everything_rejected_stops_the_run_with_the_reason(tmp_path: Path):

@@ -342,7 +342,8 @@ class Run:
         for place, (listing, what) in enumerate(
             ((self.rejections, "rejected"), (self.rejections.shorter, "shorter than announced"))
         ):
-            if listing.add([entry for lists in every for entry in lists[place]]):
+            new = listing.add([entry for lists in every for entry in lists[place]])
+            if len(listing).bit_length() > (len(listing) - new).bit_length():  # one line for 1, 2, 4, 8, ... of them
                 logger.info("%s %s so far, listed in %s", counted(len(listing), "recording"), what, listing.path)
 
     def state(self, step: int) -> dict[str, Any]:
