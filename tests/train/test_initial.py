@@ -129,7 +129,7 @@ def test_a_killed_run_resumes_exactly_without_the_model_and_tells_its_origin(
     assert len(origin["sha256"]) == 64
     provenance = model_provenance(resumed, load_encoder(resumed).config)
     assert provenance["training_gflops"] == pytest.approx(2 * origin["training_gflops"])  # as many steps as the source
-    assert f"trained by {flops_text(origin['training_gflops'])}" in model_info(resumed)["started from"]
+    assert f"trained with {flops_text(origin['training_gflops'])}" in model_info(resumed)["started from"]
     assert "for the first weights" in origin_of(str(resumed)).training["training compute"]
     assert "`source`" in origin_of(str(resumed)).sentence
     assert str(source) in model_info(resumed)["started from"]

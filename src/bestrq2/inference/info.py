@@ -225,7 +225,7 @@ def _provenance(model: str | os.PathLike[str]) -> dict[str, str]:
                 if name in environment:
                     facts[label] = "{model} (sha256 {sha256})".format(**environment[name])
                     if "training_gflops" in environment[name]:
-                        facts[label] += f", trained by {flops_text(environment[name]['training_gflops'])}"
+                        facts[label] += f", trained with {flops_text(environment[name]['training_gflops'])}"
             facts["made with"] = f"bestrq2 {environment['bestrq2']}, torch {environment['packages']['torch']}"
             facts |= environment.get("heard", {})
     return facts
