@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-4, help="highest learning rate of AdamW")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate of AdamW")
     parser.add_argument("--frozen", action="store_true", help="train the head alone")
     values = parser.parse_args()
     found = finetune(**vars(values))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from small_run import RATE, at_step, free_port, metrics, weights
 
 import bestrq2
@@ -198,6 +199,16 @@ def test_layer_decay_lowers_the_rate_block_by_block(encoder: Path, chords: Path,
     expected = [(model.classifier, 1), (blocks[2], 1 / 2), (blocks[0], 1 / 8), (model.bestrq2.patch_embedding, 1 / 16)]
     for module, share in expected:
         assert {rates[parameter] for parameter in module.parameters()} == {1e-3 * share}
+
+
+def test_the_rate_that_is_not_given_depends_on_mode_and_width(encoder: Path, tones: Path, tmp_path: Path):
+    rates = {}
+    for mode in ("linear", "full"):
+        small_finetune(encoder, tones, tmp_path / mode, mode=mode, lr=None, epochs=1)
+        rates[mode] = yaml.safe_load((tmp_path / mode / "config.yaml").read_text())["lr"]
+    width = bestrq2.load(encoder, "cpu").config.hidden_size
+    assert rates == {"linear": 1e-2, "full": 0.2 / width}
+    small_finetune(encoder, tones, tmp_path / "full", resume=True, lr=None, epochs=1)  # finished: with the same rate
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(

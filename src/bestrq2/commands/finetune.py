@@ -47,7 +47,7 @@ def finetune(
         layers: number of trained blocks in mode "partial".
         epochs: passes over the training recordings.
         batch_size: clips per step, on average: clips share rows of `max_seconds`, and a step has whole rows.
-        lr: peak learning rate; by default 1e-3 for "linear", else 1e-4.
+        lr: peak learning rate; by default 1e-2 for "linear", else 0.2 over the width of the encoder (1e-3 for 192).
         weight_decay: weight decay of AdamW, for matrices.
         warmup_fraction: share of the steps with a rising learning rate; a cosine decay to nearly 0 follows.
         layer_decay: factor of the learning rate from each block to the one before it; 1 for equal rates.

@@ -84,11 +84,11 @@ def run_finetuning(config: FinetuneConfig, *, resume: bool = False) -> Result:
         if first:
             sizes = ", ".join(f"{len(data.clips(split)):,} {split}" for split in SPLITS)
             logger.info("%s: %s; recordings: %s", config.labelled, counted(len(data.classes), "class"), sizes)
+        encoder = load_encoder(config.model)
+        config = config.with_rate(encoder.config.hidden_size)
         if resume and folder.config.exists():
             _check_resumable(folder, config, data)
-        model = make_classifier(
-            load_encoder(config.model), data.classes, data.multi_label, config.max_seconds, config.seed
-        )
+        model = make_classifier(encoder, data.classes, data.multi_label, config.max_seconds, config.seed)
         task = ClassificationTask(model, config, data, RejectionLog(folder.rejected))
         if first:
             folder.create(resume)

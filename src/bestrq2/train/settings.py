@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -361,20 +361,27 @@ class FinetuneConfig(Checked):
     devices: Devices = 1
 
     def __post_init__(self) -> None:
-        """Check the values, and pairs of settings; the learning rate that is None becomes that of the mode.
+        """Check the values, and pairs of settings.
 
         Raises:
             ConfigError: naming the first that is out of range, or two that do not fit together.
         """
         if self.mode not in MODES:
             raise ConfigError(f"there is no mode '{self.mode}'{nearest(self.mode, MODES)}; use {', '.join(MODES)}")
-        if self.lr is None:  # a head alone tolerates, and needs, larger steps than pretrained weights
-            object.__setattr__(self, "lr", 1e-3 if self.mode == "linear" else 1e-4)
         super().__post_init__()
         if (self.mode == "partial") != (self.layers is not None):
             raise ConfigError("layers belongs to mode partial, which needs it: the number of last blocks to train")
         if self.layer_decay != 1 and self.mode == "linear":
             raise ConfigError("layer_decay means nothing in mode linear, which trains no layer; leave it out")
+
+    def with_rate(self, hidden_size: int) -> FinetuneConfig:
+        """These settings with a learning rate, where they have none, for an encoder of this width.
+
+        A head alone needs larger steps than pretrained weights. For those 1e-3 was best at a width of 192
+        (docs/finetuning.md), and the best rate of Adam falls as one over the width (muP, Yang et al. 2022).
+        """
+        rate = 1e-2 if self.mode == "linear" else 0.2 / hidden_size
+        return self if self.lr is not None else replace(self, lr=rate)
 
     @property
     def optimizer(self) -> OptimizerConfig:
