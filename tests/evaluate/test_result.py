@@ -284,6 +284,7 @@ def test_a_run_that_is_not_finished_says_so(tmp_path: Path, tiny_config):
     assert (stopped["step"], stopped["finished"], stopped["steps"]) == (20, False, 40)
     unknown = model_provenance(make_run(tmp_path / "b", tiny_config()), tiny_config())
     assert (unknown["step"], unknown["finished"]) == (None, False)
+    assert 2 * stopped["training_gflops"] == pytest.approx(unknown["training_gflops"])  # of 20 steps, and of all 40
 
 
 def test_run_folders_with_broken_files_are_refused(tmp_path: Path, tiny_config):

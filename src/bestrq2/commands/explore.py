@@ -33,8 +33,7 @@ def explore(
             enough for the encoder of the package.
         labels: table (.csv, .tsv, .jsonl) with path and label, such as the result of `bestrq2 predict`, to colour the
             map by; by default the labels of the list that was embedded.
-        host: address to listen at. With another one than 127.0.0.1 whoever reaches this machine can hear the
-            recordings.
+        host: address to listen at; any other than 127.0.0.1 lets other machines play the recordings.
         port: port to listen at; 0 for any that is free.
         device: device of the model, such as "cpu" or "cuda:0"; CUDA by default where available.
 
